@@ -1,0 +1,1 @@
+"""The table of drivers. Adding one is a folder and a line here."""

@@ -1,0 +1,39 @@
+"""Every kind of resource by its name: how states are read back from JSON. Pure."""
+from __future__ import annotations
+
+from typing import Any
+
+from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
+from kvmnet.drivers.linux.resources import Address, Link, ProxyNeighbour, Route, Sysctl
+from kvmnet.drivers.nftables.resources import GuardKeeper, NftTable, NicGuard
+from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.engine.resource import Absent, Key, Resource, setting_names
+
+KINDS: dict[str, type[Resource]] = {
+    c.kind: c for c in (Link, Address, Route, ProxyNeighbour, Sysctl, NftTable, NicGuard,
+                        GuardKeeper, DnsmasqServer, Reservation, GuestNic)
+}
+
+
+def to_json(resource: Resource | Absent) -> dict[str, Any]:
+    """A resource as plain data; settings without a claim are left out."""
+    if isinstance(resource, Absent):
+        return {"kind": resource.key.kind, "name": resource.key.name, "absent": True}
+    data: dict[str, Any] = {"kind": resource.kind, "name": resource.name}
+    for name in setting_names(type(resource)):
+        if (value := getattr(resource, name)) is not None:
+            data[name] = value
+    return data
+
+
+def from_json(data: dict[str, Any]) -> Resource | Absent:
+    """The inverse of ``to_json``. Raises KeyError for a kind or setting that this version lacks."""
+    cls = KINDS[data["kind"]]
+    if data.get("absent"):
+        return Absent(Key(data["kind"], data["name"]))
+    known = set(setting_names(cls))
+    settings = {k: tuple(v) if isinstance(v, list) else v
+                for k, v in data.items() if k not in ("kind", "name")}
+    if unknown := settings.keys() - known:
+        raise KeyError(f"{data['kind']} has no {', '.join(sorted(unknown))}")
+    return cls(name=data["name"], **settings)

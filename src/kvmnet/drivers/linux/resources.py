@@ -1,0 +1,94 @@
+"""Links, addresses, routes, proxy neighbours and sysctls of a Linux host. Pure."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvmnet.engine.resource import Resource, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link(Resource):
+    """A network device. What it does not have (a tap's STP state) stays None."""
+
+    kind: ClassVar[str] = "link"
+    type: str | None = option(doc="bridge, tap, veth, vlan, ...; 'physical' for a NIC", recreate=True)
+    mtu: int | None = option(doc="largest packet in bytes")
+    mac: str | None = option(doc="hardware address, lower case")
+    up: bool | None = option(doc="administratively up")
+    master: str | None = option(doc="bridge that this link is a port of; '' for none", ref="link")
+    guard: str | None = option(doc="guard that must stand before this port is attached",
+                               ref="nic-guard")
+    keeper: str | None = option(doc="process that keeps ports closed when the guard is flushed",
+                                ref="guard-keeper")
+    alias: str | None = option(doc="what it is for; starts with 'kvmnet' when ours")
+    multi_queue: bool | None = option(doc="tap: more than one queue", recreate=True, guest="replug")
+    user: int | None = option(doc="tap: uid that may open it; -1 for root only", recreate=True)
+    addrgenmode: str | None = option(doc="IPv6 link-local generation: none, eui64, ...")
+    txqlen: int | None = option(doc="transmit queue length in packets")
+    stp: bool | None = option(doc="bridge: spanning tree")
+    forward_delay: int | None = option(doc="bridge: STP forward delay, 1/100 s")
+    ageing_time: int | None = option(doc="bridge: FDB ageing, 1/100 s")
+    mcast_snooping: bool | None = option(doc="bridge: IGMP/MLD snooping")
+    nf_call_iptables: bool | None = option(doc="bridge: IPv4 frames pass the IP hooks")
+    nf_call_ip6tables: bool | None = option(doc="bridge: IPv6 frames pass the IP hooks")
+    nf_call_arptables: bool | None = option(doc="bridge: ARP frames pass arptables")
+    isolated: bool | None = option(doc="port: talks only to ports that are not isolated")
+    learning: bool | None = option(doc="port: learns source addresses")
+    flood: bool | None = option(doc="port: receives unknown unicast")
+    mcast_flood: bool | None = option(doc="port: receives unknown multicast")
+    hairpin: bool | None = option(doc="port: frames may leave where they came in")
+    bpdu_guard: bool | None = option(doc="port: goes down on a BPDU")
+    neigh_suppress: bool | None = option(doc="port: ARP/ND answered by the bridge")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address(Resource):
+    """An IP address on a link; named ``DEV CIDR``, e.g. ``kvb-lan 192.168.1.1/24``."""
+
+    kind: ClassVar[str] = "address"
+    dev: str | None = option(doc="the link", ref="link", on_delete="cascade", recreate=True)
+    scope: str | None = option(doc="global, link, site, host")
+    label: str | None = option(doc="IPv4 label", recreate=True)
+    broadcast: str | None = option(doc="IPv4 broadcast address; '' for none", recreate=True)
+    peer: str | None = option(doc="far end of a point to point address", recreate=True)
+    flags: tuple[str, ...] | None = option(doc="noprefixroute, nodad, home, mngtmpaddr; sorted")
+    dynamic: str | None = option(doc="'' when static; 'dhcp' or 'ra' when a lifetime runs")
+    lifetime: int | None = option(doc="seconds left, given once when a dynamic address is moved")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route(Resource):
+    """A route; named ``[table T] DST [metric M] [dev DEV]`` so that the name is its identity."""
+
+    kind: ClassVar[str] = "route"
+    dev: str | None = option(doc="output link", ref="link", on_delete="cascade", recreate=True)
+    dst: str | None = option(doc="prefix, or 'default'", recreate=True)
+    family: int | None = option(doc="4 or 6", recreate=True)
+    table: str | None = option(doc="routing table", recreate=True)
+    metric: int | None = option(doc="preference; smaller wins", recreate=True)
+    via: str | None = option(doc="gateway; '' for none")
+    src: str | None = option(doc="preferred source address; '' for none")
+    scope: str | None = option(doc="global, link, host")
+    proto: str | None = option(doc="who made it: kernel, static, ra, dhcp, 87 (kvmnet)")
+    flags: tuple[str, ...] | None = option(doc="onlink; sorted")
+    options: str | None = option(doc="further iproute2 words (mtu 1400, advmss ...), canonical")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyNeighbour(Resource):
+    """An address that the host answers ARP or ND for on a link; named ``DEV ADDRESS``."""
+
+    kind: ClassVar[str] = "proxy-neighbour"
+    dev: str | None = option(doc="the link", ref="link", on_delete="cascade", recreate=True)
+    address: str | None = option(doc="IPv4 or IPv6 address", recreate=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sysctl(Resource):
+    """A kernel setting; named by its path with slashes, e.g. ``net/ipv4/conf/kvb-lan/forwarding``."""
+
+    kind: ClassVar[str] = "sysctl"
+    value: str | None = option(doc="value as the kernel prints it")
+    dev: str | None = option(doc="link that it belongs to, if any", ref="link", on_delete="cascade")
+    after: str | None = option(doc="sysctl that must be set before this one", ref="sysctl")

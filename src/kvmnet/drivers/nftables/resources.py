@@ -1,0 +1,46 @@
+"""Tables of rules and the guards of guest NICs. Pure."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvmnet.engine.resource import Resource, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NftTable(Resource):
+    """One nftables table that is wholly ours; named ``FAMILY NAME``, e.g. ``bridge kvmnet``.
+
+    ``text`` is the body between the braces, without set elements that are resources of their own.
+    The table is replaced in one nft transaction, elements kept.
+    """
+
+    kind: ClassVar[str] = "nft-table"
+    text: str | None = option(doc="the table's declarations, one per line")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicGuard(Resource):
+    """What one guest NIC may send; named by its tap. One element set per NIC, never rules per NIC."""
+
+    kind: ClassVar[str] = "nic-guard"
+    table: str | None = option(doc="the guard's table", ref="nft-table", on_delete="cascade")
+    level: str | None = option(doc="full: MAC and addresses; mac: MAC only; open: anything")
+    macs: tuple[str, ...] | None = option(doc="source MACs allowed, sorted", guest="live")
+    addresses: tuple[str, ...] | None = option(doc="IPv4 and IPv6 host addresses allowed, sorted",
+                                               guest="live")
+    prefixes: tuple[str, ...] | None = option(doc="prefixes allowed as source, sorted", guest="live")
+    vlans: tuple[int, ...] | None = option(doc="VLAN ids that a trunk NIC may tag, sorted", guest="live")
+    roles: tuple[str, ...] | None = option(
+        doc="dhcp-server, router, querier: what this NIC may do beyond a plain guest, sorted", guest="live")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardKeeper(Resource):
+    """The process that owns a table which drops guest frames that no guard has judged.
+
+    It survives ``nft flush ruleset``; when the guard's table disappears it has it loaded again.
+    """
+
+    kind: ClassVar[str] = "guard-keeper"
+    version: str | None = option(doc="hash of the table that it holds", recreate=True)

@@ -1,0 +1,30 @@
+"""The NIC of a running guest, as QEMU has it. Pure."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from kvmnet.engine.resource import Resource, option
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestNic(Resource):
+    """A device and its backend inside one running QEMU; named ``VM/NIC``."""
+
+    kind: ClassVar[str] = "guest-nic"
+    vm: str | None = option(doc="the guest", recreate=True)
+    tap: str | None = option(doc="tap that it opens", ref="link", on_delete="delete", recreate=True,
+                             guest="replug")
+    model: str | None = option(doc="virtio, e1000e, ...", recreate=True, guest="replug")
+    mac: str | None = option(doc="hardware address", recreate=True, guest="replug")
+    link: bool | None = option(doc="carrier that the guest sees", guest="live")
+    host_mtu: int | None = option(doc="virtio: MTU told to the guest; 0 for none", recreate=True, guest="replug")
+    queues: int | None = option(doc="queue pairs", recreate=True, guest="replug")
+    rx_ring: int | None = option(doc="virtio: receive ring entries", recreate=True, guest="replug")
+    tx_ring: int | None = option(doc="virtio: transmit ring entries", recreate=True, guest="replug")
+    packed: bool | None = option(doc="virtio: packed ring layout", recreate=True, guest="replug")
+    offloads: tuple[str, ...] | None = option(doc="virtio: offload properties that are on, sorted",
+                                              recreate=True, guest="replug")
+    vhost: bool | None = option(doc="in-kernel backend", recreate=True, guest="replug")
+    bootindex: int | None = option(doc="boot order; -1 for none", recreate=True, guest="replug")
+    pci: str | None = option(doc="PCI slot.function on the bus; '' for automatic", recreate=True, guest="replug")

@@ -1,0 +1,217 @@
+"""plan(seen, wanted) -> Steps. Pure, and linear in the size of the two states.
+
+Order comes from references alone. A resource's depth is one more than the deepest thing it names;
+deletions run from deep to shallow, then creations and updates from shallow to deep. Within one
+depth, steps of one kind stand together, so that a driver gets long runs and makes each one batch.
+
+Removal is simulated on a copy: what the system takes along (``cascade``) needs no step, what it
+leaves behind (``detach``) shows up as an update if the wanted state still claims it.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TypeAlias
+
+from kvmnet.engine.resource import (
+    Absent, Changes, Key, Resource, State, Wanted, diff, merge, must_recreate, narrow,
+)
+
+
+@dataclass(frozen=True)
+class Create:
+    after: Resource
+
+    @property
+    def key(self) -> Key:
+        return self.after.key
+
+
+@dataclass(frozen=True)
+class Update:
+    before: Resource
+    after: Resource
+
+    @property
+    def key(self) -> Key:
+        return self.after.key
+
+    @cached_property
+    def changes(self) -> Changes:
+        return diff(self.before, self.after)
+
+
+@dataclass(frozen=True)
+class Delete:
+    before: Resource
+    along: tuple[Key, ...] = ()
+    """Resources that the system removes together with this one."""
+
+    @property
+    def key(self) -> Key:
+        return self.before.key
+
+
+Step: TypeAlias = Create | Update | Delete
+
+
+class Cycle(ValueError):
+    """Resources that name each other in a ring; a bug of the compiler, never of the user."""
+
+
+class Conflict(Exception):
+    """Unmarked objects bear names that are ours. ``keys`` lists them all."""
+
+    def __init__(self, keys: Iterable[Key]):
+        self.keys = tuple(keys)
+        super().__init__("not made by kvmnet, but in its way: " + ", ".join(map(str, self.keys)))
+
+
+def plan(seen: State, wanted: Wanted, ours: Set[Key],
+         borrowed: Set[Key] = frozenset(), adopt: bool = False) -> tuple[Step, ...]:
+    """Steps that turn *seen* into *wanted*.
+
+    ``ours``: the seen keys that carry our mark; they are deleted when not wanted.
+    ``borrowed``: wanted keys that are claims on somebody else's object. Any other wanted key that
+    is seen without our mark raises Conflict, unless ``adopt``.
+    """
+    if not adopt:
+        strangers = [k for k, r in wanted.items() if k in seen and k not in ours
+                     and k not in borrowed and not isinstance(r, Absent)]
+        if strangers:
+            raise Conflict(sorted(strangers))
+    doomed = find_doomed(seen, wanted, ours)
+    now = dict(seen)
+    deletions = remove_all(now, doomed) if doomed else []
+    present = {k: r for k, r in wanted.items() if not isinstance(r, Absent)}
+    pending: list[Step] = []
+    for key, after in present.items():
+        before = now.get(key)
+        if before is None:
+            pending.append(Create(after))
+        elif diff(before, after):
+            pending.append(Update(before, after))
+    if len(pending) > 1:
+        depth = Depths(present)
+        pending.sort(key=lambda s: (depth[s.key], s.key))
+    return (*deletions, *pending)
+
+
+def find_doomed(seen: State, wanted: Wanted, ours: Set[Key]) -> set[Key]:
+    """Seen keys that must go: ours and unwanted, wanted absent, or not changeable in place."""
+    doomed = {k for k in ours if k not in wanted and k in seen}
+    for key, after in wanted.items():
+        before = seen.get(key)
+        if before is not None and (isinstance(after, Absent) or must_recreate(before, after)):
+            doomed.add(key)
+    if doomed:
+        holders = reverse(seen)
+        stack = list(doomed)
+        while stack:
+            for holder, _, on_delete in holders.get(stack.pop(), ()):
+                if on_delete == "delete" and holder not in doomed:
+                    doomed.add(holder)
+                    stack.append(holder)
+    return doomed
+
+
+def remove_all(now: dict[Key, Resource], doomed: set[Key]) -> list[Step]:
+    """Take *doomed* out of *now* as the system would, and return the deletions in order."""
+    holders = reverse(now)
+    along: dict[Key, list[Key]] = {}
+    taken: set[Key] = set()
+    for key in doomed:
+        stack, went = [key], along.setdefault(key, [])
+        while stack:
+            for holder, _, on_delete in holders.get(stack.pop(), ()):
+                if on_delete == "cascade" and holder not in taken:
+                    taken.add(holder)
+                    went.append(holder)
+                    stack.append(holder)
+    depth = Depths(now)
+    explicit = sorted(doomed - taken, key=lambda k: (-depth[k], k))
+    steps: list[Step] = [Delete(now[k], tuple(along[k])) for k in explicit]
+    gone = doomed | taken
+    for key in gone:
+        now.pop(key, None)
+    for key in gone:
+        for holder, name, on_delete in holders.get(key, ()):
+            if on_delete == "detach" and holder in now:
+                now[holder] = replace(now[holder], **{name: ""})
+    return steps
+
+
+def reverse(state: State) -> dict[Key, list[tuple[Key, str, str]]]:
+    """For each key that is named: who names it, by which field, and what its deletion does."""
+    holders: dict[Key, list[tuple[Key, str, str]]] = {}
+    for key, resource in state.items():
+        for name, target, on_delete in resource.refs():
+            holders.setdefault(target, []).append((key, name, on_delete))
+    return holders
+
+
+class Depths(dict[Key, int]):
+    """Depth of each resource below the things it names, computed when asked for."""
+
+    def __init__(self, state: State):
+        super().__init__()
+        self.state = state
+
+    def __missing__(self, key: Key) -> int:
+        path: list[Key] = [key]
+        on_path = {key}
+        while path:
+            top = path[-1]
+            resource = self.state.get(top)
+            targets = [] if resource is None else [r.target for r in resource.refs()]
+            waiting = next((t for t in targets if t not in self), None)
+            if waiting is None:
+                self[top] = 1 + max((self[t] for t in targets), default=-1)
+                on_path.discard(path.pop())
+            elif waiting in on_path:
+                raise Cycle(" -> ".join(map(str, (*path, waiting))))
+            else:
+                path.append(waiting)
+                on_path.add(waiting)
+        return self[key]
+
+
+def before_image(seen: State, steps: Iterable[Step], ours: Set[Key]) -> Wanted:
+    """The wanted state that undoes *steps*: everything that they touch, as it was seen.
+
+    A foreign object claims back only the settings that the steps change.
+    """
+    steps = tuple(steps)
+    image: dict[Key, Resource | Absent] = {}
+    holders: Mapping[Key, list[tuple[Key, str, str]]] | None = None
+    for step in steps:
+        match step:
+            case Create(after):
+                image.setdefault(after.key, Absent(after.key))
+            case Update(before, after):
+                was = seen.get(before.key, before)
+                whole = before.key in ours
+                image[before.key] = was if whole else narrow(was, set(diff(before, after)))
+            case Delete(before, along):
+                holders = holders if holders is not None else reverse(seen)
+                for key in (before.key, *along):
+                    image[key] = seen[key]
+                    for holder, name, on_delete in holders.get(key, ()):
+                        if on_delete == "detach" and holder not in image:
+                            image[holder] = narrow(seen[holder], {name})
+    return image
+
+
+def apply_to(state: State, steps: Iterable[Step]) -> dict[Key, Resource]:
+    """The state that *steps* leave behind: the executing model that tests and dry runs share."""
+    now = dict(state)
+    for step in steps:
+        match step:
+            case Create(after):
+                now[after.key] = after
+            case Update(before, after):
+                now[after.key] = merge(now[before.key], after)
+            case Delete(before):
+                remove_all(now, {before.key})
+    return now

@@ -1,0 +1,122 @@
+"""What is wanted and what is seen, in one type.
+
+A ``Resource`` is one thing on the host: a link, an address, a table of rules, a guest's NIC.
+A field that names another resource *is* the dependency (``ref=``), and says what becomes of the
+holder when its target is deleted:
+
+* ``cascade``: the system removes the holder by itself (an address, when its link goes);
+* ``detach``:  the field becomes ``""`` (a bridge port, when its bridge goes);
+* ``delete``:  the holder must be deleted first, by a step of its own (a guest's NIC before its tap).
+
+``None`` means "no claim". ``Absent`` in a wanted state means "must not exist".
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+
+class Key(NamedTuple):
+    """Identity of one resource: its kind and its name within the kind."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+def option(default: Any = None, *, doc: str, recreate: bool = False, ref: str = "",
+           on_delete: str = "detach", guest: str = "") -> Any:
+    """Declare one setting of a resource.
+
+    ``recreate``: it cannot be changed in place. ``ref``: the kind of resource it names.
+    ``guest``: how a running guest notices a change: "live", "replug" or "restart".
+    """
+    return field(default=default, metadata={"doc": doc, "recreate": recreate, "ref": ref,
+                                            "on_delete": on_delete, "guest": guest})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """One thing on the host. Subclasses set ``kind`` and declare fields with ``option``."""
+
+    name: str
+    kind: ClassVar[str] = ""
+
+    @property
+    def key(self) -> Key:
+        return Key(self.kind, self.name)
+
+    def refs(self) -> Iterator[Ref]:
+        """The resources that this one names, with what happens when they go."""
+        for name, kind, on_delete in ref_fields(type(self)):
+            target = getattr(self, name)
+            if target:
+                yield Ref(name, Key(kind, target), on_delete)
+
+
+class Ref(NamedTuple):
+    field: str
+    target: Key
+    on_delete: str
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """Wanted: that nothing of this key exists, even if it is not ours."""
+
+    key: Key
+
+
+State: TypeAlias = Mapping[Key, Resource]
+Wanted: TypeAlias = Mapping[Key, "Resource | Absent"]
+
+
+@cache
+def ref_fields(cls: type[Resource]) -> tuple[tuple[str, str, str], ...]:
+    return tuple((f.name, f.metadata["ref"], f.metadata["on_delete"])
+                 for f in fields(cls) if f.metadata.get("ref"))
+
+
+@cache
+def setting_names(cls: type[Resource]) -> tuple[str, ...]:
+    """Names of the fields that can be claimed (all but the name)."""
+    return tuple(f.name for f in fields(cls) if f.name != "name")
+
+
+@cache
+def recreate_names(cls: type[Resource]) -> frozenset[str]:
+    return frozenset(f.name for f in fields(cls) if f.metadata.get("recreate"))
+
+
+Changes: TypeAlias = dict[str, tuple[Any, Any]]
+
+
+def diff(before: Resource, after: Resource) -> Changes:
+    """Settings claimed by *after* that *before* does not already have: name -> (old, new)."""
+    if before == after:
+        return {}
+    changed: Changes = {}
+    for name in setting_names(type(after)):
+        want = getattr(after, name)
+        if want is not None and want != (have := getattr(before, name)):
+            changed[name] = (have, want)
+    return changed
+
+
+def must_recreate(before: Resource, after: Resource) -> bool:
+    return not recreate_names(type(after)).isdisjoint(diff(before, after))
+
+
+def merge(before: Resource, after: Resource) -> Resource:
+    """*before* with every claim of *after* laid over it: what an update leaves behind."""
+    return replace(before, **{name: new for name, (_, new) in diff(before, after).items()})
+
+
+def narrow(resource: Resource, names: Iterator[str] | frozenset[str] | set[str]) -> Resource:
+    """*resource* claiming only the settings in *names*."""
+    keep = set(names)
+    return replace(resource, **{n: None for n in setting_names(type(resource)) if n not in keep})

@@ -1,0 +1,39 @@
+"""Facts of a host that the compiler needs, as data. Pure."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kvmnet.engine.resource import State
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What compile() knows of the host. Collected in bulk; JSON in and out for captures and tests."""
+
+    state: State = field(default_factory=dict)
+    """Everything seen: links, addresses, routes, also what is not ours."""
+    features: Mapping[str, str] = field(default_factory=dict)
+    """Feature name -> '' when the host has it, else the reason why not."""
+    cpus: int = 1
+    running: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Guests that kvmnet runs now -> names of the NICs that they have."""
+    resolvers: tuple[str, ...] = ()
+    """Nameservers of the host's resolv.conf."""
+    users: Mapping[str, int] = field(default_factory=dict)
+    """User name -> uid, for those that the document names."""
+    limits: Mapping[str, int] = field(default_factory=dict)
+    """Kernel limits: gc_thresh3 (IPv4), gc_thresh3_6, nf_conntrack_max."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """What one NIC got and keeps for ever. '' where it has none."""
+
+    mac: str
+    ip: str
+    ip6: str
+
+
+Allocations = Mapping[tuple[str, str, str], Allocation]
+"""(vm, nic, network) -> Allocation."""

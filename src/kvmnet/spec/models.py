@@ -1,0 +1,326 @@
+"""What the operator writes. One field is type, default, validation and documentation of an option;
+the schema, the reference and the editor's help are generated from here.
+
+Values are canonical once parsed: MACs in lower case with colons, prefixes without host bits,
+address ranges as two addresses, so that comparing is ``==``.
+"""
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from kvmnet.spec.values import (
+    Address, Address4, Address6, Duration, Mac, Name, Network4, Network6, NetworkName,
+    PciSlot, PortNumber, Range4, Range6, Size, VlanRanges, IfName, Prefix,
+)
+
+
+class Part(BaseModel):
+    """A part of the document: closed, so that a mistyped key is an error and not silence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+
+
+class Mode(StrEnum):
+    NAT = "nat"
+    ROUTED = "routed"
+    ISOLATED = "isolated"
+    BRIDGE = "bridge"
+
+
+class Model(StrEnum):
+    VIRTIO = "virtio"
+    VIRTIO_TRANSITIONAL = "virtio-transitional"
+    E1000E = "e1000e"
+    E1000 = "e1000"
+    PCNET = "pcnet"
+    RTL8139 = "rtl8139"
+    VMXNET3 = "vmxnet3"
+
+
+class Uplink(Part):
+    """An existing NIC of the host. It is borrowed: nothing but what is written here is changed,
+    and everything is given back by destroy."""
+
+    device: IfName
+    """Name of the host's NIC, e.g. ens18."""
+    mtu: Annotated[int, Field(ge=68, le=65535)] | None = None
+    """MTU in bytes to set on the NIC; left alone when not given."""
+
+
+class DhcpRoute(Part):
+    """A classless static route handed to guests (DHCP option 121)."""
+
+    to: Network4
+    """Destination prefix."""
+    via: Address4
+    """Next hop."""
+
+
+class Pxe(Part):
+    """Network boot for guests."""
+
+    file: str
+    """Boot file name, e.g. pxelinux.0 or an HTTP URL."""
+    server: Address4 | None = None
+    """TFTP server; the network's own address when not given."""
+    tftp_root: str | None = None
+    """Directory that this host serves by TFTP; nothing is served when not given."""
+
+
+class Dhcp(Part):
+    """DHCP for IPv4 and IPv6, by dnsmasq."""
+
+    enabled: bool = True
+    """Serve DHCP on this network."""
+    lease: Duration = 43200
+    """Lease time, e.g. 12h, 30m or infinite."""
+    dynamic: bool = False
+    """Also serve guests that are not declared, from the pool's free addresses. Their frames pass
+    only on NICs whose guard allows the address."""
+    routes: tuple[DhcpRoute, ...] = ()
+    """Classless static routes handed to guests."""
+    ntp: tuple[Address4, ...] = ()
+    """Time servers handed to guests."""
+    pxe: Pxe | None = None
+    """Network boot."""
+    options: dict[str, str] = Field(default_factory=dict)
+    """Further DHCPv4 options by number or dnsmasq's name, e.g. {"42": "192.0.2.1"}."""
+
+
+class Dns(Part):
+    """DNS for guests, by dnsmasq."""
+
+    enabled: bool = True
+    """Serve DNS on this network."""
+    domain: Name | None = None
+    """Domain of the guests' names; the network's name when not given."""
+    upstream: tuple[Address, ...] | None = None
+    """Servers asked for everything else; the host's own (resolv.conf) when not given, [] for none."""
+    hosts: dict[str, tuple[Address, ...]] = Field(default_factory=dict)
+    """Further names: name -> addresses."""
+
+
+class Forward(Part):
+    """A port of the host's uplink address handed to a guest (DNAT, with hairpin)."""
+
+    protocol: Literal["tcp", "udp"] = "tcp"
+    """Protocol."""
+    port: PortNumber
+    """Port on the uplink's address."""
+    to: str
+    """Guest or guest/nic that gets the packets, e.g. web1 or web1/eth1."""
+    to_port: PortNumber | None = None
+    """Port on the guest; the same port when not given."""
+    address: Address4 | None = None
+    """Only for packets to this address of the host; every address of the uplink when not given."""
+
+
+class Allow(Part):
+    """A service of the host that guests of the network may reach."""
+
+    protocol: Literal["tcp", "udp"] = "tcp"
+    """Protocol."""
+    port: PortNumber
+    """Port on the host."""
+
+
+class Metadata(Part):
+    """A metadata service for guests at a fixed address, handed to a port of the host."""
+
+    address: Address4 = "169.254.169.254"
+    """Address that guests ask."""
+    port: PortNumber = 80
+    """Port that guests ask."""
+    to_port: PortNumber
+    """TCP port of the host on the network's own address where the service listens."""
+
+
+class Network(Part):
+    """One layer-2 segment and how it reaches the rest of the world."""
+
+    mode: Mode
+    """nat: behind the host's address; routed: without NAT; isolated: no way out;
+    bridge: on the uplink's own segment."""
+    uplink: Name | None = None
+    """Uplink that the network leaves by. Required for nat, routed and bridge (unless the bridge
+    exists already)."""
+    bridge: IfName | None = None
+    """mode bridge: an existing bridge of the host to use as it is. Nothing of it is changed."""
+    subnet: Network4 | None = None
+    """IPv4 prefix, e.g. 192.168.1.0/24."""
+    subnet6: Network6 | None = None
+    """IPv6 prefix, e.g. fd00:1::/64."""
+    address: Address4 | Literal["none"] | None = None
+    """The host's IPv4 address on the network; the first of the prefix when not given,
+    none for no address. mode bridge: not given means none, the host keeps its own."""
+    address6: Address6 | Literal["none"] | None = None
+    """The host's IPv6 address on the network; the first of the prefix when not given."""
+    gateway: Address4 | None = None
+    """IPv4 router announced to guests; the host's address when not given. mode bridge: the router
+    of the outer segment."""
+    gateway6: Address6 | None = None
+    """mode bridge: IPv6 router of the outer segment, kept from being claimed by a guest."""
+    pool: Range4 | None = None
+    """IPv4 addresses for NICs without one of their own, FIRST-LAST; the whole prefix when not given."""
+    pool6: Range6 | None = None
+    """IPv6 addresses for NICs without one of their own, FIRST-LAST."""
+    ra: Literal["managed", "autoconf", "off"] = "managed"
+    """Router advertisements: managed sends guests to DHCPv6; autoconf lets them form their own
+    addresses (each NIC then needs a prefix of its own in extra.addresses)."""
+    mtu: Annotated[int, Field(ge=68, le=65521)] | None = None
+    """MTU in bytes, told to guests; the uplink's (or 1500) when not given."""
+    dhcp: Dhcp = Dhcp()
+    """DHCP. In mode bridge it is served only when the network has an address of the host."""
+    dns: Dns = Dns()
+    """DNS."""
+    forwards: tuple[Forward, ...] = ()
+    """mode nat: ports handed to guests."""
+    allow: tuple[Allow, ...] = ()
+    """Services of the host that guests may reach, beyond DHCP, DNS, ND and echo."""
+    peers: tuple[Name, ...] = ()
+    """Networks of this document that may be reached through the host, in both directions."""
+    metadata: Metadata | None = None
+    """A metadata service."""
+    proxy: bool = False
+    """mode routed: answer ARP and ND on the uplink for the guests' addresses."""
+    isolated_ports: bool = False
+    """Guests reach the host and the uplink, but not each other."""
+    stp: bool = False
+    """Spanning tree on the network's bridge."""
+
+
+class Offloads(Part):
+    """Offloads of a virtio NIC, told to the guest. None leaves QEMU's default (on)."""
+
+    csum: bool | None = None
+    """Checksums of packets that the guest sends."""
+    tso4: bool | None = None
+    """TCP segments over IPv4 that the guest sends."""
+    tso6: bool | None = None
+    """TCP segments over IPv6 that the guest sends."""
+    ufo: bool | None = None
+    """UDP fragments that the guest sends."""
+    guest_csum: bool | None = None
+    """Checksums of packets that the guest receives."""
+    guest_tso4: bool | None = None
+    """TCP segments over IPv4 that the guest receives."""
+    guest_tso6: bool | None = None
+    """TCP segments over IPv6 that the guest receives."""
+    guest_ufo: bool | None = None
+    """UDP fragments that the guest receives."""
+    mrg_rxbuf: bool | None = None
+    """Mergeable receive buffers."""
+
+
+class Extra(Part):
+    """What a NIC may use beyond its own MAC and addresses: VRRP, nested guests, routers."""
+
+    macs: tuple[Mac, ...] = ()
+    """Further source MACs, e.g. VRRP's 00:00:5e:00:01:01."""
+    addresses: tuple[Prefix, ...] = ()
+    """Further source addresses or prefixes, e.g. 192.0.2.7 or 2001:db8:7::/64."""
+    roles: tuple[Literal["dhcp-server", "router", "querier"], ...] = ()
+    """What the guest may do beyond a plain guest: answer DHCP, advertise routes, query IGMP/MLD."""
+
+
+class Nic(Part):
+    """One network card of a guest."""
+
+    network: Name
+    """Network that it is on."""
+    name: NetworkName | None = None
+    """Its name within the guest, the key under which its MAC and addresses are remembered;
+    nic0, nic1, ... by position when not given."""
+    model: Model = Model.VIRTIO
+    """Card that the guest sees. virtio is fastest; the others are for guests without its driver."""
+    mac: Mac | None = None
+    """Hardware address; a stable one is made when not given."""
+    ip: Address4 | Literal["none"] | None = None
+    """IPv4 address; a stable one from the pool when not given; none for no IPv4."""
+    ip6: Address6 | Literal["none"] | None = None
+    """IPv6 address; a stable one from the prefix when not given; none for no IPv6."""
+    hostname: Name | None = None
+    """DHCP and DNS name; the guest's name (for its first NIC) when not given."""
+    guard: Literal["full", "mac", "off"] = "full"
+    """full: bound to its MAC and addresses; mac: bound to its MAC only; off: not bound."""
+    extra: Extra = Extra()
+    """What it may use beyond its own MAC and addresses."""
+    trunk: VlanRanges = ()
+    """VLAN ids that it may send tagged, e.g. [10, 20-29]. Inside them only the MAC is bound."""
+    isolated: bool | None = None
+    """Does not reach other isolated NICs of its network; the network's isolated_ports when not given."""
+    mtu: Annotated[int, Field(ge=68, le=65521)] | None = None
+    """MTU in bytes told to the guest; the network's when not given."""
+    link: Literal["up", "down"] = "up"
+    """Carrier that the guest sees."""
+    queues: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
+    """Queue pairs (virtio, vmxnet3 by itself); auto is one per vCPU, at most 8."""
+    vhost: Literal["on", "off", "auto"] = "auto"
+    """In-kernel backend (virtio): auto uses it where the host has it."""
+    rx_ring: Literal[256, 512, 1024] | None = None
+    """Receive ring entries (virtio)."""
+    tx_ring: Literal[256, 512, 1024] | None = None
+    """Transmit ring entries (virtio); more than 256 needs vhost-user, QEMU refuses it otherwise."""
+    packed: bool = False
+    """Packed ring layout (virtio)."""
+    offloads: Offloads = Offloads()
+    """Offloads told to the guest (virtio)."""
+    boot: Annotated[int, Field(ge=0)] | None = None
+    """Boot order; smaller boots first."""
+    pci: PciSlot | None = None
+    """PCI address on the guest's first bus, SLOT or SLOT.FUNCTION in hex, e.g. 05 or 05.0."""
+
+
+class Run(Part):
+    """How kvmnet starts the guest itself (driver qemu)."""
+
+    memory: Size = 256 * 2**20
+    """Memory, e.g. 256M or 2G."""
+    cpus: Annotated[int, Field(ge=1, le=255)] = 1
+    """Virtual CPUs."""
+    image: Literal["tiny"] | None = None
+    """tiny: kvmnet's own test guest (Debian kernel, busybox, guest agent), made on first use."""
+    kernel: str | None = None
+    """Kernel file to boot directly."""
+    initrd: str | None = None
+    """Initial RAM disk for kernel."""
+    append: str = ""
+    """Further words of the kernel command line."""
+    disk: str | None = None
+    """Disk image (qcow2 or raw)."""
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    """auto: KVM where it really runs a guest, else TCG."""
+    machine: Literal["pc", "q35"] = "q35"
+    """Machine type; q35 gets spare PCIe ports for hot-plug."""
+    user: str = "nobody"
+    """User that QEMU becomes once its devices are open."""
+
+
+class Vm(Part):
+    """A guest and its network cards."""
+
+    driver: Literal["qemu", "external"] | None = None
+    """qemu: kvmnet starts it; external: kvmnet prepares the tap and prints the arguments.
+    Without it: qemu when run is given, else external."""
+    run: Run | None = None
+    """How to start it."""
+    owner: str | None = None
+    """driver external: user that may open the tap, e.g. libvirt-qemu; root only when not given."""
+    nics: Annotated[tuple[Nic, ...], Field(min_length=1)]
+    """Its network cards, in order."""
+
+
+class Spec(Part):
+    """The document."""
+
+    version: Literal[1]
+    """Version of the document's language."""
+    uplinks: dict[Name, Uplink] = Field(default_factory=dict)
+    """Existing NICs of the host, by name."""
+    networks: dict[NetworkName, Network] = Field(default_factory=dict)
+    """Networks, by name."""
+    vms: dict[Name, Vm] = Field(default_factory=dict)
+    """Guests, by name."""
