@@ -7,13 +7,30 @@ address ranges as two addresses, so that comparing is ``==``.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from kvmnet.spec.values import (
-    Address, Address4, Address6, Duration, Mac, Name, Network4, Network6, NetworkName,
-    PciSlot, PortNumber, Range4, Range6, Size, VlanRanges, IfName, Prefix,
+    Address,
+    Address4,
+    Address6,
+    Domain,
+    Duration,
+    IfName,
+    Line,
+    Mac,
+    Name,
+    Network4,
+    Network6,
+    NetworkName,
+    PciSlot,
+    PortNumber,
+    Prefix,
+    Range4,
+    Range6,
+    Size,
+    VlanRanges,
 )
 
 
@@ -62,11 +79,11 @@ class DhcpRoute(Part):
 class Pxe(Part):
     """Network boot for guests."""
 
-    file: str
+    file: Line
     """Boot file name, e.g. pxelinux.0 or an HTTP URL."""
     server: Address4 | None = None
     """TFTP server; the network's own address when not given."""
-    tftp_root: str | None = None
+    tftp_root: Line | None = None
     """Directory that this host serves by TFTP; nothing is served when not given."""
 
 
@@ -86,7 +103,7 @@ class Dhcp(Part):
     """Time servers handed to guests."""
     pxe: Pxe | None = None
     """Network boot."""
-    options: dict[str, str] = Field(default_factory=dict)
+    options: dict[Line, Line] = Field(default_factory=dict)
     """Further DHCPv4 options by number or dnsmasq's name, e.g. {"42": "192.0.2.1"}."""
 
 
@@ -95,11 +112,11 @@ class Dns(Part):
 
     enabled: bool = True
     """Serve DNS on this network."""
-    domain: Name | None = None
+    domain: Domain | None = None
     """Domain of the guests' names; the network's name when not given."""
     upstream: tuple[Address, ...] | None = None
     """Servers asked for everything else; the host's own (resolv.conf) when not given, [] for none."""
-    hosts: dict[str, tuple[Address, ...]] = Field(default_factory=dict)
+    hosts: dict[Domain, tuple[Address, ...]] = Field(default_factory=dict)
     """Further names: name -> addresses."""
 
 
@@ -110,7 +127,7 @@ class Forward(Part):
     """Protocol."""
     port: PortNumber
     """Port on the uplink's address."""
-    to: str
+    to: Line
     """Guest or guest/nic that gets the packets, e.g. web1 or web1/eth1."""
     to_port: PortNumber | None = None
     """Port on the guest; the same port when not given."""
@@ -283,19 +300,19 @@ class Run(Part):
     """Virtual CPUs."""
     image: Literal["tiny"] | None = None
     """tiny: kvmnet's own test guest (Debian kernel, busybox, guest agent), made on first use."""
-    kernel: str | None = None
+    kernel: Line | None = None
     """Kernel file to boot directly."""
-    initrd: str | None = None
+    initrd: Line | None = None
     """Initial RAM disk for kernel."""
-    append: str = ""
+    append: Line = ""
     """Further words of the kernel command line."""
-    disk: str | None = None
+    disk: Line | None = None
     """Disk image (qcow2 or raw)."""
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     """auto: KVM where it really runs a guest, else TCG."""
     machine: Literal["pc", "q35"] = "q35"
     """Machine type; q35 gets spare PCIe ports for hot-plug."""
-    user: str = "nobody"
+    user: Line = "nobody"
     """User that QEMU becomes once its devices are open."""
 
 
@@ -307,7 +324,7 @@ class Vm(Part):
     Without it: qemu when run is given, else external."""
     run: Run | None = None
     """How to start it."""
-    owner: str | None = None
+    owner: Line | None = None
     """driver external: user that may open the tap, e.g. libvirt-qemu; root only when not given."""
     nics: Annotated[tuple[Nic, ...], Field(min_length=1)]
     """Its network cards, in order."""

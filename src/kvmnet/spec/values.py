@@ -1,0 +1,337 @@
+"""Values of the document: what is accepted, and the one form that each is kept in. Pure.
+
+A value is a canonical string or integer, so that it goes to JSON as it is and comparing is ``==``.
+Every function here takes what the YAML gave and returns the canonical value, or raises ValueError with
+a message that says what to write instead.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Annotated, Any
+
+from pydantic import Field, PlainValidator, WithJsonSchema
+
+INFINITE = 2**32 - 1
+"""Duration of ``infinite``, in seconds: what DHCP sends for a lease without an end (RFC 2131, 3.3)."""
+
+SHORTEST_LEASE = 120
+"""Seconds; dnsmasq silently raises shorter leases to this."""
+
+KEYWORDS = frozenset(["address", "addr", "alias", "allmulti", "altname", "arp", "bond", "brd", "br", "bridge", "broadcast", "carrier", "dev", "down", "dst", "dynamic", "encap", "gateway", "group", "id", "index", "inet", "inet6", "label", "link", "local", "lo", "mac", "mark", "master", "metric", "mode", "mpls", "mtu", "multicast", "name", "netns", "nomaster", "nud", "nexthop", "numrxqueues", "numtxqueues", "onlink", "oif", "iif", "parentdev", "peer", "permanent", "pref", "promisc", "proto", "protocol", "proxy", "qdisc", "qlen", "remote", "root", "router", "scope", "secondary", "src", "state", "table", "tag", "temporary", "to", "tos", "trailers", "txqlen", "txqueuelen", "type", "up", "vf", "via", "vlan", "vrf", "all", "default", "none", "help"])
+"""Words that iproute2 reads as its own where a device name stands; ``all`` and ``default`` are sysctl
+directories."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+_MAC_FORMS = (re.compile(r"([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}"),
+              re.compile(r"([0-9A-Fa-f]{4}\.){2}[0-9A-Fa-f]{4}"), re.compile(r"[0-9A-Fa-f]{12}"))
+_DURATION = re.compile(r"([0-9]{1,9})([smhdw]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_SIZE = re.compile(r"([0-9]{1,12})([kKmMgGtT]?)(i?[bB])?")
+_BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_PCI = re.compile(r"(?:0000:00:)?([0-9A-Fa-f]{1,2})(?:\.([0-9A-Fa-f]))?")
+_VLANS = re.compile(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?")
+
+
+def shown(value: object) -> str:
+    """*value* as an error message names it: short, and on one line."""
+    if value is None:
+        return "an empty value"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, (list, tuple)):
+        return "a list"
+    text = str(value)
+    text = "".join(c if c.isprintable() else "?" for c in text[:60]) + ("..." if len(text) > 60 else "")
+    return text or '""'
+
+
+def _text(value: object, wanted: str) -> str:
+    """*value* as text; a number is taken as it was written."""
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    raise ValueError(f"{shown(value)} is not {wanted}")
+
+
+# Names
+
+def name(value: object) -> str:
+    """A name of the document: one DNS label, underscores allowed (RFC 1123, 2.1)."""
+    text = _text(value, "a name")
+    if not _NAME.fullmatch(text):
+        raise ValueError(f"{shown(text)} is not a name: 1 to 63 letters (a-z), digits, - and _, "
+                         "beginning with a letter or digit")
+    return text
+
+
+def network_name(value: object) -> str:
+    """Name of a network or of a NIC within its guest: as ``name``, at most 32 characters."""
+    text = name(value)
+    if len(text) > 32:
+        raise ValueError(f"{shown(text)} is too long for this name: {len(text)} characters, at most 32")
+    return text
+
+
+def domain(value: object) -> str:
+    """A DNS domain: labels joined by dots, in lower case, without the last dot (RFC 1035, 2.3.1)."""
+    text = _text(value, "a domain").rstrip(".").lower()
+    if len(text) > 253 or not all(_NAME.fullmatch(label) for label in text.split(".")):
+        raise ValueError(f"{shown(value)} is not a domain: labels of letters, digits and - joined by dots")
+    return text
+
+
+def interface(value: object) -> str:
+    """Name of a network device: what the kernel takes (net/core/dev.c, dev_valid_name) and iproute2 does
+    not read as a word of its own."""
+    text = _text(value, "a device name")
+    if not text or text in (".", "..") or any(c in "/:%\"'\\" or not c.isprintable() or c.isspace() for c in text):
+        raise ValueError(f"{shown(text)} is not a device name: no spaces, / or : and not . or ..")
+    if len(text.encode("utf-8", "surrogatepass")) > 15:
+        raise ValueError(f"{shown(text)} is too long for a device name: at most 15 bytes")
+    if text in KEYWORDS or text.startswith("-"):
+        raise ValueError(f"{text} cannot be used as a device name: iproute2 reads it as a word of its own; "
+                         "rename the device")
+    return text
+
+
+def line(value: object) -> str:
+    """One line of text without control characters: it goes into a configuration file."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"{shown(value)} is not text; put it in quotes")
+    text = str(value)
+    if not text.isprintable():
+        raise ValueError("text must be one line without control characters")
+    return text
+
+
+# Addresses
+
+def mac(value: object) -> str:
+    """A unicast MAC address, in lower case with colons."""
+    text = _text(value, "a MAC address")
+    if not _MAC.fullmatch(text):
+        if not any(form.fullmatch(text) for form in _MAC_FORMS):
+            raise ValueError(f"{shown(text)} is not a MAC address; write six pairs of hex digits, "
+                             "e.g. 52:54:00:12:34:56")
+        digits = re.sub(r"[^0-9a-f]", "", text.lower())
+        text = ":".join(digits[i:i + 2] for i in range(0, 12, 2))
+    if text == "00:00:00:00:00:00":
+        raise ValueError("a MAC address of all zeros belongs to nobody")
+    if int(text[1], 16) & 1:
+        raise ValueError(f"{text} is a multicast address (its first byte is odd); a NIC needs a unicast one, "
+                         "e.g. 52:54:00:12:34:56")
+    return text
+
+
+def address4(value: object) -> str:
+    """An IPv4 address that a host can have."""
+    text = _text(value, "an IPv4 address")
+    try:
+        address = IPv4Address(text)
+    except AddressValueError:
+        raise ValueError(f"{shown(text)} is not an IPv4 address" + _why_not4(text)) from None
+    return str(_unicast(address))
+
+
+def _why_not4(text: str) -> str:
+    if "/" in text:
+        return f"; write the address without the prefix length: {shown(text.split('/')[0])}"
+    if re.fullmatch(r"[0-9.]+", text) and any(len(part) > 1 and part[0] == "0" for part in text.split(".")):
+        return ": leading zeros are ambiguous (octal?); write it without them"
+    if ":" in text:
+        return "; it looks like IPv6, which has an option of its own"
+    if text.lower() in ("no", "off", "false"):
+        return "; write none for no address"
+    return ", e.g. 192.168.1.10"
+
+
+def address6(value: object) -> str:
+    """An IPv6 address that a host can have, compressed (RFC 5952)."""
+    text = _text(value, "an IPv6 address")
+    try:
+        if "%" in text:
+            raise AddressValueError
+        address = IPv6Address(text)
+    except AddressValueError:
+        if "/" in text:
+            why = f"; write the address without the prefix length: {shown(text.split('/')[0])}"
+        elif "%" in text:
+            why = ": no %device here"
+        else:
+            why = "; write none for no address" if text.lower() in ("no", "off", "false") else ", e.g. fd00:1::10"
+        raise ValueError(f"{shown(text)} is not an IPv6 address{why}") from None
+    return str(_unicast(address))
+
+
+def _unicast(address: IPv4Address | IPv6Address) -> IPv4Address | IPv6Address:
+    what = ("multicast" if address.is_multicast else "unspecified" if address.is_unspecified
+            else "loopback" if address.is_loopback else "broadcast" if str(address) == "255.255.255.255" else "")
+    if what:
+        raise ValueError(f"{address} is a {what} address; no host on a network can have it")
+    return address
+
+
+def address(value: object) -> str:
+    """An IPv4 or IPv6 address of a host."""
+    text = _text(value, "an IP address")
+    return address6(text) if ":" in text else address4(text)
+
+
+def network4(value: object) -> str:
+    """An IPv4 prefix without host bits."""
+    return _network(_text(value, "an IPv4 prefix"), IPv4Network, "IPv4", "192.168.1.0/24")
+
+
+def network6(value: object) -> str:
+    """An IPv6 prefix without host bits, compressed."""
+    return _network(_text(value, "an IPv6 prefix"), IPv6Network, "IPv6", "fd00:1::/64")
+
+
+def _network(text: str, kind: type[IPv4Network] | type[IPv6Network], family: str, example: str) -> str:
+    if "/" not in text:
+        raise ValueError(f"{shown(text)} has no prefix length; write ADDRESS/LENGTH, e.g. {example}")
+    host, _, length = text.partition("/")
+    try:
+        if not length.isascii() or not length.isdigit() or len(length) > 3:
+            raise ValueError
+        found = kind(f"{host}/{int(length)}", strict=False)
+    except ValueError:
+        raise ValueError(f"{shown(text)} is not an {family} prefix, e.g. {example}") from None
+    given = IPv4Address(host) if kind is IPv4Network else IPv6Address(host)
+    if given != found.network_address:
+        raise ValueError(f"{text} has host bits; write {found}")
+    if found.network_address.is_multicast or found.network_address.is_loopback:
+        raise ValueError(f"{found} is not a prefix of hosts (multicast or loopback)")
+    return str(found)
+
+
+def prefix(value: object) -> str:
+    """An address, or a prefix of either family without host bits. A single address has no slash."""
+    text = _text(value, "an address or prefix")
+    if "/" not in text:
+        return address(text)
+    found = network6(text) if ":" in text else network4(text)
+    single = "/128" if ":" in found else "/32"
+    return found.removesuffix(single) if found.endswith(single) else found
+
+
+def range4(value: object) -> str:
+    """IPv4 addresses FIRST-LAST, both included."""
+    return _range(value, address4, IPv4Address, "192.168.1.100-192.168.1.200")
+
+
+def range6(value: object) -> str:
+    """IPv6 addresses FIRST-LAST, both included."""
+    return _range(value, address6, IPv6Address, "fd00:1::100-fd00:1::1ff")
+
+
+def _range(value: object, parse: Callable[[object], str], kind: Callable[[str], IPv4Address | IPv6Address],
+           example: str) -> str:
+    text = _text(value, "a range of addresses")
+    first, dash, last = (part.strip() for part in text.partition("-"))
+    if not dash:
+        raise ValueError(f"{shown(text)} is not a range; write FIRST-LAST, e.g. {example}")
+    if parse is address4 and last.isascii() and last.isdigit() and "." in first:
+        raise ValueError(f"{shown(text)}: write the whole last address, e.g. "
+                         f"{first}-{shown(first.rpartition('.')[0])}.{shown(last)}")
+    first, last = parse(first), parse(last)
+    if int(kind(first)) > int(kind(last)):
+        raise ValueError(f"{first}-{last} runs backwards; write {last}-{first}")
+    return f"{first}-{last}"
+
+
+# Numbers
+
+def duration(value: object) -> int:
+    """A lease time in seconds: 43200, 12h, 30m, 45s, 1d or infinite."""
+    text = _text(value, "a duration").lower()
+    if text == "infinite":
+        return INFINITE
+    found = _DURATION.fullmatch(text)
+    if not found:
+        raise ValueError(f"{shown(text)} is not a duration; write e.g. 12h, 30m, 90s or infinite")
+    seconds = int(found[1]) * _SECONDS[found[2]]
+    if not SHORTEST_LEASE <= seconds < INFINITE:
+        raise ValueError(f"{shown(text)} is out of range: from 2m to 7101w, or infinite")
+    return seconds
+
+
+def size(value: object) -> int:
+    """An amount of memory in bytes: 256M, 2G."""
+    text = _text(value, "a size")
+    found = _SIZE.fullmatch(text)
+    if not found:
+        raise ValueError(f"{shown(text)} is not a size; write e.g. 256M or 2G")
+    amount = int(found[1]) * _BYTES[found[2].lower()]
+    if amount < 2**20:
+        raise ValueError(f"{shown(text)} is {amount} bytes; write a unit, e.g. {found[1]}M")
+    if amount > 2**50:
+        raise ValueError(f"{shown(text)} is more memory than any machine has")
+    return amount
+
+
+def pci_slot(value: object) -> str:
+    """SLOT.FUNCTION in hex with two and one digits; slot 00 is the host bridge."""
+    text = _text(value, "a PCI address")
+    found = _PCI.fullmatch(text)
+    if not found:
+        raise ValueError(f"{shown(text)} is not a PCI address; write SLOT or SLOT.FUNCTION in hex, e.g. 05 or 05.0")
+    slot, function = int(found[1], 16), int(found[2] or "0", 16)
+    if not 1 <= slot <= 0x1F or function > 7:
+        raise ValueError(f"{shown(text)} is out of range: slots 01 to 1f, functions 0 to 7")
+    return f"{slot:02x}.{function}"
+
+
+def vlan_ranges(value: object) -> tuple[int, ...]:
+    """VLAN ids 1..4094 from numbers and ranges such as 20-29; sorted, each once."""
+    items: Iterable[object] = value if isinstance(value, (list, tuple)) else (value,)
+    ids: set[int] = set()
+    for item in items:
+        text = _text(item, "a VLAN id")
+        for part in text.split(","):
+            found = _VLANS.fullmatch(part.strip())
+            if not found:
+                raise ValueError(f"{shown(text)} is not a VLAN id or range; write e.g. [10, 20-29]")
+            first, last = int(found[1]), int(found[2] or found[1])
+            if not 1 <= first <= last <= 4094:
+                raise ValueError(f"{shown(text)} is not in 1 to 4094, first before last")
+            ids.update(range(first, last + 1))
+    return tuple(sorted(ids))
+
+
+# The types that the models use
+
+def _schema(kind: str, **more: Any) -> WithJsonSchema:
+    return WithJsonSchema({"type": kind, **more})
+
+
+_NUMBER_OR_TEXT = WithJsonSchema({"type": ["string", "integer"]})
+_V4 = r"^([0-9]{1,3}\.){3}[0-9]{1,3}"
+
+Name = Annotated[str, PlainValidator(name), _schema("string", pattern=f"^{_NAME.pattern}$")]
+NetworkName = Annotated[str, PlainValidator(network_name), _schema("string", pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+Domain = Annotated[str, PlainValidator(domain), _schema("string")]
+IfName = Annotated[str, PlainValidator(interface), _schema("string", pattern=r"^[^\s/:]+$", maxLength=15)]
+Line = Annotated[str, PlainValidator(line), _NUMBER_OR_TEXT]
+Mac = Annotated[str, PlainValidator(mac), _schema("string", pattern=r"^([0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}$")]
+Address = Annotated[str, PlainValidator(address), _schema("string", pattern=r"^[0-9A-Fa-f:.]+$")]
+Address4 = Annotated[str, PlainValidator(address4), _schema("string", pattern=_V4 + "$")]
+Address6 = Annotated[str, PlainValidator(address6), _schema("string", pattern=r"^[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*$")]
+Network4 = Annotated[str, PlainValidator(network4), _schema("string", pattern=_V4 + "/[0-9]{1,2}$")]
+Network6 = Annotated[str, PlainValidator(network6), _schema("string", pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")]
+Prefix = Annotated[str, PlainValidator(prefix), _schema("string", pattern="^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$")]
+Range4 = Annotated[str, PlainValidator(range4), _schema("string", pattern=r"^[0-9.]+ *- *[0-9.]+$")]
+Range6 = Annotated[str, PlainValidator(range6), _schema("string", pattern="^[0-9A-Fa-f:.]+ *- *[0-9A-Fa-f:.]+$")]
+Duration = Annotated[int, PlainValidator(duration), _NUMBER_OR_TEXT]
+Size = Annotated[int, PlainValidator(size), _NUMBER_OR_TEXT]
+PciSlot = Annotated[str, PlainValidator(pci_slot), _NUMBER_OR_TEXT]
+PortNumber = Annotated[int, Field(ge=1, le=65535)]
+VlanRanges = Annotated[tuple[int, ...], PlainValidator(vlan_ranges), WithJsonSchema({
+    "anyOf": [{"type": ["integer", "string"]},
+              {"type": "array", "items": {"type": ["integer", "string"]}}]})]
