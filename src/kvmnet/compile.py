@@ -1,0 +1,203 @@
+"""compile(spec, facts, allocations) -> everything wanted on the host. Pure.
+
+The order of work: settle every network into a Segment, let its mode wire it, guard and attach every
+NIC, describe the devices of guests that run, merge what the networks want of the host's own table.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
+
+from kvmnet.drivers.linux.resources import Link
+from kvmnet.drivers.nftables.resources import NftTable, NicGuard
+from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.engine.resource import Absent, Key, Resource
+from kvmnet.facts.model import Allocations, Facts
+from kvmnet.modes import bridge, isolated, nat, routed
+from kvmnet.modes.device import guest_nic, queue_pairs
+from kvmnet.modes.model import NicOnNetwork
+from kvmnet.modes.segment import HostPolicy, Segment
+from kvmnet.modes.services import services
+from kvmnet.policy.guard import guard_table, keeper, nic_guard
+from kvmnet.policy.host import host_table
+from kvmnet.spec.models import Mode, Network, Nic, Spec, Vm
+from kvmnet.spec.names import bridge_name, nic_name, tap_name
+
+MODES = {Mode.NAT: nat.wire, Mode.ROUTED: routed.wire, Mode.ISOLATED: isolated.wire, Mode.BRIDGE: bridge.wire}
+
+
+@dataclass(slots=True)
+class Compiled:
+    """What the document means on this host."""
+
+    wanted: dict[Key, Resource | Absent] = field(default_factory=dict)
+    borrowed: set[Key] = field(default_factory=set)
+    notes: list[str] = field(default_factory=list)
+    segments: dict[str, Segment] = field(default_factory=dict)
+    guest_nics: dict[str, tuple[GuestNic, ...]] = field(default_factory=dict)
+    """Devices of every guest that kvmnet starts, running or not, in order."""
+
+    def add(self, *resources: Resource | Absent) -> None:
+        for resource in resources:
+            self.wanted[resource.key] = resource
+
+
+def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled:
+    """Everything wanted. ``spec`` has passed spec.checks, ``allocations`` cover its every NIC."""
+    out = Compiled()
+    nics = place_nics(spec, facts, allocations)
+    policy = HostPolicy()
+    for name, network in spec.networks.items():
+        out.segments[name] = segment = settle(name, network, spec, facts, tuple(nics.get(name, ())))
+        wire_network(out, policy, segment, spec, facts)
+    for name, network in spec.networks.items():
+        for peer in network.peers:
+            ends = out.segments[name].bridge, out.segments[peer].bridge
+            policy.reach |= {ends, ends[::-1]}
+    if spec.networks:
+        guards = guard_table(protected(out.segments))
+        hold = keeper()
+        out.add(guards, hold, host_table(policy))
+        attach_nics(out, spec, nics, facts, guards, hold.name)
+    claim_uplinks(out, spec)
+    return out
+
+
+def place_nics(spec: Spec, facts: Facts, allocations: Allocations) -> dict[str, list[NicOnNetwork]]:
+    """Every NIC with its addresses, by network."""
+    placed: dict[str, list[NicOnNetwork]] = {}
+    for vm_name, vm in spec.vms.items():
+        for position, nic in enumerate(vm.nics):
+            name = nic_name(position, nic.name)
+            got = allocations[vm_name, name, nic.network]
+            placed.setdefault(nic.network, []).append(NicOnNetwork(
+                vm=vm_name, nic=name, tap=tap_name(vm_name, name), mac=got.mac, ip=got.ip, ip6=got.ip6,
+                hostname=nic.hostname or (vm_name if position == 0 else f"{vm_name}-{name}"),
+                mtu=nic.mtu or network_mtu(spec.networks[nic.network], spec, facts), declared=nic))
+    return placed
+
+
+def network_mtu(network: Network, spec: Spec, facts: Facts) -> int:
+    """The network's own MTU, else the uplink's, else 1500 bytes."""
+    if network.mtu:
+        return network.mtu
+    device = network.bridge
+    if network.uplink:
+        uplink = spec.uplinks[network.uplink]
+        if uplink.mtu:
+            return uplink.mtu
+        device = uplink.device
+    seen = facts.state.get(Key("link", device)) if device else None
+    return seen.mtu if isinstance(seen, Link) and seen.mtu else 1500
+
+
+def settle(name: str, network: Network, spec: Spec, facts: Facts, nics: tuple[NicOnNetwork, ...]) -> Segment:
+    hosted = network.mode is not Mode.BRIDGE
+    return Segment(
+        name=name, network=network, bridge=network.bridge or bridge_name(name),
+        mtu=network_mtu(network, spec, facts), nics=nics,
+        address=host_address(network.address, network.subnet, default=hosted),
+        address6=host_address(network.address6, network.subnet6, default=hosted),
+        way_out=way_out(network.uplink, spec))
+
+
+def host_address(declared: str | None, subnet: str | None, *, default: bool) -> str:
+    """The declared address, else the first of the prefix where the host has one by default."""
+    if declared == "none" or not subnet:
+        return ""
+    return declared or (str(ip_network(subnet)[1]) if default else "")
+
+
+def way_out(uplink: str | None, spec: Spec) -> str:
+    """Device that routed packets leave by: the NIC, or the bridge that takes it."""
+    if uplink is None:
+        return ""
+    for name, network in spec.networks.items():
+        if network.mode is Mode.BRIDGE and network.uplink == uplink:
+            return network.bridge or bridge_name(name)
+    return spec.uplinks[uplink].device
+
+
+def wire_network(out: Compiled, policy: HostPolicy, segment: Segment, spec: Spec, facts: Facts) -> None:
+    network = segment.network
+    if network.mode is Mode.BRIDGE:
+        device = spec.uplinks[network.uplink].device if network.uplink and not network.bridge else ""
+        part = bridge.wire(segment, facts, device)
+    else:
+        part = MODES[network.mode](segment, facts)
+    out.add(*part.resources)
+    out.borrowed |= part.borrowed
+    out.notes += part.notes
+    policy.merge(part.policy)
+    if segment.address or segment.address6:
+        out.add(*services(segment, facts.resolvers))
+
+
+def protected(segments: Mapping[str, Segment]) -> tuple[str, ...]:
+    """Addresses that no guest may ever claim: the host's and the routers' of every network."""
+    found = {a for s in segments.values()
+             for a in (s.address, s.address6, s.network.gateway, s.network.gateway6) if a}
+    return tuple(sorted(found))
+
+
+def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]], facts: Facts,
+                table: NftTable, hold: str) -> None:
+    """Guard, tap and, for guests that run, device of every NIC."""
+    for network, placed in nics.items():
+        segment = out.segments[network]
+        for nic in placed:
+            vm = spec.vms[nic.vm]
+            out.add(guard_of(nic), tap_of(nic, vm, segment, facts, hold))
+    devices: dict[str, list[GuestNic]] = {}
+    for placed in nics.values():
+        for nic in placed:
+            vm = spec.vms[nic.vm]
+            if vm.run is not None:
+                devices.setdefault(nic.vm, []).append(guest_nic(nic, vm, facts))
+    for name, found in devices.items():
+        order = {nic_name(i, n.name): i for i, n in enumerate(spec.vms[name].nics)}
+        found.sort(key=lambda d: order[d.name.partition("/")[2]])
+        out.guest_nics[name] = tuple(found)
+        if name in facts.running:
+            out.add(*found)
+
+
+def guard_of(nic: NicOnNetwork) -> NicGuard:
+    declared: Nic = nic.declared
+    level = "open" if declared.guard == "off" else declared.guard
+    hosts, prefixes = split_extra(declared)
+    return nic_guard(nic.tap, level=level, macs=(nic.mac, *declared.extra.macs),
+                     addresses=tuple(a for a in (nic.ip, nic.ip6, *hosts) if a), prefixes=prefixes,
+                     vlans=declared.trunk, roles=declared.extra.roles)
+
+
+def split_extra(nic: Nic) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Extra addresses as single hosts and as prefixes."""
+    nets = [ip_network(a) for a in nic.extra.addresses]
+    return (tuple(str(n[0]) for n in nets if n.num_addresses == 1),
+            tuple(str(n) for n in nets if n.num_addresses > 1))
+
+
+def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, hold: str) -> Link:
+    declared: Nic = nic.declared
+    isolated = declared.isolated if declared.isolated is not None else segment.network.isolated_ports
+    return Link(name=nic.tap, type="tap", mtu=segment.mtu, up=True, master=segment.bridge, guard=nic.tap,
+                keeper=hold, alias=f"kvmnet nic {nic.vm}/{nic.nic}", addrgenmode="none",
+                multi_queue=queue_pairs(declared, vm) > 1,
+                user=facts.users.get(vm.owner, -1) if vm.owner else -1,
+                isolated=isolated, hairpin=False, learning=True, flood=True, mcast_flood=True,
+                bpdu_guard=False, neigh_suppress=False)
+
+
+def claim_uplinks(out: Compiled, spec: Spec) -> None:
+    """Settings that the document claims on NICs of the host."""
+    for uplink in spec.uplinks.values():
+        key = Key("link", uplink.device)
+        if uplink.mtu:
+            before = out.wanted.get(key)
+            claim = Link(name=uplink.device, mtu=uplink.mtu)
+            if isinstance(before, Link):
+                claim = replace(before, mtu=uplink.mtu)
+            out.add(claim)
+            out.borrowed.add(key)

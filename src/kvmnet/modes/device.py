@@ -1,0 +1,44 @@
+"""The device that a guest gets for one NIC of the document: every property decided. Pure."""
+from __future__ import annotations
+
+from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.facts.model import Facts
+from kvmnet.modes.model import NicOnNetwork
+from kvmnet.spec.models import Model, Nic, Offloads, Vm
+
+VIRTIO = frozenset({Model.VIRTIO, Model.VIRTIO_TRANSITIONAL})
+DEFAULT_RING = 256
+"""QEMU's ring size where the document does not say."""
+MOST_QUEUES = 8
+"""``queues: auto`` stops here: beyond it memory and vhost threads cost more than they bring."""
+
+
+def guest_nic(nic: NicOnNetwork, vm: Vm, facts: Facts) -> GuestNic:
+    """What QEMU is told. Properties that a model does not have get their neutral value."""
+    declared: Nic = nic.declared
+    virtio = declared.model in VIRTIO
+    return GuestNic(
+        name=f"{nic.vm}/{nic.nic}", vm=nic.vm, tap=nic.tap, model=declared.model.value, mac=nic.mac,
+        link=declared.link == "up", host_mtu=nic.mtu if virtio else 0,
+        queues=queue_pairs(declared, vm), packed=declared.packed and virtio,
+        rx_ring=(declared.rx_ring or DEFAULT_RING) if virtio else 0,
+        tx_ring=(declared.tx_ring or DEFAULT_RING) if virtio else 0,
+        offloads=offloads_on(declared.offloads) if virtio else (),
+        vhost=virtio and uses_vhost(declared, facts),
+        bootindex=-1 if declared.boot is None else declared.boot, pci=declared.pci or "")
+
+
+def queue_pairs(nic: Nic, vm: Vm) -> int:
+    """Queue pairs of the NIC; ``auto`` is one per vCPU where the model has several."""
+    if nic.queues != "auto":
+        return nic.queues
+    return min(vm.run.cpus if vm.run else 1, MOST_QUEUES) if nic.model in VIRTIO else 1
+
+
+def offloads_on(offloads: Offloads) -> tuple[str, ...]:
+    """Offload properties that stay on: all but those that the document turns off."""
+    return tuple(sorted(name for name in Offloads.model_fields if getattr(offloads, name) is not False))
+
+
+def uses_vhost(nic: Nic, facts: Facts) -> bool:
+    return nic.vhost == "on" or (nic.vhost == "auto" and facts.features.get("vhost-net", "absent") == "")

@@ -1,0 +1,82 @@
+"""A bridge of our own with the host on it: what nat, routed and isolated have in common. Pure."""
+from __future__ import annotations
+
+from hashlib import blake2s
+
+from kvmnet.drivers.linux.resources import Address, Link, Sysctl, address_name
+from kvmnet.modes.segment import Part, Segment
+from kvmnet.spec.models import Network
+
+
+def hosted(segment: Segment) -> Part:
+    """The bridge, the host's addresses on it and the services that guests may ask."""
+    part = Part()
+    bridge = segment.bridge
+    part.resources.append(own_bridge(segment, stable_mac(segment.name)))
+    part.resources += ipv6_settings(bridge, wanted=bool(segment.address6))
+    part.resources += addresses(segment)
+    allow_services(part, segment)
+    part.policy.sources |= forwardable(segment)
+    return part
+
+
+def own_bridge(segment: Segment, mac: str) -> Link:
+    """The bridge itself: complete, its MAC pinned so that ports coming and going never change it."""
+    return Link(name=segment.bridge, type="bridge", mtu=segment.mtu, mac=mac, up=True, master="",
+                alias=f"kvmnet network {segment.name}", stp=segment.network.stp,
+                forward_delay=1500 if segment.network.stp else 0, mcast_snooping=True,
+                nf_call_iptables=False, nf_call_ip6tables=False, nf_call_arptables=False)
+
+
+def ipv6_settings(bridge: str, *, wanted: bool) -> list[Sysctl]:
+    """No IPv6 at all on a bridge where the host has no IPv6 address; no autoconfiguration on ours."""
+    base = f"net/ipv6/conf/{bridge}"
+    return [Sysctl(name=f"{base}/{name}", value=value, dev=bridge)
+            for name, value in (("disable_ipv6", "0" if wanted else "1"), ("accept_ra", "0"), ("autoconf", "0"))]
+
+
+def addresses(segment: Segment) -> list[Address]:
+    found = []
+    if segment.cidr:
+        found.append(Address(name=address_name(segment.bridge, segment.cidr), dev=segment.bridge,
+                             scope="global", label=segment.bridge, broadcast="", peer="", flags=(), dynamic=""))
+    if segment.cidr6:
+        # nodad: without a carrier the address would stay tentative and dnsmasq could not bind to it.
+        found.append(Address(name=address_name(segment.bridge, segment.cidr6), dev=segment.bridge,
+                             scope="global", label="", broadcast="", peer="", flags=("nodad",), dynamic=""))
+    return found
+
+
+def allow_services(part: Part, segment: Segment) -> None:
+    """DHCP, DNS and what the document allows on the host, and the metadata service."""
+    network, bridge, policy = segment.network, segment.bridge, part.policy
+    policy.own |= {a for a in (segment.address, segment.address6) if a}
+    policy.reach.add((bridge, bridge))
+    if network.isolated_ports:
+        policy.reach.discard((bridge, bridge))
+    if network.dhcp.enabled:
+        policy.services |= {(bridge, "udp", port)
+                            for port, address in ((67, segment.address), (547, segment.address6)) if address}
+        if network.dhcp.pxe and network.dhcp.pxe.tftp_root:
+            policy.services.add((bridge, "udp", 69))
+    if network.dns.enabled and (segment.address or segment.address6):
+        policy.services |= {(bridge, "udp", 53), (bridge, "tcp", 53)}
+    policy.services |= {(bridge, a.protocol, a.port) for a in network.allow}
+    if (meta := network.metadata) and segment.address:
+        policy.metadata.add((bridge, meta.address, meta.port, segment.address, meta.to_port))
+
+
+def forwardable(segment: Segment) -> set[tuple[str, str]]:
+    """Prefixes that guests of the bridge may use as source through the host."""
+    extra = {prefix for nic in segment.nics for prefix in nic.prefixes}
+    return {(segment.bridge, p) for p in (segment.network.subnet, segment.network.subnet6, *extra) if p}
+
+
+def host_has_service(network: Network) -> bool:
+    return network.dhcp.enabled or network.dns.enabled or network.ra != "off"
+
+
+def stable_mac(text: str) -> str:
+    """A locally administered MAC that is the same for the same text."""
+    digest = blake2s(text.encode(), digest_size=5, person=b"kvmnet").digest()
+    return ":".join(f"{b:02x}" for b in (0x02, *digest))

@@ -1,0 +1,32 @@
+"""One guest NIC as the compiler places it on a network. Pure."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from kvmnet.spec.models import Nic
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NicOnNetwork:
+    """A NIC with the addresses that it got."""
+
+    vm: str
+    nic: str
+    tap: str
+    mac: str
+    ip: str
+    """IPv4 address, or '' for none."""
+    ip6: str
+    """IPv6 address, or '' for none."""
+    hostname: str
+    mtu: int
+    """MTU in bytes told to the guest."""
+    declared: Nic
+    """What the document says of it."""
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """Further source addresses and prefixes that the document allows."""
+        return self.declared.extra.addresses

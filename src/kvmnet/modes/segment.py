@@ -1,0 +1,81 @@
+"""One network with everything settled: names, addresses, MTU and the NICs on it. Pure."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from ipaddress import ip_interface, ip_network
+from typing import TYPE_CHECKING
+
+from kvmnet.engine.resource import Absent, Key, Resource
+
+if TYPE_CHECKING:
+    from kvmnet.modes.model import NicOnNetwork
+    from kvmnet.spec.models import Network
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A network as the compiler sees it: every default decided."""
+
+    name: str
+    network: Network
+    bridge: str
+    """Device of the bridge, ours or adopted."""
+    mtu: int
+    address: str
+    """The host's IPv4 address on the network, without prefix; '' for none."""
+    address6: str
+    way_out: str
+    """Device that routed packets leave by: the uplink, or the bridge that took it; '' for none."""
+    nics: Sequence[NicOnNetwork]
+
+    @property
+    def cidr(self) -> str:
+        """The host's IPv4 address with its prefix length, or ''."""
+        return with_prefix(self.address, self.network.subnet)
+
+    @property
+    def cidr6(self) -> str:
+        return with_prefix(self.address6, self.network.subnet6)
+
+
+def with_prefix(address: str, subnet: str | None) -> str:
+    if not address or not subnet:
+        return ""
+    return str(ip_interface(f"{address}/{ip_network(subnet).prefixlen}"))
+
+
+@dataclass(slots=True)
+class HostPolicy:
+    """What the host's own table lets pass for one network. Merged over all networks into one table."""
+
+    reach: set[tuple[str, str]] = field(default_factory=set)
+    """(input device, output device) between which new connections may start."""
+    inward: set[str] = field(default_factory=set)
+    """Devices from which forwarded ports may be used."""
+    sources: set[tuple[str, str]] = field(default_factory=set)
+    """(bridge, prefix): what may be forwarded from guests of a bridge."""
+    services: set[tuple[str, str, int]] = field(default_factory=set)
+    """(bridge, protocol, port) of the host that guests may reach."""
+    masquerade: set[tuple[str, str]] = field(default_factory=set)
+    """(output device, source prefix)."""
+    forwards: set[tuple[str, str, int, str, int, str]] = field(default_factory=set)
+    """(host address or '', protocol, port, guest address, guest port, bridge)."""
+    metadata: set[tuple[str, str, int, str, int]] = field(default_factory=set)
+    """(bridge, asked address, asked port, host address, host port)."""
+    own: set[str] = field(default_factory=set)
+    """The host's addresses on guest networks."""
+
+    def merge(self, other: HostPolicy) -> None:
+        for name in self.__slots__:
+            getattr(self, name).update(getattr(other, name))
+
+
+@dataclass(slots=True)
+class Part:
+    """What a mode makes of a network."""
+
+    resources: list[Resource | Absent] = field(default_factory=list)
+    borrowed: set[Key] = field(default_factory=set)
+    policy: HostPolicy = field(default_factory=HostPolicy)
+    notes: list[str] = field(default_factory=list)

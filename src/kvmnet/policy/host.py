@@ -1,0 +1,175 @@
+"""The host's own table, ``inet kvmnet``: what guests may do with the host and through it. Pure.
+
+* input: from guests (known by the mark that their guard set, whatever the bridge) the host answers
+  DHCP, DNS, ND and echo, what the document allows, and its own connections' replies. Nothing else.
+* forward: between bridges of ours and anything else only where the document says so. Pairs of
+  devices are one set lookup. What passes is marked, so that the keeper can drop what no rule saw.
+* nat: masquerade only towards the uplink; forwarded ports work from outside, from the guests
+  themselves (hairpin) and from the host.
+
+Chains stand before priority filter: a drop here is final, an accept leaves the word to the
+host's own firewall (an accept in one table never overrules a drop in another).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from ipaddress import ip_network
+
+from kvmnet.drivers.nftables.resources import NftTable
+from kvmnet.modes.segment import HostPolicy
+from kvmnet.policy.marks import GUEST, ROUTED
+
+NAME = "inet kvmnet"
+
+BASE = f"""\
+chain forward {{
+type filter hook forward priority -10; policy accept;
+iifname "kvb-*" goto guests
+oifname "kvb-*" goto guests
+}}
+chain guests {{
+iifname "kvb-*" iifname . ip saddr != @sources4 counter drop
+iifname "kvb-*" iifname . ip6 saddr != @sources6 counter drop
+ct state vmap {{ established : goto pass, related : goto pass, invalid : drop }}
+iifname . oifname @reach goto pass
+ct status dnat iifname @inward goto pass
+counter reject with icmpx type admin-prohibited
+}}
+chain pass {{
+meta mark set meta mark | {ROUTED:#010x}
+accept
+}}
+chain input {{
+type filter hook input priority -10; policy accept;
+meta mark & {GUEST:#010x} == {GUEST:#010x} goto host
+}}
+chain host {{
+ct state vmap {{ established : accept, related : accept, invalid : drop }}
+iifname . meta l4proto . th dport @services accept
+icmp type echo-request accept
+icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report }} accept
+ct status dnat iifname . ct original ip daddr @metadata accept
+counter drop
+}}
+"""
+
+
+def host_table(policy: HostPolicy) -> NftTable:
+    """The whole table for the merged policy of all networks."""
+    body = [
+        named_set("reach", "ifname . ifname", (f'"{a}" . "{b}"' for a, b in policy.reach)),
+        named_set("inward", "ifname", (f'"{d}"' for d in policy.inward)),
+        named_set("sources4", "ifname . ipv4_addr", prefixes(policy.sources, 4), "interval"),
+        named_set("sources6", "ifname . ipv6_addr", prefixes(policy.sources, 6), "interval"),
+        named_set("services", "ifname . inet_proto . inet_service",
+                  (f'"{d}" . {proto} . {port}' for d, proto, port in policy.services)),
+        named_set("metadata", "ifname . ipv4_addr", (f'"{d}" . {asked}' for d, asked, *_ in policy.metadata)),
+        BASE.rstrip(),
+        *nat_chains(policy),
+    ]
+    return NftTable(name=NAME, text="\n".join(part for part in body if part) + "\n")
+
+
+def named_set(name: str, key: str, elements: Iterable[str], flags: str = "") -> str:
+    listed = sorted(set(elements))
+    lines = [f"set {name} {{", f"type {key}"]
+    if flags:
+        lines.append(f"flags {flags}")
+    if listed:
+        lines.append("elements = { " + ", ".join(listed) + " }")
+    return "\n".join((*lines, "}"))
+
+
+def prefixes(pairs: Iterable[tuple[str, str]], family: int) -> list[str]:
+    """Elements of an interval set; a prefix inside another of the same bridge is left out."""
+    by_device: dict[str, list[str]] = {}
+    for device, prefix in pairs:
+        if ip_network(prefix).version == family:
+            by_device.setdefault(device, []).append(prefix)
+    out = []
+    for device, found in by_device.items():
+        nets = sorted((ip_network(p) for p in set(found)), key=lambda n: (n.network_address, n.prefixlen))
+        kept = [n for i, n in enumerate(nets)
+                if not any(n != m and n.subnet_of(m) for m in nets[:i])]  # type: ignore[arg-type]
+        out += [f'"{device}" . {n}' for n in kept]
+    return out
+
+
+def nat_chains(policy: HostPolicy) -> list[str]:
+    """Address translation; no chain at all when the document needs none."""
+    if not (policy.masquerade or policy.forwards or policy.metadata):
+        return []
+    redirect = [*metadata_rules(policy), *forward_rules(policy, from_guests_and_outside)]
+    local = forward_rules(policy, from_host)
+    source = [
+        *(f'iifname "{bridge}" oifname "{bridge}" ct status dnat masquerade'
+          for bridge in sorted({f[5] for f in policy.forwards})),
+        *(f'oifname "{out}" {family(prefix)} saddr {prefix} masquerade'
+          for out, prefix in sorted(policy.masquerade)),
+    ]
+    return [
+        chain("dstnat", "nat", "prerouting", -100, redirect),
+        chain("localnat", "nat", "output", -100, local),
+        chain("srcnat", "nat", "postrouting", 100, source),
+    ]
+
+
+def chain(name: str, kind: str, hook: str, priority: int, rules: Iterable[str]) -> str:
+    listed = list(rules)
+    if not listed:
+        return ""
+    return "\n".join((f"chain {name} {{", f"type {kind} hook {hook} priority {priority}; policy accept;",
+                      *listed, "}"))
+
+
+def metadata_rules(policy: HostPolicy) -> list[str]:
+    return [f'iifname "{bridge}" ip daddr {asked} tcp dport {port} dnat ip to {host}:{to_port}'
+            for bridge, asked, port, host, to_port in sorted(policy.metadata)]
+
+
+def forward_rules(policy: HostPolicy, where: Callable[[HostPolicy, str, int], str]) -> list[str]:
+    """One lookup per family for ports on any address, one rule for each port on a named address."""
+    rules: list[str] = []
+    for version in (4, 6):
+        chosen = [f for f in sorted(policy.forwards) if ip_network(f[3]).version == version]
+        if not chosen:
+            continue
+        scope = where(policy, "", version)
+        anywhere = [f"{proto} . {port} : {guest} . {to}" for host, proto, port, guest, to, _ in chosen if not host]
+        if anywhere:
+            rules.append(f"{scope} dnat {word(version)} to meta l4proto . th dport map "
+                         "{ " + ", ".join(anywhere) + " }")
+        rules += [f"{where(policy, host, version)} {proto} dport {port} dnat {word(version)} to {target(guest, to)}"
+                  for host, proto, port, guest, to, _ in chosen if host]
+    return rules
+
+
+def from_guests_and_outside(policy: HostPolicy, address: str, version: int) -> str:
+    devices = "{ " + ", ".join(f'"{d}"' for d in sorted(policy.inward)) + " }"
+    return f"iifname {devices} {local_address(policy, address, version)}"
+
+
+def from_host(policy: HostPolicy, address: str, version: int) -> str:
+    loopback = "ip daddr != 127.0.0.0/8 " if version == 4 else "ip6 daddr != ::1 "
+    return loopback + local_address(policy, address, version)
+
+
+def local_address(policy: HostPolicy, address: str, version: int) -> str:
+    """Packets to an address of the host that is not its address on a guest network."""
+    if address:
+        return f"{word(version)} daddr {address}"
+    own = [a for a in sorted(policy.own) if ip_network(a).version == version]
+    spare = f"{word(version)} daddr != {{ {', '.join(own)} }} " if own else ""
+    return f"{spare}fib daddr type local"
+
+
+def word(version: int) -> str:
+    return "ip" if version == 4 else "ip6"
+
+
+def family(prefix: str) -> str:
+    return word(ip_network(prefix).version)
+
+
+def target(guest: str, port: int) -> str:
+    return f"[{guest}]:{port}" if ":" in guest else f"{guest}:{port}"
