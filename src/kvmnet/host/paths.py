@@ -52,4 +52,5 @@ class Paths:
 
     @property
     def images(self) -> Path:
-        return self.state / "images"
+        """Guest images. KVMNET_IMAGE_DIR lets several state directories share them."""
+        return Path(os.environ.get("KVMNET_IMAGE_DIR") or self.state / "images")
