@@ -51,9 +51,8 @@ def allow_services(part: Part, segment: Segment) -> None:
     """DHCP, DNS and what the document allows on the host, and the metadata service."""
     network, bridge, policy = segment.network, segment.bridge, part.policy
     policy.own |= {a for a in (segment.address, segment.address6) if a}
-    policy.reach.add((bridge, bridge))
-    if network.isolated_ports:
-        policy.reach.discard((bridge, bridge))
+    if not network.isolated_ports:
+        policy.bridged.add(bridge)
     if network.dhcp.enabled:
         policy.services |= {(bridge, "udp", port)
                             for port, address in ((67, segment.address), (547, segment.address6)) if address}

@@ -51,6 +51,9 @@ class HostPolicy:
 
     reach: set[tuple[str, str]] = field(default_factory=set)
     """(input device, output device) between which new connections may start."""
+    bridged: set[str] = field(default_factory=set)
+    """Bridges whose own frames pass the IP hooks where the host has bridge netfilter switched on
+    for all bridges; their sources were judged by the guard."""
     inward: set[str] = field(default_factory=set)
     """Devices from which forwarded ports may be used."""
     sources: set[tuple[str, str]] = field(default_factory=set)

@@ -28,6 +28,7 @@ iifname "kvb-*" goto guests
 oifname "kvb-*" goto guests
 }}
 chain guests {{
+iifname . oifname @bridged goto pass
 iifname "kvb-*" iifname . ip saddr != @sources4 counter drop
 iifname "kvb-*" iifname . ip6 saddr != @sources6 counter drop
 ct state vmap {{ established : goto pass, related : goto pass, invalid : drop }}
@@ -58,6 +59,7 @@ def host_table(policy: HostPolicy) -> NftTable:
     """The whole table for the merged policy of all networks."""
     body = [
         named_set("reach", "ifname . ifname", (f'"{a}" . "{b}"' for a, b in policy.reach)),
+        named_set("bridged", "ifname . ifname", (f'"{b}" . "{b}"' for b in policy.bridged)),
         named_set("inward", "ifname", (f'"{d}"' for d in policy.inward)),
         named_set("sources4", "ifname . ipv4_addr", prefixes(policy.sources, 4), "interval"),
         named_set("sources6", "ifname . ipv6_addr", prefixes(policy.sources, 6), "interval"),

@@ -1,0 +1,106 @@
+"""The command line. Each command is one line of COMMANDS and is imported when it is called."""
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from kvmnet import __version__
+from kvmnet.errors import KvmnetError, SpecError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    # name: (module:function, one line of help)
+    "init": ("documents:init", "Write a commented starter document."),
+    "schema": ("documents:schema", "Print the document's JSON Schema, for editors."),
+    "plan": ("change:plan", "Show what apply would do. Exits 0 when nothing, 2 when there are changes."),
+    "apply": ("change:apply", "Make the host as the document says, in one transaction."),
+    "confirm": ("change:confirm", "Keep a change that was applied with --confirm."),
+    "recover": ("change:recover", "Finish what an interrupted change left behind."),
+    "rollback": ("change:rollback", "Go back to an earlier revision."),
+    "destroy": ("change:destroy", "Remove everything of ours and give back what was borrowed."),
+    "boot": ("change:boot", "Apply the last confirmed revision (run by the systemd unit)."),
+    "status": ("look:status", "Everything wanted and seen, at a glance."),
+    "history": ("look:history", "Who applied what, when, from which file."),
+    "check": ("look:check", "Prove with packets what the document promises."),
+    "vm": ("guests:vm", "Start, stop, list and enter guests that kvmnet runs."),
+}
+USAGE_ERROR = 64
+"""Exit code for a mistyped command line (EX_USAGE); 2 means "there are changes"."""
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported one by one, so that --version and --help stay fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f"kvmnet.cli.{module}"), function)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in COMMANDS:
+            from difflib import get_close_matches
+            near = get_close_matches(args[0], COMMANDS, 1)
+            ctx.fail(f"no command {args[0]!r}" + (f"; did you mean {near[0]}?" if near else "; see kvmnet --help"))
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="kvmnet")
+def cli() -> None:
+    """Networking for KVM hosts, declared in one document."""
+
+
+def main() -> None:
+    """Entry point: runs a command and turns every error of the user's world into words and a code."""
+    try:
+        code = cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped; nothing was changed", err=True)
+        code = 130
+    except click.UsageError as wrong:
+        wrong.show()
+        code = USAGE_ERROR
+    except click.ClickException as wrong:
+        wrong.show()
+        code = wrong.exit_code
+    except SpecError as wrong:
+        report_spec(wrong)
+        code = wrong.exit_code
+    except KvmnetError as wrong:
+        click.echo(click.style("error: ", fg="red") + str(wrong), err=True)
+        if wrong.hint:
+            click.echo(f"  {wrong.hint}", err=True)
+        code = wrong.exit_code
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 141
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def report_spec(wrong: SpecError) -> None:
+    """Every problem of the document with its place, as compilers print them."""
+    for problem in wrong.problems:
+        place = f"{wrong.source}:{problem.line}:{problem.column}" if problem.line else wrong.source
+        click.echo(f"{place}: {click.style('error:', fg='red')} {problem.path + ': ' if problem.path else ''}"
+                   f"{problem.message}", err=True)
+        if problem.hint:
+            click.echo(f"    {problem.hint}", err=True)
+    click.echo(f"{len(wrong.problems)} problem(s); nothing was changed", err=True)
+
+
+if __name__ == "__main__":
+    main()
