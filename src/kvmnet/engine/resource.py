@@ -14,8 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from functools import cache
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+
+F = TypeVar("F")
+if TYPE_CHECKING:
+    def cache(function: F) -> F:
+        """functools.cache; mypy takes the class of a frozen dataclass for unhashable."""
+else:
+    from functools import cache
 
 
 class Key(NamedTuple):
@@ -119,4 +125,5 @@ def merge(before: Resource, after: Resource) -> Resource:
 def narrow(resource: Resource, names: Iterator[str] | frozenset[str] | set[str]) -> Resource:
     """*resource* claiming only the settings in *names*."""
     keep = set(names)
-    return replace(resource, **{n: None for n in setting_names(type(resource)) if n not in keep})
+    dropped: dict[str, Any] = {n: None for n in setting_names(type(resource)) if n not in keep}
+    return replace(resource, **dropped)
