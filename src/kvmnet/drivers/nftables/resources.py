@@ -33,6 +33,9 @@ class NicGuard(Resource):
     vlans: tuple[int, ...] | None = option(doc="VLAN ids that a trunk NIC may tag, sorted", guest="live")
     roles: tuple[str, ...] | None = option(
         doc="dhcp-server, router, querier: what this NIC may do beyond a plain guest, sorted", guest="live")
+    forbidden: tuple[str, ...] | None = option(
+        doc="addresses of the host and of gateways that it can never use, sorted", guest="live")
+    zone: int | None = option(doc="number of its network: link-locals are claimed per network", guest="live")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
