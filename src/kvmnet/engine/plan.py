@@ -1,8 +1,10 @@
 """plan(seen, wanted) -> Steps. Pure, and linear in the size of the two states.
 
 Order comes from references alone. A resource's depth is one more than the deepest thing it names;
-deletions run from deep to shallow, then creations and updates from shallow to deep. Within one
-depth, steps of one kind stand together, so that a driver gets long runs and makes each one batch.
+creations and updates run from shallow to deep, and before them deletions in exactly the reverse order.
+Within one depth, steps of one kind stand together, so that a driver gets long runs and makes each one
+batch. What takes the place of something else (an address that moves to another link) comes last, its
+deletions beside its creations, so that the gap is one batch and not the length of the plan.
 
 Removal is simulated on a copy: what the system takes along (``cascade``) needs no step, what it
 leaves behind (``detach``) shows up as an update if the wanted state still claims it.
@@ -15,7 +17,7 @@ from functools import cached_property
 from typing import TypeAlias
 
 from kvmnet.engine.resource import (
-    Absent, Changes, Key, Resource, State, Wanted, diff, merge, must_recreate, narrow,
+    Absent, Changes, Key, Resource, State, Wanted, diff, merge, must_recreate, narrow, replaces_name,
 )
 
 
@@ -95,12 +97,39 @@ def plan(seen: State, wanted: Wanted, ours: Set[Key],
     if len(pending) > 1:
         depth = Depths(present)
         pending.sort(key=lambda s: (depth[s.key], s.key))
-    return (*deletions, *pending)
+    return handover_last(deletions, pending)
+
+
+def handover_last(deletions: list[Step], pending: list[Step]) -> tuple[Step, ...]:
+    """The plan's order, with everything that changes places at its end.
+
+    There stand: the deletions of what is replaced, then the changes of what it hung on (the NIC that
+    joins a bridge), then what takes its place.
+    """
+    left = {old: s.key for s in pending if isinstance(s, Create) and (old := predecessor(s.after))}
+    moving = [s for s in deletions if s.key in left]
+    if not moving:
+        return (*deletions, *pending)
+    arriving = {left[s.key] for s in moving}
+    holders = {r.target for s in moving if isinstance(s, Delete) for r in s.before.refs()}
+    last = {s.key for s in moving}
+    return (*(s for s in deletions if s.key not in last),
+            *(s for s in pending if s.key not in arriving and s.key not in holders),
+            *moving,
+            *(s for s in pending if s.key in holders),
+            *(s for s in pending if s.key in arriving))
+
+
+def predecessor(resource: Resource) -> Key | None:
+    """Whose place *resource* takes, or None."""
+    name = replaces_name(type(resource))
+    old = getattr(resource, name) if name else None
+    return Key(resource.kind, old) if old else None
 
 
 def find_doomed(seen: State, wanted: Wanted, ours: Set[Key]) -> set[Key]:
     """Seen keys that must go: ours and unwanted, wanted absent, or not changeable in place."""
-    doomed = {k for k in ours if k not in wanted and k in seen}
+    doomed = {k for k in ours if k not in wanted and k in seen and not seen[k].permanent}
     for key, after in wanted.items():
         before = seen.get(key)
         if before is not None and (isinstance(after, Absent) or must_recreate(before, after)):
@@ -130,7 +159,7 @@ def remove_all(now: dict[Key, Resource], doomed: set[Key]) -> list[Step]:
                     went.append(holder)
                     stack.append(holder)
     depth = Depths(now)
-    explicit = sorted(doomed - taken, key=lambda k: (-depth[k], k))
+    explicit = sorted(doomed - taken, key=lambda k: (depth[k], k), reverse=True)
     steps: list[Step] = [Delete(now[k], tuple(along[k])) for k in explicit]
     gone = doomed | taken
     for key in gone:

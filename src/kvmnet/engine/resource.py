@@ -35,14 +35,17 @@ class Key(NamedTuple):
 
 
 def option(default: Any = None, *, doc: str, recreate: bool = False, ref: str = "",
-           on_delete: str = "detach", guest: str = "") -> Any:
+           on_delete: str = "detach", guest: str = "", once: bool = False, replaces: bool = False) -> Any:
     """Declare one setting of a resource.
 
     ``recreate``: it cannot be changed in place. ``ref``: the kind of resource it names.
     ``guest``: how a running guest notices a change: "live", "replug" or "restart".
+    ``once``: told when the resource is made and never compared (a lifetime that runs).
+    ``replaces``: it names a resource of the same kind whose place this one takes (an address that
+    moves to another link); the plan keeps the two together.
     """
-    return field(default=default, metadata={"doc": doc, "recreate": recreate, "ref": ref,
-                                            "on_delete": on_delete, "guest": guest})
+    return field(default=default, metadata={"doc": doc, "recreate": recreate, "ref": ref, "on_delete": on_delete,
+                                            "guest": guest, "once": once, "replaces": replaces})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,8 @@ class Resource:
 
     name: str
     kind: ClassVar[str] = ""
+    permanent: ClassVar[bool] = False
+    """It always exists (a kernel setting): when nothing wants it any more it is left as it is."""
 
     @property
     def key(self) -> Key:
@@ -94,6 +99,18 @@ def setting_names(cls: type[Resource]) -> tuple[str, ...]:
 
 
 @cache
+def compared_names(cls: type[Resource]) -> tuple[str, ...]:
+    """Names of the settings that make a difference: all but those told only once."""
+    return tuple(f.name for f in fields(cls) if f.name != "name" and not f.metadata.get("once"))
+
+
+@cache
+def replaces_name(cls: type[Resource]) -> str:
+    """Name of the field that says whose place a resource takes, or ''."""
+    return next((f.name for f in fields(cls) if f.metadata.get("replaces")), "")
+
+
+@cache
 def recreate_names(cls: type[Resource]) -> frozenset[str]:
     return frozenset(f.name for f in fields(cls) if f.metadata.get("recreate"))
 
@@ -106,7 +123,7 @@ def diff(before: Resource, after: Resource) -> Changes:
     if before == after:
         return {}
     changed: Changes = {}
-    for name in setting_names(type(after)):
+    for name in compared_names(type(after)):
         want = getattr(after, name)
         if want is not None and want != (have := getattr(before, name)):
             changed[name] = (have, want)

@@ -2,9 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import ip_interface, ip_network
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
+
+PROTO = "87"
+"""Routing protocol number that marks our routes and proxy neighbours (rtnetlink(7): above RTPROT_STATIC
+the numbers are user space's own)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +59,15 @@ class Address(Resource):
     peer: str | None = option(doc="far end of a point to point address", recreate=True)
     flags: tuple[str, ...] | None = option(doc="noprefixroute, nodad, home, mngtmpaddr; sorted")
     dynamic: str | None = option(doc="'' when static; 'dhcp' or 'ra' when a lifetime runs")
-    lifetime: int | None = option(doc="seconds left, given once when a dynamic address is moved")
+    lifetime: int | None = option(doc="seconds left, given once when a dynamic address is moved", once=True)
+    preferred: int | None = option(doc="seconds until it is deprecated, given once", once=True)
+    replaces: str | None = option(doc="address on another link that this one takes the place of", once=True,
+                                  replaces=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route(Resource):
-    """A route; named ``[table T] DST [metric M] [dev DEV]`` so that the name is its identity."""
+    """A route; named by ``route_name``: ``[table T] DST [metric M] [dev DEV]``, which is its identity."""
 
     kind: ClassVar[str] = "route"
     dev: str | None = option(doc="output link", ref="link", on_delete="cascade", recreate=True)
@@ -73,6 +81,9 @@ class Route(Resource):
     proto: str | None = option(doc="who made it: kernel, static, ra, dhcp, 87 (kvmnet)")
     flags: tuple[str, ...] | None = option(doc="onlink; sorted")
     options: str | None = option(doc="further iproute2 words (mtu 1400, advmss ...), canonical")
+    lifetime: int | None = option(doc="seconds left, given once when a dynamic route is moved", once=True)
+    replaces: str | None = option(doc="route on another link that this one takes the place of", once=True,
+                                  replaces=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +100,48 @@ class Sysctl(Resource):
     """A kernel setting; named by its path with slashes, e.g. ``net/ipv4/conf/kvb-lan/forwarding``."""
 
     kind: ClassVar[str] = "sysctl"
+    permanent: ClassVar[bool] = True
     value: str | None = option(doc="value as the kernel prints it")
     dev: str | None = option(doc="link that it belongs to, if any", ref="link", on_delete="cascade")
-    after: str | None = option(doc="sysctl that must be set before this one", ref="sysctl")
+    after: str | None = option(doc="sysctl that must be set before this one", ref="sysctl", once=True)
+
+
+def address_name(dev: str, cidr: str) -> str:
+    """Name of an Address. ``cidr``: address with its prefix length; any spelling is made canonical."""
+    return f"{dev} {ip_interface(cidr)}"
+
+
+def proxy_name(dev: str, address: str) -> str:
+    """Name of a ProxyNeighbour."""
+    return f"{dev} {ip_interface(address).ip}"
+
+
+def default_metric(family: int) -> int:
+    """Metric of a route that names none: 0 for IPv4, 1024 for IPv6 (IP6_RT_PRIO_USER)."""
+    return 1024 if family == 6 else 0
+
+
+def route_name(dst: str, *, family: int, dev: str = "", table: str = "main", metric: int | None = None,
+               mark: str = "") -> str:
+    """Name of a Route: ``default dev ens18``, ``::/0 dev ens18``, ``table 100 10.0.0.0/8 metric 5``.
+
+    The default route of IPv6 is spelled ``::/0`` so that both families can have one. ``mark`` tells
+    apart what the kernel keeps side by side (``via fe80::1`` of two routers, ``tos 0x10``).
+    """
+    where = "" if table == "main" else f"table {table} "
+    to = ("::/0" if family == 6 else "default") if dst == "default" else dst
+    rank = "" if metric in (None, default_metric(family)) else f" metric {metric}"
+    return f"{where}{to}{rank}{f' dev {dev}' if dev else ''}{f' {mark}' if mark else ''}"
+
+
+def route(dst: str, *, dev: str = "", via: str = "", src: str = "", table: str = "main",
+          metric: int | None = None, family: int = 0) -> Route:
+    """A complete route of ours. ``dst``: a prefix, or ``default`` (then ``family`` or ``via`` says which)."""
+    if dst != "default":
+        net = ip_network(dst)
+        family, dst = net.version, "default" if net.prefixlen == 0 else str(net)
+    elif not family:
+        family = ip_interface(via).version if via else 4
+    number = default_metric(family) if metric is None else metric
+    return Route(name=route_name(dst, family=family, dev=dev, table=table, metric=number), dev=dev, dst=dst,
+                 family=family, table=table, metric=number, via=via, src=src, proto=PROTO, flags=(), options="")
