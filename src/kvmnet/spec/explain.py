@@ -47,10 +47,13 @@ def _settle(loc: Iterable[str | int], data: Any) -> tuple[Steps, Any, Steps]:
     """*loc* as far as the document goes, the value there, and what is left of it."""
     loc = tuple(loc)
     for depth, step in enumerate(loc):
-        if (isinstance(data, dict) and isinstance(step, str) and step in data and loc[depth:] != ("[key]",)) or (isinstance(data, list) and isinstance(step, int) and step < len(data)):
-            data = data[step]
-        else:
-            return loc[:depth], data, loc[depth:]
+        match data:
+            case dict() if isinstance(step, str) and step in data and loc[depth:] != ("[key]",):
+                data = data[step]
+            case list() if isinstance(step, int) and step < len(data):
+                data = data[step]
+            case _:
+                return loc[:depth], data, loc[depth:]
     return loc, data, ()
 
 
