@@ -1,0 +1,278 @@
+"""DHCP, router advertisements and DNS: one dnsmasq per network, its reservations in one file.
+
+A network's files stand in ``RUN/dnsmasq/NETWORK``; what it has lent in ``STATE/leases/NETWORK``.
+The lease file outlives its server: a guest keeps its address when the network is made anew, and
+leases that do not fit any more are dropped then.
+
+A change of reservations rewrites one file and has the living process read it (SIGHUP). The digest of
+what it has read is kept, so that a crash between the two is seen as ``running=False``.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2s
+from pathlib import Path
+
+from kvmnet.drivers.dnsmasq import process, wire
+from kvmnet.drivers.dnsmasq.process import Files
+from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
+from kvmnet.drivers.dnsmasq.wire import Lease
+from kvmnet.engine.driver import Command, Progress, Seen
+from kvmnet.engine.plan import Create, Delete, Step, Update
+from kvmnet.engine.resource import Key, Wanted
+from kvmnet.host.clock import wait_until
+from kvmnet.host.paths import Paths
+from kvmnet.host.run import ToolFailed, missing, run
+
+FEW = 16
+"""Stale leases that are released one by one; for more, a restart is quicker."""
+
+
+@dataclass(slots=True)
+class Work:
+    """The steps of one network."""
+
+    steps: list[Step] = field(default_factory=list)
+    stop: bool = False
+    server: DnsmasqServer | None = None
+    """The server as it shall be, when a step is about it."""
+    changes: dict[str, Reservation | None] = field(default_factory=dict)
+    """MAC -> reservation, None for none."""
+
+
+class DnsmasqDriver:
+    kinds = frozenset(("dnsmasq", "reservation"))
+
+    def __init__(self, paths: Paths):
+        self.paths = paths
+
+    def unavailable(self) -> str | None:
+        return missing("dnsmasq")
+
+    # -- observe -----------------------------------------------------------------------------------
+
+    def observe(self, intent: Wanted) -> Seen:
+        """Our servers and their reservations. Other people's dnsmasqs have no name here."""
+        seen = Seen()
+        for directory in sorted(self.paths.dnsmasq("x").parent.glob("*")):
+            self.observe_network(directory.name, seen)
+        seen.ours = set(seen.state)
+        return seen
+
+    def observe_network(self, network: str, seen: Seen) -> None:
+        files = self.files(network)
+        config = wire.parse_config(read(files.conf))
+        if config is None:
+            return
+        hosts = read(files.hosts)
+        running = bool(process.living(files)) and read(files.read) == digest(hosts)
+        server = DnsmasqServer(name=network, dev=wire.served_link(config), config=config, running=running)
+        seen.state[server.key] = server
+        for reservation in wire.parse_hosts(network, hosts).values():
+            seen.state[reservation.key] = reservation
+
+    def files(self, network: str) -> Files:
+        return Files(self.paths.dnsmasq(network), self.paths.leases(network))
+
+    # -- apply -------------------------------------------------------------------------------------
+
+    def apply(self, steps: Sequence[Step], progress: Progress) -> None:
+        for network, work in by_network(steps).items():
+            self.apply_network(network, work)
+            progress(len(work.steps))
+
+    def apply_network(self, network: str, work: Work) -> None:
+        files, key = self.files(network), Key("dnsmasq", network)
+        if work.stop:
+            process.stop(key, files)
+            remove(files.run)
+            if work.server is None and not any(work.changes.values()):
+                return
+        known = files.hosts.exists() or bool(work.changes)
+        new = {mac: r for mac, r in {**wire.parse_hosts(network, read(files.hosts)), **work.changes}.items()
+               if r is not None}
+        prepare(files)
+        write_reservations(files, new)
+        if (server := work.server) is not None:
+            if server.running is False or wire.parse_config(read(files.conf)) != server.config:
+                process.stop(key, files)
+                write_config(files, server)
+            if server.running is False:
+                return
+        pid = process.living(files)
+        if pid:
+            acknowledge(key, files, pid, unfit(network, files, new))
+        elif server is not None:
+            drop(files, unfit(network, files, new) if known else ())
+            begin(key, files)
+
+    # -- what it would run -------------------------------------------------------------------------
+
+    def commands(self, steps: Sequence[Step]) -> Sequence[Command]:
+        found: list[Command] = []
+        for network, work in by_network(steps).items():
+            files = self.files(network)
+            keys = tuple(s.key for s in work.steps)
+            if work.stop:
+                found.append(Command(("pkill", "-TERM", "-F", str(files.pid)), keys=keys))
+            if work.changes:
+                lines = (wire.reservation_line(r) if r else f"{mac} removed" for mac, r in work.changes.items())
+                found.append(Command(("tee", str(files.hosts)), "\n".join((*lines, "")), keys))
+            if work.server is not None:
+                text = wire.config_text(work.server.config or (), files.options())
+                found.append(Command(("tee", str(files.conf)), text, keys))
+                found.append(Command(process.start_argv(files), keys=keys))
+            elif work.changes:
+                found.append(Command(("pkill", "-HUP", "-F", str(files.pid)), keys=keys))
+        return found
+
+
+def by_network(steps: Sequence[Step]) -> dict[str, Work]:
+    """*steps* by network, each network's summed up: the last word on a reservation counts."""
+    found: dict[str, Work] = {}
+    for step in steps:
+        network, _, mac = step.key.name.partition(" ")
+        work = found.setdefault(network, Work())
+        work.steps.append(step)
+        match step:
+            case Create(DnsmasqServer() as server) | Update(_, DnsmasqServer() as server):
+                work.server = server
+            case Delete(DnsmasqServer()):
+                work.stop = True
+            case Create(Reservation() as after) | Update(_, Reservation() as after):
+                work.changes[mac] = after
+            case Delete(Reservation()):
+                work.changes[mac] = None
+    return found
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+def read(path: Path) -> str:
+    """Text of a file, '' when it does not exist."""
+    try:
+        return path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def write(path: Path, text: str) -> None:
+    """Replace a file at once: a reader sees the old text or the new one."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as new:
+        new.write(text)
+        os.fchmod(new.fileno(), 0o644)
+    Path(new.name).replace(path)
+
+
+def prepare(files: Files) -> None:
+    """Directories that the service's user can enter, and a lease file that it can write."""
+    user = process.service_user()
+    for directory in (files.run.parent, files.run, files.leases.parent):
+        if not directory.exists():
+            directory.mkdir(parents=True)
+            directory.chmod(0o755)
+    files.leases.touch()
+    os.chown(files.leases, user.pw_uid, user.pw_gid)
+
+
+def write_reservations(files: Files, reservations: Mapping[str, Reservation]) -> None:
+    write(files.names, wire.names_text(reservations.values()))
+    write(files.hosts, wire.hosts_text(reservations.values()))
+
+
+def write_config(files: Files, server: DnsmasqServer) -> None:
+    write(files.conf, wire.config_text(server.config or (), files.options()))
+
+
+def remove(directory: Path) -> None:
+    """A server's files; the configuration goes last, since it is what makes the server seen."""
+    with contextlib.suppress(FileNotFoundError):
+        for entry in sorted(directory.iterdir(), key=lambda p: p.name == "conf"):
+            entry.unlink()
+        directory.rmdir()
+
+
+def digest(hosts: str) -> str:
+    return blake2s(hosts.encode()).hexdigest()
+
+
+def begin(key: Key, files: Files) -> None:
+    """Start the process on the files as they are; it reads its reservations on the way."""
+    process.start(key, files)
+    settle(files)
+
+
+def acknowledge(key: Key, files: Files, pid: int, unwanted: Sequence[Lease]) -> None:
+    """Have the process read its reservations, unless it has, and free the leases that do not fit them."""
+    if read(files.read) == digest(read(files.hosts)):
+        return
+    process.reload(key, files, pid)
+    if unwanted and not release(files, unwanted):
+        process.stop(key, files)
+        drop(files, unwanted)
+        process.start(key, files)
+    settle(files)
+
+
+def settle(files: Files) -> None:
+    """Note that the process has read the reservations, and under which ones it lends from now on."""
+    hosts = read(files.hosts)
+    if hosts:
+        write(files.owners, hosts)
+    write(files.read, digest(hosts))
+
+
+# -- leases ----------------------------------------------------------------------------------------
+
+def leases(paths: Paths, network: str) -> list[Lease]:
+    """What a network's server has lent. Expiry in seconds since 1970, 0 for never."""
+    return wire.parse_leases(read(paths.leases(network)))[0]
+
+
+def read_leases(files: Files) -> tuple[list[Lease], str]:
+    return wire.parse_leases(read(files.leases))
+
+
+def unfit(network: str, files: Files, new: Mapping[str, Reservation]) -> list[Lease]:
+    """Leases that do not fit the reservations *new*."""
+    free = wire.lent_freely(wire.parse_config(read(files.conf)) or ())
+    old = wire.parse_hosts(network, read(files.owners))
+    return wire.stale(read_leases(files)[0], new, old, free)
+
+
+def drop(files: Files, unwanted: Sequence[Lease]) -> None:
+    """Take leases out of the file of a server that is not running."""
+    if not unwanted:
+        return
+    held, duid = read_leases(files)
+    gone = set(unwanted)
+    write(files.leases, wire.leases_text((x for x in held if x not in gone), duid))
+    user = process.service_user()
+    os.chown(files.leases, user.pw_uid, user.pw_gid)
+
+
+def release(files: Files, unwanted: Sequence[Lease]) -> bool:
+    """Free leases of a running server by a release message each, as their clients would. False when they
+    are too many for that, when the tools are missing or when the server has not heard."""
+    if len(unwanted) > FEW or missing("dhcp_release", "dhcp_release6"):
+        return False
+    link = wire.served_link(wire.parse_config(read(files.conf)) or ())
+    duid = read_leases(files)[1]
+    gone = {(x.ip, x.mac, x.client) for x in unwanted}
+    try:
+        for lease in unwanted:
+            run(release_argv(link, lease, duid), timeout=process.PATIENCE)
+        return wait_until(lambda: gone.isdisjoint((x.ip, x.mac, x.client) for x in read_leases(files)[0]), 1, 0.005)
+    except (ToolFailed, TimeoutError):
+        return False
+
+
+def release_argv(link: str, lease: Lease, server: str) -> tuple[str, ...]:
+    if lease.iaid is None:
+        return ("dhcp_release", link, lease.ip, lease.mac, lease.client)
+    return ("dhcp_release6", "--iface", link, "--ip", lease.ip, "--iaid", f"{lease.iaid:x}",
+            "--client-id", lease.client, "--server-id", server)

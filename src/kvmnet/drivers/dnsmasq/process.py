@@ -1,0 +1,244 @@
+"""One dnsmasq process: find it, start it, have it read its reservations again, stop it.
+
+A process is ours when it runs in this network namespace and its command line names a configuration
+below our run directory; a pid file alone proves nothing, since pids are used again.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmnet.drivers.dnsmasq import wire
+from kvmnet.engine.driver import StepFailed
+from kvmnet.engine.resource import Key
+from kvmnet.host.clock import wait_until
+from kvmnet.host.run import ToolFailed, find, run
+
+LOG_LIMIT = 8 * 2**20
+"""Bytes after which the log is emptied at the next reload, and (twice that) never grows: a guest can
+make its server write a line per packet, and /run is memory. Beyond, dnsmasq falls back to syslog
+(src/log.c)."""
+PATIENCE = 5.0
+"""Seconds within which a dnsmasq starts, reads its files or ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Where the dnsmasq of one network keeps what."""
+
+    run: Path
+    leases: Path
+
+    @property
+    def conf(self) -> Path:
+        return self.run / "conf"
+
+    @property
+    def hosts(self) -> Path:
+        """Reservations, as a dhcp-hostsfile."""
+        return self.run / "hosts"
+
+    @property
+    def names(self) -> Path:
+        """Names of reservations, as a hosts(5) file."""
+        return self.run / "names"
+
+    @property
+    def pid(self) -> Path:
+        return self.run / "pid"
+
+    @property
+    def log(self) -> Path:
+        return self.run / "log"
+
+    @property
+    def read(self) -> Path:
+        """Digest of the reservations that the living process has read."""
+        return self.run / "read"
+
+    @property
+    def owners(self) -> Path:
+        """The reservations under which the leases were lent, also when the server is gone."""
+        return self.leases.with_suffix(".hosts")
+
+    def options(self) -> tuple[str, ...]:
+        """The driver's own lines of the configuration."""
+        return (f"pid-file={self.pid}", f"log-facility={self.log}", f"dhcp-leasefile={self.leases}",
+                f"dhcp-hostsfile={self.hosts}", f"addn-hosts={self.names}", f"user={service_user().pw_name}")
+
+
+def service_user() -> pwd.struct_passwd:
+    """The user that the process becomes: the distribution's own for dnsmasq, else nobody."""
+    try:
+        return pwd.getpwnam("dnsmasq")
+    except KeyError:
+        return pwd.getpwnam("nobody")
+
+
+def start_argv(files: Files) -> tuple[str, ...]:
+    """The command that starts the process; it returns once dnsmasq listens."""
+    script = f'trap "" XFSZ; ulimit -f {2 * LOG_LIMIT // 512}; exec "$@"'
+    return ("sh", "-c", script, "dnsmasq", find("dnsmasq") or "dnsmasq", f"--conf-file={files.conf}")
+
+
+# -- which process ---------------------------------------------------------------------------------
+
+def living(files: Files) -> int:
+    """Pid of our process, or 0."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(files.pid.read_text())
+        if serves(pid, files):
+            return pid
+    return next((pid for pid, conf in all_processes().items() if conf == str(files.conf)), 0)
+
+
+def serves(pid: int, files: Files) -> bool:
+    return conf_of(pid) == str(files.conf) and here(pid)
+
+
+def conf_of(pid: int) -> str:
+    """The configuration that a living dnsmasq was started with, or ''."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        dead = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+    except OSError:
+        return ""
+    if dead or Path(os.fsdecode(words[0])).name != "dnsmasq":
+        return ""
+    return next((os.fsdecode(w[12:]) for w in words if w.startswith(b"--conf-file=")), "")
+
+
+def here(pid: int) -> bool:
+    """The process is in the network namespace of this thread."""
+    try:
+        return Path(f"/proc/{pid}/ns/net").stat().st_ino == Path("/proc/thread-self/ns/net").stat().st_ino
+    except OSError:
+        return False
+
+
+def all_processes() -> Mapping[int, str]:
+    """Every dnsmasq of this network namespace with its configuration."""
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (conf := conf_of(int(entry.name))) and here(int(entry.name)):
+            found[int(entry.name)] = conf
+    return found
+
+
+# -- start, reload, stop ---------------------------------------------------------------------------
+
+def start(key: Key, files: Files) -> int:
+    """Start the process and return its pid. Raises StepFailed with dnsmasq's own words."""
+    check_reachable(key, files)
+    try:
+        run(["dnsmasq", "--test", f"--conf-file={files.conf}"], timeout=PATIENCE)
+    except ToolFailed as wrong:
+        raise StepFailed(key, wire.explain_syntax(wrong.detail, files.conf.read_text())) from wrong
+    files.pid.unlink(missing_ok=True)
+    files.log.unlink(missing_ok=True)
+    try:
+        run(start_argv(files), timeout=PATIENCE)
+        return wait_until(lambda: living(files), PATIENCE)
+    except ToolFailed as wrong:
+        detail = wrong.detail.removeprefix("dnsmasq: ").strip()
+        raise StepFailed(key, f"dnsmasq does not start: {detail}", advice(detail)) from wrong
+    except TimeoutError as late:
+        raise StepFailed(key, f"dnsmasq ended right after its start: {last_words(files)}") from late
+
+
+def check_reachable(key: Key, files: Files) -> None:
+    """After a reload the files are read without root's rights."""
+    user = service_user()
+    for directory in (files.run, *files.run.parents):
+        info = directory.stat()
+        bit = 0o100 if info.st_uid == user.pw_uid else 0o010 if info.st_gid == user.pw_gid else 0o001
+        if not info.st_mode & bit:
+            raise StepFailed(key, f"user {user.pw_name}, as whom dnsmasq runs, cannot enter {directory}",
+                             f"chmod o+x {directory}, or choose another KVMNET_RUN_DIR")
+
+
+def reload(key: Key, files: Files, pid: int) -> None:
+    """Have the process read its reservations, and wait until it says so. Raises StepFailed."""
+    with contextlib.suppress(FileNotFoundError):
+        if files.log.stat().st_size > LOG_LIMIT:
+            os.truncate(files.log, 0)
+            os.kill(pid, signal.SIGUSR2)
+    before = files.log.stat().st_size if files.log.exists() else 0
+    said = f"read {files.hosts}".encode()
+
+    def has_read() -> bool:
+        with contextlib.suppress(FileNotFoundError), files.log.open("rb") as log:
+            log.seek(before)
+            return said in log.read()
+        return False
+
+    try:
+        os.kill(pid, signal.SIGHUP)
+        wait_until(has_read, PATIENCE, 0.002)
+    except (ProcessLookupError, TimeoutError) as gone:
+        raise StepFailed(key, f"dnsmasq (pid {pid}) has not read {files.hosts}: {last_words(files)}") from gone
+
+
+def stop(key: Key, files: Files) -> None:
+    """End the process, by force if need be. Raises StepFailed when it cannot be ended."""
+    files.read.unlink(missing_ok=True)
+    pid = living(files)
+    if not pid:
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError, TimeoutError):
+            os.kill(pid, number)
+            wait_until(lambda: not serves(pid, files), PATIENCE, 0.002)
+        if not serves(pid, files):
+            return
+    raise StepFailed(key, f"dnsmasq (pid {pid}) does not end")
+
+
+# -- what went wrong -------------------------------------------------------------------------------
+
+def last_words(files: Files) -> str:
+    """The last line of the log, without its date."""
+    try:
+        lines = files.log.read_text(errors="replace").splitlines()
+    except OSError:
+        return "no log"
+    return lines[-1].partition("]: ")[2] or lines[-1] if lines else "nothing in its log"
+
+
+def advice(message: str) -> str:
+    """What to do about an error of dnsmasq's start."""
+    if "Address already in use" in message:
+        holders = "; ".join(dict.fromkeys(holding(wire.in_the_way(message, sockets_here()))))
+        return (f"{holders}: stop it, or have it leave this address alone (dns.enabled: false on the network "
+                "when another resolver shall serve it)" if holders
+                else "another server holds the port: ss -lunp shows who")
+    if "Permission denied" in message:
+        return "AppArmor or SELinux may confine dnsmasq: see the kernel's log (dmesg)"
+    return ""
+
+
+def sockets_here() -> list[wire.Socket]:
+    found = []
+    for protocol in ("udp", "udp6", "tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            found += wire.parse_sockets(protocol, Path(f"/proc/thread-self/net/{protocol}").read_text())
+    return found
+
+
+def holding(sockets: list[wire.Socket]) -> list[str]:
+    """Each of *sockets* with the process that has it open."""
+    wanted = {f"socket:[{s.inode}]": s for s in sockets}
+    owner: dict[int, str] = {}
+    for entry in Path("/proc").iterdir() if wanted else ():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                for fd in (entry / "fd").iterdir():
+                    if (held := wanted.get(str(fd.readlink()))) is not None:
+                        owner[held.inode] = f"{(entry / 'comm').read_text().strip()} (pid {entry.name})"
+    return [f"{owner.get(s.inode, 'a process outside our view')} holds {s.protocol} {s.address} port {s.port}"
+            for s in sockets]
