@@ -99,7 +99,7 @@ class Dhcp(Part):
     only on NICs whose guard allows the address."""
     routes: tuple[DhcpRoute, ...] = ()
     """Classless static routes handed to guests."""
-    ntp: tuple[Address4, ...] = ()
+    ntp: tuple[Address, ...] = ()
     """Time servers handed to guests."""
     pxe: Pxe | None = None
     """Network boot."""
