@@ -15,7 +15,15 @@ from typing import TypeAlias
 from kvmnet.engine.journal import Codec
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import (
-    Absent, Key, Resource, State, Wanted, diff, merge, narrow, setting_names,
+    Absent,
+    Key,
+    Resource,
+    State,
+    Wanted,
+    diff,
+    merge,
+    narrow,
+    setting_names,
 )
 from kvmnet.errors import KvmnetError
 from kvmnet.host.files import write_durably

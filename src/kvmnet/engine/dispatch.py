@@ -1,0 +1,90 @@
+"""All drivers as one: observe them side by side, hand each the longest run of steps that is its own."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
+
+from kvmnet.engine.driver import Command, Driver, Progress, Seen
+from kvmnet.engine.plan import Step
+from kvmnet.engine.resource import Absent, Resource, Wanted, ref_fields
+from kvmnet.errors import HostCannot
+
+
+class Dispatch:
+    """The drivers of one host."""
+
+    def __init__(self, drivers: Sequence[Driver]):
+        self.drivers = tuple(drivers)
+        self.by_kind = {kind: driver for driver in self.drivers for kind in driver.kinds}
+        self.reasons: dict[int, str | None] = {}
+
+    def require(self, wanted: Wanted) -> None:
+        """Raises HostCannot when *wanted* needs a driver that cannot work here."""
+        kinds = {key.kind for key, resource in wanted.items() if not isinstance(resource, Absent)}
+        lacking = dict.fromkeys(reason for kind in sorted(kinds) if (reason := self.lacks(kind)))
+        if lacking:
+            raise HostCannot("; ".join(lacking), "install what is missing, then try again")
+
+    def lacks(self, kind: str) -> str | None:
+        driver = self.by_kind.get(kind)
+        return f"nothing on this host handles {kind}" if driver is None else self.reason(driver)
+
+    def reason(self, driver: Driver) -> str | None:
+        """Why a driver cannot work here; asked once."""
+        if id(driver) not in self.reasons:
+            self.reasons[id(driver)] = driver.unavailable()
+        return self.reasons[id(driver)]
+
+    def observe(self, intent: Wanted, only: Sequence[Driver] | None = None) -> Seen:
+        """Everything that the drivers which can work here see, in bulk and in parallel.
+
+        Threads start in the network namespace of this one (clone(2)), so a pool is made each time.
+        """
+        able = [d for d in (self.drivers if only is None else only) if self.reason(d) is None]
+        seen = Seen()
+        if len(able) < 2:
+            parts = [d.observe(intent) for d in able]
+        else:
+            with ThreadPoolExecutor(len(able), "observe") as pool:
+                parts = list(pool.map(lambda d: d.observe(intent), able))
+        for part in parts:
+            seen.update(part)
+        return seen
+
+    def observe_again(self, seen: Seen, wanted: Wanted, steps: Iterable[Step], intent: Wanted) -> Seen:
+        """*seen* with a fresh look at everything that *steps* can have changed.
+
+        That is the drivers of the kinds that were touched, and of the kinds that refer to those.
+        """
+        touched = {step.key.kind for step in steps}
+        classes = {type(r) for r in seen.state.values()} | {type(r) for r in wanted.values()
+                                                            if isinstance(r, Resource)}
+        while more := {c.kind for c in classes if c.kind not in touched
+                       and any(kind in touched for _, kind, _ in ref_fields(c))}:
+            touched |= more
+        stale = [d for d in self.drivers if not touched.isdisjoint(d.kinds)]
+        if len(stale) == len(self.drivers):
+            return self.observe(intent)
+        kinds = frozenset(kind for d in stale for kind in d.kinds)
+        fresh = Seen({k: r for k, r in seen.state.items() if k.kind not in kinds},
+                     {k for k in seen.ours if k.kind not in kinds})
+        fresh.update(self.observe(intent, stale))
+        return fresh
+
+    def apply(self, steps: Sequence[Step], progress: Progress) -> None:
+        """Make *steps* in their order. Raises what drivers raise: StepFailed, KvmnetError, OSError."""
+        for driver, run in self.runs(steps):
+            if reason := self.reason(driver):
+                raise HostCannot(reason)
+            driver.apply(run, progress)
+
+    def commands(self, steps: Sequence[Step]) -> list[Command]:
+        """The exact commands that ``apply`` runs, for people to read."""
+        return [c for driver, run in self.runs(steps) for c in driver.commands(run)]
+
+    def runs(self, steps: Sequence[Step]) -> Iterator[tuple[Driver, list[Step]]]:
+        for driver, run in groupby(steps, key=lambda s: self.by_kind[s.key.kind]):
+            yield driver, list(run)
+
+
