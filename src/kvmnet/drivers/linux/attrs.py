@@ -1,0 +1,92 @@
+"""Settings of a link, one row each: how ``ip -json`` shows it and how ``ip`` is told. Pure.
+
+A row of ``LINK`` is read from the link itself, one of ``BRIDGE`` from its bridge data, one of
+``PORT`` from what it is as a port of a bridge.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+Read = Callable[[Mapping[str, Any]], Any]
+Write = Callable[[Any], tuple[str, ...]]
+
+
+class Attr(NamedTuple):
+    """``usual``: the value that a fresh port has, so that it needs no command."""
+
+    read: Read
+    write: Write
+    usual: Any = None
+
+
+def number(word: str, shown: str = "") -> Attr:
+    """A number that ``ip`` takes and shows."""
+    label = shown or word
+    return Attr(lambda d: d.get(label), lambda v: (word, str(v)))
+
+
+def digit(word: str) -> Attr:
+    """A switch shown and told as 0 or 1."""
+    return Attr(lambda d: None if (v := d.get(word)) is None else bool(v), lambda v: (word, "1" if v else "0"))
+
+
+def switch(word: str, usual: bool, shown: str = "") -> Attr:
+    """A switch of a port: shown as true or false, told as on or off."""
+    label = shown or word
+    return Attr(lambda d: d.get(label), lambda v: (word, "on" if v else "off"), usual)
+
+
+LINK: dict[str, Attr] = {
+    "mac": Attr(lambda d: d.get("address"), lambda v: ("address", v)),
+    "mtu": number("mtu"),
+    "txqlen": number("txqueuelen", "txqlen"),
+    "addrgenmode": Attr(lambda d: d.get("inet6_addr_gen_mode"), lambda v: ("addrgenmode", v)),
+    "master": Attr(lambda d: d.get("master", ""), lambda v: ("master", v) if v else ("nomaster",)),
+    "up": Attr(lambda d: "UP" in d.get("flags", ()), lambda v: ("up" if v else "down",)),
+}
+"""In the order in which ``ip link set`` is told; alias, guard and keeper share one kernel attribute."""
+
+BRIDGE: dict[str, Attr] = {
+    "stp": Attr(lambda d: None if (v := d.get("stp_state")) is None else bool(v),
+                lambda v: ("stp_state", "1" if v else "0")),
+    "forward_delay": number("forward_delay"),
+    "ageing_time": number("ageing_time"),
+    "mcast_snooping": digit("mcast_snooping"),
+    "nf_call_iptables": digit("nf_call_iptables"),
+    "nf_call_ip6tables": digit("nf_call_ip6tables"),
+    "nf_call_arptables": digit("nf_call_arptables"),
+}
+
+PORT: dict[str, Attr] = {
+    "isolated": switch("isolated", False),
+    "learning": switch("learning", True),
+    "flood": switch("flood", True),
+    "mcast_flood": switch("mcast_flood", True),
+    "hairpin": switch("hairpin", False),
+    "bpdu_guard": switch("guard", False),
+    "neigh_suppress": switch("neigh_suppress", False),
+}
+
+OURS = "kvmnet"
+"""A link whose alias starts so is ours."""
+SEPARATOR = " | "
+
+
+def join_alias(alias: str, guard: str, keeper: str) -> str:
+    """The kernel's alias: what the link is for, and what must stand while it is a port.
+
+    The kernel has no other place on a link that survives us; at most 255 bytes (IFALIASZ).
+    """
+    return SEPARATOR.join((alias, *(f"{n}={v}" for n, v in (("guard", guard), ("keeper", keeper)) if v)))
+
+
+def split_alias(text: str) -> tuple[str, str, str]:
+    """(alias, guard, keeper) of a kernel alias; the inverse of ``join_alias``."""
+    if SEPARATOR not in text or not text.startswith(OURS):
+        return text, "", ""
+    alias, *rest = text.split(SEPARATOR)
+    words = dict(r.partition("=")[::2] for r in rest)
+    if words.keys() - {"guard", "keeper"}:
+        return text, "", ""
+    return alias, words.get("guard", ""), words.get("keeper", "")

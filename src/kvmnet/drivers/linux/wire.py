@@ -1,0 +1,223 @@
+"""What ``ip -json`` prints -> resources. Pure: no process, no file.
+
+What the kernel makes by itself is left out: its own tables, connected routes and link-local
+addresses. A connected route with a lifetime stays in: a router advertisement made it, and it
+outlives the address that is moved away from its link.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from ipaddress import IPv6Address
+from typing import Any
+
+from kvmnet.drivers.linux.attrs import BRIDGE, LINK, OURS, PORT, split_alias
+from kvmnet.drivers.linux.resources import (
+    Address,
+    Link,
+    ProxyNeighbour,
+    Route,
+    address_name,
+    default_metric,
+    proxy_name,
+    route_name,
+)
+
+Json = Mapping[str, Any]
+FOREVER = 4294967295
+"""Lifetime of what stays (INFINITY_LIFE_TIME)."""
+
+LINK_READS = tuple((n, a.read) for n, a in LINK.items())
+BRIDGE_READS = tuple((n, a.read) for n, a in BRIDGE.items())
+PORT_READS = tuple((n, a.read) for n, a in PORT.items())
+
+
+def is_ours(link: Link) -> bool:
+    return (link.alias or "").startswith(OURS)
+
+
+def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator[Link]:
+    """Links of ``ip -json -details link``. ``uid_of``: user name -> uid, for the owners of taps."""
+    for item in items:
+        if "ifname" not in item:
+            continue
+        info = item.get("linkinfo", {})
+        data = info.get("info_data", {})
+        alias, guard, keeper = split_alias(item.get("ifalias", ""))
+        found: dict[str, Any] = {n: read(item) for n, read in LINK_READS}
+        kind = link_type(item, info, data)
+        if kind == "bridge":
+            found.update((n, read(data)) for n, read in BRIDGE_READS)
+        elif kind == "tap":
+            found["multi_queue"] = data.get("multi_queue")
+            user = data.get("user")
+            found["user"] = -1 if user is None else uid_of(str(user))
+        if info.get("info_slave_kind") == "bridge":
+            port = info["info_slave_data"]
+            found.update((n, read(port)) for n, read in PORT_READS)
+        yield Link(name=item["ifname"], type=kind, alias=alias, guard=guard, keeper=keeper, **found)
+
+
+def link_type(item: Json, info: Json, data: Json) -> str:
+    kind: str = info.get("info_kind", "")
+    if kind == "tun":
+        return str(data.get("type", "tun"))
+    if kind:
+        return kind
+    return "physical" if item.get("link_type") == "ether" else str(item.get("link_type", ""))
+
+
+ADDRESS_FLAGS = ("autojoin", "home", "mngtmpaddr", "nodad", "noprefixroute")
+"""Flags that ``ip address`` can set, sorted."""
+
+
+def parse_addresses(items: Iterable[Json], links: Mapping[str, Link]) -> Iterator[Address]:
+    """Addresses of ``ip -json address``. ``links``: what the links themselves look like."""
+    for item in items:
+        for info in item.get("addr_info", ()):
+            dev = item["ifname"]
+            if "local" in info and not kernel_made(info, links.get(dev)):
+                yield parse_address(dev, info)
+
+
+def parse_address(dev: str, info: Json) -> Address:
+    version4 = info["family"] == "inet"
+    valid = info.get("valid_life_time", FOREVER)
+    preferred = info.get("preferred_life_time", FOREVER)
+    return Address(
+        name=address_name(dev, f"{info['local']}/{info['prefixlen']}"), dev=dev,
+        scope=str(info.get("scope", "global")), label=info.get("label", "") if version4 else "",
+        broadcast=info.get("broadcast", ""), peer=info.get("address", ""),
+        flags=tuple(f for f in ADDRESS_FLAGS if info.get(f)),
+        dynamic="" if valid == FOREVER else lease_kind(info, version4),
+        lifetime=None if valid == FOREVER else valid,
+        preferred=None if valid == FOREVER else min(preferred, valid))
+
+
+def lease_kind(info: Json, version4: bool) -> str:
+    """Who renews an address whose lifetime runs: 'ra' for the kernel itself, else 'dhcp' for a daemon.
+
+    The kernel's own have mngtmpaddr or temporary (addrconf_prefix_rcv_add_addr() in
+    net/ipv6/addrconf.c); daemons make theirs /128 or with noprefixroute.
+    """
+    if version4:
+        return "dhcp"
+    if info.get("mngtmpaddr") or info.get("temporary"):
+        return "ra"
+    return "dhcp" if info.get("noprefixroute") or info["prefixlen"] == 128 else "ra"
+
+
+def kernel_made(info: Json, link: Link | None) -> bool:
+    """A link-local address that the kernel gave to the link by itself.
+
+    With eui64 it is known from the MAC; in the other modes it cannot be told from a configured one,
+    except where the kernel makes none.
+    """
+    if info["family"] != "inet6" or info.get("scope") != "link" or info["prefixlen"] != 64:
+        return False
+    mode = link.addrgenmode if link else None
+    if mode == "none":
+        return False
+    if mode == "eui64" and link and link.mac and len(link.mac) == 17:
+        return bool(info["local"] == eui64(link.mac))
+    return True
+
+
+def eui64(mac: str) -> str:
+    """Link-local address of a MAC (RFC 4291, appendix A)."""
+    b = bytes.fromhex(mac.replace(":", ""))
+    return str(IPv6Address(b"\xfe\x80" + bytes(6) + bytes((b[0] ^ 2, b[1], b[2], 0xff, 0xfe, b[3], b[4], b[5]))))
+
+
+ROUTE_TYPES = frozenset({"blackhole", "unreachable", "prohibit", "throw", "nat"})
+"""Types that have a word of their own before the destination."""
+KERNEL_TYPES = frozenset({"local", "broadcast", "multicast", "anycast"})
+KNOWN = frozenset({"type", "dst", "dev", "table", "protocol", "scope", "metric", "gateway", "via", "prefsrc",
+                   "flags", "expires", "metrics", "nexthops", "pref", "tos", "cache", "error", "from", "uid"})
+METRICS = ("mtu", "window", "rtt", "rttvar", "ssthresh", "cwnd", "advmss", "reordering", "hoplimit", "initcwnd",
+           "features", "rto_min", "initrwnd", "quickack", "congctl")
+UNTOLD = "?"
+"""Starts a word of ``options`` that ``ip`` cannot be told back (encapsulation, a shared next hop)."""
+
+
+def parse_routes(items: Iterable[Json], family: int) -> Iterator[Route]:
+    """Routes of ``ip -json -details route show table all`` of one family, without what the kernel makes."""
+    taken: set[str] = set()
+    for item in items:
+        if "dst" not in item or item.get("table") == "local" or item.get("type") in KERNEL_TYPES:
+            continue
+        if item.get("protocol") == "kernel" and "expires" not in item:
+            continue
+        found = parse_route(item, family, taken)
+        taken.add(found.name)
+        yield found
+
+
+def parse_route(item: Json, family: int, taken: set[str]) -> Route:
+    gateway = item.get("gateway") or (item.get("via") or {}).get("host", "")
+    metric = item.get("metric", default_metric(family) if family == 4 else 0)
+    dst, dev, table = canonical(item["dst"], family), item.get("dev", ""), str(item.get("table", "main"))
+    tos = f"tos {item['tos']}" if "tos" in item else ""
+    mark = " ".join(w for w in (tos, f"via {gateway}" if item.get("protocol") == "ra" and gateway else "") if w)
+
+    def name(mark: str) -> str:
+        return route_name(dst, family=family, dev=dev, table=table, metric=metric, mark=mark)
+
+    own = name(mark)
+    if own in taken:
+        own = name(f"{tos} via {gateway or item.get('nexthops', '')}".strip())
+    return Route(name=own, dev=dev, dst=dst, family=family, table=table, metric=metric, via=gateway,
+                 src=item.get("prefsrc", ""), scope=item.get("scope"), proto=str(item.get("protocol", "boot")),
+                 flags=("onlink",) if "onlink" in item.get("flags", ()) else (), options=route_options(item),
+                 lifetime=item.get("expires"))
+
+
+def canonical(dst: str, family: int) -> str:
+    if dst == "default":
+        return dst
+    return dst if "/" in dst else f"{dst}/{32 if family == 4 else 128}"
+
+
+def route_options(item: Json) -> str:
+    """Everything else of a route as the words that ``ip`` takes."""
+    words: list[str] = []
+    if item.get("type") in ROUTE_TYPES:
+        words.append(item["type"])
+    if "tos" in item:
+        words += ["tos", str(item["tos"])]
+    for metrics in item.get("metrics", ()):
+        for name in METRICS:
+            if name in metrics:
+                value = metrics[name]
+                words += [name, ",".join(value) if isinstance(value, list) else str(value)]
+    if item.get("pref", "medium") != "medium":
+        words += ["pref", item["pref"]]
+    if "from" in item:
+        words += ["from", item["from"]]
+    for hop in item.get("nexthops", ()):
+        words += nexthop(hop)
+    words += [f"{UNTOLD}{name}" for name in sorted(item.keys() - KNOWN)]
+    return " ".join(words)
+
+
+def nexthop(hop: Json) -> list[str]:
+    words = ["nexthop"]
+    if gateway := hop.get("gateway") or (hop.get("via") or {}).get("host"):
+        words += ["via", gateway]
+    words += ["dev", hop["dev"], "weight", str(hop.get("weight", 1))]
+    return words + (["onlink"] if "onlink" in hop.get("flags", ()) else [])
+
+
+def parse_proxies(items: Iterable[Json]) -> Iterator[tuple[ProxyNeighbour, str]]:
+    """Proxy neighbours of ``ip -json neigh show proxy``, each with the protocol number that made it."""
+    for item in items:
+        if "dst" in item and "dev" in item:
+            proxy = ProxyNeighbour(name=proxy_name(item["dev"], item["dst"]), dev=item["dev"], address=item["dst"])
+            yield proxy, str(item.get("protocol", ""))
+
+
+def sysctl_device(name: str, links: Mapping[str, Link]) -> str:
+    """The link that a sysctl path belongs to, or ''. A name with dots is one component of the path."""
+    parts = name.split("/")
+    if len(parts) >= 5 and parts[0] == "net" and parts[2] in ("conf", "neigh") and parts[3] in links:
+        return parts[3]
+    return ""
