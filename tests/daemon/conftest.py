@@ -1,0 +1,24 @@
+"""A dnsmasq driver in a namespace of its own; afterwards no process is left and no log has a warning."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from lib.dnsmasq import stop_all
+
+from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
+from kvmnet.host.paths import Paths
+
+EXPECTED = ("no address range available for DHCP", "no address available")
+"""Said when somebody asks who has no reservation: what the tests provoke."""
+
+
+@pytest.fixture
+def driver(netns: None, paths: Paths) -> Iterator[DnsmasqDriver]:
+    yield DnsmasqDriver(paths)
+    logs = [log.read_text() for log in paths.run.glob("dnsmasq/*/log")]
+    stop_all()
+    bad = [line for log in logs for line in log.splitlines()
+           if any(word in line.lower() for word in ("warning", "error", "failed", "cannot", "not giving", "duplicate"))
+           and not any(known in line for known in EXPECTED)]
+    assert not bad, "\n".join(bad)
