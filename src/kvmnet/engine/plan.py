@@ -17,7 +17,17 @@ from functools import cached_property
 from typing import TypeAlias
 
 from kvmnet.engine.resource import (
-    Absent, Changes, Key, Resource, State, Wanted, diff, merge, must_recreate, narrow, replaces_name,
+    Absent,
+    Changes,
+    Key,
+    Resource,
+    State,
+    Wanted,
+    diff,
+    merge,
+    must_recreate,
+    narrow,
+    replaces_name,
 )
 
 
