@@ -1,0 +1,93 @@
+"""The QEMU process of a guest: what it may be, that it runs, and how it ends."""
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import signal
+import subprocess
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from kvmnet.errors import HostCannot, KvmnetError
+from kvmnet.host.clock import wait_until
+from kvmnet.host.process import Process, start_time
+from kvmnet.host.run import find, missing
+
+KVM = Path("/dev/kvm")
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The unprivileged user that QEMU runs as, from its first instruction on."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    """Only the group that /dev/kvm belongs to, if a group may open it."""
+
+
+def account(user: str) -> Account:
+    """Raises HostCannot for a user that does not exist or is root."""
+    try:
+        entry = pwd.getpwnam(user)
+    except KeyError:
+        raise HostCannot(f"there is no user {user} to run QEMU as", hint="vms.NAME.run.user names it") from None
+    if entry.pw_uid == 0:
+        raise HostCannot("QEMU must not run as root", hint="vms.NAME.run.user: nobody")
+    groups: tuple[int, ...] = ()
+    with suppress(OSError):
+        device = KVM.stat()
+        if device.st_mode & 0o060 == 0o060 and device.st_gid != 0:
+            groups = (device.st_gid,)
+    return Account(user, entry.pw_uid, entry.pw_gid, groups)
+
+
+def group_name(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
+
+
+def spawn(argv: Sequence[str], who: Account, inherit: Sequence[int], errors: int) -> subprocess.Popen[bytes]:
+    """Start QEMU in a session of its own. ``errors``: descriptor that gets what it says."""
+    path = find(argv[0])
+    if path is None:
+        raise HostCannot(missing(argv[0]) or argv[0])
+    return subprocess.Popen(
+        [path, *argv[1:]], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, cwd="/",
+        user=who.uid, group=who.gid, extra_groups=list(who.groups), pass_fds=tuple(inherit),
+        start_new_session=True, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"})
+
+
+def identity(pid: int) -> Process:
+    start = start_time(pid)
+    return Process(pid, start if start is not None else -1)
+
+
+def kill(process: Process, timeout: float = 5.0) -> None:
+    """End this very process, hard, and wait until it is gone."""
+    with suppress(OSError):
+        fd = os.pidfd_open(process.pid)
+        try:
+            if process.alive():
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+        finally:
+            os.close(fd)
+    reap(process, timeout)
+
+
+def reap(process: Process, timeout: float) -> None:
+    """Wait until *process* has ended, whoever its parent is. Raises TimeoutError."""
+    def gone() -> bool:
+        with suppress(ChildProcessError):
+            os.waitpid(process.pid, os.WNOHANG)
+        return not process.alive()
+    try:
+        wait_until(gone, timeout)
+    except TimeoutError:
+        raise KvmnetError(f"QEMU (pid {process.pid}) does not end", hint=f"look at it: /proc/{process.pid}") from None

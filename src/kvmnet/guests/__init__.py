@@ -1,0 +1,1 @@
+"""Guests that kvmnet runs itself: their image, accelerator, life and console."""

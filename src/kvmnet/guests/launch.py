@@ -1,0 +1,300 @@
+"""The life of a guest that kvmnet runs itself: start, run a program in it, stop."""
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from kvmnet.drivers.qemu.agent import Agent, AgentError, Result
+from kvmnet.drivers.qemu.arguments import TINY_WORDS, Descriptors, arguments
+from kvmnet.drivers.qemu.devices import Handles, device_id
+from kvmnet.drivers.qemu.folder import GuestFolder, folder, folders
+from kvmnet.drivers.qemu.process import account, identity, kill, reap, spawn
+from kvmnet.drivers.qemu.qmp import Monitor, QmpError
+from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.qemu.sockets import listen
+from kvmnet.drivers.qemu.taps import open_taps, open_vhost
+from kvmnet.engine.driver import StepFailed
+from kvmnet.errors import HostCannot, KvmnetError
+from kvmnet.guests.accel import Accel
+from kvmnet.guests.image import build
+from kvmnet.host.clock import wait_until
+from kvmnet.host.paths import Paths
+from kvmnet.host.process import Process
+from kvmnet.spec.models import Run, Vm
+
+START_TIMEOUT = 20.0
+"""Seconds for QEMU to open its monitor (it reads a 60 MB kernel first, perhaps from a cold disk)."""
+QCOW2 = b"QFI\xfb"
+
+Progress = Callable[[str], None]
+
+
+class Ending(StrEnum):
+    """How a guest ended."""
+
+    SHUT_DOWN = "shut down"
+    QUIT = "switched off"
+    KILLED = "killed"
+    NOT_RUNNING = "not running"
+
+
+@dataclass(frozen=True, slots=True)
+class GuestStatus:
+    name: str
+    pid: int
+    alive: bool
+    """False: it was started, not stopped, and its QEMU is gone."""
+    accel: str
+    nics: tuple[str, ...]
+    """Names of its NICs (``nic0``), as far as kvmnet made them."""
+    reason: str = ""
+    """Last words of a QEMU that is gone."""
+
+
+def guests(paths: Paths) -> dict[str, GuestStatus]:
+    """Every guest that was started and not stopped since, also those whose QEMU died."""
+    return {f.name: status_of(f) for f in folders(paths)}
+
+
+def running(paths: Paths) -> dict[str, GuestStatus]:
+    """Guests whose QEMU lives now."""
+    return {name: s for name, s in guests(paths).items() if s.alive}
+
+
+def status_of(home: GuestFolder) -> GuestStatus:
+    process = home.process() or Process(0, 0)
+    alive = process.alive()
+    names = tuple(n.partition("/")[2] for n in home.record())
+    return GuestStatus(home.name, process.pid, alive, home.accelerator(), names,
+                       "" if alive else home.last_words() or "ended without a word (killed?)")
+
+
+def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Accel,
+          progress: Progress) -> GuestStatus:
+    """Start guest *name* with *nics* on their taps, which exist already. A running one is left alone.
+
+    Returns when QEMU runs the guest; its system boots on. Raises HostCannot, KvmnetError.
+    """
+    home = folder(paths, name)
+    process = home.process()
+    if process is not None and process.alive():
+        return status_of(home)
+    if vm.run is None:
+        raise KvmnetError(f"guest {name} is not run by kvmnet", hint=f"vms.{name}.run says how to run it")
+    chosen = accelerator(vm.run, accel)
+    boot = boot_files(vm.run, paths, progress, name)
+    who = account(vm.run.user)
+    home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    home.forget()
+    progress(f"starting guest {name} ({chosen})")
+    try:
+        with ExitStack() as stack:
+            files = open_files(home, boot, nics, stack)
+            argv = arguments(name, vm.run, nics, chosen, files, boot.append, boot.disk_format)
+            home.command.write_text(shlex.join(argv) + "\n")
+            errors = stack.enter_context(home.errors.open("wb")).fileno()
+            child = spawn(argv, who, inherited(files), errors)
+            home.save_process(identity(child.pid), chosen)
+        release(home, child, nics)
+    except StepFailed as failed:
+        raise HostCannot(f"guest {name}: {failed}", failed.hint) from failed
+    return status_of(home)
+
+
+def accelerator(run: Run, accel: Accel) -> str:
+    if run.accel == "kvm" and accel.name != "kvm":
+        raise HostCannot(f"KVM is wanted, but {accel.reason}", hint="accel: auto falls back to emulation")
+    return "tcg" if run.accel == "tcg" else accel.name
+
+
+# What it boots ---------------------------------------------------------------------------------
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    disk: Path | None = None
+    disk_format: str = "raw"
+
+
+def boot_files(run: Run, paths: Paths, progress: Progress, name: str) -> Boot:
+    """The kernel, RAM disk and disk of a guest; the tiny image when the document names none."""
+    disk = Path(run.disk) if run.disk else None
+    kind = disk_format(disk) if disk else "raw"
+    if run.image == "tiny" or not (run.kernel or run.disk):
+        image = build(paths, progress)
+        words = f"{TINY_WORDS} kvmnet.name={name} {run.append}".strip()
+        return Boot(image.kernel, image.initrd, words, disk, kind)
+    kernel, initrd = (Path(p) if p else None for p in (run.kernel, run.initrd))
+    return Boot(kernel, initrd, run.append, disk, kind)
+
+
+def disk_format(path: Path) -> str:
+    """By the file's first bytes: a raw image whose guest writes a qcow2 header stays what it was
+    only if the format is not guessed from *inside* the guest's reach, so raw needs the name .raw or
+    .img to be sure."""
+    if path.suffix in (".raw", ".img"):
+        return "raw"
+    try:
+        with path.open("rb") as file:
+            return "qcow2" if file.read(4) == QCOW2 else "raw"
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def unreadable(path: Path, error: OSError) -> HostCannot:
+    return HostCannot(f"cannot open {path}: {error.strerror}", hint="check vms.NAME.run in the document")
+
+
+# What it opens ---------------------------------------------------------------------------------
+
+def open_files(home: GuestFolder, boot: Boot, nics: Sequence[GuestNic], stack: ExitStack) -> Descriptors:
+    """Everything that QEMU will use, opened by us; closed here when *stack* is left."""
+    def sock(path: Path) -> int:
+        return stack.enter_context(listen(path)).fileno()
+
+    def file(path: Path | None, flags: int = os.O_RDONLY) -> int | None:
+        if path is None:
+            return None
+        try:
+            fd = os.open(path, flags | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise unreadable(path, error) from error
+        stack.callback(os.close, fd)
+        return fd
+
+    log = file(home.console_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    assert log is not None
+    handles: dict[str, Handles] = {}
+    for nic in nics:
+        taps = keep(open_taps(nic), stack)
+        handles[nic.name] = Handles(taps, keep(open_vhost(nic), stack))
+    return Descriptors(
+        monitor=sock(home.monitor), agent=sock(home.agent), console=sock(home.console), console_log=log,
+        kernel=file(boot.kernel), initrd=file(boot.initrd), disk=file(boot.disk, os.O_RDWR), nics=handles)
+
+
+def keep(descriptors: list[int], stack: ExitStack) -> tuple[str, ...]:
+    for fd in descriptors:
+        stack.callback(os.close, fd)
+    return tuple(map(str, descriptors))
+
+
+def inherited(files: Descriptors) -> list[int]:
+    single = (files.monitor, files.agent, files.console, files.console_log, files.kernel, files.initrd, files.disk)
+    return [*(n for n in single if n is not None),
+            *(int(n) for h in files.nics.values() for n in (*h.taps, *h.vhosts))]
+
+
+def release(home: GuestFolder, child: subprocess.Popen[bytes], nics: Sequence[GuestNic]) -> None:
+    """Take the carrier from NICs that shall have none, then let the guest run."""
+    try:
+        with Monitor.open(home.monitor, START_TIMEOUT) as monitor:
+            for nic in nics:
+                if nic.link is False:
+                    monitor.execute("set_link", {"name": device_id(nic), "up": False})
+            home.save_record(nics)
+            monitor.execute("cont")
+    except (QmpError, OSError) as error:
+        process = home.process()
+        if process is not None:
+            kill(process)
+        home.forget()
+        said = home.last_words() or str(error)
+        raise HostCannot(f"guest {home.name}: QEMU did not start: {said}",
+                         hint=f"the whole command is in {home.command}") from error
+    finally:
+        child.returncode = 0    # it outlives us; from now on it is known by its process file
+
+
+# Programs in it, and its end -------------------------------------------------------------------
+
+def execute(name: str, program: Sequence[str] | str, paths: Paths, timeout: float = 60.0) -> Result:
+    """Run an argument list, or a shell script, in a guest by its agent: (code, out, err).
+
+    Waits as long as *timeout* seconds for the agent, and again for the program. Raises KvmnetError.
+    """
+    home = need_running(name, paths)
+    argv = ["/bin/sh", "-c", program] if isinstance(program, str) else list(program)
+    try:
+        with Agent.open(home.agent, timeout) as agent:
+            return agent.run(argv, timeout)
+    except AgentError as error:
+        raise KvmnetError(f"guest {name}: {error}", hint=f"see {home.console_log}") from error
+
+
+def need_running(name: str, paths: Paths) -> GuestFolder:
+    home = folder(paths, name)
+    process = home.process()
+    if process is None or not process.alive():
+        said = home.last_words() if process is not None else ""
+        raise KvmnetError(f"guest {name} does not run" + (f": its QEMU is gone: {said}" if said else ""),
+                          hint=f"kvmnet vm start {name}")
+    return home
+
+
+def stop(name: str, paths: Paths, timeout: float = 30.0) -> Ending:
+    """End a guest: by its agent or its power button, after *timeout* seconds by QEMU, then by force."""
+    home = folder(paths, name)
+    process = home.process()
+    if process is None or not process.alive():
+        home.forget()
+        return Ending.NOT_RUNNING
+    how = Ending.SHUT_DOWN
+    if not (ask_to_shut_down(home) and ended(process, timeout)):
+        how = Ending.QUIT
+        with suppress(QmpError), Monitor.open(home.monitor) as monitor:
+            monitor.execute("quit")
+        if not ended(process, 3.0):
+            how = Ending.KILLED
+            kill(process)
+    home.forget()
+    return how
+
+
+def ask_to_shut_down(home: GuestFolder) -> bool:
+    """True when somebody took the request."""
+    try:
+        with Agent.open(home.agent, 2.0) as agent:
+            agent.tell("guest-shutdown", {"mode": "powerdown"})
+            return True
+    except AgentError:
+        pass
+    try:
+        with Monitor.open(home.monitor) as monitor:
+            monitor.execute("system_powerdown")
+            return True
+    except QmpError:
+        return False
+
+
+def ended(process: Process, timeout: float) -> bool:
+    try:
+        reap(process, timeout)
+        return True
+    except KvmnetError:
+        return False
+
+
+def wait_for_agent(name: str, paths: Paths, timeout: float = 60.0) -> None:
+    """Until the guest's agent answers. Raises KvmnetError, at once when its QEMU dies."""
+    home = need_running(name, paths)
+
+    def answers() -> bool:
+        need_running(name, paths)
+        with suppress(AgentError), Agent.open(home.agent, 2.0):
+            return True
+        return False
+
+    try:
+        wait_until(answers, timeout, 0.1)
+    except TimeoutError:
+        raise KvmnetError(f"guest {name}: no agent answers within {timeout:g} s",
+                          hint=f"see {home.console_log}") from None
