@@ -4,11 +4,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
+from typing import Protocol, runtime_checkable
 
 from kvmnet.engine.driver import Command, Driver, Progress, Seen
 from kvmnet.engine.plan import Step
-from kvmnet.engine.resource import Absent, Resource, Wanted, ref_fields
+from kvmnet.engine.resource import Absent, Key, Resource, Wanted, ref_fields
 from kvmnet.errors import HostCannot
+
+
+@runtime_checkable
+class LooksUp(Protocol):
+    """A driver that can read single things without a look at everything."""
+
+    def look_up(self, asked: Wanted, seen: Seen) -> Seen:
+        """Those of *asked* that exist. ``seen``: the rest of the host."""
 
 
 class Dispatch:
@@ -51,6 +60,16 @@ class Dispatch:
         for part in parts:
             seen.update(part)
         return seen
+
+    def look_up(self, seen: Seen, wanted: Wanted) -> None:
+        """Add to *seen* what *wanted* names and drivers read only when asked (kernel settings)."""
+        missing: dict[int, dict[Key, Resource | Absent]] = {}
+        for key, resource in wanted.items():
+            if isinstance(resource, Resource) and resource.permanent and key not in seen.state:
+                missing.setdefault(id(self.by_kind.get(key.kind)), {})[key] = resource
+        for driver in self.drivers:
+            if (asked := missing.get(id(driver))) and self.reason(driver) is None:
+                seen.update(driver.look_up(asked, seen) if isinstance(driver, LooksUp) else driver.observe(asked))
 
     def observe_again(self, seen: Seen, wanted: Wanted, steps: Iterable[Step], intent: Wanted) -> Seen:
         """*seen* with a fresh look at everything that *steps* can have changed.

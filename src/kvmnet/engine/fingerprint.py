@@ -8,10 +8,7 @@ import hashlib
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
-from kvmnet.engine.resource import Absent, Key, State, Wanted, setting_names
-
-VOLATILE = frozenset({"lifetime"})
-"""Settings that run by themselves."""
+from kvmnet.engine.resource import Absent, Key, State, Wanted, compared_names
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +39,8 @@ def fingerprint(seen: State, wanted: Wanted, ours: Set[Key]) -> Fingerprint:
         if claim is None or isinstance(claim, Absent):
             values = "present" + (" ours" if key in ours else "")
         else:
-            values = repr([getattr(resource, n) for n in setting_names(type(claim))
-                           if n not in VOLATILE and getattr(claim, n) is not None])
+            values = repr([getattr(resource, n) for n in compared_names(type(claim))
+                           if getattr(claim, n) is not None])
         parts[str(key)] = hashlib.blake2b(values.encode(), digest_size=8).hexdigest()
     return Fingerprint(parts)
 

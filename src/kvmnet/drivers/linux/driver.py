@@ -105,6 +105,12 @@ class LinuxDriver:
                 seen.ours.add(setting.key)
         return seen
 
+    def look_up(self, asked: Wanted, seen: Seen) -> Seen:
+        """The kernel settings among *asked*, without a look at the rest of the host."""
+        links = {r.name: r for r in seen.state.values() if isinstance(r, Link)}
+        found = {s.key: s for s in self.observe_sysctls(asked, links)}
+        return Seen(dict(found), {k for k, s in found.items() if s.dev and Key(Link.kind, s.dev) in seen.ours})
+
     def observe_sysctls(self, intent: Wanted, links: Mapping[str, Link]) -> Iterator[Sysctl]:
         names = dict.fromkeys((*(k.name for k in intent if k.kind == Sysctl.kind), *self.ask))
         for name in names:
