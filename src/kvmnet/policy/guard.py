@@ -21,8 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import (
-    IPv4Network, IPv6Address, IPv6Network, collapse_addresses, ip_address, ip_network,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    collapse_addresses,
+    ip_address,
+    ip_network,
 )
+from string import Template
 from zlib import crc32
 
 from kvmnet.drivers.nftables.resources import NftTable, NicGuard
@@ -59,13 +65,13 @@ REASONS = {
 ROLES = {"dhcp-server": "dhcp_server", "router": "router", "querier": "querier"}
 """Role -> its set."""
 
-TEXT = """\
+TEXT = Template("""\
 set mac { typeof iifname . @ll,48,48; }
 set own4 { typeof iifname . @nh,96,32; }
 set net4 { typeof iifname . ip saddr; flags interval; }
 set not4 { typeof iifname . @nh,96,32; }
 set own6 { typeof iifname . @nh,64,128; }
-set net6 { typeof iifname . ip6 saddr; flags interval; }
+set net6 { typeof iifname . @nh,64,128; flags interval; }
 set not6 { typeof iifname . @nh,64,128; }
 set loose { typeof iifname; }
 set open { typeof iifname; }
@@ -74,19 +80,19 @@ set dhcp_server { typeof iifname; }
 set router { typeof iifname; }
 set querier { typeof iifname; }
 map zone { typeof iifname : meta mark; }
-set learned { typeof iifname . @nh,64,128; size 1048576; flags dynamic,timeout; timeout %(claim)s; }
-set claimed { typeof meta mark . @nh,64,128; size 1048576; flags dynamic,timeout; timeout %(claim)s; }
+set learned { typeof iifname . @nh,64,128; size 1048576; flags dynamic,timeout; timeout ${claim}; }
+set claimed { typeof meta mark . @nh,64,128; size 1048576; flags dynamic,timeout; timeout ${claim}; }
 set claims { typeof iifname; size 65536; flags dynamic,timeout; timeout 2h; }
 set dropped { typeof iifname . meta mark; size 262144; flags dynamic,timeout; counter; timeout 1d; }
 chain prerouting {
-    type filter hook prerouting priority %(priority)d; policy accept;
+    type filter hook prerouting priority ${priority}; policy accept;
     iifname "kvt-*" goto guest
 }
 chain input {
-    type filter hook input priority %(priority)d; policy accept;
-    iifname "kvt-*" meta mark & %(guest)#x == 0 goto unseen
+    type filter hook input priority ${priority}; policy accept;
+    iifname "kvt-*" meta mark & ${guest} == 0 goto unseen
 }
-chain pass { meta mark set meta mark | %(guest)#x accept; }
+chain pass { meta mark set meta mark | ${guest} accept; }
 chain refuse {
     update @dropped { iifname . meta mark }
     drop
@@ -179,7 +185,7 @@ chain query {
 chain ip6_in {
     ip6 version != 6 meta mark set 14 goto refuse
     iifname . @nh,64,128 @own6 goto ip6_up
-    iifname . ip6 saddr @net6 goto ip6_up
+    iifname . @nh,64,128 @net6 goto ip6_up
     ip6 saddr fe80::/10 goto local6
     ip6 saddr :: goto zero6
     iifname @loose iifname . @nh,64,128 != @not6 ip6 saddr != { ::/64, ff00::/8 } goto ip6_up
@@ -200,13 +206,13 @@ chain local6_new {
     @nh,152,16 0xfffe meta mark set 12 goto refuse
     meta mark set iifname map @zone
     meta mark . @nh,64,128 @claimed meta mark set 12 goto refuse
-    update @claims { iifname limit rate over %(rate)d/hour burst %(rate)d packets } meta mark set 12 goto refuse
+    update @claims { iifname limit rate over ${rate}/hour burst ${rate} packets } meta mark set 12 goto refuse
 }
 chain target6 {
     iifname . @th,64,128 @own6 return
     @th,64,16 & 0xffc0 == 0xfe80 goto target6_own
     iifname @loose iifname . @th,64,128 != @not6 return
-    iifname . ip6 saddr @net6 return
+    iifname . @th,64,128 @net6 return
     meta mark set 11 goto refuse
 }
 chain target6_own {
@@ -220,7 +226,7 @@ chain target6_new {
     @th,152,16 0xfffe meta mark set 12 goto refuse
     meta mark set iifname map @zone
     meta mark . @th,64,128 @claimed meta mark set 12 goto refuse
-    update @claims { iifname limit rate over %(rate)d/hour burst %(rate)d packets } meta mark set 12 goto refuse
+    update @claims { iifname limit rate over ${rate}/hour burst ${rate} packets } meta mark set 12 goto refuse
 }
 chain zero6 {
     ip6 nexthdr 0 goto hop6
@@ -293,7 +299,7 @@ chain neighbour6 {
     ip6 length 32 icmpv6 type nd-neighbor-advert @th,192,16 0x0201 iifname . @th,208,48 @mac goto pass
     meta mark set 11 goto refuse
 }
-""" % {"priority": PRIORITY, "guest": GUEST, "claim": CLAIM, "rate": CLAIMS_PER_HOUR}
+""").substitute(priority=PRIORITY, guest=f"{GUEST:#x}", claim=CLAIM, rate=CLAIMS_PER_HOUR)
 
 
 def guard_table() -> NftTable:
@@ -360,22 +366,12 @@ def unicast(mac: str) -> str:
 
 
 def split_hosts(sources: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Host addresses and the fewest prefixes that cover the rest."""
-    nets4: list[IPv4Network] = []
-    nets6: list[IPv6Network] = []
-    for text in sources:
-        net = ip_network(text, strict=False)
-        if isinstance(net, IPv4Network):
-            nets4.append(net)
-        else:
-            nets6.append(net)
-    hosts: set[str] = set()
-    nets: set[str] = set()
-    wide4 = list(collapse_addresses([n for n in nets4 if n.prefixlen < 32]))
-    wide6 = list(collapse_addresses([n for n in nets6 if n.prefixlen < 128]))
-    nets |= {str(n) for n in (*wide4, *wide6)}
-    hosts |= {str(n.network_address) for n in (*nets4, *nets6) if n.prefixlen == n.max_prefixlen}
-    return hosts, nets
+    """Host addresses, and the fewest prefixes that cover the rest (a set refuses overlaps)."""
+    nets = {ip_network(text, strict=False) for text in sources}
+    hosts = {n for n in nets if n.prefixlen == n.max_prefixlen}
+    wide4 = collapse_addresses([n for n in nets - hosts if isinstance(n, IPv4Network)])
+    wide6 = collapse_addresses([n for n in nets - hosts if isinstance(n, IPv6Network)])
+    return {str(n.network_address) for n in hosts}, {str(n) for n in (*wide4, *wide6)}
 
 
 def in_order(addresses: Iterable[str]) -> tuple[str, ...]:

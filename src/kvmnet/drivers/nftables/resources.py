@@ -46,4 +46,5 @@ class GuardKeeper(Resource):
     """
 
     kind: ClassVar[str] = "guard-keeper"
-    version: str | None = option(doc="hash of the table that it holds", recreate=True)
+    version: str | None = option(doc="hash of the tables that it holds; "
+                                     "'' when it is dead or its tables are not complete")

@@ -1,0 +1,308 @@
+"""Tables of rules, guards of NICs and their keeper: read in bulk, changed in one nft transaction.
+
+nft rewrites what it loads, so a table's text cannot be compared with its listing. Each text is
+therefore loaded once in an empty namespace, by the same kernel and the same nft, and what nft prints
+for it is remembered beside the text (``Texts``). On the host a listing that is known *is* its text;
+one that is not known has been changed by another hand, and stands for itself.
+"""
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from difflib import unified_diff
+from hashlib import sha256
+from pathlib import Path
+
+from kvmnet.drivers.nftables.holder import Holder
+from kvmnet.drivers.nftables.resources import GuardKeeper, NftTable, NicGuard
+from kvmnet.drivers.nftables.wire import (
+    GUARD,
+    Elements,
+    Listing,
+    canonical,
+    change,
+    element_lines,
+    read_listing,
+    read_tables,
+    removal_lines,
+    table_lines,
+)
+from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
+from kvmnet.engine.plan import Create, Delete, Step, Update
+from kvmnet.engine.resource import Wanted, merge
+from kvmnet.host.paths import Paths
+from kvmnet.host.run import ToolFailed, missing, run
+from kvmnet.policy.keeper import HELD
+
+OURS = "kvmnet"
+TEXTS_KEPT = 20
+
+
+@dataclass(slots=True)
+class Texts:
+    """What nft prints for each text that was ever loaded, as files under ``guard/texts``."""
+
+    folder: Path
+
+    def text_of(self, name: str, listing: str) -> str:
+        """The text that was loaded, if *listing* is known, else the listing itself."""
+        try:
+            return str(json.loads(self.file(name, listing).read_text())["text"])
+        except (OSError, ValueError, KeyError):
+            return listing
+
+    def listing_of(self, table: NftTable) -> str:
+        """What nft prints for *table*; loads it in an empty namespace. Raises ToolFailed."""
+        script = f"nft -f - && nft -s {terse(table.name)} list table {table.name}"
+        out = run(["unshare", "-n", "sh", "-c", script], stdin="\n".join(table_lines(table)) + "\n")
+        return canonical(read_tables(out)[table.name])
+
+    def remember(self, table: NftTable) -> str:
+        listing = self.listing_of(table)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_whole(self.file(table.name, listing), json.dumps({"table": table.name, "text": table.text}))
+        for old in sorted(self.folder.iterdir(), key=lambda f: f.stat().st_mtime)[:-TEXTS_KEPT]:
+            old.unlink(missing_ok=True)
+        return listing
+
+    def file(self, name: str, listing: str) -> Path:
+        return self.folder / sha256(f"{name}\n{listing}".encode()).hexdigest()[:32]
+
+
+@dataclass(slots=True)
+class Standing:
+    """Our tables and guards as they are, or as a transaction will leave them."""
+
+    tables: dict[str, NftTable] = field(default_factory=dict)
+    guards: dict[str, NicGuard] = field(default_factory=dict)
+    memory: Elements = field(default_factory=dict)
+
+    def copy(self) -> Standing:
+        return Standing(dict(self.tables), dict(self.guards), self.memory)
+
+    def script(self) -> list[str]:
+        """Commands that make all of it from nothing."""
+        lines = [line for table in self.tables.values() for line in table_lines(table)]
+        return lines + (self.contents() if GUARD in self.tables else [])
+
+    def contents(self) -> list[str]:
+        _, added = change((), self.guards.values())
+        return element_lines("add", added) + element_lines("add", self.memory)
+
+
+class NftablesDriver:
+    """Driver of nft-table, nic-guard and guard-keeper."""
+
+    kinds = frozenset({NftTable.kind, NicGuard.kind, GuardKeeper.kind})
+
+    def __init__(self, paths: Paths):
+        self.paths = paths
+        self.texts = Texts(paths.guard / "texts")
+        self.holder = Holder(paths.guard)
+        self.standing: Standing | None = None
+
+    def unavailable(self) -> str | None:
+        return missing("nft", "unshare")
+
+    def observe(self, intent: Wanted) -> Seen:
+        """Every table, foreign ones without the elements of their sets; every guard; the keeper."""
+        seen = Seen()
+        listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
+        standing = Standing()
+        for name, body in listings.items():
+            if name in HELD:
+                continue
+            table = NftTable(name=name, text=self.observed_text(name, body))
+            seen.state[table.key] = table
+            if name.split()[1] == OURS:
+                seen.ours.add(table.key)
+                standing.tables[name] = table
+        if GUARD in listings:
+            found = self.listing()
+            standing.guards, standing.memory = found.guards, found.memory
+            for guard in found.guards.values():
+                seen.state[guard.key] = guard
+                seen.ours.add(guard.key)
+        if keeper := self.holder.seen(listings):
+            seen.state[keeper.key] = keeper
+            seen.ours.add(keeper.key)
+        self.standing = standing
+        return seen
+
+    def observed_text(self, name: str, body: str) -> str:
+        """The text of one listed table."""
+        if name.split()[1] != OURS:
+            return body
+        if name != GUARD and ("\tset " in body or "\tmap " in body):
+            body = read_tables(run(["nft", "-s", "list", "table", *name.split()])).get(name, body)
+        return self.texts.text_of(name, canonical(body))
+
+    def listing(self) -> Listing:
+        return read_listing(json.loads(run(["nft", "-j", "list", "table", *GUARD.split()])))
+
+    def dropped(self) -> dict[str, dict[int, int]]:
+        """Tap -> number of the reason (``policy.guard.REASONS``) -> frames dropped, of the last day."""
+        try:
+            listed = run(["nft", "-j", "list", "set", *GUARD.split(), "dropped"])
+        except ToolFailed:
+            return {}
+        return read_listing(json.loads(listed)).dropped
+
+    def table_diff(self, before: NftTable, after: NftTable) -> tuple[str, ...]:
+        """Lines of nft's listing that go (``-``) and come (``+``) when *before* becomes *after*.
+
+        Raises ToolFailed when nft refuses the text of *after*.
+        """
+        try:
+            old = self.texts.listing_of(before)
+        except ToolFailed:
+            old = canonical(before.text or "")
+        lines = unified_diff(old.splitlines(), self.texts.listing_of(after).splitlines(), lineterm="", n=0)
+        return tuple(line for line in lines if not line.startswith(("---", "+++", "@@")))
+
+    def commands(self, steps: Sequence[Step]) -> Sequence[Command]:
+        """One nft transaction, then what becomes of the keeper."""
+        standing = self.standing or Standing()
+        made: list[Command] = []
+        script, _ = transaction(standing, steps)
+        if script:
+            keys = tuple(s.key for s in steps if s.key.kind != GuardKeeper.kind)
+            made.append(Command(("nft", "-f", "-"), "\n".join(script) + "\n", keys))
+        made += [self.holder.command(step) for step in steps if step.key.kind == GuardKeeper.kind]
+        return made
+
+    def apply(self, steps: Sequence[Step], progress: Progress) -> None:
+        """Make *steps* as one nft transaction; the keeper starts after it and ends before it."""
+        if self.standing is None:
+            self.observe({})
+        assert self.standing is not None
+        of_keeper = [s for s in steps if s.key.kind == GuardKeeper.kind]
+        for step in of_keeper:
+            if isinstance(step, Delete):
+                self.holder.stop()
+        with self.undisturbed():
+            self.load(steps)
+        for step in of_keeper:
+            match step:
+                case Create(GuardKeeper() as keeper) | Update(_, GuardKeeper() as keeper):
+                    self.holder.start(keeper)
+                case _:
+                    pass
+        progress(len(steps))
+
+    def load(self, steps: Sequence[Step]) -> None:
+        """The nft part of *steps*, and the file from which the keeper restores it."""
+        assert self.standing is not None
+        for step in steps:
+            if isinstance(step, Create | Update) and isinstance(step.after, NftTable):
+                try:
+                    self.texts.remember(step.after)
+                except ToolFailed as refused:
+                    raise StepFailed(step.key, refused.detail, "nft refuses this table") from refused
+        if GUARD in self.standing.tables and any(touches_memory(s) for s in steps):
+            self.standing.memory = self.listing().memory
+        script, after = transaction(self.standing, steps)
+        if not script:
+            return
+        try:
+            run(["nft", "-f", "-"], stdin="\n".join(script) + "\n", timeout=300)
+        except ToolFailed as refused:
+            self.standing = None
+            raise StepFailed(steps[0].key if len(steps) == 1 else None, refused.detail,
+                             "nothing of this transaction was made") from refused
+        self.standing = after
+        if after.tables:
+            write_whole(self.paths.guard / "ruleset.nft", "\n".join(after.script()) + "\n")
+        else:
+            (self.paths.guard / "ruleset.nft").unlink(missing_ok=True)
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """The keeper restores nothing meanwhile."""
+        self.paths.guard.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with open(self.paths.guard / "changing", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def terse(name: str) -> str:
+    """The guard's elements are resources of their own; other tables' belong to their text."""
+    return "-t" if name == GUARD else ""
+
+
+def touches_memory(step: Step) -> bool:
+    """A table that is replaced, or a NIC that goes."""
+    return (isinstance(step, Update) and step.key.name == GUARD) or \
+        (isinstance(step, Delete) and step.key.kind == NicGuard.kind)
+
+
+def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], Standing]:
+    """The lines of one nft script for *steps*, and what stands after it."""
+    after = standing.copy()
+    loaded: dict[str, NftTable] = {}
+    gone: list[str] = []
+    for step in steps:
+        match step:
+            case Create(NftTable() as table):
+                after.tables[table.name] = loaded[table.name] = table
+            case Update(NftTable() as before, NftTable() as wanted):
+                after.tables[wanted.name] = loaded[wanted.name] = replace(before, text=wanted.text)
+            case Delete(NftTable(name=name)):
+                after.tables.pop(name, None)
+                loaded.pop(name, None)
+                gone.append(name)
+                if name == GUARD:
+                    after.guards, after.memory = {}, {}
+            case Create(NicGuard() as guard):
+                after.guards[guard.name] = guard
+            case Update(NicGuard() as before, NicGuard() as guard):
+                merged = merge(before, guard)
+                assert isinstance(merged, NicGuard)
+                after.guards[guard.name] = merged
+            case Delete(NicGuard(name=name)):
+                after.guards.pop(name, None)
+    script = [line for name in gone if name not in loaded for line in removal_lines(name)]
+    script += [line for table in loaded.values() for line in table_lines(table)]
+    if GUARD not in after.tables:
+        return script, after
+    left = {n for n in standing.guards if n not in after.guards}
+    after.memory = forget(after.memory, left, standing)
+    if GUARD in loaded:
+        return script + after.contents(), after
+    changed = [n for n in {*standing.guards, *after.guards} if standing.guards.get(n) != after.guards.get(n)]
+    removed, added = change([standing.guards[n] for n in changed if n in standing.guards],
+                            [after.guards[n] for n in changed if n in after.guards])
+    script += element_lines("delete", removed) + element_lines("add", added)
+    lost = {name: [m for m in standing.memory.get(name, ()) if m not in set(after.memory.get(name, ()))]
+            for name in standing.memory}
+    script += element_lines("add", lost)
+    script += element_lines("delete", {k: [m.split(" timeout")[0] for m in v] for k, v in lost.items()})
+    return script, after
+
+
+def forget(memory: Elements, gone: set[str], standing: Standing) -> Elements:
+    """*memory* without the link-locals that the NICs in *gone* had claimed."""
+    if not gone or not memory:
+        return memory
+    learned: list[str] = []
+    freed: set[str] = set()
+    for item in memory.get("learned", ()):
+        nic, address = item.split(" timeout")[0].split(" . ")
+        guard = standing.guards.get(nic.strip('"'))
+        if guard and guard.name in gone:
+            freed.add(f"{guard.zone} . {address}")
+        else:
+            learned.append(item)
+    claimed = [c for c in memory.get("claimed", ()) if c.split(" timeout")[0] not in freed]
+    return {"learned": learned, "claimed": claimed}
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Replace a file so that a reader sees the old text or the new one, never a part."""
+    fresh = file.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.chmod(0o600)
+    fresh.replace(file)

@@ -1,0 +1,179 @@
+"""The guard's keeper: a small process that holds tables nobody can flush, and restores ours.
+
+Run as a program, with the standard library alone: ``python -I -S keeper.py FOLDER VERSION``.
+
+A resident ``nft -i`` owns the tables of ``held.nft`` (flag owner), which drop guest frames that no
+guard has judged. The kernel tells of every removed table on a netlink socket; when one of ours is
+gone, ``ruleset.nft`` is loaded again at once, unless kvmnet itself is changing it (``changing``).
+When this process ends, nft reads end of file and ends too, and the kernel removes the held tables.
+"""
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import select
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+NETLINK_NETFILTER = 12
+GROUP_NFTABLES = 7
+SUBSYSTEM = 10 << 8
+NEWTABLE, GETTABLE, DELTABLE = (SUBSYSTEM | n for n in range(3))
+ERROR, DONE = 2, 3
+REQUEST, DUMP = 1, 0x300
+FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
+TABLE_NAME = 1
+
+
+def start_time(pid: int) -> str | None:
+    """When a process began, in ticks since boot: with the pid, its identity. None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def messages(data: bytes) -> list[tuple[int, bytes]]:
+    """(type, payload) of each netlink message in *data*."""
+    found = []
+    while len(data) >= 16:
+        length, kind = struct.unpack_from("=IH", data)
+        if length < 16:
+            break
+        found.append((kind, data[16:length]))
+        data = data[length + 3 & ~3:]
+    return found
+
+
+def table_name(payload: bytes) -> str:
+    """``FAMILY NAME`` of a message about a table."""
+    family, rest = payload[0], payload[4:]
+    while len(rest) >= 4:
+        length, kind = struct.unpack_from("=HH", rest)
+        if kind & 0x3FFF == TABLE_NAME:
+            return f"{FAMILIES.get(family, family)} {rest[4:length - 1].decode()}"
+        rest = rest[max(4, length + 3 & ~3):]
+    return ""
+
+
+class Keeper:
+    def __init__(self, folder: Path, version: str):
+        self.folder, self.version = folder, version
+        self.held = (folder / "held.nft").read_text()
+        self.names = re.findall(r"^table (\S+ \S+) \{", self.held, re.M)
+
+    def run(self) -> int:
+        lock = open(self.folder / "keeper.lock", "w")  # noqa: SIM115 - held for life
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print("another keeper runs here", flush=True)
+            return 3
+        signal.signal(signal.SIGTERM, self.stop)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
+        events.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        events.bind((0, 1 << GROUP_NFTABLES - 1))
+        while not (status := self.hold(events)):
+            pass
+        return status
+
+    def stop(self, *_: object) -> None:
+        sys.exit(0)
+
+    def hold(self, events: socket.socket) -> int:
+        """Own the tables with one nft until it ends or we are told to."""
+        owner = subprocess.Popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        assert owner.stdin is not None
+        try:
+            owner.stdin.write(self.held.encode())
+            owner.stdin.flush()
+            deadline = time.monotonic() + 5
+            while not set(self.names) <= self.tables():
+                if owner.poll() is not None or time.monotonic() > deadline:
+                    print("nft did not take the tables to hold", flush=True)
+                    return 4
+                select.select([], [], [], 0.002)
+            self.tell()
+            self.watch(events, owner)
+            return 0
+        finally:
+            owner.stdin.close()
+            owner.wait()
+
+    def tell(self) -> None:
+        """Write the pid file: from here on we hold."""
+        record = {"pid": os.getpid(), "start": start_time(os.getpid()), "version": self.version,
+                  "netns": Path("/proc/self/ns/net").stat().st_ino}
+        fresh = self.folder / "keeper.json.new"
+        fresh.write_text(json.dumps(record))
+        fresh.replace(self.folder / "keeper.json")
+
+    def watch(self, events: socket.socket, owner: subprocess.Popen[bytes]) -> None:
+        handle = os.pidfd_open(owner.pid)
+        try:
+            self.restore()
+            while True:
+                ready, _, _ = select.select([events.fileno(), handle], [], [], None)
+                if handle in ready:
+                    return
+                if events.fileno() in ready and self.something_went(events):
+                    self.restore()
+        finally:
+            os.close(handle)
+
+    def something_went(self, events: socket.socket) -> bool:
+        """Whether a table was removed since the last look, or we may have missed it."""
+        went = False
+        while True:
+            try:
+                data = events.recv(1 << 18, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return went
+            except OSError:
+                return True
+            went = went or any(kind == DELTABLE for kind, _ in messages(data))
+
+    def restore(self) -> None:
+        """Load our tables again if one of them is missing."""
+        if not self.lacking():
+            return
+        with open(self.folder / "changing", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if lacking := self.lacking():
+                done = subprocess.run(["nft", "-f", str(self.folder / "ruleset.nft")], check=False)
+                print(f"{time.strftime('%FT%T')} restored {', '.join(sorted(lacking))}: nft exit {done.returncode}",
+                      flush=True)
+
+    def lacking(self) -> set[str]:
+        try:
+            with open(self.folder / "ruleset.nft") as file:
+                wanted = {line[6:-2].strip() for line in file if line.startswith("table ") and line.endswith("{\n")}
+        except OSError:
+            return set()
+        return wanted - self.tables() if wanted else wanted
+
+    def tables(self) -> set[str]:
+        """``FAMILY NAME`` of every table there is."""
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as ask:
+            ask.send(struct.pack("=IHHIIBBH", 20, GETTABLE, REQUEST | DUMP, 1, 0, 0, 0, 0))
+            found: set[str] = set()
+            while True:
+                for kind, payload in messages(ask.recv(1 << 18)):
+                    if kind in (ERROR, DONE):
+                        return found
+                    found.add(table_name(payload))
+
+
+if __name__ == "__main__":
+    os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
+    sys.exit(Keeper(Path(sys.argv[1]), sys.argv[2]).run())

@@ -1,0 +1,209 @@
+"""Guards as nft set elements, nft's listings as guards. No I/O.
+
+A guard is nothing but elements: one line of nft per set, whatever the number of NICs. nft 1.0.6 has
+no name for some header fields that the sets are keyed by, so their values are plain integers.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network, summarize_address_range
+from typing import Any, TypeAlias
+
+from kvmnet.drivers.nftables.resources import NftTable, NicGuard
+
+GUARD = "bridge kvmnet"
+"""The table whose set elements are resources of their own."""
+ROLE_SETS = {"dhcp-server": "dhcp_server", "router": "router", "querier": "querier"}
+MEMORY = ("claimed", "learned")
+"""Sets that the kernel fills: which NIC uses which link-local. A new text of the table keeps them."""
+
+Elements: TypeAlias = dict[str, list[str]]
+"""Set -> its elements, as nft reads them."""
+
+
+def element(guard: NicGuard) -> Iterator[tuple[str, str]]:
+    """The (set, element) pairs that make *guard*."""
+    nic = f'"{guard.name}"'
+    yield "zone", f"{nic} : {guard.zone or 0:#010x}"
+    if guard.level == "open":
+        yield "open", nic
+    if guard.level == "mac":
+        yield "loose", nic
+    for mac in guard.macs or ():
+        yield "mac", f"{nic} . 0x{mac.replace(':', '')}"
+    for kind, addresses in (("own", guard.addresses), ("not", guard.forbidden)):
+        for text in addresses or ():
+            address = ip_address(text)
+            yield f"{kind}{address.version}", f"{nic} . {int(address):#x}"
+    for text in guard.prefixes or ():
+        net = ip_network(text)
+        if net.version == 4:
+            yield "net4", f"{nic} . {net}"
+        else:
+            yield "net6", f"{nic} . {int(net[0]):#x}-{int(net[-1]):#x}"
+    for vlan in guard.vlans or ():
+        yield "vlans", f"{nic} . {vlan}"
+    for role in guard.roles or ():
+        yield ROLE_SETS[role], nic
+
+
+def gather(pairs: Iterable[tuple[str, str]]) -> Elements:
+    found: Elements = {}
+    for name, text in pairs:
+        found.setdefault(name, []).append(text)
+    return found
+
+
+def change(before: Iterable[NicGuard], after: Iterable[NicGuard]) -> tuple[Elements, Elements]:
+    """Elements to delete and elements to add, so that *after* stands where *before* stood."""
+    old = {pair for guard in before for pair in element(guard)}
+    new = {pair for guard in after for pair in element(guard)}
+    return gather(sorted(old - new)), gather(sorted(new - old))
+
+
+def element_lines(verb: str, elements: Mapping[str, Iterable[str]]) -> list[str]:
+    """One nft command per set: *verb* is add or delete."""
+    return [f"{verb} element {GUARD} {name} {{ {', '.join(texts)} }}" for name, texts in elements.items() if texts]
+
+
+def table_lines(table: NftTable) -> list[str]:
+    """Commands that put *table* in the place of whatever bears its name, in one transaction."""
+    return [*removal_lines(table.name), f"table {table.name} {{", *(table.text or "").splitlines(), "}"]
+
+
+def removal_lines(name: str) -> list[str]:
+    """Commands that remove a table, also when there is none."""
+    return [f"table {name} {{ }}", f"delete table {name}"]
+
+
+@dataclass
+class Listing:
+    """What ``nft -j list table bridge kvmnet`` told."""
+
+    guards: dict[str, NicGuard] = field(default_factory=dict)
+    memory: Elements = field(default_factory=dict)
+    """Elements of the sets that the kernel fills, with their remaining time."""
+    dropped: dict[str, dict[int, int]] = field(default_factory=dict)
+    """Tap -> number of the reason -> frames."""
+
+
+def read_listing(document: Mapping[str, Any]) -> Listing:
+    """Guards, learned link-locals and counters out of nft's JSON."""
+    sets: dict[str, list[Any]] = {}
+    for entry in document["nftables"]:
+        body = entry.get("set") or entry.get("map")
+        if body and f"{body['family']} {body['table']}" == GUARD:
+            sets[body["name"]] = body.get("elem", [])
+    facts: dict[str, dict[str, list[Any]]] = {}
+    for name in PARTS:
+        for item in sets.get(name, ()):
+            nic, value = item["concat"] if isinstance(item, dict) else item if isinstance(item, list) else (item, "")
+            facts.setdefault(nic, {}).setdefault(name, []).append(value)
+    return Listing(guards={nic: read_guard(nic, parts) for nic, parts in facts.items()},
+                   memory={name: [remembered(e["elem"]) for e in sets.get(name, ()) if "elem" in e]
+                           for name in MEMORY},
+                   dropped=read_dropped(sets.get("dropped", ())))
+
+
+PARTS = ("zone", "open", "loose", "mac", "own4", "own6", "not4", "not6", "net4", "net6", "vlans",
+         *ROLE_SETS.values())
+
+
+def read_guard(nic: str, parts: Mapping[str, list[Any]]) -> NicGuard:
+    level = "open" if "open" in parts else "mac" if "loose" in parts else "full"
+    return NicGuard(
+        name=nic, table=GUARD, level=level,
+        macs=tuple(sorted(mac_text(number(v)) for v in parts.get("mac", ()))),
+        addresses=hosts(parts, "own"), forbidden=hosts(parts, "not"),
+        prefixes=tuple(str(net) for net in sorted(
+            (net for kind, cls in (("net4", IPv4Address), ("net6", IPv6Address)) for v in parts.get(kind, ())
+             for net in networks(v, cls)), key=lambda n: (n.version, int(n.network_address), n.prefixlen))),
+        vlans=tuple(sorted(number(v) for v in parts.get("vlans", ()))),
+        roles=tuple(sorted(role for role, name in ROLE_SETS.items() if name in parts)),
+        zone=number(parts["zone"][0]) if "zone" in parts else 0)
+
+
+def hosts(parts: Mapping[str, list[Any]], kind: str) -> tuple[str, ...]:
+    return (*(str(IPv4Address(n)) for n in sorted(map(number, parts.get(kind + "4", ())))),
+            *(str(IPv6Address(n)) for n in sorted(map(number, parts.get(kind + "6", ())))))
+
+
+def networks(value: Any, cls: type[IPv4Address] | type[IPv6Address]) -> Iterable[Any]:
+    """The prefixes of one interval element."""
+    if isinstance(value, dict) and "prefix" in value:
+        return [ip_network((value["prefix"]["addr"], value["prefix"]["len"]))]
+    ends = value["range"] if isinstance(value, dict) else str(value).split("-")
+    first, last = (cls(number(end)) if "." not in str(end) else cls(end) for end in (ends[0], ends[-1]))
+    return summarize_address_range(first, last)
+
+
+def number(value: Any) -> int:
+    """nft prints integers of more than 64 bits as hexadecimal strings."""
+    return value if isinstance(value, int) else int(value, 0)
+
+
+def mac_text(value: int) -> str:
+    return value.to_bytes(6, "big").hex(":")
+
+
+def remembered(item: Mapping[str, Any]) -> str:
+    """One element of a set with timeouts, with the time that it has left."""
+    first, second = item["val"]["concat"]
+    key = f'"{first}"' if isinstance(first, str) and not first.startswith("0x") else f"{first}"
+    return f"{key} . {number(second):#x} timeout {item.get('timeout', 86400)}s expires {item.get('expires', 1)}s"
+
+
+def read_dropped(elements: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, int]]:
+    found: dict[str, dict[int, int]] = {}
+    for entry in elements:
+        item = entry["elem"]
+        nic, reason = item["val"]["concat"]
+        found.setdefault(nic, {})[number(reason)] = item.get("counter", {}).get("packets", 0)
+    return found
+
+
+BLOCK = re.compile(r"^table (\S+) (\S+) \{(?: #[^\n]*)?\n(.*?)^\}\n?", re.M | re.S)
+BRACES = re.compile(r"(?<=elements = )\{([^{}]*)\}|\{([^{}\n]*)\}")
+
+
+def read_tables(listing: str) -> dict[str, str]:
+    """``FAMILY NAME`` -> the lines between the braces, from ``nft list ruleset``."""
+    return {f"{m[1]} {m[2]}": m[3] for m in BLOCK.finditer(listing)}
+
+
+def canonical(body: str) -> str:
+    """A table's listing with the elements of every set in one order: the kernel's hashes have none."""
+    def in_order(match: re.Match[str]) -> str:
+        items = sorted(" ".join(item.split()) for item in (match[1] or match[2] or "").split(",") if item.strip())
+        return "{ " + ", ".join(items) + " }"
+    return BRACES.sub(in_order, body)
+
+
+CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}", re.M | re.S)
+HOOK = re.compile(r"type (\S+) hook (\S+) (?:device \S+ )?priority ([^;]+); policy (\w+);")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseChain:
+    """A chain of somebody else's firewall that packets pass."""
+
+    table: str
+    chain: str
+    hook: str
+    priority: str
+    """As nft prints it: a number or a name such as ``filter - 5``."""
+    policy: str
+    """``drop``: whatever the chain does not accept is lost."""
+    rules: tuple[str, ...]
+
+
+def base_chains(table: NftTable) -> tuple[BaseChain, ...]:
+    """The hooks of a table, foreign ones too: for facts and the doctor."""
+    found = []
+    for chain in CHAIN.finditer(table.text or ""):
+        if hook := HOOK.search(chain[2]):
+            rules = tuple(line.strip() for line in chain[2].splitlines()[1:] if line.strip())
+            found.append(BaseChain(table.name, chain[1], hook[2], hook[3], hook[4], rules))
+    return tuple(found)
