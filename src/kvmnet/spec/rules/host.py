@@ -1,0 +1,132 @@
+"""What the host must have for the document: devices, users, features, room in its tables. Pure."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvmnet.errors import Problem
+from kvmnet.spec.explain import nearest
+from kvmnet.spec.models import Mode
+from kvmnet.spec.pools import Family
+from kvmnet.spec.rules.subject import RESERVED, VIRTIO, Subject, wrong
+
+MOST_PORTS = 1023
+"""Ports of one bridge (net/bridge/br_private.h: BR_PORT_BITS 10, port 0 is not used)."""
+FLOWS_PER_NIC = 16
+"""Connections that a guest needs at least to be of use: less room than that in conntrack is a mistake."""
+_NEIGHBOURS = {Family.IPV4: ("gc_thresh3", "net.ipv4.neigh.default.gc_thresh3"),
+               Family.IPV6: ("gc_thresh3_6", "net.ipv6.neigh.default.gc_thresh3")}
+
+
+def ports(subject: Subject) -> Iterator[Problem]:
+    """More NICs on a network than a bridge has ports. This is the kernel's, whatever the host."""
+    for name, here in subject.members.items():
+        network = subject.spec.networks[name]
+        others = 0
+        if network.bridge:
+            others = sum(1 for link in subject.links.values()
+                         if link.master == network.bridge and not link.name.startswith(RESERVED))
+        elif network.mode is Mode.BRIDGE:
+            others = 1
+        if len(here) + others > MOST_PORTS:
+            what = f" and {others} of the host" if others else ""
+            yield wrong(f"networks.{name}", f"{len(here)} NICs{what} are more than the {MOST_PORTS} ports of a bridge",
+                        "split the network in several, joined by peers:")
+
+
+def uplinks(subject: Subject) -> Iterator[Problem]:
+    """Uplinks and bridges that the host does not have, or that cannot be bridged."""
+    if not subject.links:
+        return
+    for name, uplink in subject.spec.uplinks.items():
+        if uplink.device not in subject.links:
+            yield wrong(f"uplinks.{name}.device", f"this host has no device {uplink.device}", _those(subject, ""))
+    for name, network in subject.spec.networks.items():
+        if network.mode is not Mode.BRIDGE:
+            continue
+        if network.bridge:
+            yield from _existing(subject, f"networks.{name}.bridge", network.bridge)
+        elif device := subject.device(network):
+            yield from _bridgeable(subject, f"networks.{name}.uplink", device)
+
+
+def _existing(subject: Subject, path: str, bridge: str) -> Iterator[Problem]:
+    link = subject.links.get(bridge)
+    if link is None:
+        yield wrong(path, f"this host has no bridge {bridge}", _those(subject, "bridge"))
+    elif link.type != "bridge":
+        yield wrong(path, f"{bridge} is no bridge but {link.type}", "to make a bridge around it write uplink:")
+
+
+def _bridgeable(subject: Subject, path: str, device: str) -> Iterator[Problem]:
+    link = subject.links.get(device)
+    if link is None:
+        return
+    if link.type == "bridge":
+        yield wrong(path, f"{device} is a bridge itself, which cannot be a port of another",
+                    f"write bridge: {device} instead of uplink:")
+    elif device.startswith("wl"):
+        yield wrong(path, f"{device} is wireless: an access point takes frames only from the host's own MAC",
+                    "write mode: nat, or mode: routed with proxy: true")
+    elif link.type in ("wireguard", "tun", "sit", "gre", "ipip", "ppp", "none"):
+        yield wrong(path, f"{device} ({link.type}) carries no Ethernet frames and cannot be bridged",
+                    "write mode: nat or mode: routed")
+    elif link.master and not link.master.startswith(RESERVED):
+        yield wrong(path, f"{device} belongs to {link.master} already",
+                    f"write bridge: {link.master} to use that, or take {device} out of it")
+
+
+def _those(subject: Subject, kind: str) -> str:
+    """The devices of the host that could be meant."""
+    names = sorted(link.name for link in subject.links.values()
+                   if link.name != "lo" and not link.name.startswith(RESERVED)
+                   and (link.type == kind if kind else link.type not in ("tap", "tun")))
+    what = "bridges" if kind else "devices"
+    return f"{what} of this host: {', '.join(names[:20])}" if names else f"this host has no {what}"
+
+
+def users(subject: Subject) -> Iterator[Problem]:
+    """Owners of taps that are no users of the host."""
+    if not subject.links:
+        return
+    for name, vm in subject.spec.vms.items():
+        if vm.owner and vm.owner not in subject.facts.users:
+            near = nearest(vm.owner, tuple(subject.facts.users))
+            yield wrong(f"vms.{name}.owner", f"this host has no user {vm.owner}",
+                        f"did you mean {near}?" if near else "getent passwd lists them")
+
+
+def features(subject: Subject) -> Iterator[Problem]:
+    """Features that are asked for by name and that the host lacks."""
+    reason = subject.facts.features.get("vhost-net", "")
+    if not reason:
+        return
+    for item in subject.nics:
+        if item.nic.vhost == "on" and item.nic.model in VIRTIO:
+            yield wrong(f"{item.path}.vhost", f"this host has no vhost-net: {reason}", "write vhost: auto")
+
+
+def tables(subject: Subject) -> Iterator[Problem]:
+    """Kernel tables that are too small for the guests that the host routes for."""
+    limits = subject.facts.limits
+    routed: set[str] = set()
+    for family, (limit, sysctl) in _NEIGHBOURS.items():
+        here = {name for name, network in subject.spec.networks.items() if subject.hosted(network, family)}
+        routed |= here
+        count = sum(len(subject.members[name]) for name in here)
+        if (most := limits.get(limit)) is not None and count > most:
+            yield wrong("networks", f"the host would talk to {count} guests, and its neighbour table takes {most}",
+                        f"sysctl -w {sysctl}={_power(2 * count)}")
+    count = sum(len(subject.members[name]) for name in routed)
+    most = limits.get("nf_conntrack_max")
+    if most and count * FLOWS_PER_NIC > most:
+        yield wrong("networks", f"the host tracks at most {most} connections, too few for {count} guests",
+                    f"sysctl -w net.netfilter.nf_conntrack_max={_power(count * 256)}")
+
+
+def _power(value: int) -> int:
+    """The next power of two."""
+    return 1 << max(value - 1, 0).bit_length()
+
+
+RULES = (uplinks, users, features, tables)
+"""Rules whose problems are the host's; ``ports`` is the document's."""

@@ -1,0 +1,236 @@
+"""Networks: what each mode needs and takes, and that their prefixes do not overlap. Pure."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from kvmnet.errors import Problem
+from kvmnet.spec import pools
+from kvmnet.spec.models import Mode, Network
+from kvmnet.spec.pools import Family, Span
+from kvmnet.spec.rules.subject import RESERVED, Subject, wrong
+
+ONLY_IN = {
+    # option: (modes that have it, why, what to do)
+    "bridge": ((Mode.BRIDGE,), "uses an existing bridge of the host", "remove it, or write mode: bridge"),
+    "forwards": ((Mode.NAT,), "are for guests behind the host's address",
+                 "remove them; in the other modes guests are reached at their own addresses"),
+    "proxy": ((Mode.ROUTED,), "answers for guests on the uplink", "remove it"),
+    "uplink": ((Mode.NAT, Mode.ROUTED, Mode.BRIDGE), "is a way out", "remove it, or write mode: nat"),
+    "gateway6": ((Mode.BRIDGE,), "is the router of the outer segment",
+                 "remove it; guests learn the host's own address by router advertisements"),
+}
+"""Options that not every mode has."""
+NEEDS_HOST = {
+    "metadata": "the metadata service", "allow": "a service of the host",
+}
+"""Options that need an address of the host on the network."""
+
+
+def mode_rules(subject: Subject) -> Iterator[Problem]:
+    """What each mode needs and what it does not take."""
+    for name, network in subject.spec.networks.items():
+        path = f"networks.{name}"
+        for option, (modes, why, hint) in ONLY_IN.items():
+            if getattr(network, option) and network.mode not in modes:
+                listed = " and ".join(mode.value for mode in modes) if len(modes) < 3 else "the other modes"
+                yield wrong(f"{path}.{option}", f"{option} {why}; it is for {listed}, not for {network.mode}", hint)
+        for option, what in NEEDS_HOST.items():
+            if getattr(network, option) and not any(subject.hosted(network, family) for family in Family):
+                yield wrong(f"{path}.{option}", f"{what} is reached at the host's address on {name}, which it has not",
+                            "give the network a subnet and an address")
+        yield from _bridge(path, network) if network.mode is Mode.BRIDGE else _routed(path, network)
+
+
+def _bridge(path: str, network: Network) -> Iterator[Problem]:
+    if network.uplink and network.bridge:
+        yield wrong(f"{path}.bridge", "uplink and bridge exclude each other",
+                    "bridge: uses an existing bridge as it is; uplink: makes one around a NIC")
+    if not network.uplink and not network.bridge:
+        yield wrong(path, "mode bridge needs an uplink or an existing bridge", "add uplink: NAME or bridge: DEVICE")
+    if network.bridge and network.stp:
+        yield wrong(f"{path}.stp", "an existing bridge is used as it is: its spanning tree is not changed",
+                    "remove stp")
+    if network.bridge and any(pools.host_address(network, family) for family in Family):
+        option = "address" if network.address not in (None, "none") else "address6"
+        yield wrong(f"{path}.{option}", "an existing bridge is used as it is: it gets no address",
+                    f"remove {option}, or give the bridge its address yourself")
+
+
+def _routed(path: str, network: Network) -> Iterator[Problem]:
+    if network.mode is not Mode.ISOLATED:
+        if not network.uplink:
+            yield wrong(path, f"mode {network.mode} needs an uplink", "add uplink: NAME, or write mode: isolated")
+        if not network.subnet and not network.subnet6:
+            yield wrong(path, f"mode {network.mode} needs a prefix", "add subnet: 192.168.100.0/24 or subnet6:")
+        elif not any(pools.host_address(network, family) for family in Family):
+            yield wrong(path, f"in mode {network.mode} the host is the guests' router; it needs an address",
+                        "remove address: none, or write mode: isolated")
+
+
+def shared_uplinks(subject: Subject) -> Iterator[Problem]:
+    """Two bridges that would take the same NIC."""
+    seen: dict[str, str] = {}
+    for name, network in subject.spec.networks.items():
+        if network.mode is Mode.BRIDGE and network.uplink and not network.bridge:
+            first = seen.setdefault(network.uplink, name)
+            if first != name:
+                yield wrong(f"networks.{name}.uplink", f"{network.uplink} is bridged by network {first} already; "
+                            "a NIC can be in one bridge only", f"put its guests on {first}")
+
+
+def duplicate_forwards(subject: Subject) -> Iterator[Problem]:
+    """One port of one address handed to two guests."""
+    seen: dict[tuple[str, str, int], list[tuple[str, str]]] = {}
+    for name, network in subject.spec.networks.items():
+        for position, forward in enumerate(network.forwards):
+            path = f"networks.{name}.forwards[{position}]"
+            others = seen.setdefault((network.uplink or "", forward.protocol, forward.port), [])
+            asked = forward.address or ""
+            clash = next((at for at, address in others if address == asked or not address or not asked), "")
+            if clash:
+                yield wrong(path, f"{forward.protocol} port {forward.port} is forwarded by {clash} already",
+                            "use another port, or different address: for each")
+            others.append((path, asked))
+
+
+def prefixes(subject: Subject) -> Iterator[Problem]:
+    """Addresses of a network that lie outside its prefix or have none, and prefixes of a useless size."""
+    for name, network in subject.spec.networks.items():
+        for family in Family:
+            yield from _prefix(f"networks.{name}", network, family)
+        if network.dhcp and network.subnet:
+            low, high = pools.span(network.subnet, Family.IPV4)
+            for position, route in enumerate(network.dhcp.routes):
+                if not low <= pools.number(route.via) <= high:
+                    yield wrong(f"networks.{name}.dhcp.routes[{position}].via",
+                                f"{route.via} is not in {network.subnet}: guests could not reach it", "")
+
+
+def _prefix(path: str, network: Network, family: Family) -> Iterator[Problem]:
+    six = "6" if family is Family.IPV6 else ""
+    subnet = pools.subnet_of(network, family)
+    host = getattr(network, f"address{six}")
+    values = {f"{option}{six}": value for option in ("address", "gateway", "pool")
+              if (value := getattr(network, f"{option}{six}")) and value != "none"}
+    for option, value in values.items():
+        if not subnet:
+            if option != "gateway6":
+                yield wrong(f"{path}.{option}", f"{option} without a prefix", f"add subnet{six}:")
+        elif option != "gateway6" or not value.startswith("fe80:"):
+            low, high = pools.span(subnet, family)
+            first, last = pools.span(value, family)
+            if first < low or last > high:
+                yield wrong(f"{path}.{option}", f"{value} is not in subnet{six} {subnet}")
+    if subnet:
+        yield from _host(path, network, family, subnet, host)
+        yield from _length(path, network, family, subnet)
+
+
+def _host(path: str, network: Network, family: Family, subnet: str, host: str | None) -> Iterator[Problem]:
+    option = "address6" if family is Family.IPV6 else "address"
+    low, high = pools.span(subnet, family)
+    if host and host != "none" and high - low > 1:
+        value = pools.number(host)
+        if value == low:
+            yield wrong(f"{path}.{option}", f"{host} is the prefix itself and no host's address",
+                        f"write {pools.address(low + 1, family)}")
+        elif value == high and family is Family.IPV4:
+            yield wrong(f"{path}.{option}", f"{host} is the broadcast address of {subnet}",
+                        f"write {pools.address(low + 1, family)}")
+
+
+def _length(path: str, network: Network, family: Family, subnet: str) -> Iterator[Problem]:
+    length = int(subnet.partition("/")[2])
+    option = "subnet6" if family is Family.IPV6 else "subnet"
+    if not pools.host_address(network, family):
+        return
+    if length > (30 if family is Family.IPV4 else 126):
+        yield wrong(f"{path}.{option}", f"{subnet} has no room for the host and a guest",
+                    "write a shorter prefix length")
+    elif family is Family.IPV4 and length < 8:
+        yield wrong(f"{path}.{option}", f"{subnet} takes a large part of the Internet", "write a longer prefix length")
+    elif family is Family.IPV6 and network.ra == "autoconf" and length != 64:
+        yield wrong(f"{path}.{option}", f"autoconfiguration needs a /64 (RFC 4862, 5.5.3), not {subnet}",
+                    "write a /64, or ra: managed")
+    elif family is Family.IPV6 and length < 64 and (network.dhcp.enabled or network.ra != "off"):
+        yield wrong(f"{path}.{option}", f"{subnet} is too wide: dnsmasq serves prefixes of /64 and longer",
+                    f"write {subnet.partition('/')[0]}/64")
+
+
+class Claimed(NamedTuple):
+    """A prefix of the host's routing domain and who has it."""
+
+    span: Span
+    text: str
+    owner: str
+
+
+def overlaps(subject: Subject) -> Iterator[Problem]:
+    """Prefixes that the host routes for and that overlap: among networks, and with the host's own."""
+    for family in Family:
+        option = "subnet6" if family is Family.IPV6 else "subnet"
+        own = [Claimed(pools.span(subnet, family), subnet, name)
+               for name, network in subject.spec.networks.items()
+               if (subnet := pools.subnet_of(network, family)) and subject.hosted(network, family)]
+        widest: Claimed | None = None
+        for here in sorted(own):
+            if widest and here.span[0] <= widest.span[1]:
+                yield wrong(f"networks.{here.owner}.{option}",
+                            f"{here.text} overlaps {widest.text} of network {widest.owner}; the host would not know "
+                            "where to send packets", "use another prefix, or address: none on one of them")
+            if widest is None or here.span[1] > widest.span[1]:
+                widest = here
+        foreign = [*_host_addresses(subject, family), *_host_routes(subject, family)]
+        for here in own:
+            yield from _foreign(subject, here, option, foreign)
+
+
+def _foreign(subject: Subject, here: Claimed, option: str, foreign: list[Claimed]) -> Iterator[Problem]:
+    mine = subject.outer_devices(here.owner)
+    for other in foreign:
+        if other.owner in mine or other.span[1] < here.span[0] or other.span[0] > here.span[1]:
+            continue
+        yield wrong(f"networks.{here.owner}.{option}",
+                    f"{here.text} overlaps {other.text} of the host's own {other.owner}",
+                    "use another prefix; ip route shows those in use")
+        return
+
+
+def _host_addresses(subject: Subject, family: Family) -> Iterator[Claimed]:
+    """Prefixes that the host is on by itself. What is on a bridge of ours is the document's own, except
+    where the bridge took an uplink and its addresses."""
+    bridged = {device for device, name in subject.own_bridges.items()
+               if subject.spec.networks[name].mode is Mode.BRIDGE}
+    for item in subject.addresses:
+        device = item.dev or item.name.partition(" ")[0]
+        text = item.name.rpartition(" ")[2]
+        if (":" in text) != (family is Family.IPV6) or device == "lo" or text.startswith("fe80:"):
+            continue
+        if device.startswith(RESERVED) and device not in bridged:
+            continue
+        address, _, length = text.partition("/")
+        bits = (128 if family is Family.IPV6 else 32) - int(length or (128 if family is Family.IPV6 else 32))
+        first = pools.number(address) >> bits << bits
+        yield Claimed((first, first + (1 << bits) - 1), text, device)
+
+
+def _host_routes(subject: Subject, family: Family) -> Iterator[Claimed]:
+    """Routes of the host's own that a network would cut: those without a gateway (the prefix is on a
+    link), and through the host's gateways those inside the network. A wider route by a gateway stays
+    as it is: the longer prefix wins, as everywhere in routing."""
+    own = [pools.span(subnet, family) for network in subject.spec.networks.values()
+           if (subnet := pools.subnet_of(network, family))]
+    for route in subject.routes:
+        dst, device = route.dst or "", route.dev or ""
+        if (dst in ("", "default") or route.table not in (None, "main") or route.proto in ("87", "kernel")
+                or device.startswith(RESERVED) or device == "lo" or route.family != family
+                or dst.startswith(("fe80:", "ff00:"))):
+            continue
+        low, high = pools.span(dst, family)
+        if route.via and any((low < first and high >= last) or (low <= first and high > last) for first, last in own):
+            continue
+        yield Claimed((low, high), dst, device)
+
+
+RULES = (mode_rules, shared_uplinks, duplicate_forwards, prefixes, overlaps)

@@ -1,0 +1,88 @@
+"""What the rules look at: a document with its names resolved, and the host. Pure."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from kvmnet.drivers.linux.resources import Address, Link, Route
+from kvmnet.errors import Problem
+from kvmnet.facts.model import Facts
+from kvmnet.spec import pools
+from kvmnet.spec.models import Mode, Model, Network, Spec
+from kvmnet.spec.names import BRIDGE, PROBE, TAP, bridge_name
+from kvmnet.spec.pools import Family, PlacedNic
+
+RESERVED = (TAP, BRIDGE, PROBE)
+"""Beginnings of the names of devices that are ours."""
+VIRTIO = frozenset({Model.VIRTIO, Model.VIRTIO_TRANSITIONAL})
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One document on one host. Without links in ``facts`` the host is not known, and not judged."""
+
+    spec: Spec
+    facts: Facts
+
+    @cached_property
+    def nics(self) -> tuple[PlacedNic, ...]:
+        return tuple(pools.nics(self.spec))
+
+    @cached_property
+    def members(self) -> dict[str, list[PlacedNic]]:
+        """NICs of every network of the document, in its order."""
+        out: dict[str, list[PlacedNic]] = {name: [] for name in self.spec.networks}
+        for item in self.nics:
+            if item.nic.network in out:
+                out[item.nic.network].append(item)
+        return out
+
+    @cached_property
+    def links(self) -> dict[str, Link]:
+        return {item.name: item for item in self.facts.state.values() if isinstance(item, Link)}
+
+    @cached_property
+    def addresses(self) -> list[Address]:
+        return [item for item in self.facts.state.values() if isinstance(item, Address)]
+
+    @cached_property
+    def routes(self) -> list[Route]:
+        return [item for item in self.facts.state.values() if isinstance(item, Route)]
+
+    def device(self, network: Network) -> str:
+        """The host's device that *network* leaves by: its uplink's NIC or the existing bridge; '' for none."""
+        if network.bridge:
+            return network.bridge
+        uplink = self.spec.uplinks.get(network.uplink or "")
+        return uplink.device if uplink else ""
+
+    def outer_mtu(self, network: Network) -> int | None:
+        """MTU in bytes of the device that *network* leaves by, as it will be; None when not known."""
+        uplink = self.spec.uplinks.get(network.uplink or "")
+        if uplink and uplink.mtu and not network.bridge:
+            return uplink.mtu
+        link = self.links.get(self.device(network))
+        return link.mtu if link else None
+
+    def mtu(self, network: Network) -> int:
+        """MTU in bytes of *network*: its own, else that of the way out, else 1500."""
+        return network.mtu or self.outer_mtu(network) or 1500
+
+    def hosted(self, network: Network, family: Family) -> bool:
+        """Whether the host has an address of *family* on *network*, and so routes for it."""
+        return bool(pools.host_address(network, family))
+
+    @cached_property
+    def own_bridges(self) -> dict[str, str]:
+        """Device -> network, of the bridges that the document makes."""
+        return {bridge_name(name): name for name, network in self.spec.networks.items() if not network.bridge}
+
+    def outer_devices(self, name: str) -> set[str]:
+        """Devices of the segment that the bridge-mode network *name* lies on, before and after it took them."""
+        network = self.spec.networks[name]
+        return {self.device(network), bridge_name(name)} - {""} if network.mode is Mode.BRIDGE else set()
+
+
+def wrong(path: str, message: str, hint: str = "") -> Problem:
+    """A problem at *path*; its line is looked up later."""
+    return Problem(0, 0, path, message, hint)
