@@ -1,9 +1,9 @@
-"""Real dnsmasqs, real DHCPv4 clients."""
+"""Real dnsmasqs, real DHCPv4 clients (busybox udhcpc)."""
 from __future__ import annotations
 
 import pytest
 from lib.dhcp import client
-from lib.dnsmasq import apply, make_bridge, nic, segment, wanted
+from lib.dnsmasq import apply, make_bridge, nic, pid_of, segment, wanted
 
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
 
@@ -12,12 +12,142 @@ MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
 
 
 def test_reserved_address_and_options(driver: DnsmasqDriver) -> None:
-    lan = segment([nic(MAC, "10.1.0.10", "web1", mtu=1400)], mtu=1400)
+    lan = segment([nic(MAC, "10.1.0.10", "web1", mtu=1400)], mtu=1400, dhcp={"ntp": ["10.1.0.3", "10.1.0.4"]})
     make_bridge(lan)
     apply(driver, wanted(lan))
     with client(lan.bridge, MAC) as guest:
         got = guest.lease4()
     assert (got["ip"], got["router"], got["dns"], got["mtu"]) == ("10.1.0.10", "10.1.0.1", "10.1.0.1", "1400")
     assert (got["domain"], got["search"], got["lease"], got["mask"]) == ("lan", "lan", "43200", "24")
+    assert got["ntpsrv"] == "10.1.0.3 10.1.0.4"
+    assert "staticroutes" not in got
     [lease] = leases(driver.paths, "lan")
     assert (lease.mac, lease.ip, lease.hostname) == (MAC, "10.1.0.10", "web1")
+
+
+def test_mtu_of_one_nic(driver: DnsmasqDriver) -> None:
+    lan = segment([nic(MAC, "10.1.0.10", "web1", mtu=1300), nic(OTHER, "10.1.0.11", "web2")])
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    with client(lan.bridge, MAC) as guest:
+        assert guest.lease4()["mtu"] == "1300"
+    with client(lan.bridge, OTHER) as guest:
+        assert guest.lease4()["mtu"] == "1500"
+
+
+def test_classless_routes_bear_the_default_route(driver: DnsmasqDriver) -> None:
+    lan = segment([nic(MAC, "10.1.0.10", "web1")], dhcp={"routes": [{"to": "10.9.0.0/16", "via": "10.1.0.7"}]},
+                  metadata={"to_port": 8080})
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    with client(lan.bridge, MAC) as guest:
+        got = guest.lease4()
+    assert got["staticroutes"] == ("0.0.0.0/0 10.1.0.1 10.9.0.0/16 10.1.0.7 169.254.169.254/32 10.1.0.1")
+
+
+def test_isolated_network_names_no_router(driver: DnsmasqDriver) -> None:
+    lan = segment([nic(MAC, "10.1.0.10", "web1")], mode="isolated", uplink=None, metadata={"to_port": 8080})
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    with client(lan.bridge, MAC) as guest:
+        got = guest.lease4()
+    assert got["ip"] == "10.1.0.10" and "router" not in got
+    assert got["staticroutes"] == "169.254.169.254/32 10.1.0.1"
+
+
+@pytest.mark.parametrize("dynamic", (False, True))
+def test_undeclared_guest(driver: DnsmasqDriver, dynamic: bool) -> None:
+    lan = segment([nic(MAC, "10.1.0.100", "web1")], pool="10.1.0.100-10.1.0.101", dhcp={"dynamic": dynamic})
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    with client(lan.bridge, OTHER) as guest:
+        assert guest.lease4(seconds=4 if dynamic else 1, hostname="wpad").get("ip") == ("10.1.0.101" if dynamic else None)
+    assert [x.hostname for x in leases(driver.paths, "lan")] == [""] * dynamic
+
+
+def test_free_options_and_network_boot(driver: DnsmasqDriver) -> None:
+    lan = segment([nic(MAC, "10.1.0.10", "web1")],
+                  dhcp={"options": {"time-offset": "3600", "33": "10.8.0.1,10.1.0.7"}, "pxe": {"file": "pxelinux.0"}})
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    with client(lan.bridge, MAC) as guest:
+        got = guest.lease4(options="-O timezone -O bootfile -O routes")
+    assert (got["bootfile"], got["siaddr"]) == ("pxelinux.0", "10.1.0.1")
+    assert (got["timezone"], got["routes"]) == ("3600", "10.8.0.1/10.1.0.7")
+
+
+def test_reservation_changes_by_reload(driver: DnsmasqDriver) -> None:
+    lan = segment([nic(MAC, "10.1.0.10", "web1")])
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    pid = pid_of(driver, "lan")
+    apply(driver, wanted(segment([nic(MAC, "10.1.0.10", "web1"), nic(OTHER, "10.1.0.11", "web2")])))
+    with client(lan.bridge, OTHER) as guest:
+        assert guest.lease4()["ip"] == "10.1.0.11"
+        apply(driver, wanted(lan))
+        assert guest.lease4(seconds=1) == {}
+    assert pid_of(driver, "lan") == pid
+
+
+def test_address_moves_to_another_guest(driver: DnsmasqDriver) -> None:
+    """The old holder's lease would keep the new one from its address."""
+    lan = segment([nic(MAC, "10.1.0.10", "web1")])
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    with client(lan.bridge, MAC) as old, client(lan.bridge, OTHER) as new:
+        assert old.lease4(options="-C")["ip"] == "10.1.0.10"
+        pid = pid_of(driver, "lan")
+        apply(driver, wanted(segment([nic(MAC, "10.1.0.11", "web1"), nic(OTHER, "10.1.0.10", "web2")])))
+        assert leases(driver.paths, "lan") == []
+        assert new.lease4()["ip"] == "10.1.0.10"
+        assert old.lease4()["ip"] == "10.1.0.11"
+    assert pid_of(driver, "lan") == pid
+
+
+def test_address_moves_while_the_server_is_gone(driver: DnsmasqDriver) -> None:
+    lan = segment([nic(MAC, "10.1.0.10", "web1")])
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    with client(lan.bridge, MAC) as old, client(lan.bridge, OTHER) as new:
+        assert old.lease4()["ip"] == "10.1.0.10"
+        apply(driver, {})
+        assert [x.ip for x in leases(driver.paths, "lan")] == ["10.1.0.10"]
+        apply(driver, wanted(segment([nic(OTHER, "10.1.0.10", "web2")])))
+        assert new.lease4()["ip"] == "10.1.0.10"
+
+
+def test_configuration_changes_keep_leases(driver: DnsmasqDriver) -> None:
+    lan = segment([nic(MAC, "10.1.0.10", "web1")])
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    with client(lan.bridge, MAC) as guest:
+        assert guest.lease4()["ip"] == "10.1.0.10"
+        before = leases(driver.paths, "lan")
+        apply(driver, wanted(segment([nic(MAC, "10.1.0.10", "web1")], dhcp={"ntp": ["10.1.0.3"]})))
+        assert leases(driver.paths, "lan") == before
+        assert guest.lease4()["ntpsrv"] == "10.1.0.3"
+
+
+def test_two_networks_do_not_see_each_other(driver: DnsmasqDriver) -> None:
+    """The same MAC, and equal names, on both."""
+    lan = segment([nic(MAC, "10.1.0.10", "web1")])
+    dmz = segment([nic(MAC, "10.2.0.10", "web1")], name="dmz", subnet="10.2.0.0/24")
+    for one in (lan, dmz):
+        make_bridge(one)
+    apply(driver, wanted(lan, dmz))
+    for one, ip in ((lan, "10.1.0.10"), (dmz, "10.2.0.10")):
+        with client(one.bridge, MAC) as guest:
+            got = guest.lease4()
+            assert (got["ip"], got["domain"]) == (ip, one.name)
+    assert [x.ip for x in leases(driver.paths, "dmz")] == ["10.2.0.10"]
+
+
+def test_bridge_mode_answers_known_guests_only(driver: DnsmasqDriver) -> None:
+    lan = segment([nic(MAC, "10.1.0.10", "web1")], mode="bridge", address="10.1.0.2", gateway="10.1.0.1")
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    with client(lan.bridge, MAC) as guest:
+        got = guest.lease4()
+        assert (got["ip"], got["router"], got["serverid"]) == ("10.1.0.10", "10.1.0.1", "10.1.0.2")
+    with client(lan.bridge, OTHER) as guest:
+        assert guest.lease4(seconds=1) == {}

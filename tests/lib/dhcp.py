@@ -11,6 +11,8 @@ from uuid import uuid4
 
 from lib.netns import named_netns, sh
 
+from kvmnet.host.clock import wait_until
+
 SCRIPT = """#!/bin/sh
 [ "$1" = bound ] || [ "$1" = renew ] || exit 0
 env > "$KVMNET_TEST_OUT"
@@ -52,4 +54,5 @@ def client(bridge: str, mac: str) -> Iterator[Client]:
         sh(f"ip netns exec {name} sh -c 'echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad;"
            " echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_ra'")
         sh(f"ip link set {port} master {bridge} up; ip -n {name} link set eth0 up")
+        wait_until(lambda: " fe80:" in sh(f"ip -n {name} -6 addr show dev eth0 scope link -tentative"), 5, 0.01)
         yield Client(name, mac)

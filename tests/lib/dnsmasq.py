@@ -11,7 +11,7 @@ from typing import Any
 from lib.netns import sh
 
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
-from kvmnet.drivers.dnsmasq.process import all_processes
+from kvmnet.drivers.dnsmasq.process import all_processes, living
 from kvmnet.engine.plan import Step, plan
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.modes.model import NicOnNetwork
@@ -67,3 +67,7 @@ def stop_all() -> None:
     for pid in all_processes():
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def pid_of(driver: DnsmasqDriver, network: str) -> int:
+    return living(driver.files(network))
