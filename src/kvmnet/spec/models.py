@@ -115,7 +115,8 @@ class Dns(Part):
     domain: Domain | None = None
     """Domain of the guests' names; the network's name when not given."""
     upstream: tuple[Address, ...] | None = None
-    """Servers asked for everything else; the host's own (resolv.conf) when not given, [] for none."""
+    """Servers asked for everything else; [] for none. When not given: the host's own (resolv.conf), in mode
+    isolated none. With enabled: false, servers that guests are told to ask."""
     hosts: dict[Domain, tuple[Address, ...]] = Field(default_factory=dict)
     """Further names: name -> addresses."""
 
