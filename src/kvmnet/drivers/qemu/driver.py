@@ -1,0 +1,257 @@
+"""Kind ``guest-nic``: cards of running guests, read and changed over QMP.
+
+A backend is added before its card and removed after it. The guest has a say in unplugging: its
+system must let go of the card, so every removal waits for DEVICE_DELETED with a deadline.
+"""
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+from kvmnet.drivers.qemu.arguments import FIRST_BUS, pinned
+from kvmnet.drivers.qemu.devices import (
+    BRIDGE, MODELS, PREFIX, Handles, Place, Value, device, device_id, netdev, netdev_id,
+)
+from kvmnet.drivers.qemu.folder import GuestFolder, folder, running_folders
+from kvmnet.drivers.qemu.observe import observe_guest
+from kvmnet.drivers.qemu.qmp import Monitor, QmpError, Refusal
+from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.qemu.taps import close, open_taps, open_vhost
+from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
+from kvmnet.engine.plan import Create, Delete, Step, Update
+from kvmnet.engine.resource import Key, Resource, Wanted
+from kvmnet.host.paths import Paths
+from kvmnet.host.run import missing
+
+OBSERVE_TIMEOUT = 2.0
+"""Seconds that a QEMU gets to answer before its last known NICs are taken instead."""
+APPLY_TIMEOUT = 10.0
+UNPLUG_TIMEOUT = 10.0
+"""Seconds that a guest gets to let go of a card (measured under emulation: 0.3-0.8 s)."""
+UNPLUG_RETRY = 2.0
+"""A guest that is still booting drops the request: it is repeated after so many seconds."""
+
+
+@dataclass
+class GuestNicDriver:
+    paths: Paths
+    warnings: list[str] = field(default_factory=list)
+    """What the last observe could not read, one line for each guest."""
+    kinds: frozenset[str] = frozenset({GuestNic.kind})
+
+    def unavailable(self) -> str | None:
+        return missing("qemu-system-x86_64")
+
+    def observe(self, intent: Wanted) -> Seen:
+        """NICs of every guest that kvmnet runs. A QEMU that hangs shows what was last known of it."""
+        self.warnings.clear()
+        seen = Seen()
+        for home in running_folders(self.paths):
+            for nic in self.nics_of(home):
+                seen.state[nic.key] = nic
+                seen.ours.add(nic.key)
+        return seen
+
+    def nics_of(self, home: GuestFolder) -> list[GuestNic]:
+        record = home.record()
+        try:
+            with Monitor.open(home.monitor, OBSERVE_TIMEOUT) as monitor:
+                return observe_guest(home, monitor, record)
+        except QmpError as error:
+            self.warnings.append(f"guest {home.name}: {error}; its NICs are shown as they were last known")
+            return list(record.values())
+
+    def apply(self, steps: Sequence[Step], progress: Progress) -> None:
+        monitors: dict[str, Monitor] = {}
+        try:
+            for step in steps:
+                home = folder(self.paths, guest_of(step))
+                with failing(step.key, home):
+                    monitor = monitors.get(home.name) or monitors.setdefault(home.name, self.reach(step, home))
+                    self.make(step, home, monitor)
+                progress(1)
+        finally:
+            for monitor in monitors.values():
+                monitor.stream.close()
+
+    def reach(self, step: Step, home: GuestFolder) -> Monitor:
+        process = home.process()
+        if process is None or not process.alive():
+            raise StepFailed(step.key, f"guest {home.name} does not run", f"kvmnet vm start {home.name}")
+        return Monitor.open(home.monitor, APPLY_TIMEOUT)
+
+    def make(self, step: Step, home: GuestFolder, monitor: Monitor) -> None:
+        match step:
+            case Create(after):
+                nic = guest_nic(after)
+                plug(nic, monitor)
+                remember(home, nic)
+            case Update(before, after):
+                nic = guest_nic(after)
+                link = set_carrier(guest_nic(before), nic, monitor)
+                remember(home, replace(guest_nic(before), link=link))
+            case Delete(before):
+                unplug(guest_nic(before), monitor)
+                remember(home, gone=step.key)
+
+    def commands(self, steps: Sequence[Step]) -> list[Command]:
+        return [command for step in steps for command in spell(step, self.paths)]
+
+
+def guest_of(step: Step) -> str:
+    return step.key.name.partition("/")[0]
+
+
+def guest_nic(resource: Resource) -> GuestNic:
+    assert isinstance(resource, GuestNic)
+    return resource
+
+
+def remember(home: GuestFolder, nic: GuestNic | None = None, gone: Key | None = None) -> None:
+    record = home.record()
+    if nic is not None:
+        record[nic.name] = nic
+    if gone is not None:
+        record.pop(gone.name, None)
+    home.save_record(record.values())
+
+
+@contextmanager
+def failing(key: Key, home: GuestFolder) -> Iterator[None]:
+    """QEMU's own words as a failed step."""
+    try:
+        yield
+    except QmpError as error:
+        raise StepFailed(key, str(error), f"see {home.errors}") from error
+
+
+# One card --------------------------------------------------------------------------------------
+
+def plug(nic: GuestNic, monitor: Monitor) -> None:
+    """Hand over the taps, make the backend, plug the card. Leaves nothing behind when it fails."""
+    place = free_place(nic, monitor)
+    taps, vhosts = open_taps(nic), []
+    try:
+        vhosts = open_vhost(nic)
+        handles = Handles(give_all(nic, monitor, "tap", taps), give_all(nic, monitor, "vhost", vhosts))
+    finally:
+        close([*taps, *vhosts])
+    try:
+        monitor.execute("netdev_add", dict(netdev(nic, handles)))
+    except QmpError:
+        for name in (*handles.taps, *handles.vhosts):    # netdev_add takes them only when it succeeds
+            monitor.execute_all([("closefd", {"fdname": name})])
+        raise
+    try:
+        monitor.execute("device_add", dict(device(nic, place)))
+        if nic.link is False:
+            monitor.execute("set_link", {"name": device_id(nic), "up": False})
+    except QmpError:
+        monitor.execute_all([("netdev_del", {"id": netdev_id(nic)})])
+        raise
+
+
+def give_all(nic: GuestNic, monitor: Monitor, what: str, descriptors: Sequence[int]) -> tuple[str, ...]:
+    names = tuple(f"{device_id(nic)}-{what}{i}" for i in range(len(descriptors)))
+    for name, fd in zip(names, descriptors, strict=True):
+        monitor.give(name, fd)
+    return names
+
+
+def free_place(nic: GuestNic, monitor: Monitor) -> Place:
+    """A free root port for a PCIe card, else the bridge. Raises StepFailed when no port is left."""
+    buses = monitor.execute("query-pci")
+    bridges = {d["qdev_id"]: d for d in buses[0]["devices"] if "pci_bridge" in d}
+    ports = {name: d for name, d in bridges.items() if name.startswith(f"{PREFIX}port-")}
+    if nic.pci:
+        if ports:
+            raise StepFailed(nic.key, f"a card at PCI address {nic.pci} of a q35 guest can only be there from the start",
+                             f"kvmnet vm stop {nic.vm} and start it again, or leave pci out")
+        return Place(FIRST_BUS["pc"], pinned(nic))
+    if not ports or not MODELS[nic.model or "virtio"].pcie:
+        return Place(BRIDGE)
+    free = [name for name, d in ports.items() if not d["pci_bridge"].get("devices")]
+    if not free:
+        raise StepFailed(nic.key, "the guest has no free PCIe port left",
+                         f"stop and start {nic.vm}: it then gets more; or use model e1000")
+    return Place(min(free, key=lambda name: int(name.rpartition("-")[2])))
+
+
+def set_carrier(before: GuestNic, after: GuestNic, monitor: Monitor) -> bool | None:
+    """The only property that changes live. Returns the carrier that the guest sees now."""
+    if after.link is None or after.link == before.link:
+        return before.link
+    monitor.execute("set_link", {"name": device_id(after), "up": after.link})
+    return after.link
+
+
+def unplug(nic: GuestNic, monitor: Monitor) -> None:
+    """Ask the guest to let go of the card, then remove the backend. A card that is gone is no error."""
+    if has_card(nic, monitor):
+        request_removal(nic, monitor)
+    answer = monitor.execute_all([("netdev_del", {"id": netdev_id(nic)})])[0]
+    if isinstance(answer, Refusal) and "not found" not in answer.detail:
+        raise QmpError(f"netdev_del: {answer.detail}")
+
+
+def has_card(nic: GuestNic, monitor: Monitor) -> bool:
+    return any(row["name"] == device_id(nic)
+               for row in monitor.execute("qom-list", {"path": "/machine/peripheral"}))
+
+
+def request_removal(nic: GuestNic, monitor: Monitor) -> None:
+    for attempt in range(int(UNPLUG_TIMEOUT / UNPLUG_RETRY)):
+        answer = monitor.execute_all([("device_del", {"id": device_id(nic)})])[0]
+        if isinstance(answer, Refusal) and attempt == 0 and "in the process of unplug" not in answer.detail:
+            raise QmpError(f"device_del: {answer.detail}")
+        try:
+            monitor.wait_event("DEVICE_DELETED", UNPLUG_RETRY, device=device_id(nic))
+            return
+        except QmpError:
+            if not has_card(nic, monitor):
+                return
+    raise StepFailed(nic.key, f"the guest did not let go of the card within {UNPLUG_TIMEOUT:g} s",
+                     f"its system may be booting, hung or without PCI hot-plug: kvmnet vm stop {nic.vm}")
+
+
+# What is printed -------------------------------------------------------------------------------
+
+def spell(step: Step, paths: Paths) -> Iterator[Command]:
+    """The QMP messages of a step, as input for a connection to the guest's monitor."""
+    lines = [json.dumps({"execute": name, "arguments": arguments}) for name, arguments in messages(step)]
+    if lines:
+        socket = folder(paths, guest_of(step)).monitor
+        opening = json.dumps({"execute": "qmp_capabilities"})
+        yield Command(("socat", "-", f"UNIX-CONNECT:{shlex.quote(os.fspath(socket))}"),
+                      "\n".join((opening, *lines)) + "\n", tuple(step.key for _ in lines))
+
+
+def messages(step: Step) -> list[tuple[str, dict[str, Value]]]:
+    match step:
+        case Create(after):
+            return plug_messages(guest_nic(after))
+        case Update(before, after):
+            nic = guest_nic(after)
+            changed = nic.link is not None and nic.link != guest_nic(before).link
+            return [("set_link", {"name": device_id(nic), "up": bool(nic.link)})] if changed else []
+        case Delete(before):
+            nic = guest_nic(before)
+            return [("device_del", {"id": device_id(nic)}), ("netdev_del", {"id": netdev_id(nic)})]
+
+
+def plug_messages(nic: GuestNic) -> list[tuple[str, dict[str, Value]]]:
+    names: Callable[[str, int], tuple[str, ...]] = lambda what, n: tuple(
+        f"{device_id(nic)}-{what}{i}" for i in range(n))
+    count = nic.queues or 1
+    handles = Handles(names("tap", count), names("vhost", count if nic.vhost else 0))
+    place = Place(BRIDGE if not MODELS[nic.model or "virtio"].pcie else f"{PREFIX}port-N")
+    rows: list[tuple[str, dict[str, Value]]] = [
+        ("getfd", {"fdname": name}) for name in (*handles.taps, *handles.vhosts)]
+    rows += [("netdev_add", netdev(nic, handles)), ("device_add", device(nic, place))]
+    if nic.link is False:
+        rows.append(("set_link", {"name": device_id(nic), "up": False}))
+    return rows
