@@ -221,24 +221,26 @@ def before_image(seen: State, steps: Iterable[Step], ours: Set[Key]) -> Wanted:
 
     A foreign object claims back only the settings that the steps change.
     """
-    steps = tuple(steps)
     image: dict[Key, Resource | Absent] = {}
+    parts: dict[Key, set[str]] = {}
     holders: Mapping[Key, list[tuple[Key, str, str]]] | None = None
     for step in steps:
         match step:
             case Create(after):
                 image.setdefault(after.key, Absent(after.key))
+            case Update(before, after) if before.key in ours:
+                image[before.key] = seen[before.key]
             case Update(before, after):
-                was = seen.get(before.key, before)
-                whole = before.key in ours
-                image[before.key] = was if whole else narrow(was, set(diff(before, after)))
+                parts.setdefault(before.key, set()).update(diff(before, after))
             case Delete(before, along):
                 holders = holders if holders is not None else reverse(seen)
                 for key in (before.key, *along):
                     image[key] = seen[key]
                     for holder, name, on_delete in holders.get(key, ()):
-                        if on_delete == "detach" and holder not in image:
-                            image[holder] = narrow(seen[holder], {name})
+                        if on_delete == "detach":
+                            parts.setdefault(holder, set()).add(name)
+    for key, names in parts.items():
+        image.setdefault(key, narrow(seen[key], names))
     return image
 
 
