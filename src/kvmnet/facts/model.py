@@ -24,6 +24,13 @@ class Facts:
     """User name -> uid, for those that the document names."""
     limits: Mapping[str, int] = field(default_factory=dict)
     """Kernel limits: gc_thresh3 (IPv4), gc_thresh3_6, nf_conntrack_max."""
+    dhcp_clients: Mapping[str, str] = field(default_factory=dict)
+    """Device -> the daemon that gets its address by DHCP (``dhclient, pid 812``); '' names one that
+    looks after every device (NetworkManager)."""
+    rules: tuple[str, ...] = ()
+    """Policy rules as ``ip rule`` prints them, both families."""
+    ruleset: str = ""
+    """The nftables rules of the host as ``nft list ruleset`` prints them, without our own tables."""
 
 
 @dataclass(frozen=True, slots=True)
