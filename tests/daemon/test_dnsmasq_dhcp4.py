@@ -2,10 +2,11 @@
 from __future__ import annotations
 
 import pytest
+
+from kvmnet.drivers.dnsmasq import driver as subject
+from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
 from lib.dhcp import client
 from lib.dnsmasq import apply, make_bridge, nic, pid_of, segment, wanted
-
-from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
 
 pytestmark = pytest.mark.daemon
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
@@ -151,3 +152,26 @@ def test_bridge_mode_answers_known_guests_only(driver: DnsmasqDriver) -> None:
         assert (got["ip"], got["router"], got["serverid"]) == ("10.1.0.10", "10.1.0.1", "10.1.0.2")
     with client(lan.bridge, OTHER) as guest:
         assert guest.lease4(seconds=1) == {}
+
+
+@pytest.mark.parametrize("tools", (True, False), ids=("many", "no-tools"))
+def test_stale_leases_go_by_restart(driver: DnsmasqDriver, monkeypatch: pytest.MonkeyPatch, tools: bool) -> None:
+    """More than are released one by one, or none of the tools that release one."""
+    if not tools:
+        monkeypatch.setattr(subject, "missing", lambda *tools: "no tools")
+    count = subject.FEW + 4 if tools else 2
+    macs = [f"52:54:00:00:00:{i:02x}" for i in range(count)]
+    old = wanted(segment([nic(m, f"10.1.0.{10 + i}") for i, m in enumerate(macs)]))
+    new = segment([nic(m, f"10.1.0.{110 + i}") for i, m in enumerate(macs)])
+    make_bridge(new)
+    driver.files("lan").leases.parent.mkdir(parents=True)
+    driver.files("lan").leases.write_text(
+        "".join(f"2000000000 {m} 10.1.0.{10 + i} * 01:{m}\n" for i, m in enumerate(macs)))
+    apply(driver, old)
+    pid = pid_of(driver, "lan")
+    assert len(leases(driver.paths, "lan")) == count
+    apply(driver, wanted(new))
+    assert leases(driver.paths, "lan") == []
+    assert pid_of(driver, "lan") not in (0, pid)
+    with client(new.bridge, macs[0]) as guest:
+        assert guest.lease4()["ip"] == "10.1.0.110"

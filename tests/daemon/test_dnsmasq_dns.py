@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import pytest
+
+from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
 from lib.dhcp import Client, client
 from lib.dns import AAAA, NXDOMAIN, PTR, REFUSED, Answer, ask
 from lib.dnsmasq import apply, make_bridge, nic, segment, wanted
 from lib.netns import inside, sh
-
-from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
 
 pytestmark = pytest.mark.daemon
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
@@ -74,7 +74,7 @@ def test_upstream_is_asked_for_the_rest_only(driver: DnsmasqDriver) -> None:
 
 
 def test_without_upstream(driver: DnsmasqDriver) -> None:
-    lan = segment([nic(MAC, "10.1.0.10", "web1")], mode="isolated", uplink=None, dns={"upstream": []})
+    lan = segment([nic(MAC, "10.1.0.10", "web1")], mode="isolated", uplink=None)
     make_bridge(lan)
     apply(driver, wanted(lan))
     answer = ask("10.1.0.1", "far.example")
@@ -93,7 +93,7 @@ def test_dns_off_leaves_the_port_and_names_other_servers(driver: DnsmasqDriver) 
 
 def test_other_resolvers_keep_their_addresses(driver: DnsmasqDriver) -> None:
     """Loopback and further links are left to others, before and after our start."""
-    sh("ip link add other type dummy; ip addr add 10.9.0.1/24 dev other; ip link set other up")
+    sh("ip link add other type bridge; ip addr add 10.9.0.1/24 dev other; ip link set other up")
     lan = segment([nic(MAC, "10.1.0.10", "web1")])
     make_bridge(lan)
     apply(driver, wanted(lan))

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import pytest
+
+from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
 from lib.dhcp import client
 from lib.dhcp6 import INFORMATION, NO_ADDRS, Client6, Reply6, duid_ll, duid_uuid, solicit_router
 from lib.dnsmasq import apply, make_bridge, nic, pid_of, segment, wanted
 from lib.netns import inside
-
-from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
 
 pytestmark = pytest.mark.daemon
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"

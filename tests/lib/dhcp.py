@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from lib.netns import named_netns, sh
-
 from kvmnet.host.clock import wait_until
+from lib.netns import named_netns, sh
 
 SCRIPT = """#!/bin/sh
 [ "$1" = bound ] || [ "$1" = renew ] || exit 0

@@ -8,8 +8,6 @@ from contextlib import suppress
 from ipaddress import ip_interface, ip_network
 from typing import Any
 
-from lib.netns import sh
-
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
 from kvmnet.drivers.dnsmasq.process import all_processes, living
 from kvmnet.engine.plan import Step, plan
@@ -18,6 +16,7 @@ from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
 from kvmnet.modes.services import services
 from kvmnet.spec.models import Network, Nic
+from lib.netns import sh
 
 UPSTREAM = "192.0.2.53"
 

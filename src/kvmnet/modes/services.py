@@ -17,9 +17,10 @@ from kvmnet.modes.segment import Segment
 from kvmnet.spec.models import Mode
 from kvmnet.spec.values import INFINITE
 
-FEWEST_LEASES = 1024
-"""dnsmasq lends 1,000 addresses unless told otherwise (dhcp-lease-max), both families together."""
-MOST_LEASES = 2**20
+FEWEST_LEASES = 2**16
+"""dnsmasq lends 1,000 addresses of both families unless told otherwise. It takes memory as it lends, so
+that the limit costs nothing, and being this high it hardly ever changes (a change means a restart)."""
+MOST_LEASES = 2**22
 LEAST_MTU6 = 1280
 """Bytes; an RA must not announce less (RFC 8200, 5)."""
 
@@ -77,7 +78,9 @@ def dns(segment: Segment, resolvers: Sequence[str]) -> Iterator[str]:
     yield "expand-hosts"
     yield "domain-needed"
     yield "cache-size=1000"
-    for server in wanted.upstream if wanted.upstream is not None else resolvers:
+    # A network without a way out has none by DNS either, unless the document says so.
+    default = () if segment.network.mode is Mode.ISOLATED else resolvers
+    for server in wanted.upstream if wanted.upstream is not None else default:
         if server not in (segment.address, segment.address6):
             yield f"server={server}"
     for name, addresses in wanted.hosts.items():

@@ -105,7 +105,7 @@ class DnsmasqDriver:
                 return
         pid = process.living(files)
         if pid:
-            acknowledge(key, files, pid, unfit(network, files, new))
+            acknowledge(key, files, pid, new)
         elif server is not None:
             drop(files, unfit(network, files, new) if known else ())
             begin(key, files)
@@ -206,12 +206,15 @@ def begin(key: Key, files: Files) -> None:
     settle(files)
 
 
-def acknowledge(key: Key, files: Files, pid: int, unwanted: Sequence[Lease]) -> None:
-    """Have the process read its reservations, unless it has, and free the leases that do not fit them."""
+def acknowledge(key: Key, files: Files, pid: int, new: Mapping[str, Reservation]) -> None:
+    """Have the process read its reservations, unless it has, and free the leases that do not fit them:
+    before, so that no name is refused to its new address, and what was lent meanwhile after."""
     if read(files.read) == digest(read(files.hosts)):
         return
+    freed = release(files, unfit(key.name, files, new))
     process.reload(key, files, pid)
-    if unwanted and not release(files, unwanted):
+    unwanted = unfit(key.name, files, new)
+    if unwanted and not (freed and release(files, unwanted)):
         process.stop(key, files)
         drop(files, unwanted)
         process.start(key, files)
@@ -258,6 +261,8 @@ def drop(files: Files, unwanted: Sequence[Lease]) -> None:
 def release(files: Files, unwanted: Sequence[Lease]) -> bool:
     """Free leases of a running server by a release message each, as their clients would. False when they
     are too many for that, when the tools are missing or when the server has not heard."""
+    if not unwanted:
+        return True
     if len(unwanted) > FEW or missing("dhcp_release", "dhcp_release6"):
         return False
     link = wire.served_link(wire.parse_config(read(files.conf)) or ())

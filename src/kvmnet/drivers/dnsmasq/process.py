@@ -164,10 +164,7 @@ def check_reachable(key: Key, files: Files) -> None:
 
 def reload(key: Key, files: Files, pid: int) -> None:
     """Have the process read its reservations, and wait until it says so. Raises StepFailed."""
-    with contextlib.suppress(FileNotFoundError):
-        if files.log.stat().st_size > LOG_LIMIT:
-            os.truncate(files.log, 0)
-            os.kill(pid, signal.SIGUSR2)
+    empty_log(files, pid)
     before = files.log.stat().st_size if files.log.exists() else 0
     said = f"read {files.hosts}".encode()
 
@@ -182,6 +179,24 @@ def reload(key: Key, files: Files, pid: int) -> None:
         wait_until(has_read, PATIENCE, 0.002)
     except (ProcessLookupError, TimeoutError) as gone:
         raise StepFailed(key, f"dnsmasq (pid {pid}) has not read {files.hosts}: {last_words(files)}") from gone
+
+
+def empty_log(files: Files, pid: int) -> None:
+    """Empty a log that has grown long, and have the process open it again if it gave it up."""
+    size = files.log.stat().st_size if files.log.exists() else 0
+    if size <= LOG_LIMIT and has_open(pid, files.log):
+        return
+    if size:
+        os.truncate(files.log, 0)
+    os.kill(pid, signal.SIGUSR2)
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: has_open(pid, files.log), PATIENCE, 0.002)
+
+
+def has_open(pid: int, path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return any(str(fd.readlink()) == str(path) for fd in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def stop(key: Key, files: Files) -> None:
