@@ -1,12 +1,11 @@
 """Cross checks of a document: what no single part of it can say. Pure.
 
-``check`` finds every problem at once and tells apart what is wrong with the document (whatever the
-host) from what this host lacks for it. ``require`` raises them with their lines.
+``check`` finds every problem of a document at once, ``lacking`` everything that this host lacks for it.
+``require`` raises them with their lines.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from kvmnet.errors import HostCannot, Problem, SpecError
 from kvmnet.facts.model import Facts
@@ -21,31 +20,25 @@ OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *networks.RULES, *addresses.
 OF_HOST: tuple[Rule, ...] = host.RULES
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What ``check`` found; problems have a path but no line yet."""
-
-    document: tuple[Problem, ...]
-    """Wrong in the document."""
-    host: tuple[Problem, ...]
-    """Missing on the host."""
-
-
-def check(spec: Spec, facts: Facts) -> Verdict:
-    """Every problem of *spec* on the host of *facts*. Without links in ``facts`` (Facts()) the host is
-    taken as unknown and is not judged."""
+def check(spec: Spec, facts: Facts) -> list[Problem]:
+    """Everything wrong with *spec*, with paths but without lines (``Document.located`` adds them). The
+    host counts where the two collide: its prefixes, addresses and MTUs."""
     subject = Subject(spec, facts)
-    return Verdict(tuple(problem for rule in OF_DOCUMENT for problem in rule(subject)),
-                   tuple(problem for rule in OF_HOST for problem in rule(subject)))
+    return [problem for rule in OF_DOCUMENT for problem in rule(subject)]
+
+
+def lacking(spec: Spec, facts: Facts) -> list[Problem]:
+    """Everything that the host lacks for *spec*: devices, users, features, room in the kernel's tables.
+    Without links in ``facts`` the host is taken as unknown, and nothing is missing."""
+    subject = Subject(spec, facts)
+    return [problem for rule in OF_HOST for problem in rule(subject)]
 
 
 def require(document: Document, facts: Facts) -> None:
     """Raise SpecError with every problem of *document* and its line, else HostCannot with everything that
     this host lacks for it; return when there is nothing."""
-    verdict = check(document.spec, facts)
-    if verdict.document:
-        raise SpecError(document.source, document.located(verdict.document))
-    if verdict.host:
-        found = document.located(verdict.host)
-        raise HostCannot("\n".join(f"{document.source}:{p.line}:{p.column}: {p.path}: {p.message}" for p in found),
-                         "\n".join(dict.fromkeys(p.hint for p in found if p.hint)))
+    if problems := check(document.spec, facts):
+        raise SpecError(document.source, document.located(problems))
+    if missing := document.located(lacking(document.spec, facts)):
+        raise HostCannot("\n".join(f"{document.source}:{p.line}:{p.column}: {p.path}: {p.message}" for p in missing),
+                         "\n".join(dict.fromkeys(p.hint for p in missing if p.hint)))

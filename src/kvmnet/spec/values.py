@@ -335,3 +335,12 @@ PortNumber = Annotated[int, Field(ge=1, le=65535)]
 VlanRanges = Annotated[tuple[int, ...], PlainValidator(vlan_ranges), WithJsonSchema({
     "anyOf": [{"type": ["integer", "string"]},
               {"type": "array", "items": {"type": ["integer", "string"]}}]})]
+
+WORDS: dict[Callable[[object], Any], str] = {
+    name: "name", network_name: "name, at most 32 characters", domain: "domain", interface: "device", line: "text",
+    mac: "MAC address", address: "address", address4: "IPv4 address", address6: "IPv6 address",
+    network4: "IPv4 prefix", network6: "IPv6 prefix", prefix: "address or prefix", range4: "FIRST-LAST",
+    range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",
+    pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
+}
+"""What the reference calls the values that a function takes."""
