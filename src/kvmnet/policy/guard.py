@@ -16,6 +16,9 @@ delivered to the port itself and teach the FDB their source; the input chain cat
 IPv6 link-local addresses need not be declared (RFC 7217): the first NIC of a network that uses one
 owns it for ``CLAIM`` since its last use. Addresses of the EUI-64 form cannot be claimed: those of the
 declared MACs are bound beforehand, and the bridge's own is of this form.
+
+Two tests for "not equal" on neighbouring fields never stand in one rule: nft 1.0.6 merges them into
+one comparison of both, which is true as soon as one differs (a DHCPv6 server on an odd port passed).
 """
 from __future__ import annotations
 
@@ -255,8 +258,13 @@ chain ah6 {
     meta mark set 10 goto refuse
 }
 chain udp6 {
-    udp dport != 546 udp sport != 547 goto pass
-    iifname @dhcp_server udp dport 0-65535 goto pass
+    udp dport 546 goto dhcp6
+    udp sport 547 goto dhcp6
+    udp dport 0-65535 goto pass
+    meta mark set 10 goto refuse
+}
+chain dhcp6 {
+    iifname @dhcp_server goto pass
     meta mark set 7 goto refuse
 }
 chain hop6 {
@@ -268,6 +276,7 @@ chain hop6 {
 }
 chain fragment6 {
     frag frag-off != 0 goto pass
+    ip6 length < 16 meta mark set 16 goto refuse
     frag nexthdr 6 tcp dport 0-65535 goto pass
     frag nexthdr 17 goto udp6
     frag nexthdr 58 icmpv6 type { 1, 2, 3, 4, 128, 129 } goto pass

@@ -1,0 +1,127 @@
+"""One bridge with an attacker, a victim and an outside, and the guard that a compiler would make."""
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from kvmnet.drivers.nftables.resources import NicGuard
+from kvmnet.drivers.nftables.wire import change, element_lines, table_lines
+from kvmnet.host.clock import wait_until
+from kvmnet.policy.guard import guard_table, link_local, nic_guard
+from lib.netns import sh
+from lib.tap import Tap
+
+
+@dataclass(frozen=True)
+class End:
+    """Addresses of one party on the bridge."""
+
+    mac: str
+    ip4: str
+    ip6: str
+
+    @property
+    def local(self) -> str:
+        return link_local(self.mac)
+
+
+ATTACKER = End("02:00:00:00:00:0a", "10.0.0.10", "fd00::a")
+VICTIM = End("02:00:00:00:00:0b", "10.0.0.11", "fd00::b")
+OUTSIDE = End("02:00:00:00:00:0c", "10.0.0.12", "fd00::c")
+HOST = End("02:00:00:00:00:fe", "10.0.0.254", "fd00::fe")
+BRIDGE = "kvb-lan"
+
+
+def plain_guard(tap: str, end: End, **more: Iterable[str] | Iterable[int]) -> NicGuard:
+    return nic_guard(tap, "full", [end.mac, *map(str, more.pop("macs", ()))],
+                     [end.ip4, end.ip6], bridge=BRIDGE, protected=[HOST.ip4, HOST.ip6], **more)  # type: ignore[arg-type]
+
+
+def guard_script(guards: Iterable[NicGuard]) -> str:
+    """The nft script that puts the guard and *guards* in place."""
+    _, added = change((), guards)
+    return "\n".join((*table_lines(guard_table()), *element_lines("add", added))) + "\n"
+
+
+class HostEnd:
+    """What the bridge hands up to the host, as a sink like a tap."""
+
+    def __init__(self) -> None:
+        self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        self.socket.bind((BRIDGE, 0))
+        self.seen: list[bytes] = []
+
+    def drain(self) -> list[bytes]:
+        while True:
+            try:
+                data, address = self.socket.recvfrom(70000, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return self.seen
+            if address[2] != socket.PACKET_OUTGOING:
+                self.seen.append(data)
+
+    def got(self, nonce: bytes) -> int:
+        return sum(nonce in frame for frame in self.drain())
+
+
+class Lab:
+    """Taps are open descriptors; ``outside`` stands for the uplink and has no guard.
+
+    The forwarding entries are sticky, so that one attack does not spoil the ground for the next.
+    """
+
+    def __init__(self, stack: ExitStack):
+        sh(f"ip link add {BRIDGE} address {HOST.mac} type bridge mcast_snooping 0 forward_delay 0")
+        sh(f"ip link set {BRIDGE} up; ip addr add {HOST.ip4}/24 dev {BRIDGE}; "
+           f"ip addr add {HOST.ip6}/64 dev {BRIDGE} nodad")
+        self.attacker = stack.enter_context(Tap("kvt-attacker"))
+        self.victim = stack.enter_context(Tap("kvt-victim"))
+        self.outside = stack.enter_context(Tap("wan0"))
+        for tap in (self.attacker, self.victim, self.outside):
+            sh(f"sysctl -qw net.ipv6.conf.{tap.name}.disable_ipv6=1; ip link set {tap.name} master {BRIDGE} up")
+        for tap, end in ((self.victim, VICTIM), (self.outside, OUTSIDE)):
+            sh(f"bridge fdb add {end.mac} dev {tap.name} master sticky static")
+        self.host = HostEnd()
+        stack.callback(self.host.socket.close)
+        self.sinks = {"guest": self.victim, "host": self.host, "outside": self.outside}
+        self.guards = [plain_guard("kvt-attacker", ATTACKER), plain_guard("kvt-victim", VICTIM)]
+        wait_until(lambda: sh(f"bridge link show dev {self.attacker.name}").count("state forwarding"), 5)
+
+    def guard(self, *guards: NicGuard) -> None:
+        """The guard with *guards*, those named like the usual ones in their place."""
+        named = {g.name: g for g in (*self.guards, *guards)}
+        sh(f"nft -f - <<'EOF'\n{guard_script(named.values())}EOF")
+
+    def open(self) -> None:
+        """No guard at all."""
+        sh("nft flush ruleset")
+
+    def forget(self) -> None:
+        self.victim.forget()
+        self.outside.forget()
+        self.attacker.forget()
+        self.host.drain()
+        self.host.seen.clear()
+
+    def leaked(self, frames: Iterable[bytes]) -> dict[str, int]:
+        """Send *frames* as the attacker's guest; how many came out where.
+
+        A frame of the outside follows each lot on the same path, so that nothing is still on its way.
+        """
+        self.forget()
+        nonce, last = b"N0" + os.urandom(10), b"L0" + os.urandom(10)
+        for frame in frames:
+            self.attacker.send(frame + nonce)
+        self.outside.send(b"\xff" * 6 + b"\x02\0\0\0\0\x0c" + b"\x88\xb5" + bytes(46) + last)
+        wait_until(lambda: self.victim.got(last) and self.host.got(last), 5)
+        return {where: sink.got(nonce) for where, sink in self.sinks.items()}
+
+
+@contextmanager
+def lab() -> Iterator[Lab]:
+    with ExitStack() as stack:
+        yield Lab(stack)
