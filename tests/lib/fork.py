@@ -15,7 +15,7 @@ def in_child(work: Callable[[], object]) -> int:
         try:
             work()
             code = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001  a child must never run on into the test
             traceback.print_exc()
         finally:
             os._exit(code)

@@ -1,7 +1,6 @@
 """Whatever is wanted, whatever fails and wherever it is killed: the host is as it was or as wanted."""
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import tempfile
@@ -219,4 +218,4 @@ def test_every_point_is_passed() -> None:
                                             Link(name="eth0", mtu=1400))}, frozenset({Key("link", "eth0")}))
         world.converge(wanted, points.append)
         assert points == ["journalled", "lent", "step 1", "step 2", "verified", "recorded", "committed"]
-        assert os.path.exists(world.paths.originals)
+        assert world.paths.originals.exists()

@@ -123,7 +123,7 @@ def read_journal(path: Path) -> Journal | None:
                 f"{path}: journal of format {data['format']}, this kvmnet reads up to {FORMAT}",
                 "run `kvmnet recover` with the newer kvmnet that wrote it")
         return parse(data)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise unreadable(path, f"{type(error).__name__}: {error}") from error
 
 
@@ -133,8 +133,12 @@ def parse(data: Mapping[str, Any]) -> Journal:
     return Journal(
         id=str(data["id"]), phase=Phase(data["phase"]), started=str(data["started"]), boot=str(data["boot"]),
         namespace=int(data.get("namespace") or 0), writer=Process(**data["writer"]), before=dict(data["before"]),
-        timer=Process(**timer) if timer else None, deadline=data.get("deadline"), grace=data.get("grace"),
-        revision=data.get("revision"))
+        timer=Process(**timer) if timer else None, deadline=optional(data, "deadline"),
+        grace=optional(data, "grace"), revision=None if data.get("revision") is None else int(data["revision"]))
+
+
+def optional(data: Mapping[str, Any], name: str) -> float | None:
+    return None if data.get(name) is None else float(data[name])
 
 
 def unreadable(path: Path, reason: str) -> KvmnetError:

@@ -18,6 +18,7 @@ REASONS = {
     errno.EPERM: ("permission denied", "run it as root"),
     errno.EIO: ("input/output error: the disk is failing", "look at dmesg"),
     errno.ENOTDIR: ("a part of the path is not a directory", "move it away"),
+    errno.EEXIST: ("a file is in its place", "move it away"),
 }
 """errno -> what is wrong, and what to do about it."""
 
