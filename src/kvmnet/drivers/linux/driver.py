@@ -4,9 +4,11 @@ Read: one ``ip -json`` dump per kind of thing. Written: one ``ip -batch`` per ru
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import pwd
 import re
+import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -91,11 +93,11 @@ class LinuxDriver:
             if address.dev in own and not address.dynamic:
                 seen.ours.add(address.key)
         for family in (4, 6):
-            for route in wire.parse_routes(ip_json(f"-{family}", "-details", "route", "show", "table", "all"), family):
+            for route in wire.parse_routes(ip_json("-Numeric", f"-{family}", "-details", "route", "show", "table", "all"), family):
                 seen.state[route.key] = route
                 if route.proto == PROTO or (route.dev in own and route.proto not in LIVE and route.lifetime is None):
                     seen.ours.add(route.key)
-        for proxy, proto in wire.parse_proxies(ip_json("neigh", "show", "proxy")):
+        for proxy, proto in wire.parse_proxies(ip_json("-Numeric", "neigh", "show", "proxy")):
             seen.state[proxy.key] = proxy
             if proto == PROTO or proxy.dev in own:
                 seen.ours.add(proxy.key)
@@ -127,6 +129,10 @@ class LinuxDriver:
                 case Batch():
                     run_batch(part.lines)
                     progress(part.steps)
+        for dev in dict.fromkeys(s.after.dev for s in steps if isinstance(s, Create) and isinstance(s.after, Route)
+                                 and s.after.proto == wire.ADVERTISED):
+            if dev:
+                solicit(dev)
 
     def commands(self, steps: Sequence[Step]) -> Sequence[Command]:
         found = []
@@ -259,6 +265,18 @@ def uid_of(user: str) -> int:
         return pwd.getpwnam(user).pw_uid
     except KeyError:
         return -1
+
+
+def solicit(dev: str) -> None:
+    """Ask the routers on a link to advertise themselves now (RFC 4861, section 4.1).
+
+    Best effort: a link without a usable link-local address is asked for by the kernel once it has one.
+    """
+    message = bytes((133, 0, 0, 0, 0, 0, 0, 0))
+    with contextlib.suppress(OSError), \
+            socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as out:
+        out.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
+        out.sendto(message, ("ff02::2", 0, 0, socket.if_nametoindex(dev)))
 
 
 def read_sysctl(name: str) -> str | None:

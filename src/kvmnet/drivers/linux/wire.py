@@ -128,9 +128,23 @@ def eui64(mac: str) -> str:
     return str(IPv6Address(b"\xfe\x80" + bytes(6) + bytes((b[0] ^ 2, b[1], b[2], 0xff, 0xfe, b[3], b[4], b[5]))))
 
 
-ROUTE_TYPES = frozenset({"blackhole", "unreachable", "prohibit", "throw", "nat"})
-"""Types that have a word of their own before the destination."""
-KERNEL_TYPES = frozenset({"local", "broadcast", "multicast", "anycast"})
+SPECIAL_TYPES = {"6": "blackhole", "7": "unreachable", "8": "prohibit", "9": "throw"}
+"""Route types that have a word of their own before the destination (RTN_*, linux/rtnetlink.h)."""
+ROUTE_TYPES = frozenset(SPECIAL_TYPES.values())
+KERNEL_TYPES = frozenset({"2", "3", "4", "5"})
+"""local, broadcast, anycast, multicast."""
+PROTOS = {"1": "redirect", "2": "kernel", "3": "boot", "4": "static", "9": "ra", "11": "zebra", "12": "bird",
+          "16": "dhcp", "18": "keepalived", "42": "babel", "186": "bgp", "188": "ospf"}
+"""Numbers of RTPROT_* (linux/rtnetlink.h). ``ip`` is asked for numbers and told numbers: it names them
+by files of the host, and ``ip -batch`` mixes up names and numbers of protocols within one batch
+(rtnl_rtprot_a2n() in iproute2 6.1 keeps the last number under the last name)."""
+PROTO_NUMBERS = {name: number for number, name in PROTOS.items()}
+ADVERTISED = "ra"
+"""Protocol of a route from a router advertisement. Its metric is no part of its identity: one that we
+make ranks behind the kernel's own (see words.py), and the two stand for the same thing."""
+TABLES = {"253": "default", "254": "main", "255": "local"}
+TABLE_NUMBERS = {name: number for number, name in TABLES.items()}
+SCOPES = {"0": "global", "200": "site", "253": "link", "254": "host", "255": "nowhere"}
 KNOWN = frozenset({"type", "dst", "dev", "table", "protocol", "scope", "metric", "gateway", "via", "prefsrc",
                    "flags", "expires", "metrics", "nexthops", "pref", "tos", "cache", "error", "from", "uid"})
 METRICS = ("mtu", "window", "rtt", "rttvar", "ssthresh", "cwnd", "advmss", "reordering", "hoplimit", "initcwnd",
@@ -140,33 +154,38 @@ UNTOLD = "?"
 
 
 def parse_routes(items: Iterable[Json], family: int) -> Iterator[Route]:
-    """Routes of ``ip -json -details route show table all`` of one family, without what the kernel makes."""
+    """Routes of ``ip -Numeric -json -details route show table all`` of one family, without the kernel's."""
     taken: set[str] = set()
     for item in items:
-        if "dst" not in item or item.get("table") == "local" or item.get("type") in KERNEL_TYPES:
+        if "dst" not in item or item.get("table") == "255" or item.get("type") in KERNEL_TYPES:
             continue
-        if item.get("protocol") == "kernel" and "expires" not in item:
+        if item.get("protocol") == "2" and "expires" not in item:
             continue
         found = parse_route(item, family, taken)
-        taken.add(found.name)
-        yield found
+        if found.name not in taken:
+            taken.add(found.name)
+            yield found
 
 
 def parse_route(item: Json, family: int, taken: set[str]) -> Route:
     gateway = item.get("gateway") or (item.get("via") or {}).get("host", "")
-    metric = item.get("metric", default_metric(family) if family == 4 else 0)
-    dst, dev, table = canonical(item["dst"], family), item.get("dev", ""), str(item.get("table", "main"))
+    metric: int | None = item.get("metric", default_metric(family) if family == 4 else 0)
+    dst, dev = canonical(item["dst"], family), item.get("dev", "")
+    table = TABLES.get(item["table"]) or str(item["table"])
+    proto = PROTOS.get(item["protocol"]) or str(item["protocol"])
+    if proto == ADVERTISED:
+        metric = None
     tos = f"tos {item['tos']}" if "tos" in item else ""
-    mark = " ".join(w for w in (tos, f"via {gateway}" if item.get("protocol") == "ra" and gateway else "") if w)
+    mark = " ".join(w for w in (tos, f"via {gateway}" if proto == ADVERTISED and gateway else "") if w)
 
     def name(mark: str) -> str:
         return route_name(dst, family=family, dev=dev, table=table, metric=metric, mark=mark)
 
     own = name(mark)
-    if own in taken:
+    if own in taken and proto != ADVERTISED:
         own = name(f"{tos} via {gateway or item.get('nexthops', '')}".strip())
     return Route(name=own, dev=dev, dst=dst, family=family, table=table, metric=metric, via=gateway,
-                 src=item.get("prefsrc", ""), scope=item.get("scope"), proto=str(item.get("protocol", "boot")),
+                 src=item.get("prefsrc", ""), scope=SCOPES.get(item["scope"], item["scope"]), proto=proto,
                  flags=("onlink",) if "onlink" in item.get("flags", ()) else (), options=route_options(item),
                  lifetime=item.get("expires"))
 
@@ -180,8 +199,8 @@ def canonical(dst: str, family: int) -> str:
 def route_options(item: Json) -> str:
     """Everything else of a route as the words that ``ip`` takes."""
     words: list[str] = []
-    if item.get("type") in ROUTE_TYPES:
-        words.append(item["type"])
+    if special := SPECIAL_TYPES.get(item.get("type", "")):
+        words.append(special)
     if "tos" in item:
         words += ["tos", str(item["tos"])]
     for metrics in item.get("metrics", ()):
@@ -208,7 +227,7 @@ def nexthop(hop: Json) -> list[str]:
 
 
 def parse_proxies(items: Iterable[Json]) -> Iterator[tuple[ProxyNeighbour, str]]:
-    """Proxy neighbours of ``ip -json neigh show proxy``, each with the protocol number that made it."""
+    """Proxy neighbours of ``ip -Numeric -json neigh show proxy``, each with the protocol number that made it."""
     for item in items:
         if "dst" in item and "dev" in item:
             proxy = ProxyNeighbour(name=proxy_name(item["dev"], item["dst"]), dev=item["dev"], address=item["dst"])

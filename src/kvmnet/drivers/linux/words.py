@@ -7,6 +7,9 @@ only for port settings that a fresh port has not. Traps that decide the order, a
 * ifalias is ignored when a link is made;
 * port settings need the port, so they follow ``master`` in a line of their own, and such a NIC goes up
   only there (rtnl_changelink() sets them before the flags): it never runs with the wrong ones;
+* a default route from a router advertisement that we make again ranks behind the kernel's own: the kernel
+  cannot renew one that it did not make, and would stop there before it reads the prefixes of the
+  advertisement (ndisc_router_discovery() in net/ipv6/ndisc.c). So its own appears beside ours, which runs out;
 * br_changelink() takes the forward delay before the STP state, and refuses a small one while STP is
   on: STP goes off in a line of its own.
 """
@@ -16,8 +19,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeVar, cast
 
 from kvmnet.drivers.linux.attrs import BRIDGE, LINK, PORT, Attr, join_alias
-from kvmnet.drivers.linux.resources import PROTO, Address, Link, ProxyNeighbour, Route
-from kvmnet.drivers.linux.wire import ROUTE_TYPES, UNTOLD
+from kvmnet.drivers.linux.resources import PROTO, Address, Link, ProxyNeighbour, Route, default_metric
+from kvmnet.drivers.linux.wire import ADVERTISED, PROTO_NUMBERS, ROUTE_TYPES, TABLE_NUMBERS, UNTOLD
 from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource, merge, setting_names
@@ -65,7 +68,8 @@ def lines_of(step: Step) -> list[Line]:
         case Update(Route() as before, Route() as after):
             return [Line(("route", "replace", *route_words(joined(before, after))), after.key)]
         case Delete(Route() as route):
-            return [Line(("route", "del", *route_identity(route)), route.key, gone=True)]
+            line = Line(("route", "del", *route_identity(route)), route.key, gone=True)
+            return [line, line] if route.proto == ADVERTISED else [line]
         case Create(ProxyNeighbour() as proxy) | Update(_, ProxyNeighbour() as proxy):
             return [Line(("neigh", "replace", *proxy_words(proxy), "protocol", PROTO), proxy.key)]
         case Delete(ProxyNeighbour() as proxy):
@@ -187,7 +191,7 @@ def route_identity(route: Route) -> list[str]:
     words = [options[0], dst] if options and options[0] in ROUTE_TYPES else [dst]
     words += ["via", route.via] if route.via else []
     words += ["dev", route.dev] if route.dev else []
-    words += ["table", route.table] if route.table and route.table != "main" else []
+    words += ["table", TABLE_NUMBERS.get(route.table, route.table)] if route.table and route.table != "main" else []
     words += ["metric", str(route.metric)] if route.metric else []
     if "tos" in options:
         words += ["tos", options[options.index("tos") + 1]]
@@ -199,7 +203,9 @@ def route_words(route: Route) -> list[str]:
         raise StepFailed(route.key, f"kvmnet cannot make a route with {', '.join(unknown)}",
                          "leave this route to the tool that made it")
     words = route_identity(route)
-    words += ["proto", route.proto] if route.proto else []
+    if route.proto == ADVERTISED and route.metric is None:
+        words += ["metric", str(default_metric(6) + 1)]
+    words += ["proto", PROTO_NUMBERS.get(route.proto, route.proto)] if route.proto else []
     words += ["scope", route.scope] if route.scope and route.family == 4 else []
     words += ["src", route.src] if route.src else []
     words += ["expires", str(route.lifetime)] if route.lifetime is not None else []

@@ -1,0 +1,182 @@
+"""A NIC of the host joins a bridge, and what the host has on it moves to the bridge. Pure.
+
+The bridge has the NIC's MAC and MTU, so that neighbours notice nothing. Every address and route is
+wanted absent on the NIC and present on the bridge; ``replaces`` keeps the two beside each other at the
+end of the plan, in one ``ip -batch``: the gap is milliseconds. What is absent on the NIC is borrowed,
+so that destroy gives it back.
+
+Time bombs, each of which would cut the host off minutes later:
+
+* Addresses and routes from router advertisements have a lifetime. They move with what is left of it,
+  and the bridge listens to advertisements (accept_ra=2), so that the next one renews them there. A
+  connected route with a lifetime is not taken along when its address goes, so it moves by itself.
+  The NIC needs no accept_ra=0: what comes in by a port goes to the bridge alone.
+* An address from DHCP belongs to a daemon that renews it on the NIC. That is refused, with the way out.
+* Rules, nftables and settings that name the NIC go on naming it: they are listed as notes.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import ip_interface, ip_network
+from itertools import pairwise
+
+from kvmnet.drivers.linux.resources import (
+    PROTO,
+    Address,
+    Link,
+    Route,
+    Sysctl,
+    address_name,
+    route_name,
+)
+from kvmnet.engine.resource import Absent, Key, Resource
+from kvmnet.errors import ConflictError
+from kvmnet.facts.model import Facts
+from kvmnet.modes.forwarding import accepts_advertisements
+
+COPIED = ("autoconf", "use_tempaddr", "accept_ra_defrtr", "accept_ra_pinfo", "accept_ra_rtr_pref")
+"""IPv6 settings of the NIC that the bridge takes over."""
+WATCHED4 = ("arp_announce", "arp_filter", "arp_ignore", "proxy_arp", "rp_filter", "accept_local", "send_redirects")
+WATCHED6 = ("accept_redirects", "proxy_ndp", "disable_ipv6")
+"""Settings of the NIC that stop to matter once it is a port; mentioned when not the default."""
+
+
+def uplink_sysctls(device: str, bridge: str) -> tuple[str, ...]:
+    """Settings to observe so that ``take_uplink`` and ``stale_references`` know them."""
+    ra = ("accept_ra", "forwarding", *COPIED)
+    return (*(f"net/ipv6/conf/{dev}/{name}" for dev in (device, bridge) for name in ra),
+            *(f"net/ipv4/conf/{dev}/{name}" for dev in (device, "default") for name in WATCHED4),
+            *(f"net/ipv6/conf/{dev}/{name}" for dev in (device, "default") for name in WATCHED6))
+
+
+def take_uplink(device: str, bridge: str,
+                facts: Facts) -> tuple[list[Resource | Absent], set[Key], list[str]]:
+    """What makes *device* a port of *bridge*: resources, which of them are borrowed, and notes.
+
+    The same whether the NIC has been taken already or not: what is on the bridge stays there. Raises
+    ConflictError when an address or route cannot be moved, with all reasons.
+    """
+    refuse(device, bridge, facts)
+    addresses = [a for a in facts.state.values() if isinstance(a, Address) and a.dev in (device, bridge)]
+    routes = [r for r in facts.state.values() if isinstance(r, Route) and r.dev in (device, bridge)]
+    port = Link(name=device, master=bridge, up=True)
+    resources: list[Resource | Absent] = [port, *advertisement_settings(device, bridge, facts, addresses, routes)]
+    borrowed = {port.key}
+    moved: dict[Key, Resource] = {}
+    for address in addresses:
+        if address.dev == device:
+            note_move(moved, resources, borrowed, address.key, move_address(address, bridge))
+    prefixes = {ip_interface(a.name.split()[1]).network for a in moved.values()
+                if isinstance(a, Address) and "noprefixroute" not in (a.flags or ())}
+    for route in routes:
+        if route.dev == device:
+            carried = connected(route) and ip_network(route.dst or "::/0") in prefixes
+            note_move(moved, resources, borrowed, route.key, None if carried else move_route(route, bridge))
+    for key, stays in there_already(addresses, routes, device, bridge):
+        if stays.key not in moved:
+            note_move(moved, resources, borrowed, key, stays)
+    return [*resources, *moved.values()], borrowed, stale_references(device, facts)
+
+
+def note_move(moved: dict[Key, Resource], resources: list[Resource | Absent], borrowed: set[Key],
+              old: Key, new: Resource | None) -> None:
+    """*old* must not be on the NIC; *new*, if any, is on the bridge."""
+    resources.append(Absent(old))
+    borrowed.add(old)
+    if new is not None:
+        moved[new.key] = new
+
+
+def move_address(address: Address, bridge: str) -> Address:
+    """The address on the bridge. It was checked for duplicates on the NIC: without nodad it would be
+    unusable for a second (RFC 4862, section 5.4)."""
+    cidr = address.name.split()[1]
+    flags = set(address.flags or ()) | ({"nodad"} if ":" in cidr else set())
+    label = (address.label or "").replace(address.dev or "", bridge, 1)
+    return replace(address, name=address_name(bridge, cidr), dev=bridge, flags=tuple(sorted(flags)),
+                   label=label if len(label) <= 15 else bridge, replaces=address.name)
+
+
+def move_route(route: Route, bridge: str) -> Route:
+    """The same route over the bridge."""
+    words = (route.options or "").split()
+    marks = [f"tos {words[words.index('tos') + 1]}"] if "tos" in words else []
+    marks += [f"via {route.via}"] if route.proto == "ra" and route.via else []
+    name = route_name(route.dst or "default", family=route.family or 4, dev=bridge, table=route.table or "main",
+                      metric=route.metric, mark=" ".join(marks))
+    return replace(route, name=name, dev=bridge, replaces=route.name)
+
+
+def connected(route: Route) -> bool:
+    return route.proto == "kernel"
+
+
+def there_already(addresses: list[Address], routes: list[Route], device: str,
+                  bridge: str) -> Iterator[tuple[Key, Resource]]:
+    """What stands on the bridge from an earlier move: its key on the NIC, and the thing as it is."""
+    for address in addresses:
+        if address.dev == bridge and not address.dynamic:
+            yield Key(Address.kind, address_name(device, address.name.split()[1])), address
+    for route in routes:
+        if route.dev == bridge and route.lifetime is None and route.proto not in ("ra", "dhcp", PROTO):
+            yield move_route(replace(route, proto=""), device).key, route
+
+
+def advertisement_settings(device: str, bridge: str, facts: Facts, addresses: list[Address],
+                           routes: list[Route]) -> list[Sysctl]:
+    """IPv6 settings of the bridge: it listens where the NIC did, in the same way."""
+    listens = (accepts_advertisements(device, facts) or accepts_advertisements(bridge, facts)
+               or any(a.dynamic == "ra" for a in addresses) or any(r.proto == "ra" for r in routes))
+    base = f"net/ipv6/conf/{bridge}"
+    settings = [Sysctl(name=f"{base}/accept_ra", value="2" if listens else "0", dev=bridge)]
+    for name in COPIED:
+        seen = facts.state.get(Key(Sysctl.kind, f"net/ipv6/conf/{device}/{name}"))
+        if isinstance(seen, Sysctl):
+            settings.append(Sysctl(name=f"{base}/{name}", value=seen.value, dev=bridge))
+    return settings
+
+
+def refuse(device: str, bridge: str, facts: Facts) -> None:
+    """Raise ConflictError when the NIC cannot be taken, with every reason."""
+    nic = facts.state.get(Key(Link.kind, device))
+    reasons = []
+    if isinstance(nic, Link) and nic.master not in (None, "", bridge):
+        reasons.append(f"it is a port of {nic.master} already (to use that bridge: bridge: {nic.master})")
+    for resource in facts.state.values():
+        match resource:
+            case Address(dev=dev, dynamic="dhcp") if dev == device:
+                daemon = facts.dhcp_clients.get(device) or facts.dhcp_clients.get("") or "a DHCP client"
+                reasons.append(f"{resource.name.split()[1]} comes from DHCP and is renewed on {device} by {daemon}; "
+                               "on a bridge it would run out")
+            case Route(options=str(options)) if "?" in options and resource.dev == device:
+                reasons.append(f"route {resource.name} has settings that kvmnet cannot make again: {options}")
+            case Route(dev="", options=str(options)) if f" dev {device} " in f"{options} ":
+                reasons.append(f"route {resource.name} shares its packets between several devices: {options}")
+    if reasons:
+        raise ConflictError(f"{device} cannot become a port of {bridge}: " + "; ".join(reasons), WAY_OUT)
+
+
+WAY_OUT = ("let the host's own network configuration make a bridge with this NIC and its address "
+           "(systemd-networkd: Bridge=, NetworkManager: nmcli connection add type bridge, ifupdown: "
+           "bridge_ports), then write bridge: NAME instead of uplink; or give the host a static address")
+
+
+def stale_references(device: str, facts: Facts) -> list[str]:
+    """What goes on naming the NIC after its addresses have moved, each as a note for the plan."""
+    notes = [f"policy rule names {device}, which packets no longer come in by: ip rule {rule}"
+             for rule in facts.rules if names_device(rule, device)]
+    notes += [f"nftables names {device}: {line.strip()}"
+              for line in facts.ruleset.splitlines() if f'"{device}"' in line]
+    for family, names in (("ipv4", WATCHED4), ("ipv6", WATCHED6)):
+        for name in names:
+            own = facts.state.get(Key(Sysctl.kind, f"net/{family}/conf/{device}/{name}"))
+            usual = facts.state.get(Key(Sysctl.kind, f"net/{family}/conf/default/{name}"))
+            if isinstance(own, Sysctl) and isinstance(usual, Sysctl) and own.value != usual.value:
+                notes.append(f"setting of {device} that the bridge does not take over: {own.name} = {own.value}")
+    return notes
+
+
+def names_device(rule: str, device: str) -> bool:
+    words = rule.split()
+    return any(a in ("iif", "oif") and b == device for a, b in pairwise(words))
