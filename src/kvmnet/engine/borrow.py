@@ -97,7 +97,7 @@ def release(originals: Originals, wanted: Wanted, seen: State) -> Released:
     gone = []
     for key, original in originals.items():
         back = unclaimed(original, wanted.get(key))
-        if back is None:
+        if back is None or waits(original, wanted):
             continue
         match back:
             case Absent():
@@ -112,6 +112,17 @@ def release(originals: Originals, wanted: Wanted, seen: State) -> Released:
     for key in orphans:
         del full[key]
     return Released(full, frozenset(originals), (*gone, *orphans))
+
+
+def waits(original: Original, wanted: Wanted) -> bool:
+    """Whether something with a lifetime stays away because *wanted* still claims what it hung on.
+
+    An advertised address was moved off a NIC, and was renumbered or ran out where it went: it comes
+    back with the NIC, not before.
+    """
+    value = original.value
+    return (original.whole and isinstance(value, Resource) and getattr(value, "lifetime", None) is not None
+            and any(isinstance(wanted.get(r.target), Resource) for r in value.refs()))
 
 
 def unclaimed(original: Original, claim: Resource | Absent | None) -> Resource | Absent | None:
@@ -152,6 +163,8 @@ def remaining(originals: Originals, wanted: Wanted) -> dict[Key, Original]:
     for key, original in originals.items():
         claim = wanted.get(key)
         if claim is None:
+            if waits(original, wanted):
+                kept[key] = original
             continue
         if original.whole or isinstance(original.value, Absent) or isinstance(claim, Absent):
             kept[key] = original
