@@ -26,4 +26,5 @@ def paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Paths]:
         Path(run).chmod(0o755)
         monkeypatch.setenv("KVMNET_STATE_DIR", str(tmp_path / "state"))
         monkeypatch.setenv("KVMNET_RUN_DIR", run)
+        monkeypatch.setenv("KVMNET_ETC_DIR", str(tmp_path / "etc"))
         yield Paths.from_environment()
