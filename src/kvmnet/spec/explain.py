@@ -140,9 +140,6 @@ def _list(finding: Finding, steps: Steps) -> tuple[str, str]:
 
 
 def _whole(finding: Finding, steps: Steps) -> tuple[str, str]:
-    text = str(finding.value)
-    if text[:1] == "0" and text.isdigit():
-        return f"{shown(text)} has leading zeros", f"write {text.lstrip('0') or '0'}"
     return f"{shown(finding.value)} is not a whole number", ""
 
 

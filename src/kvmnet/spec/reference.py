@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import PlainValidator
+from pydantic import BeforeValidator, PlainValidator
 from pydantic.fields import FieldInfo
 
 from kvmnet.spec import shape, values
@@ -96,7 +96,7 @@ def _kind(field: FieldInfo) -> str:
 
 
 def _validator(metadata: Any) -> Any:
-    return next((item.func for item in metadata if isinstance(item, PlainValidator)), None)
+    return next((item.func for item in metadata if isinstance(item, (PlainValidator, BeforeValidator))), None)
 
 
 def _words(annotation: Any, metadata: Any = ()) -> str:

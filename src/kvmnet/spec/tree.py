@@ -308,9 +308,13 @@ _SYNTAX = (
     ("that cannot start any token", "a value cannot begin with this character", "put it in quotes"),
 )
 
+_UNCLOSED = ("',' or ']'", "',' or '}'", "unexpected end of stream")
+
 
 def _syntax(text: str, error: yaml.MarkedYAMLError) -> Problem:
     mark = error.problem_mark or error.context_mark
+    if any(words in (error.problem or "") for words in _UNCLOSED):
+        mark = error.context_mark or mark  # where it began says more than where the text ended
     line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
     if _tab_before(text, line, column):
         return Problem(line, column, "", "a tab cannot indent YAML", "use spaces")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Annotated, Any
 
-from pydantic import Field, PlainValidator, WithJsonSchema
+from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 INFINITE = 2**32 - 1
 """Duration of ``infinite``, in seconds: what DHCP sends for a lease without an end (RFC 2131, 3.3)."""
@@ -332,7 +332,7 @@ Duration = Annotated[int, PlainValidator(duration), _NUMBER_OR_TEXT]
 Size = Annotated[int, PlainValidator(size), _NUMBER_OR_TEXT]
 PciSlot = Annotated[str, PlainValidator(pci_slot), _NUMBER_OR_TEXT]
 PortNumber = Annotated[int, Field(ge=1, le=65535)]
-VlanRanges = Annotated[tuple[int, ...], PlainValidator(vlan_ranges), WithJsonSchema({
+VlanRanges = Annotated[tuple[int, ...], BeforeValidator(vlan_ranges), WithJsonSchema({
     "anyOf": [{"type": ["integer", "string"]},
               {"type": "array", "items": {"type": ["integer", "string"]}}]})]
 

@@ -28,9 +28,11 @@ def ports(subject: Subject) -> Iterator[Problem]:
         elif network.mode is Mode.BRIDGE:
             others = 1
         if len(here) + others > MOST_PORTS:
+            hint = ("bridge a second uplink for the others" if network.mode is Mode.BRIDGE
+                    else "split the network in several, joined by peers:")
             what = f" and {others} of the host" if others else ""
             yield wrong(f"networks.{name}", f"{len(here)} NICs{what} are more than the {MOST_PORTS} ports of a bridge",
-                        "split the network in several, joined by peers:")
+                        hint)
 
 
 def uplinks(subject: Subject) -> Iterator[Problem]:

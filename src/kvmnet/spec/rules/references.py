@@ -108,8 +108,8 @@ def devices(subject: Subject) -> Iterator[Problem]:
         yield from _claim(taken, device, f"networks.{name}")
     if len(subject.own_bridges) < sum(1 for network in spec.networks.values() if not network.bridge):
         yield wrong("networks", "two networks would share the name of a bridge", "rename one of them")
-    for item in subject.nics:
-        yield from _claim(taken, tap_name(item.vm, item.name), item.path)
+    for (vm, nic), path in {(item.vm, item.name): item.path for item in subject.nics}.items():
+        yield from _claim(taken, tap_name(vm, nic), path)
 
 
 def _claim(taken: dict[str, str], device: str, path: str) -> Iterator[Problem]:
