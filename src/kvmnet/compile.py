@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
 from kvmnet.drivers.linux.resources import Link
-from kvmnet.drivers.nftables.resources import NftTable, NicGuard
+from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.resource import Absent, Key, Resource
 from kvmnet.facts.model import Allocations, Facts
@@ -19,8 +19,9 @@ from kvmnet.modes.device import guest_nic, queue_pairs
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import HostPolicy, Segment
 from kvmnet.modes.services import services
-from kvmnet.policy.guard import guard_table, keeper, nic_guard
+from kvmnet.policy.guard import guard_table, nic_guard
 from kvmnet.policy.host import host_table
+from kvmnet.policy.keeper import guard_keeper
 from kvmnet.spec.models import Mode, Network, Nic, Spec, Vm
 from kvmnet.spec.names import bridge_name, nic_name, tap_name
 
@@ -36,7 +37,7 @@ class Compiled:
     notes: list[str] = field(default_factory=list)
     segments: dict[str, Segment] = field(default_factory=dict)
     guest_nics: dict[str, tuple[GuestNic, ...]] = field(default_factory=dict)
-    """Devices of every guest that kvmnet starts, running or not, in order."""
+    """Devices of every guest, running or not, in order."""
 
     def add(self, *resources: Resource | Absent) -> None:
         for resource in resources:
@@ -56,10 +57,9 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
             ends = out.segments[name].bridge, out.segments[peer].bridge
             policy.reach |= {ends, ends[::-1]}
     if spec.networks:
-        guards = guard_table(protected(out.segments))
-        hold = keeper()
-        out.add(guards, hold, host_table(policy))
-        attach_nics(out, spec, nics, facts, guards, hold.name)
+        keeper = guard_keeper()
+        out.add(guard_table(), keeper, host_table(policy))
+        attach_nics(out, spec, nics, facts, keeper.name)
     claim_uplinks(out, spec)
     return out
 
@@ -134,42 +134,39 @@ def wire_network(out: Compiled, policy: HostPolicy, segment: Segment, spec: Spec
         out.add(*services(segment, facts.resolvers))
 
 
-def protected(segments: Mapping[str, Segment]) -> tuple[str, ...]:
-    """Addresses that no guest may ever claim: the host's and the routers' of every network."""
-    found = {a for s in segments.values()
-             for a in (s.address, s.address6, s.network.gateway, s.network.gateway6) if a}
-    return tuple(sorted(found))
+def protected(segment: Segment) -> tuple[str, ...]:
+    """Addresses that no guest of the network may ever use: the host's and the routers'."""
+    network = segment.network
+    return tuple(a for a in (segment.address, segment.address6, network.gateway, network.gateway6) if a)
 
 
 def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]], facts: Facts,
-                table: NftTable, hold: str) -> None:
+                keeper: str) -> None:
     """Guard, tap and, for guests that run, device of every NIC."""
     for network, placed in nics.items():
         segment = out.segments[network]
         for nic in placed:
             vm = spec.vms[nic.vm]
-            out.add(guard_of(nic), tap_of(nic, vm, segment, facts, hold))
+            out.add(guard_of(nic, segment), tap_of(nic, vm, segment, facts, keeper))
     devices: dict[str, list[GuestNic]] = {}
     for placed in nics.values():
         for nic in placed:
-            vm = spec.vms[nic.vm]
-            if vm.run is not None:
-                devices.setdefault(nic.vm, []).append(guest_nic(nic, vm, facts))
+            devices.setdefault(nic.vm, []).append(guest_nic(nic, spec.vms[nic.vm], facts))
     for name, found in devices.items():
         order = {nic_name(i, n.name): i for i, n in enumerate(spec.vms[name].nics)}
         found.sort(key=lambda d: order[d.name.partition("/")[2]])
         out.guest_nics[name] = tuple(found)
-        if name in facts.running:
+        if name in facts.running and spec.vms[name].run is not None:
             out.add(*found)
 
 
-def guard_of(nic: NicOnNetwork) -> NicGuard:
+def guard_of(nic: NicOnNetwork, segment: Segment) -> NicGuard:
     declared: Nic = nic.declared
-    level = "open" if declared.guard == "off" else declared.guard
     hosts, prefixes = split_extra(declared)
-    return nic_guard(nic.tap, level=level, macs=(nic.mac, *declared.extra.macs),
+    return nic_guard(nic.tap, level=declared.guard, macs=(nic.mac, *declared.extra.macs),
                      addresses=tuple(a for a in (nic.ip, nic.ip6, *hosts) if a), prefixes=prefixes,
-                     vlans=declared.trunk, roles=declared.extra.roles)
+                     vlans=declared.trunk, roles=declared.extra.roles, bridge=segment.bridge,
+                     protected=protected(segment))
 
 
 def split_extra(nic: Nic) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -179,11 +176,11 @@ def split_extra(nic: Nic) -> tuple[tuple[str, ...], tuple[str, ...]]:
             tuple(str(n) for n in nets if n.num_addresses > 1))
 
 
-def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, hold: str) -> Link:
+def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: str) -> Link:
     declared: Nic = nic.declared
     isolated = declared.isolated if declared.isolated is not None else segment.network.isolated_ports
     return Link(name=nic.tap, type="tap", mtu=segment.mtu, up=True, master=segment.bridge, guard=nic.tap,
-                keeper=hold, alias=f"kvmnet nic {nic.vm}/{nic.nic}", addrgenmode="none",
+                keeper=keeper, alias=f"kvmnet nic {nic.vm}/{nic.nic}", addrgenmode="none",
                 multi_queue=queue_pairs(declared, vm) > 1,
                 user=facts.users.get(vm.owner, -1) if vm.owner else -1,
                 isolated=isolated, hairpin=False, learning=True, flood=True, mcast_flood=True,

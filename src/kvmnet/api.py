@@ -1,0 +1,333 @@
+"""The public API: one host, and everything that the command line does with it.
+
+The command line, the demo and the tests have no logic of their own; they call this.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kvmnet.drivers.kinds import from_json, to_json
+from kvmnet.drivers.table import drivers
+from kvmnet.engine.driver import Seen
+from kvmnet.engine.fingerprint import Fingerprint
+from kvmnet.engine.history import Change, Revision, Status
+from kvmnet.engine.journal import Codec
+from kvmnet.engine.plan import Step
+from kvmnet.engine.resource import Key, Wanted
+from kvmnet.engine.transaction import Engine, Event, Result
+from kvmnet.errors import ConflictError, KvmnetError, SpecError
+from kvmnet.facts.collect import facts_of
+from kvmnet.facts.model import Allocations, Facts
+from kvmnet.host.paths import Paths
+
+if TYPE_CHECKING:
+    from kvmnet.compile import Compiled
+    from kvmnet.engine import transaction
+    from kvmnet.spec.load import Document
+
+Say = Callable[[str], None]
+Listen = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The listener that hears nothing."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What a document would change on this host, and what that was computed from."""
+
+    source: str
+    document: Document | None
+    """None for destroy."""
+    compiled: Compiled | None
+    allocations: Allocations
+    inner: transaction.Planned
+    notes: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return self.inner.steps
+
+    @property
+    def seen(self) -> Seen:
+        return self.inner.seen
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the document wants, without what is given back."""
+        return self.compiled.wanted if self.compiled else {}
+
+    @property
+    def borrowed(self) -> frozenset[Key]:
+        return frozenset(self.compiled.borrowed) if self.compiled else frozenset()
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return self.inner.fingerprint
+
+    def to_json(self) -> dict[str, Any]:
+        """Stable data for other programs."""
+        from kvmnet.cli.plan_text import step_json
+        return {"format": 1, "source": self.source, "fingerprint": self.fingerprint.digest,
+                "steps": [step_json(s) for s in self.steps], "notes": list(self.notes)}
+
+    def save(self, path: Path) -> None:
+        """A plan file: the document and what the host looked like. Raises KvmnetError."""
+        assert self.document is not None
+        data = {"kvmnet-plan": 1, "source": self.source, "document": self.document.text,
+                "seen": dict(self.fingerprint.parts)}
+        try:
+            path.write_text(json.dumps(data), encoding="utf-8")
+        except OSError as error:
+            raise KvmnetError(f"cannot write {path}: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class GuestRow:
+    """One guest of the document, as ``vm list`` shows it."""
+
+    name: str
+    driver: str
+    state: str
+    pid: int
+    accel: str
+    networks: tuple[str, ...]
+
+
+class Host:
+    """This host (this network namespace), with its state in ``paths``."""
+
+    def __init__(self, paths: Paths | None = None):
+        self.paths = paths or Paths.from_environment()
+
+    @cached_property
+    def engine(self) -> Engine:
+        return Engine(drivers(self.paths), self.paths, Codec(to_json, from_json))
+
+    # -- planning ----------------------------------------------------------------------------
+
+    def plan(self, path: Path, *, adopt: bool = False) -> Planned:
+        """What the document at *path* (or a saved plan) would change. Changes nothing.
+
+        Raises SpecError, HostCannot, ConflictError; KvmnetError when the file cannot be read.
+        """
+        from kvmnet.spec.load import load, loads
+        if saved := read_saved(path):
+            document = loads(saved["document"], saved["source"])
+            planned = self.plan_document(document, adopt=adopt)
+            if moved := planned.fingerprint.moved(Fingerprint(saved["seen"])):
+                raise ConflictError(
+                    f"the host moved since {path} was made: {', '.join(moved[:5])}"
+                    + (f" and {len(moved) - 5} more" if len(moved) > 5 else ""),
+                    "plan again and look at what is different")
+            return planned
+        return self.plan_document(load(path), adopt=adopt)
+
+    def plan_document(self, document: Document, *, adopt: bool = False, seen: Seen | None = None) -> Planned:
+        """What *document* would change."""
+        seen = seen or self.engine.observe({})
+        facts = self.facts(seen, document)
+        compiled, allocations = self.compile(document, facts)
+        self.engine.dispatch.look_up(seen, self.engine.with_lent(compiled.wanted))
+        inner = self.engine.plan(seen, compiled.wanted, compiled.borrowed, adopt)
+        return Planned(document.source, document, compiled, allocations, inner, tuple(compiled.notes))
+
+    def facts(self, seen: Seen, document: Document | None = None) -> Facts:
+        from kvmnet.guests.launch import running
+        owners = {vm.owner for vm in document.spec.vms.values() if vm.owner} if document else set()
+        present = {name: status.nics for name, status in running(self.paths).items()}
+        return facts_of(seen, self.paths, users=owners, running=present)
+
+    def compile(self, document: Document, facts: Facts) -> tuple[Compiled, Allocations]:
+        """Checked, allocated and compiled. Raises SpecError with lines, HostCannot."""
+        from kvmnet.compile import compile_spec
+        from kvmnet.spec.allocate import allocate
+        from kvmnet.spec.checks import require
+        require(document, facts)
+        try:
+            allocations = allocate(document.spec, self.engine.history.allocations())
+        except SpecError as wrong:
+            raise SpecError(document.source, document.located(wrong.problems)) from None
+        return compile_spec(document.spec, facts, allocations), allocations
+
+    def plan_revision(self, number: int | None = None) -> Planned:
+        """What going back to revision *number* would change; the one before the present if not given."""
+        return self.plan_document(self.revision_document(number))
+
+    def revision_document(self, number: int | None) -> Document:
+        from kvmnet.spec.load import loads
+        history = self.engine.history
+        if number is None:
+            confirmed = [r for r in history.revisions(10, Status.CONFIRMED)]
+            if len(confirmed) < 2:
+                raise KvmnetError("there is no earlier revision to go back to", "see: kvmnet history")
+            number = confirmed[1].number
+        text = history.document(number)
+        return loads(text or EMPTY, f"revision {number}")
+
+    def plan_boot(self) -> Planned | None:
+        """The last confirmed revision, or None when there is none."""
+        last = self.engine.history.last_confirmed()
+        return None if last is None else self.plan_revision(last.number)
+
+    def plan_destroy(self) -> Planned:
+        """Everything of ours gone and everything borrowed given back."""
+        wanted: Wanted = {}
+        seen = self.engine.observe(wanted)
+        self.engine.dispatch.look_up(seen, self.engine.with_lent(wanted))
+        return Planned("destroy", None, None, {}, self.engine.plan(seen, wanted))
+
+    # -- changing ----------------------------------------------------------------------------
+
+    def apply(self, planned: Planned, *, confirm: float | None = None, adopt: bool = False,
+              listen: Listen = silent) -> Result:
+        """Make *planned* true in one transaction; refused when the host moved since it was made.
+
+        Raises what Engine.converge raises.
+        """
+        change = Change(planned.document.text if planned.document else EMPTY, planned.source,
+                        f"kvmnet {planned.source}", planned.allocations)
+        with self.engine.writing(change.command):
+            return self.engine.converge(
+                planned.wanted, change, borrowed=planned.borrowed, confirm=confirm, adopt=adopt,
+                expected=planned.fingerprint, listen=listen)
+
+    def apply_file(self, path: Path, *, confirm: float | None = None, adopt: bool = False,
+                   listen: Listen = silent) -> Result:
+        """Plan and apply under one lock, looking at the host once."""
+        with self.engine.writing("kvmnet apply"):
+            self.engine.make_way()
+            planned = self.plan(path, adopt=adopt)
+            return self.apply_planned_now(planned, confirm, adopt, listen)
+
+    def apply_planned_now(self, planned: Planned, confirm: float | None, adopt: bool, listen: Listen) -> Result:
+        change = Change(planned.document.text if planned.document else EMPTY, planned.source,
+                        "kvmnet apply", planned.allocations)
+        return self.engine.converge(planned.wanted, change, borrowed=planned.borrowed,
+                                    confirm=confirm, adopt=adopt, seen=planned.seen, listen=listen)
+
+    def confirm(self) -> int | None:
+        return self.engine.confirm()
+
+    def recover(self) -> str:
+        """What was found and done, in words."""
+        found = self.engine.recover()
+        words = found.what.value
+        if found.revision is not None:
+            words += f" (revision {found.revision})"
+        return words if found.left is None else f"{words}; {found.left:.0f} s left"
+
+    def unconfirmed(self) -> float | None:
+        """Seconds left to confirm the change that waits, or None."""
+        from kvmnet.host.process import uptime
+        journal = self.engine.journal
+        return None if journal is None or journal.deadline is None else max(0.0, journal.deadline - uptime())
+
+    # -- looking -----------------------------------------------------------------------------
+
+    def history(self, limit: int = 100) -> list[Revision]:
+        return self.engine.history.revisions(limit)
+
+    def current(self) -> Document | None:
+        """The document that is in force: the last confirmed revision's."""
+        last = self.engine.history.last_confirmed()
+        if last is None:
+            return None
+        document = self.revision_document(last.number)
+        return document if document.spec.networks or document.spec.vms or document.spec.uplinks else None
+
+    # -- guests ------------------------------------------------------------------------------
+
+    def running(self) -> Mapping[str, Any]:
+        """Guests that kvmnet runs now, by name."""
+        from kvmnet.guests.launch import running
+        return running(self.paths)
+
+    def in_force(self) -> tuple[Document, Compiled]:
+        """The applied document and what it means. Raises KvmnetError when nothing is applied."""
+        document = self.current()
+        if document is None:
+            raise KvmnetError("no document is applied on this host", "kvmnet apply FILE")
+        compiled, _ = self.compile(document, self.facts(self.engine.observe({}), document))
+        return document, compiled
+
+    def start_guests(self, names: Sequence[str], say: Say) -> list[str]:
+        """Start guests of the applied document; those that run are left alone."""
+        from kvmnet.guests.accel import probe
+        from kvmnet.guests.launch import start
+        document, compiled = self.in_force()
+        for name in names:
+            if name not in compiled.guest_nics:
+                raise KvmnetError(f"no guest {name} that kvmnet starts",
+                                  f"the document has: {', '.join(compiled.guest_nics) or 'none'}")
+        accel = probe(self.paths)
+        say(accel.reason)
+        started = []
+        for name in names:
+            status = start(name, document.spec.vms[name], compiled.guest_nics[name], self.paths, accel, say)
+            say(f"guest {name} runs (pid {status.pid}, {status.accel})")
+            started.append(name)
+        return started
+
+    def stop_guests(self, names: Iterable[str], say: Say, timeout: float = 20.0) -> None:
+        """Stop guests: asked first, ended when they do not answer within *timeout* seconds."""
+        from kvmnet.guests.launch import stop
+        for name in names:
+            say(f"guest {name}: {stop(name, self.paths, timeout).value}")
+
+    def execute(self, name: str, program: Sequence[str], timeout: float = 60.0) -> tuple[int, str, str]:
+        """Run a program in a guest, by its agent: (exit code, output, errors)."""
+        from kvmnet.guests.launch import execute
+        result = execute(name, program, self.paths, timeout)
+        return result.code, result.out, result.err
+
+    def guests(self) -> list[GuestRow]:
+        """Every guest of the applied document, and those that still run without it."""
+        from kvmnet.guests.launch import guests
+        known = guests(self.paths)
+        document = self.current()
+        rows = []
+        for name, vm in document.spec.vms.items() if document else ():
+            status = known.pop(name, None)
+            state = "stopped" if status is None else "running" if status.alive else "died"
+            rows.append(GuestRow(name, "qemu" if vm.run else "external", state if vm.run else "not ours",
+                                 status.pid if status and status.alive else 0, status.accel if status else "",
+                                 tuple(n.network for n in vm.nics)))
+        rows += [GuestRow(name, "qemu", "running, not in the document" if s.alive else "died", s.pid, s.accel, ())
+                 for name, s in known.items()]
+        return rows
+
+    def external(self, name: str, *, libvirt: bool) -> str:
+        """What to tell QEMU or libvirt so that a guest opens its prepared taps."""
+        from kvmnet.guests.external import libvirt_xml, qemu_arguments
+        document, compiled = self.in_force()
+        if name not in document.spec.vms:
+            raise KvmnetError(f"no guest {name} in the document",
+                              f"it has: {', '.join(document.spec.vms) or 'none'}")
+        shown = libvirt_xml if libvirt else qemu_arguments
+        return "\n".join(shown(nic) for nic in compiled.guest_nics[name])
+
+
+EMPTY = "version: 1\n"
+"""The document of a host where nothing is wanted."""
+
+
+def read_saved(path: Path) -> dict[str, Any] | None:
+    """The content of a plan file, or None for a document."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            if not file.read(16).startswith('{"kvmnet-plan"'):
+                return None
+            file.seek(0)
+            data: dict[str, Any] = json.load(file)
+    except (OSError, UnicodeDecodeError):
+        return None
+    except ValueError as error:
+        raise KvmnetError(f"{path}: not a plan: {error}", "make it again with kvmnet plan --out") from error
+    return data

@@ -1,0 +1,199 @@
+"""Commands that change the host, or show what would: plan, apply, confirm, recover, rollback, destroy, boot."""
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kvmnet.cli.output import Bar, json_option, print_json, say
+
+if TYPE_CHECKING:
+    from kvmnet.api import Host, Planned
+    from kvmnet.engine.transaction import Result
+
+CHANGES = 2
+DEFAULTS = (Path("kvmnet.yaml"), Path("/etc/kvmnet/kvmnet.yaml"))
+
+file_argument = click.argument("file", required=False, type=click.Path(path_type=Path))
+adopt_option = click.option("--adopt", is_flag=True,
+                            help="Take over objects that bear our names but not our mark.")
+confirm_option = click.option("--confirm", "confirm_within", type=click.IntRange(1, 86400), metavar="SECONDS",
+                              help="Undo by itself unless `kvmnet confirm` is run within SECONDS.")
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
+
+def chosen(file: Path | None) -> Path:
+    """The document that was named, or the first of the default places that has one."""
+    if file is not None:
+        return file
+    for place in DEFAULTS:
+        if place.exists():
+            return place
+    raise click.UsageError("no document named, and there is no kvmnet.yaml here; kvmnet init writes one")
+
+
+def host() -> Host:
+    from kvmnet.api import Host
+    return Host()
+
+
+@click.command()
+@file_argument
+@click.option("--commands", is_flag=True, help="Show the exact command of every step.")
+@click.option("--all", "everything", is_flag=True, help="Show every step, however many.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
+              help="Save the plan; `kvmnet apply FILE` of a saved plan is refused when the host has moved since.")
+@adopt_option
+@json_option
+def plan(file: Path | None, commands: bool, everything: bool, out: Path | None, adopt: bool,
+         as_json: bool) -> int:
+    """Show what apply would do with the document FILE.
+
+    Exits with 0 when there is nothing to do and with 2 when there are changes.
+    """
+    here = host()
+    planned = here.plan(chosen(file), adopt=adopt)
+    if out is not None:
+        planned.save(out)
+        say(f"saved to {out}; kvmnet apply {out} makes exactly this change")
+    if as_json:
+        print_json(planned.to_json())
+    else:
+        show_plan(here, planned, commands=commands, everything=everything)
+    return CHANGES if planned.steps else 0
+
+
+def show_plan(here: Host, planned: Planned, *, commands: bool = False, everything: bool = False) -> None:
+    from kvmnet.cli.plan_text import plan_text
+    click.echo(plan_text(planned.steps, planned.notes, everything))
+    if commands:
+        click.echo()
+        for command in here.engine.dispatch.commands(planned.steps):
+            click.echo("$ " + shlex.join(command.argv))
+            if command.stdin:
+                click.echo("".join(f"    {line}\n" for line in command.stdin.splitlines()), nl=False)
+
+
+@click.command()
+@file_argument
+@confirm_option
+@yes_option
+@adopt_option
+@json_option
+def apply(file: Path | None, confirm_within: int | None, yes: bool, adopt: bool, as_json: bool) -> int:
+    """Make the host as the document FILE says, in one transaction.
+
+    FILE may also be a plan saved by `kvmnet plan --out`. A failure at any step brings everything back.
+    """
+    here = host()
+    planned = here.plan(chosen(file), adopt=adopt)
+    if planned.steps and not as_json:
+        show_plan(here, planned)
+    if planned.steps and not agreed(yes):
+        raise click.Abort
+    bar = Bar(as_json)
+    try:
+        result = here.apply(planned, confirm=confirm_within, adopt=adopt, listen=bar.hear)
+    finally:
+        bar.end()
+    return report(here, result, as_json)
+
+
+def agreed(yes: bool) -> bool:
+    """The operator's word; without a terminal to ask on, --yes is needed."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask on; add --yes")
+    return click.confirm("Apply this?", err=True)
+
+
+def report(here: Host, result: Result, as_json: bool) -> int:
+    if as_json:
+        print_json({"outcome": result.outcome.value, "changed": len(result.steps),
+                    "revision": result.revision, "confirm_within": result.grace})
+        return 0
+    if not result.steps:
+        say("Nothing to do: the host is as the document says.")
+    else:
+        say(click.style(f"Done: {len(result.steps)} changes, proved by a second look at the host", fg="green")
+            + (f" (revision {result.revision})" if result.revision else ""))
+    for key in result.gone:
+        say(f"note: {key} is gone; its settings could not be given back")
+    if result.grace:
+        say(click.style(f"Not confirmed yet: run `kvmnet confirm` within {result.grace:g} s, "
+                        "or everything goes back.", fg="yellow"))
+    return 0
+
+
+@click.command()
+@json_option
+def confirm(as_json: bool) -> int:
+    """Keep a change that was applied with --confirm."""
+    revision = host().confirm()
+    print_json({"revision": revision}) if as_json else say(f"Confirmed: revision {revision} stays.")
+    return 0
+
+
+@click.command()
+@json_option
+def recover(as_json: bool) -> int:
+    """Finish what an interrupted change left behind: roll it back, or say that there is nothing."""
+    outcome = host().recover()
+    print_json({"outcome": outcome}) if as_json else say(outcome)
+    return 0
+
+
+@click.command()
+@click.argument("revision", type=int, required=False)
+@confirm_option
+@yes_option
+@json_option
+def rollback(revision: int | None, confirm_within: int | None, yes: bool, as_json: bool) -> int:
+    """Go back to REVISION of `kvmnet history`; without it to the one before the present."""
+    here = host()
+    if revision is None and here.unconfirmed() is not None:
+        undone = here.engine.revert()
+        print_json({"reverted": undone}) if as_json else say("the unconfirmed change is undone")
+        return 0
+    planned = here.plan_revision(revision)
+    if not as_json:
+        say(f"going back to revision {planned.source}")
+        show_plan(here, planned)
+    if planned.steps and not agreed(yes):
+        raise click.Abort
+    return report(here, here.apply(planned, confirm=confirm_within), as_json)
+
+
+@click.command()
+@confirm_option
+@yes_option
+@json_option
+def destroy(confirm_within: int | None, yes: bool, as_json: bool) -> int:
+    """Remove everything of ours and give back what was borrowed. Guests that we run are stopped."""
+    here = host()
+    planned = here.plan_destroy()
+    if not as_json:
+        show_plan(here, planned)
+    running = here.running()
+    if running and not as_json:
+        say(f"guests that will be stopped: {', '.join(running)}")
+    if (planned.steps or running) and not agreed(yes):
+        raise click.Abort
+    here.stop_guests(running, say=say if not as_json else lambda _: None)
+    return report(here, here.apply(here.plan_destroy(), confirm=confirm_within), as_json)
+
+
+@click.command()
+@json_option
+def boot(as_json: bool) -> int:
+    """Apply the last confirmed revision."""
+    here = host()
+    planned = here.plan_boot()
+    if planned is None:
+        say("no confirmed revision: nothing to apply")
+        return 0
+    return report(here, here.apply(planned), as_json)

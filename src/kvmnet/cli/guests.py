@@ -1,0 +1,86 @@
+"""kvmnet vm: the guests that kvmnet runs itself."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kvmnet.cli.output import json_option, print_json, say, table
+
+if TYPE_CHECKING:
+    from kvmnet.api import Host
+
+
+def host() -> Host:
+    from kvmnet.api import Host
+    return Host()
+
+
+@click.group()
+def vm() -> None:
+    """Guests that kvmnet runs (driver qemu), and the arguments for those that others run."""
+
+
+@vm.command()
+@click.argument("names", nargs=-1, required=True)
+@json_option
+def start(names: tuple[str, ...], as_json: bool) -> int:
+    """Start guests of the applied document."""
+    started = host().start_guests(names, say=(lambda _: None) if as_json else say)
+    if as_json:
+        print_json({"started": started})
+    return 0
+
+
+@vm.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--timeout", default=20.0, show_default=True, help="Seconds given to the guest before it is ended.")
+def stop(names: tuple[str, ...], timeout: float) -> int:
+    """Stop guests: asked first, ended when they do not answer."""
+    host().stop_guests(names, say=say, timeout=timeout)
+    return 0
+
+
+@vm.command("list")
+@json_option
+def list_guests(as_json: bool) -> int:
+    """All guests of the document and what they do."""
+    rows = host().guests()
+    if as_json:
+        print_json([row.__dict__ if hasattr(row, "__dict__") else row._asdict() for row in rows])
+        return 0
+    table("", ("guest", "driver", "state", "pid", "accelerator", "networks"),
+          [(r.name, r.driver, r.state, str(r.pid or ""), r.accel, ", ".join(r.networks)) for r in rows])
+    return 0
+
+
+@vm.command("exec", context_settings={"ignore_unknown_options": True})
+@click.argument("name")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.option("--timeout", default=60.0, show_default=True, help="Seconds.")
+def execute(name: str, command: tuple[str, ...], timeout: float) -> int:
+    """Run a command inside a guest, through its agent; exits with the command's own code."""
+    code, out, err = host().execute(name, command, timeout=timeout)
+    sys.stdout.write(out)
+    sys.stderr.write(err)
+    return code
+
+
+@vm.command()
+@click.argument("name")
+def console(name: str) -> int:
+    """Attach to a guest's serial console; Ctrl-] leaves."""
+    host().console(name)
+    return 0
+
+
+@vm.command()
+@click.argument("name")
+@click.option("--libvirt", is_flag=True, help="libvirt XML instead of QEMU arguments.")
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+def arguments(name: str, libvirt: bool, file: Path | None) -> int:
+    """What to tell QEMU or libvirt so that a guest uses its prepared taps."""
+    click.echo(host().external(name, libvirt=libvirt))
+    return 0

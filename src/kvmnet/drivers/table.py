@@ -1,0 +1,14 @@
+"""The table of drivers. Adding one is a folder and a line here."""
+from __future__ import annotations
+
+from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
+from kvmnet.drivers.linux.driver import LinuxDriver
+from kvmnet.drivers.nftables.driver import NftablesDriver
+from kvmnet.drivers.qemu.driver import GuestNicDriver
+from kvmnet.engine.driver import Driver
+from kvmnet.host.paths import Paths
+
+
+def drivers(paths: Paths) -> tuple[Driver, ...]:
+    """Every driver of a host whose state lies in *paths*."""
+    return (LinuxDriver(), NftablesDriver(paths), DnsmasqDriver(paths), GuestNicDriver(paths))
