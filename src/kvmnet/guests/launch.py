@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from kvmnet.drivers.qemu.agent import Agent, AgentError, Result
 from kvmnet.drivers.qemu.arguments import TINY_WORDS, Descriptors, arguments
 from kvmnet.drivers.qemu.devices import Handles, device_id
 from kvmnet.drivers.qemu.folder import GuestFolder, folder, folders
-from kvmnet.drivers.qemu.process import account, identity, kill, reap, spawn
+from kvmnet.drivers.qemu.process import Child, account, identity, kill, let_go, reap, spawn
 from kvmnet.drivers.qemu.qmp import Monitor, QmpError
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.qemu.sockets import listen
@@ -193,7 +192,7 @@ def inherited(files: Descriptors) -> list[int]:
             *(int(n) for h in files.nics.values() for n in (*h.taps, *h.vhosts))]
 
 
-def release(home: GuestFolder, child: subprocess.Popen[bytes], nics: Sequence[GuestNic]) -> None:
+def release(home: GuestFolder, child: Child, nics: Sequence[GuestNic]) -> None:
     """Take the carrier from NICs that shall have none, then let the guest run."""
     try:
         with Monitor.open(home.monitor, START_TIMEOUT) as monitor:
@@ -211,7 +210,7 @@ def release(home: GuestFolder, child: subprocess.Popen[bytes], nics: Sequence[Gu
         raise HostCannot(f"guest {home.name}: QEMU did not start: {said}",
                          hint=f"the whole command is in {home.command}") from error
     finally:
-        child.returncode = 0    # it outlives us; from now on it is known by its process file
+        let_go(child)
 
 
 # Programs in it, and its end -------------------------------------------------------------------

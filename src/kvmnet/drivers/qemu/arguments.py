@@ -14,7 +14,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from kvmnet.drivers.qemu.devices import (
-    BRIDGE, MODELS, PREFIX, Handles, Place, device, keyval, netdev, pcie_nics,
+    BRIDGE,
+    MODELS,
+    PREFIX,
+    Handles,
+    Place,
+    device,
+    keyval,
+    netdev,
+    pcie_nics,
 )
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.errors import HostCannot

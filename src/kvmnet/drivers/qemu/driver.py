@@ -8,13 +8,22 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from kvmnet.drivers.qemu.arguments import FIRST_BUS, pinned
 from kvmnet.drivers.qemu.devices import (
-    BRIDGE, MODELS, PREFIX, Handles, Place, Value, device, device_id, netdev, netdev_id,
+    BRIDGE,
+    MODELS,
+    PREFIX,
+    Handles,
+    Place,
+    Value,
+    device,
+    device_id,
+    netdev,
+    netdev_id,
 )
 from kvmnet.drivers.qemu.folder import GuestFolder, folder, running_folders
 from kvmnet.drivers.qemu.observe import observe_guest
@@ -156,10 +165,14 @@ def plug(nic: GuestNic, monitor: Monitor) -> None:
 
 
 def give_all(nic: GuestNic, monitor: Monitor, what: str, descriptors: Sequence[int]) -> tuple[str, ...]:
-    names = tuple(f"{device_id(nic)}-{what}{i}" for i in range(len(descriptors)))
+    names = given_names(nic, what, len(descriptors))
     for name, fd in zip(names, descriptors, strict=True):
         monitor.give(name, fd)
     return names
+
+
+def given_names(nic: GuestNic, what: str, count: int) -> tuple[str, ...]:
+    return tuple(f"{device_id(nic)}-{what}{i}" for i in range(count))
 
 
 def free_place(nic: GuestNic, monitor: Monitor) -> Place:
@@ -244,10 +257,8 @@ def messages(step: Step) -> list[tuple[str, dict[str, Value]]]:
 
 
 def plug_messages(nic: GuestNic) -> list[tuple[str, dict[str, Value]]]:
-    names: Callable[[str, int], tuple[str, ...]] = lambda what, n: tuple(
-        f"{device_id(nic)}-{what}{i}" for i in range(n))
     count = nic.queues or 1
-    handles = Handles(names("tap", count), names("vhost", count if nic.vhost else 0))
+    handles = Handles(given_names(nic, "tap", count), given_names(nic, "vhost", count if nic.vhost else 0))
     place = Place(BRIDGE if not MODELS[nic.model or "virtio"].pcie else f"{PREFIX}port-N")
     rows: list[tuple[str, dict[str, Value]]] = [
         ("getfd", {"fdname": name}) for name in (*handles.taps, *handles.vhosts)]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.host.clock import wait_until
@@ -17,6 +18,7 @@ from kvmnet.host.process import Process, start_time
 from kvmnet.host.run import find, missing
 
 KVM = Path("/dev/kvm")
+Child: TypeAlias = "subprocess.Popen[bytes]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def group_name(gid: int) -> str:
         return str(gid)
 
 
-def spawn(argv: Sequence[str], who: Account, inherit: Sequence[int], errors: int) -> subprocess.Popen[bytes]:
+def spawn(argv: Sequence[str], who: Account, inherit: Sequence[int], errors: int) -> Child:
     """Start QEMU in a session of its own. ``errors``: descriptor that gets what it says."""
     path = find(argv[0])
     if path is None:
@@ -62,6 +64,23 @@ def spawn(argv: Sequence[str], who: Account, inherit: Sequence[int], errors: int
         [path, *argv[1:]], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, cwd="/",
         user=who.uid, group=who.gid, extra_groups=list(who.groups), pass_fds=tuple(inherit),
         start_new_session=True, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"})
+
+
+def finish(child: Child, timeout: float) -> int | None:
+    """Exit code of a short-lived QEMU; None when it had to be ended after *timeout* seconds."""
+    try:
+        return child.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+
+
+def let_go(child: Child) -> None:
+    """It outlives us: from now on it is known by its process file, and Python need not mind."""
+    child.returncode = 0
 
 
 def identity(pid: int) -> Process:

@@ -43,7 +43,8 @@ class Event:
     data: dict[str, Any]
 
 
-Message: TypeAlias = Greeting | Reply | Refusal | Event
+Answer: TypeAlias = Reply | Refusal
+Message: TypeAlias = Greeting | Answer | Event
 
 
 class QmpError(Exception):
@@ -137,7 +138,7 @@ class Monitor:
             raise QmpError(f"{command}: {answer.detail}")
         return answer.value
 
-    def execute_all(self, commands: Sequence[tuple[str, dict[str, Any]]]) -> list[Reply | Refusal]:
+    def execute_all(self, commands: Sequence[tuple[str, dict[str, Any]]]) -> list[Answer]:
         """All answers, in order; the commands go out in one write."""
         requests = [self.talk.request(command, arguments) for command, arguments in commands]
         self.send(b"".join(data for _, data in requests))
@@ -163,10 +164,12 @@ class Monitor:
                 return event
         return self.wait(wanted, f"event {name}", timeout)
 
-    def answer(self, number: int) -> Reply | Refusal:
-        def wanted(message: Message) -> Reply | Refusal | None:
-            return message if isinstance(message, Reply | Refusal) and message.id == number else None
-        return self.wait(wanted, "an answer")
+    def answer(self, number: int) -> Answer:
+        def wanted(message: Message) -> Answer | None:
+            return message if isinstance(message, (Reply, Refusal)) and message.id == number else None
+        answer = self.wait(wanted, "an answer")
+        assert isinstance(answer, (Reply, Refusal))    # mypy joins the two to object
+        return answer
 
     def send(self, data: bytes, descriptors: tuple[int, ...] = ()) -> None:
         self.stream.settimeout(self.timeout)

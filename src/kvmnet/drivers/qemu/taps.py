@@ -51,6 +51,8 @@ def open_queue(nic: GuestNic, tap: str, flags: int, queues: int) -> int:
             return fd
         except OSError as error:
             reason = error
+            if error.errno != errno.EINVAL:
+                break
     os.close(fd)
     match reason.errno:
         case errno.EBUSY:

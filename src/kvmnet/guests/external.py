@@ -1,0 +1,80 @@
+"""What a guest that somebody else starts is told about its NIC: QEMU arguments or libvirt XML. Pure.
+
+Sources: qemu(1) -netdev tap and -device; libvirt, Domain XML format, "Generic ethernet connection"
+(an unmanaged target keeps libvirt's hands off a tap that exists) and "virtio offloads".
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from xml.sax.saxutils import quoteattr
+
+from kvmnet.drivers.qemu.devices import (
+    MODELS,
+    OFFLOADS,
+    Properties,
+    card_properties,
+    device_id,
+    keyval,
+    netdev_id,
+)
+from kvmnet.drivers.qemu.resources import GuestNic
+
+
+def qemu_arguments(nic: GuestNic) -> list[str]:
+    """Words for a QEMU command line that opens the tap by its name.
+
+    QEMU must run in this network namespace and be root or the tap's owner.
+    """
+    backend: Properties = {"type": "tap", "id": netdev_id(nic), "ifname": nic.tap or "",
+                           "script": "no", "downscript": "no"}
+    if (nic.queues or 1) > 1:
+        backend["queues"] = nic.queues or 1
+    backend["vhost"] = bool(nic.vhost)
+    card: Properties = {"driver": MODELS[nic.model or "virtio"].device, "id": device_id(nic),
+                        "netdev": netdev_id(nic)}
+    if nic.pci:
+        card["addr"] = nic.pci
+    return ["-netdev", keyval(backend, "type"), "-device", keyval(card | card_properties(nic), "driver")]
+
+
+def libvirt_xml(nic: GuestNic) -> str:
+    """An ``<interface>`` for ``virsh attach-device`` or the domain's ``<devices>``."""
+    traits = MODELS[nic.model or "virtio"]
+    rows = [element("mac", {"address": nic.mac or ""}), element("target", {"dev": nic.tap or "", "managed": "no"}),
+            element("model", {"type": traits.libvirt})]
+    if traits.virtio:
+        rows += driver_element(nic)
+        if nic.host_mtu:
+            rows.append(element("mtu", {"size": nic.host_mtu}))
+    if nic.link is False:
+        rows.append(element("link", {"state": "down"}))
+    if nic.bootindex is not None and nic.bootindex >= 0:
+        rows.append(element("boot", {"order": nic.bootindex + 1}))    # libvirt counts from 1
+    if nic.pci:
+        slot, _, function = nic.pci.partition(".")
+        rows.append(element("address", {"type": "pci", "domain": "0x0000", "bus": "0x00",
+                                        "slot": f"0x{slot}", "function": f"0x{function or 0}"}))
+    return "<interface type='ethernet'>\n" + "".join(f"  {row}\n" for row in rows) + "</interface>\n"
+
+
+def driver_element(nic: GuestNic) -> list[str]:
+    """Back end, queues, rings and offloads of a virtio card, as lines."""
+    words: dict[str, object] = {"name": "vhost" if nic.vhost else "qemu"}
+    if (nic.queues or 1) > 1:
+        words["queues"] = nic.queues
+    for name, size in (("rx_queue_size", nic.rx_ring), ("tx_queue_size", nic.tx_ring)):
+        if size and size != 256:
+            words[name] = size
+    if nic.packed:
+        words["packed"] = "on"
+    off = [prop for name, prop in OFFLOADS.items() if nic.offloads is not None and name not in nic.offloads]
+    guest = {p.removeprefix("guest_"): "off" for p in off if p.startswith("guest_")}
+    host = {p.removeprefix("host_"): "off" for p in off if not p.startswith("guest_")}
+    inner = [f"  {element(side, names)}" for side, names in (("host", host), ("guest", guest)) if names]
+    if not inner:
+        return [element("driver", words)]
+    return [element("driver", words, end=">"), *inner, "</driver>"]
+
+
+def element(name: str, attributes: Mapping[str, object], end: str = "/>") -> str:
+    return f"<{name}" + "".join(f" {k}={quoteattr(str(v))}" for k, v in attributes.items()) + end
