@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2s
@@ -25,6 +24,7 @@ from kvmnet.engine.driver import Command, Progress, Seen
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Wanted
 from kvmnet.host.clock import wait_until
+from kvmnet.host.files import make_directory, readable_errors
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 
@@ -161,11 +161,15 @@ def read(path: Path) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace a file at once: a reader sees the old text or the new one."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as new:
-        new.write(text)
-        os.fchmod(new.fileno(), 0o644)
-    Path(new.name).replace(path)
+    """Replace a file at once: a reader sees the old text or the new one. Raises HostCannot."""
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    with readable_errors(path, "write"):
+        try:
+            fresh.write_text(text)
+            fresh.chmod(0o644)
+            fresh.replace(path)
+        finally:
+            fresh.unlink(missing_ok=True)
 
 
 def prepare(files: Files) -> None:
@@ -173,10 +177,11 @@ def prepare(files: Files) -> None:
     user = process.service_user()
     for directory in (files.run.parent, files.run, files.leases.parent):
         if not directory.exists():
-            directory.mkdir(parents=True)
+            make_directory(directory)
             directory.chmod(0o755)
-    files.leases.touch()
-    os.chown(files.leases, user.pw_uid, user.pw_gid)
+    with readable_errors(files.leases, "write"):
+        files.leases.touch()
+        os.chown(files.leases, user.pw_uid, user.pw_gid)
 
 
 def write_reservations(files: Files, reservations: Mapping[str, Reservation]) -> None:

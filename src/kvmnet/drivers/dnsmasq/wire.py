@@ -233,13 +233,16 @@ def _address(text: str) -> str:
     return str(IPv4Address(swapped) if len(swapped) == 4 else IPv6Address(swapped))
 
 
-_BUSY = re.compile(r"(?:socket for|bind to address) ([0-9a-fA-F:.]+)")
+_BUSY = re.compile(r"(?:socket for|bind to address) ([0-9a-fA-F:.]+): ")
 
 
 def in_the_way(message: str, sockets: Iterable[Socket]) -> list[Socket]:
     """The sockets that can have caused an 'Address already in use' of dnsmasq."""
     found = _BUSY.search(message)
-    addresses = {found[1], "0.0.0.0", "::"} if found else {"0.0.0.0", "::"}
+    wanted = found[1] if found else "0.0.0.0"
+    addresses = {wanted, "::"} if ":" in wanted else {wanted, "0.0.0.0", "::"}
+    if "DHCPv6" in message:
+        addresses = {"::"}
     ports = {547} if "DHCPv6" in message else {67} if "DHCP" in message else {69} if "TFTP" in message else {53}
     near = {s for s in sockets if s.port in ports and s.address in addresses}
     return sorted(near, key=lambda s: (s.port, s.protocol, s.address))
