@@ -97,10 +97,11 @@ def devices(subject: Subject) -> Iterator[Problem]:
         if first != path:
             yield wrong(path, f"{uplink.device} is the device of {first} too", "one uplink per device; use one name")
         yield from _reserved(path, uplink.device)
+    bridges: dict[str, str] = {}  # apart: the device of a bridge may be an uplink as well
     for name, network in spec.networks.items():
         if network.mode is Mode.BRIDGE and network.bridge:
             path = f"networks.{name}.bridge"
-            first = taken.setdefault(network.bridge, path)
+            first = bridges.setdefault(network.bridge, path)
             if first != path:
                 yield wrong(path, f"{network.bridge} is used by {first} too", "one network per bridge")
             yield from _reserved(path, network.bridge)
