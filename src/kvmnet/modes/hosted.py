@@ -24,7 +24,7 @@ def own_bridge(segment: Segment, mac: str) -> Link:
     """The bridge itself: complete, its MAC pinned so that ports coming and going never change it."""
     return Link(name=segment.bridge, type="bridge", mtu=segment.mtu, mac=mac, up=True, master="",
                 alias=f"kvmnet network {segment.name}", stp=segment.network.stp,
-                forward_delay=1500 if segment.network.stp else 0, mcast_snooping=True,
+                forward_delay=1500 if segment.network.stp else 0, mcast_snooping=True, linklocal_learn=False,
                 nf_call_iptables=False, nf_call_ip6tables=False, nf_call_arptables=False)
 
 

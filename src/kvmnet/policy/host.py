@@ -4,6 +4,7 @@
   DHCP, DNS, ND and echo, what the document allows, and its own connections' replies. Nothing else.
 * forward: between bridges of ours and anything else only where the document says so. Pairs of
   devices are one set lookup. What passes is marked, so that the keeper can drop what no rule saw.
+* taps: a packet that comes in on a tap itself, not on its bridge, went past the guard (LLDP's address).
 * nat: masquerade only towards the uplink; forwarded ports work from outside, from the guests
   themselves (hairpin) and from the host.
 
@@ -22,6 +23,10 @@ from kvmnet.policy.marks import GUEST, ROUTED
 NAME = "inet kvmnet"
 
 BASE = f"""\
+chain taps {{
+type filter hook prerouting priority -400; policy accept;
+iifname "kvt-*" counter drop
+}}
 chain forward {{
 type filter hook forward priority -10; policy accept;
 iifname "kvb-*" goto guests

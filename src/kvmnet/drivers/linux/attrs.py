@@ -53,6 +53,8 @@ BRIDGE: dict[str, Attr] = {
     "forward_delay": number("forward_delay"),
     "ageing_time": number("ageing_time"),
     "mcast_snooping": digit("mcast_snooping"),
+    "linklocal_learn": Attr(lambda d: None if (v := d.get("no_linklocal_learn")) is None else not v,
+                            lambda v: ("no_linklocal_learn", "0" if v else "1")),
     "nf_call_iptables": digit("nf_call_iptables"),
     "nf_call_ip6tables": digit("nf_call_ip6tables"),
     "nf_call_arptables": digit("nf_call_arptables"),

@@ -35,6 +35,8 @@ class Link(Resource):
     forward_delay: int | None = option(doc="bridge: STP forward delay, 1/100 s")
     ageing_time: int | None = option(doc="bridge: FDB ageing, 1/100 s")
     mcast_snooping: bool | None = option(doc="bridge: IGMP/MLD snooping")
+    linklocal_learn: bool | None = option(
+        doc="bridge: learns from frames to 01:80:c2:00:00:0X, which pass no hook of the guard")
     nf_call_iptables: bool | None = option(doc="bridge: IPv4 frames pass the IP hooks")
     nf_call_ip6tables: bool | None = option(doc="bridge: IPv6 frames pass the IP hooks")
     nf_call_arptables: bool | None = option(doc="bridge: ARP frames pass arptables")
