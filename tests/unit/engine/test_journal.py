@@ -129,7 +129,7 @@ def test_what_cannot_be_rolled_back_stays_for_the_next_try(engine: Engine, host:
         raise OSError(5, "Input/output error")
 
     host.fault = stuck
-    with pytest.raises(RollbackFailed, match="Input/output error; still off: .*link kvb-lan") as caught:
+    with pytest.raises(RollbackFailed, match=r"Input/output error; still off: .*link kvb-lan") as caught:
         engine.recover()
     assert "kvmnet recover" in caught.value.hint and caught.value.exit_code == 14
     host.fault = lambda step: None

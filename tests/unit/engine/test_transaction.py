@@ -247,7 +247,7 @@ def test_a_damaged_database_is_found_before_the_host_is_changed(engine: Engine, 
 def test_a_database_lost_before_the_commit_rolls_back(engine: Engine, host: FakeHost, paths: Paths) -> None:
     before = host.state
     engine.probe = lambda point: paths.database.write_bytes(b"rubbish " * 1000) if point == "verified" else None  # type: ignore[assignment, return-value]
-    with pytest.raises(ApplyFailed, match="database is damaged.*rolled back"):
+    with pytest.raises(ApplyFailed, match=r"database is damaged.*rolled back"):
         engine.converge(want(LAN), change())
     assert host.state == before and not paths.journal.exists()
 
