@@ -7,10 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from kvmnet.drivers.nftables.resources import NicGuard
+from kvmnet.drivers.nftables.resources import NftTable, NicGuard
 from kvmnet.drivers.nftables.wire import change, element_lines, table_lines
 from kvmnet.host.clock import wait_until
 from kvmnet.policy.guard import guard_table, link_local, nic_guard
+from kvmnet.policy.keeper import HELD
 from lib.netns import sh
 from lib.tap import Tap
 
@@ -41,9 +42,10 @@ def plain_guard(tap: str, end: End, **more: Iterable[str] | Iterable[int]) -> Ni
 
 
 def guard_script(guards: Iterable[NicGuard]) -> str:
-    """The nft script that puts the guard and *guards* in place."""
+    """The nft script that puts the guard and *guards* in place, and the host's closed door for taps."""
     _, added = change((), guards)
-    return "\n".join((*table_lines(guard_table()), *element_lines("add", added))) + "\n"
+    taps = NftTable(name="inet kvmnet-keeper", text=HELD["inet kvmnet-keeper"].replace("}; ", "}\n"))
+    return "\n".join((*table_lines(guard_table()), *element_lines("add", added), *table_lines(taps))) + "\n"
 
 
 class HostEnd:
@@ -95,10 +97,11 @@ class Lab:
         """The guard with *guards*, those named like the usual ones in their place."""
         named = {g.name: g for g in (*self.guards, *guards)}
         sh(f"nft -f - <<'EOF'\n{guard_script(named.values())}EOF")
+        sh(f"ip link set {BRIDGE} type bridge no_linklocal_learn 1")
 
     def open(self) -> None:
         """No guard at all."""
-        sh("nft flush ruleset")
+        sh(f"nft flush ruleset; ip link set {BRIDGE} type bridge no_linklocal_learn 0")
 
     def forget(self) -> None:
         self.victim.forget()
