@@ -9,8 +9,10 @@ from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
 from kvmnet.host.paths import Paths
 from lib.dnsmasq import stop_all
 
-EXPECTED = ("no address range available for DHCP", "no address available", "no upstream servers configured")
-"""Said when somebody asks who has no reservation, and of a network without a way out: as the tests want it."""
+EXPECTED = ("no address range available for DHCP", "no address available", "no upstream servers configured",
+            "error binding DHCP socket to device")
+"""Said when somebody asks who has no reservation, of a network without a way out, and when a link is taken
+away: as the tests want it."""
 
 
 @pytest.fixture

@@ -20,9 +20,10 @@ from kvmnet.engine.plan import Create, Delete, Update, apply_to, before_image, p
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.host.clock import wait_until
 from lib.dhcp import client
-from lib.dns import ask
+from lib.dhcp6 import Client6, duid_uuid, solicit_router
+from lib.dns import Answer, ask
 from lib.dnsmasq import apply, make_bridge, nic, pid_of, segment, wanted
-from lib.netns import new_netns, sh
+from lib.netns import inside, new_netns, sh
 
 pytestmark = pytest.mark.daemon
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
@@ -270,3 +271,52 @@ def test_any_sequence_of_reservations(
         assert not any(isinstance(s, Delete) and s.key == SERVER for s in steps)
     assert pid_of(driver, "lan") == pid
     assert sh(f"grep -c '^52:' {driver.files('lan').hosts}", check=False).strip() == str(len(sequence[-1]))
+
+
+def test_link_made_anew_by_others(driver: DnsmasqDriver) -> None:
+    """The living process serves it: no restart is needed."""
+    nics = [nic(MAC, "10.1.0.10", "web1", ip6="fd00:1::10")]
+    lan = segment(nics, subnet="10.1.0.0/24", subnet6="fd00:1::/64")
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    pid = pid_of(driver, "lan")
+    sh(f"ip link del {lan.bridge}")
+    make_bridge(lan)
+    assert apply(driver, wanted(lan)) == ()
+    with client(lan.bridge, MAC) as guest:
+        assert guest.lease4()["ip"] == "10.1.0.10"
+        with inside(guest.netns), Client6(duid_uuid(b"\x11")) as six:
+            reply, advert = six.lease(), solicit_router()
+    assert reply and reply.addresses == ["fd00:1::10"] and advert
+    assert wait_until(lambda: ask("10.1.0.1", "web1.lan"), 2) == Answer(0, ["10.1.0.10"])
+    assert pid_of(driver, "lan") == pid
+
+
+@pytest.mark.parametrize("name", ("conf", "names", "hosts"))
+def test_files_changed_by_others(driver: DnsmasqDriver, name: str) -> None:
+    lan = segment([nic(MAC, "10.1.0.10", "web1")])
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    file = driver.paths.dnsmasq("lan") / name
+    text = file.read_text()
+    file.write_text(text + {"conf": "log-queries\n", "names": "10.1.0.66 evil\n", "hosts": f"{OTHER},10.1.0.66\n"}[name])
+    assert running(driver) is False
+    assert apply(driver, wanted(lan))
+    assert file.read_text() == text
+
+
+def test_stock_dnsmasq_beside_ours(driver: DnsmasqDriver, tmp_path: Path) -> None:
+    """A distribution's dnsmasq listens on every address; told to keep off our links it does not disturb."""
+    lan = segment([nic(MAC, "10.1.0.10", "web1")])
+    make_bridge(lan)
+    argv = f"dnsmasq --conf-file=/dev/null --no-resolv --no-hosts --address=/x.example/192.0.2.7 --pid-file={tmp_path}/pid"
+    sh(argv)
+    with pytest.raises(StepFailed) as failed:
+        apply(driver, wanted(lan))
+    pid = (tmp_path / "pid").read_text().strip()
+    assert f"dnsmasq (pid {pid}) holds tcp 0.0.0.0 port 53" in failed.value.hint
+    os.kill(int(pid), signal.SIGTERM)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 2)
+    sh(argv + " --bind-interfaces --interface=lo")
+    apply(driver, wanted(lan))
+    assert (ask("127.0.0.1", "x.example"), ask("10.1.0.1", "web1.lan")) == (Answer(0, ["192.0.2.7"]), Answer(0, ["10.1.0.10"]))

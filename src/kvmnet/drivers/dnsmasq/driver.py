@@ -5,7 +5,8 @@ The lease file outlives its server: a guest keeps its address when the network i
 leases that do not fit any more are dropped then.
 
 A change of reservations rewrites one file and has the living process read it (SIGHUP). The digest of
-what it has read is kept, so that a crash between the two is seen as ``running=False``.
+what it has read is kept, so that a crash between the two is seen as ``running=False``. When its link
+is made anew by others, dnsmasq binds to it again by itself.
 """
 from __future__ import annotations
 
@@ -68,11 +69,11 @@ class DnsmasqDriver:
         config = wire.parse_config(read(files.conf))
         if config is None:
             return
-        hosts = read(files.hosts)
-        running = bool(process.living(files)) and read(files.read) == digest(hosts)
+        running = (read(files.conf) == wire.config_text(config, files.options()) and bool(process.living(files))
+                   and read(files.read) == digest(files))
         server = DnsmasqServer(name=network, dev=wire.served_link(config), config=config, running=running)
         seen.state[server.key] = server
-        for reservation in wire.parse_hosts(network, hosts).values():
+        for reservation in wire.parse_hosts(network, read(files.hosts)).values():
             seen.state[reservation.key] = reservation
 
     def files(self, network: str) -> Files:
@@ -93,18 +94,17 @@ class DnsmasqDriver:
             if work.server is None and not any(work.changes.values()):
                 return
         known = files.hosts.exists() or bool(work.changes)
-        new = {mac: r for mac, r in {**wire.parse_hosts(network, read(files.hosts)), **work.changes}.items()
-               if r is not None}
+        new = changed(network, files, work)
         prepare(files)
         write_reservations(files, new)
         if (server := work.server) is not None:
-            if server.running is False or wire.parse_config(read(files.conf)) != server.config:
+            text = wire.config_text(server.config or (), files.options())
+            if server.running is False or read(files.conf) != text:
                 process.stop(key, files)
-                write_config(files, server)
+                write(files.conf, text)
             if server.running is False:
                 return
-        pid = process.living(files)
-        if pid:
+        if pid := process.living(files):
             acknowledge(key, files, pid, new)
         elif server is not None:
             drop(files, unfit(network, files, new) if known else ())
@@ -119,9 +119,13 @@ class DnsmasqDriver:
             keys = tuple(s.key for s in work.steps)
             if work.stop:
                 found.append(Command(("pkill", "-TERM", "-F", str(files.pid)), keys=keys))
+            if work.stop and work.server is None:
+                found.append(Command(("rm", "-r", str(files.run)), keys=keys))
+                continue
             if work.changes:
-                lines = (wire.reservation_line(r) if r else f"{mac} removed" for mac, r in work.changes.items())
-                found.append(Command(("tee", str(files.hosts)), "\n".join((*lines, "")), keys))
+                new = changed(network, files, work).values()
+                found.append(Command(("tee", str(files.hosts)), wire.hosts_text(new), keys))
+                found.append(Command(("tee", str(files.names)), wire.names_text(new), keys))
             if work.server is not None:
                 text = wire.config_text(work.server.config or (), files.options())
                 found.append(Command(("tee", str(files.conf)), text, keys))
@@ -148,6 +152,12 @@ def by_network(steps: Sequence[Step]) -> dict[str, Work]:
             case Delete(Reservation()):
                 work.changes[mac] = None
     return found
+
+
+def changed(network: str, files: Files, work: Work) -> dict[str, Reservation]:
+    """The reservations of a network, by MAC, as they are after its steps."""
+    before = {} if work.stop else wire.parse_hosts(network, read(files.hosts))
+    return {mac: r for mac, r in {**before, **work.changes}.items() if r is not None}
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -189,10 +199,6 @@ def write_reservations(files: Files, reservations: Mapping[str, Reservation]) ->
     write(files.hosts, wire.hosts_text(reservations.values()))
 
 
-def write_config(files: Files, server: DnsmasqServer) -> None:
-    write(files.conf, wire.config_text(server.config or (), files.options()))
-
-
 def remove(directory: Path) -> None:
     """A server's files; the configuration goes last, since it is what makes the server seen."""
     with contextlib.suppress(FileNotFoundError):
@@ -201,8 +207,13 @@ def remove(directory: Path) -> None:
         directory.rmdir()
 
 
-def digest(hosts: str) -> str:
-    return blake2s(hosts.encode()).hexdigest()
+def digest(files: Files) -> str:
+    """What a process has to have read to be up to date."""
+    return blake2s((read(files.hosts) + read(files.names)).encode()).hexdigest()
+
+
+def link_of(files: Files) -> str:
+    return wire.served_link(wire.parse_config(read(files.conf)) or ())
 
 
 def begin(key: Key, files: Files) -> None:
@@ -214,7 +225,7 @@ def begin(key: Key, files: Files) -> None:
 def acknowledge(key: Key, files: Files, pid: int, new: Mapping[str, Reservation]) -> None:
     """Have the process read its reservations, unless it has, and free the leases that do not fit them:
     before, so that no name is refused to its new address, and what was lent meanwhile after."""
-    if read(files.read) == digest(read(files.hosts)):
+    if read(files.read) == digest(files):
         return
     freed = release(files, unfit(key.name, files, new))
     process.reload(key, files, pid)
@@ -228,10 +239,8 @@ def acknowledge(key: Key, files: Files, pid: int, new: Mapping[str, Reservation]
 
 def settle(files: Files) -> None:
     """Note that the process has read the reservations, and under which ones it lends from now on."""
-    hosts = read(files.hosts)
-    if hosts:
-        write(files.owners, hosts)
-    write(files.read, digest(hosts))
+    write(files.owners, read(files.hosts))
+    write(files.read, digest(files))
 
 
 # -- leases ----------------------------------------------------------------------------------------
@@ -270,7 +279,7 @@ def release(files: Files, unwanted: Sequence[Lease]) -> bool:
         return True
     if len(unwanted) > FEW or missing("dhcp_release", "dhcp_release6"):
         return False
-    link = wire.served_link(wire.parse_config(read(files.conf)) or ())
+    link = link_of(files)
     duid = read_leases(files)[1]
     gone = {(x.ip, x.mac, x.client) for x in unwanted}
     try:
