@@ -320,3 +320,19 @@ def test_stock_dnsmasq_beside_ours(driver: DnsmasqDriver, tmp_path: Path) -> Non
     sh(argv + " --bind-interfaces --interface=lo")
     apply(driver, wanted(lan))
     assert (ask("127.0.0.1", "x.example"), ask("10.1.0.1", "web1.lan")) == (Answer(0, ["192.0.2.7"]), Answer(0, ["10.1.0.10"]))
+
+
+def test_commands_are_what_is_written(driver: DnsmasqDriver) -> None:
+    lan = segment([nic(MAC, "10.1.0.10", "web1")])
+    make_bridge(lan)
+    both = segment([nic(MAC, "10.1.0.10", "web1"), nic(OTHER, "10.1.0.11", "web2")])
+    for want, last in ((wanted(lan), "sh"), (wanted(both), "pkill"), ({}, "rm")):
+        seen = driver.observe(want)
+        steps = plan(seen.state, want, seen.ours)
+        commands = driver.commands(steps)
+        driver.apply(steps, lambda done: None)
+        written = {c.argv[1]: c.stdin for c in commands if c.argv[0] == "tee"}
+        assert {name: Path(name).read_text() for name in written} == written
+        assert commands[-1].argv[0] == last
+        assert {k for c in commands for k in c.keys} == {s.key for s in steps}
+    assert not driver.paths.dnsmasq("lan").exists()

@@ -65,7 +65,7 @@ def parse(packet: bytes) -> Reply6:
 class Client6:
     """One client on eth0 of the current namespace."""
 
-    def __init__(self, duid: bytes, iaid: int = 7):
+    def __init__(self, duid: bytes, iaid: int = 0xC0A81234):
         self.duid, self.iaid = duid, iaid
         self.index = socket.if_nametoindex("eth0")
         self.sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)

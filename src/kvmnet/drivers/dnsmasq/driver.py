@@ -293,5 +293,5 @@ def release(files: Files, unwanted: Sequence[Lease]) -> bool:
 def release_argv(link: str, lease: Lease, server: str) -> tuple[str, ...]:
     if lease.iaid is None:
         return ("dhcp_release", link, lease.ip, lease.mac, lease.client)
-    return ("dhcp_release6", "--iface", link, "--ip", lease.ip, "--iaid", f"{lease.iaid:x}",
+    return ("dhcp_release6", "--iface", link, "--ip", lease.ip, "--iaid", str(lease.iaid),
             "--client-id", lease.client, "--server-id", server)
