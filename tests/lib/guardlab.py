@@ -89,7 +89,7 @@ class Lab:
             sh(f"bridge fdb add {end.mac} dev {tap.name} master sticky static")
         self.host = HostEnd()
         stack.callback(self.host.socket.close)
-        self.sinks = {"guest": self.victim, "host": self.host, "outside": self.outside}
+        self.sinks: dict[str, Tap | HostEnd] = {"guest": self.victim, "host": self.host, "outside": self.outside}
         self.guards = [plain_guard("kvt-attacker", ATTACKER), plain_guard("kvt-victim", VICTIM)]
         wait_until(lambda: sh(f"bridge link show dev {self.attacker.name}").count("state forwarding"), 5)
 
