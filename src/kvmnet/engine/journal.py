@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,10 @@ class Journal:
 
     def write(self, path: Path) -> None:
         """Durably. Raises HostCannot."""
-        write_durably(path, json.dumps({"format": FORMAT, **asdict(self)}, separators=(",", ":")))
+        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name in ("writer", "timer"):
+            data[name] = data[name] and asdict(data[name])
+        write_durably(path, json.dumps({"format": FORMAT, **data}, separators=(",", ":")))
 
     def image(self, path: Path, codec: Codec) -> Image:
         """Raises KvmnetError when it names things that this version does not know."""

@@ -203,6 +203,12 @@ class Engine:
                 raise ConflictError(f"the host moved since the plan was made: {', '.join(moved[:5])}"
                                     + (f" and {len(moved) - 5} more" if len(moved) > 5 else ""),
                                     "plan again and look at what is different")
+            return self.carry_out(planned, change, confirm=confirm, listen=listen)
+
+    def carry_out(self, planned: Planned, change: Change, *, confirm: float | None = None,
+                  listen: Listener = lambda event: None) -> Result:
+        """The second half of ``converge``, for a plan that was made after ``writing`` and ``make_way``."""
+        with self.writing(change.command), interrupts.raised():
             if not planned.steps:
                 return self.unchanged(planned, change)
             return Transaction(self, planned, change, confirm, listen).run()
