@@ -1,5 +1,6 @@
 """Whatever the text: a document or a SpecError whose problems say where and what. Nothing else escapes,
-neither from the loader nor from the cross checks nor from allocation."""
+neither from the loader nor from the cross checks nor from allocation,
+and what the checks let pass compiles."""
 from __future__ import annotations
 
 import copy
@@ -10,16 +11,26 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmnet.errors import SpecError
+from kvmnet.compile import compile_spec
+from kvmnet.drivers.linux.resources import Link
+from kvmnet.engine.resource import Key
+from kvmnet.errors import HostCannot, SpecError
 from kvmnet.facts.model import Facts
 from kvmnet.spec import checks
 from kvmnet.spec.allocate import allocate
 from kvmnet.spec.load import loads
+from kvmnet.spec.tree import read
 
 EXAMPLES = [path.read_text(encoding="utf-8") for path in sorted(Path("examples").glob("*.yaml"))] or [
     path.read_text(encoding="utf-8")
     for path in sorted((Path(__file__).parents[3] / "examples").glob("*.yaml"))]
-TREES = [yaml.load(text, Loader=yaml.BaseLoader) for text in EXAMPLES]
+TREES = [read(text)[0] for text in EXAMPLES]
+
+LINKS = (Link(name="eth0", type="physical", mtu=1500, mac="02:00:00:00:00:10", up=True),
+         Link(name="eth1", type="physical", mtu=9000, mac="02:00:00:00:00:11", up=True),
+         Link(name="eth2", type="physical", mtu=9000, mac="02:00:00:00:00:12", up=True),
+         Link(name="vmbr0", type="bridge", mtu=1500, mac="02:00:00:00:00:13", up=True))
+HOST = Facts(state={Key("link", link.name): link for link in LINKS}, users={"libvirt-qemu": 64055})
 
 WORDS = st.sampled_from([
     "", "~", "no", "on", "true", "none", "auto", "0", "-1", "4095", "01500", "9" * 30, "1e400", ".inf", "0x1f",
@@ -33,12 +44,29 @@ VALUES = st.recursive(st.none() | st.booleans() | st.integers() | WORDS | st.tex
 RAW = st.text(alphabet=st.sampled_from("abn:-&*!|>%@`'\"{}[],#? \t\n\r\0\u00fc~<0123456789."), max_size=120)
 
 
+def spots(tree: Any) -> Any:
+    """Every place of *tree* where something could be put: (container, key)."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        yield tree, key
+        if isinstance(value, (dict, list)):
+            yield from spots(value)
+
+
+ELSEWHERE: dict[Any, list[Any]] = {}
+"""Key -> what stands under it anywhere in the examples: of the right form, but perhaps the wrong meaning."""
+for _holder, _key in (spot for tree in TREES for spot in spots(tree)):
+    ELSEWHERE.setdefault(_key, []).append(_holder[_key])
+
+
 def judge(text: str) -> None:
     """Load, check and allocate *text*; every refusal must be a SpecError that is fit to be shown."""
     try:
         document = loads(text, "fuzz")
-        checks.require(document, Facts())
-        allocate(document.spec, {})
+        checks.require(document, HOST)
+        compile_spec(document.spec, HOST, allocate(document.spec, {}))
+    except HostCannot as lacking:
+        assert str(lacking).startswith("fuzz:")
     except SpecError as wrong:
         assert wrong.problems
         lines = text.count("\n") + text.count("\r") + text.count("\x85") + 2
@@ -75,9 +103,14 @@ def test_examples_with_other_values(index: int, data: st.DataObject) -> None:
     """A valid document with values replaced, removed or added anywhere: well-formed YAML, wrong content."""
     tree = copy.deepcopy(TREES[index])
     for _ in range(data.draw(st.integers(1, 4))):
-        holder, key = data.draw(st.sampled_from(list(spots(tree))))
-        what = data.draw(st.sampled_from(["replace", "remove", "add"]))
-        if what == "replace":
+        places = [spot for spot in spots(tree) if spot[1] in ELSEWHERE]
+        if not places:
+            break
+        holder, key = data.draw(st.sampled_from(places))
+        what = data.draw(st.sampled_from(["swap", "swap", "swap", "replace", "remove", "add"]))
+        if what == "swap":
+            holder[key] = copy.deepcopy(data.draw(st.sampled_from(ELSEWHERE[key])))
+        elif what == "replace":
             holder[key] = data.draw(VALUES)
         elif what == "remove":
             del holder[key]
@@ -85,15 +118,4 @@ def test_examples_with_other_values(index: int, data: st.DataObject) -> None:
             holder[data.draw(WORDS)] = data.draw(VALUES)
         else:
             holder.append(data.draw(VALUES))
-        if not tree:
-            break
     judge(yaml.safe_dump(tree, allow_unicode=True))
-
-
-def spots(tree: Any) -> Any:
-    """Every place of *tree* where something could be put: (container, key)."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-    for key, value in items:
-        yield tree, key
-        if isinstance(value, (dict, list)):
-            yield from spots(value)

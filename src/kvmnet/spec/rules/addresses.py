@@ -106,10 +106,12 @@ def unguarded(subject: Subject) -> Iterator[Problem]:
         if network is None or item.nic.guard != "full":
             continue
         nic = item.nic
-        if network.mode is Mode.BRIDGE and not nic.extra.addresses and _without_address(nic, network):
-            yield wrong(item.path, f"the guard of this NIC would drop everything: network {nic.network} is on an outer "
-                        "segment and no address is known", "add ip: ADDRESS here, or subnet: and pool: to the "
-                        "network, or guard: mac to bind only the MAC")
+        outer = network.mode is Mode.BRIDGE
+        if (outer or not (network.subnet or network.subnet6)) and _without_address(nic, network):
+            where = "is on an outer segment" if outer else "has no prefix"
+            ways = "add ip: ADDRESS here, or subnet: and pool: to the network" if outer else "add subnet: to the network"
+            yield wrong(item.path, f"the guard of this NIC would drop its packets: network {nic.network} {where} "
+                        "and no address is known", f"{ways}, or guard: mac to bind only the MAC")
         if (network.subnet6 and network.ra == "autoconf" and nic.ip6 is None
                 and not any(":" in extra for extra in nic.extra.addresses)):
             yield wrong(item.path, "with ra: autoconf the guest forms its own address, and its guard must know "
@@ -122,7 +124,7 @@ def _without_address(nic: Nic, network: Network) -> bool:
     values = [pools.declared_address(nic, family) for family in Family]
     got = any(value not in (None, "none") for value in values)
     given = any(pools.from_pool(nic, network, family) for family in Family)
-    return not got and not given and values != ["none", "none"]
+    return not (got or given or nic.extra.addresses) and values != ["none", "none"]
 
 
 RULES = (duplicate_macs, declared_addresses, pool_room, unguarded)

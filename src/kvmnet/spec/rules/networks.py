@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 from kvmnet.errors import Problem
 from kvmnet.spec import pools
+from kvmnet.spec.explain import nearest
 from kvmnet.spec.models import Mode, Network
 from kvmnet.spec.pools import Family, Span
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong
+from kvmnet.spec.values import shown
 
 ONLY_IN = {
     # option: (modes that have it, why, what to do)
@@ -22,9 +24,12 @@ ONLY_IN = {
 }
 """Options that not every mode has."""
 NEEDS_HOST = {
-    "metadata": "the metadata service", "allow": "a service of the host",
+    "metadata": ("the metadata service is reached at the host's IPv4 address", (Family.IPV4,)),
+    "allow": ("a service of the host is reached at the host's address", tuple(Family)),
 }
 """Options that need an address of the host on the network."""
+DHCP_OPTIONS = frozenset(["netmask", "time-offset", "router", "dns-server", "log-server", "lpr-server", "boot-file-size", "domain-name", "swap-server", "root-path", "extension-path", "ip-forward-enable", "non-local-source-routing", "policy-filter", "max-datagram-reassembly", "default-ttl", "mtu", "all-subnets-local", "router-discovery", "router-solicitation", "static-route", "trailer-encapsulation", "arp-timeout", "ethernet-encap", "tcp-ttl", "tcp-keepalive", "nis-domain", "nis-server", "ntp-server", "netbios-ns", "netbios-dd", "netbios-nodetype", "netbios-scope", "x-windows-fs", "x-windows-dm", "T1", "T2", "vendor-class", "nis+-domain", "nis+-server", "tftp-server", "bootfile-name", "mobile-ip-home", "smtp-server", "pop3-server", "nntp-server", "irc-server", "user-class", "rapid-commit", "client-arch", "client-interface-id", "client-machine-id", "posix-timezone", "tzdb-timezone", "ipv6-only", "domain-search", "sip-server", "classless-static-route", "vendor-id-encap", "tftp-server-address", "server-ip-address"])
+"""Names of DHCPv4 options (dnsmasq --help dhcp, 2.90); with an unknown one dnsmasq would not start."""
 
 
 def mode_rules(subject: Subject) -> Iterator[Problem]:
@@ -35,11 +40,23 @@ def mode_rules(subject: Subject) -> Iterator[Problem]:
             if getattr(network, option) and network.mode not in modes:
                 listed = " and ".join(mode.value for mode in modes) if len(modes) < 3 else "the other modes"
                 yield wrong(f"{path}.{option}", f"{option} {why}; it is for {listed}, not for {network.mode}", hint)
-        for option, what in NEEDS_HOST.items():
-            if getattr(network, option) and not any(subject.hosted(network, family) for family in Family):
-                yield wrong(f"{path}.{option}", f"{what} is reached at the host's address on {name}, which it has not",
+        for option, (what, families) in NEEDS_HOST.items():
+            if getattr(network, option) and not any(subject.hosted(network, family) for family in families):
+                yield wrong(f"{path}.{option}", f"{what} on {name}, which it has not",
                             "give the network a subnet and an address")
+        yield from _dhcp_options(f"{path}.dhcp.options", network)
         yield from _bridge(path, network) if network.mode is Mode.BRIDGE else _routed(path, network)
+
+
+def _dhcp_options(path: str, network: Network) -> Iterator[Problem]:
+    for option in network.dhcp.options:
+        if option.isdigit():
+            if not 1 <= int(option) <= 254:
+                yield wrong(f"{path}.{option}", f"DHCP options have numbers from 1 to 254, not {option}")
+        elif ":" not in option and option not in DHCP_OPTIONS:
+            near = nearest(option, tuple(sorted(DHCP_OPTIONS)))
+            yield wrong(f"{path}.{option}", f"{shown(option)} is no name of a DHCP option",
+                        f"did you mean {near}?" if near else "write its number, or a name from dnsmasq --help dhcp")
 
 
 def _bridge(path: str, network: Network) -> Iterator[Problem]:
