@@ -107,7 +107,7 @@ def failed(accel: str, user: str, deadline: float) -> str | None:
         return None
     name = accel.upper()
     if code is None:
-        return f"{name} does not run a guest here: the probe guest got nowhere in {deadline:g} s"
+        return f"{name} does not run a guest here: the probe guest did not come to its end in {deadline:g} s"
     return f"{name} does not run a guest here: {words[-1] if words else f'QEMU ended with {code}'}"
 
 

@@ -30,6 +30,7 @@ from kvmnet.spec.models import Run, Vm
 START_TIMEOUT = 20.0
 """Seconds for QEMU to open its monitor (it reads a 60 MB kernel first, perhaps from a cold disk)."""
 QCOW2 = b"QFI\xfb"
+NO_WORDS = "it ended without a word (killed?)"
 
 Progress = Callable[[str], None]
 
@@ -71,7 +72,7 @@ def status_of(home: GuestFolder) -> GuestStatus:
     alive = process.alive()
     names = tuple(n.partition("/")[2] for n in home.record())
     return GuestStatus(home.name, process.pid, alive, home.accelerator(), names,
-                       "" if alive else home.last_words() or "ended without a word (killed?)")
+                       "" if alive else home.last_words() or NO_WORDS)
 
 
 def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Accel,
@@ -233,9 +234,8 @@ def need_running(name: str, paths: Paths) -> GuestFolder:
     home = folder(paths, name)
     process = home.process()
     if process is None or not process.alive():
-        said = home.last_words() if process is not None else ""
-        raise KvmnetError(f"guest {name} does not run" + (f": its QEMU is gone: {said}" if said else ""),
-                          hint=f"kvmnet vm start {name}")
+        gone = "" if process is None else f": its QEMU is gone: {home.last_words() or NO_WORDS}"
+        raise KvmnetError(f"guest {name} does not run{gone}", hint=f"kvmnet vm start {name}")
     return home
 
 

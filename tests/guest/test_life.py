@@ -1,0 +1,278 @@
+"""One guest with a card of every model: it reaches the host, is changed live, and ends in each way."""
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kvmnet.drivers.qemu.driver import GuestNicDriver
+from kvmnet.drivers.qemu.folder import folder
+from kvmnet.drivers.qemu.process import kill
+from kvmnet.drivers.qemu.qmp import Monitor
+from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.engine.driver import StepFailed
+from kvmnet.engine.plan import Create, Delete, Step, Update, plan
+from kvmnet.engine.resource import diff
+from kvmnet.errors import HostCannot, KvmnetError
+from kvmnet.guests.accel import Accel
+from kvmnet.guests.launch import Ending, execute, guests, running, start, stop, wait_for_agent
+from kvmnet.host.clock import wait_until
+from kvmnet.host.paths import Paths
+from kvmnet.host.process import Process
+from kvmnet.spec.models import Vm
+from lib.netns import sh
+
+pytestmark = pytest.mark.guest
+
+TCG = Accel("tcg", "tests")
+ALL_ON = ("csum", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo", "mrg_rxbuf", "tso4", "tso6", "ufo")
+MODELS = ("virtio", "virtio-transitional", "e1000e", "e1000", "pcnet", "rtl8139", "vmxnet3")
+
+
+def vm(machine: str = "q35") -> Vm:
+    return Vm.model_validate({"nics": [{"network": "lan"}], "run": {
+        "memory": "384M", "cpus": 2, "machine": machine, "append": "kvmnet.dhcp=0", "accel": "tcg"}})
+
+
+def nic(name: str, number: int, model: str = "virtio", **settings: object) -> GuestNic:
+    virtio = model.startswith("virtio")
+    neutral: dict[str, object] = {
+        "link": True, "host_mtu": 1500 if virtio else 0, "queues": 1, "rx_ring": 256 if virtio else 0,
+        "tx_ring": 256 if virtio else 0, "packed": False, "offloads": tuple(sorted(ALL_ON)) if virtio else (),
+        "vhost": False, "bootindex": -1, "pci": ""}
+    vm_name = name.partition("/")[0]
+    return GuestNic(name=name, vm=vm_name, tap=f"kvt-{vm_name}-{number}", model=model,   # type: ignore[arg-type]
+                    mac=f"52:54:00:00:{len(vm_name):02x}:{number:02x}", **(neutral | settings))
+
+
+CARDS = (
+    nic("web/nic0", 0, queues=2, packed=True, rx_ring=512, host_mtu=1400, offloads=("csum", "guest_csum", "mrg_rxbuf")),
+    *(nic(f"web/nic{i}", i, model) for i, model in enumerate(MODELS[1:], 1)),
+    nic("web/nic7", 7, link=False),
+    nic("web/nic8", 8, pci="05.0"),
+)
+
+
+def make_tap(card: GuestNic) -> None:
+    several = "multi_queue" if (card.queues or 1) > 1 else ""
+    sh(f"ip tuntap add {card.tap} mode tap {several}; ip link set {card.tap} master br0 up")
+
+
+def in_guest(paths: Paths, script: str, name: str = "web") -> str:
+    code, out, err = execute(name, script, paths)
+    assert code == 0, f"{script}: {code}: {out}{err}"
+    return out
+
+
+def reaches_host(paths: Paths, card: GuestNic) -> None:
+    """Ping the bridge through this very card: its address is the guest's only one meanwhile."""
+    in_guest(paths, f"""d=$(nic {card.mac}) && ip addr add 10.9.0.2/24 dev $d
+        n=0; while ! ping -c1 -W1 -I $d 10.9.0.1 > /dev/null; do n=$((n+1)); [ $n = 15 ] && exit 1; done
+        ip addr del 10.9.0.2/24 dev $d""")
+    assert (card.mac or "") in sh("ip neigh show 10.9.0.2"), "the answer came through another card"
+    sh("ip neigh flush dev br0")
+
+
+def do(driver: GuestNicDriver, *steps: Step) -> int:
+    done: list[int] = []
+    driver.apply(steps, done.append)
+    return sum(done)
+
+
+@pytest.fixture(scope="module")
+def web(host: Paths) -> Iterator[Paths]:
+    for card in CARDS:
+        make_tap(card)
+    try:
+        start("web", vm(), CARDS, host, TCG, lambda line: None)
+        wait_for_agent("web", host)
+        yield host
+    finally:
+        stop("web", host, timeout=0.1)
+
+
+@pytest.mark.parametrize("card", [*CARDS[:7], CARDS[8]], ids=[*MODELS, "pinned"])
+def test_every_model_reaches_the_host(web: Paths, card: GuestNic) -> None:
+    reaches_host(web, card)
+
+
+def test_the_guest_sees_what_was_asked_for(web: Paths) -> None:
+    first = CARDS[0]
+    seen = in_guest(web, f"""cd /sys/class/net/$(nic {first.mac}); cat mtu; ls -d queues/rx-* | wc -l
+        printf '%s\\n' $(cat device/features | fold -w1)""").split()
+    assert seen[:2] == ["1400", "2"]
+    bits = seen[2:]
+    assert bits[34] == "1", "VIRTIO_F_RING_PACKED"
+    assert bits[7] == "0" and bits[11] == "0", "VIRTIO_NET_F_GUEST_TSO4, HOST_TSO4 were turned off"
+    assert bits[0] == "1" and bits[15] == "1", "VIRTIO_NET_F_CSUM, MRG_RXBUF stay on"
+    assert in_guest(web, f"cat /sys/class/net/$(nic {CARDS[7].mac})/carrier").strip() == "0"
+    assert "0000:00:05.0" in in_guest(web, f"readlink -f /sys/class/net/$(nic {CARDS[8].mac})/device")
+
+
+def test_what_is_observed_is_what_was_wanted(web: Paths) -> None:
+    driver = GuestNicDriver(web)
+    seen = driver.observe({})
+    wanted = {card.key: card for card in CARDS}
+    assert {key: diff(seen.state[key], card) for key, card in wanted.items()} == dict.fromkeys(wanted, {})
+    assert plan(seen.state, wanted, seen.ours) == ()
+    assert seen.ours == set(wanted) and driver.warnings == []
+
+
+def test_qemu_has_no_privilege(web: Paths) -> None:
+    status = dict(line.split(":\t", 1) for line in
+                  Path(f"/proc/{running(web)['web'].pid}/status").read_text().splitlines())
+    assert set(status["Uid"].split()) == {str(__import__("pwd").getpwnam("nobody").pw_uid)}
+    assert "0" not in status["Gid"].split() and status["Groups"].strip() in ("",)
+    assert status["Seccomp"] == "2" and status["NoNewPrivs"] == "1"
+    assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+
+
+def test_nobody_else_may_reach_its_sockets(web: Paths) -> None:
+    home = folder(web, "web")
+    assert home.path.stat().st_mode & 0o077 == 0
+    assert {p.stat().st_mode & 0o077 for p in (home.monitor, home.agent, home.console)} == {0}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_cards_are_plugged_and_unplugged_live(web: Paths, model: str) -> None:
+    card = nic("web/extra", 20 + MODELS.index(model), model, queues=2 if model == "virtio" else 1)
+    make_tap(card)
+    driver = GuestNicDriver(web)
+    assert do(driver, Create(card)) == 1
+    in_guest(web, f"for i in $(seq 100); do nic {card.mac} && exit; usleep 50000; done; exit 1")
+    seen = driver.observe({}).state[card.key]
+    assert diff(seen, card) == {}
+    reaches_host(web, card)
+    assert do(driver, Delete(seen)) == 1
+    assert card.key not in driver.observe({}).state
+    assert execute("web", f"nic {card.mac}", web).code == 1, "the guest still has it"
+    sh(f"ip link del {card.tap}")
+
+
+def test_carrier_changes_live(web: Paths) -> None:
+    card, driver = CARDS[1], GuestNicDriver(web)
+    carrier = f"cat /sys/class/net/$(nic {card.mac})/carrier"
+    assert in_guest(web, carrier).strip() == "1"
+    do(driver, Update(card, replace(card, link=False)))
+    assert in_guest(web, f"for i in $(seq 50); do [ $({carrier}) = 0 ] && exit; usleep 20000; done; exit 1") == ""
+    assert driver.observe({}).state[card.key].link is False      # type: ignore[attr-defined]
+    do(driver, Update(replace(card, link=False), card))
+    reaches_host(web, card)
+
+
+def test_a_card_without_its_tap_fails_and_leaves_nothing(web: Paths) -> None:
+    driver = GuestNicDriver(web)
+    before = driver.observe({}).state
+    with pytest.raises(StepFailed, match="no tap kvt-web-99"):
+        do(driver, Create(nic("web/lost", 99)))
+    taken = replace(nic("web/taken", 98), tap=CARDS[1].tap)
+    with pytest.raises(StepFailed, match="opened by another program"):
+        do(driver, Create(taken))
+    assert driver.observe({}).state == before
+    assert "kvt-web-99" not in sh("ip -br link")
+
+
+def test_a_card_that_qemu_refuses_leaves_no_backend(web: Paths) -> None:
+    bad = nic("web/bad", 60, tx_ring=1000)
+    make_tap(bad)
+    driver = GuestNicDriver(web)
+    with pytest.raises(StepFailed, match="tx_queue_size"):
+        do(driver, Create(bad))
+    good = replace(bad, tx_ring=256)
+    do(driver, Create(good))       # neither its id nor its tap is taken
+    do(driver, Delete(good))
+
+
+def test_cards_that_are_not_ours_are_left_alone(web: Paths) -> None:
+    with Monitor.open(folder(web, "web").monitor) as monitor:
+        monitor.execute("netdev_add", {"type": "hubport", "id": "theirs", "hubid": 1})
+        monitor.execute("device_add", {"driver": "e1000", "id": "theirs", "netdev": "theirs", "bus": "kvmnet-pci",
+                                       "romfile": ""})
+    assert all("theirs" not in key.name for key in GuestNicDriver(web).observe({}).state)
+
+
+def test_programs_run_with_their_outputs_apart(web: Paths) -> None:
+    assert execute("web", ["/bin/sh", "-c", "echo out; echo err >&2; exit 3"], web) == (3, "out\n", "err\n")
+    with pytest.raises(KvmnetError, match="still runs in the guest"):
+        execute("web", "sleep 30", web, timeout=0.3)
+    assert execute("web", "hostname", web).out == "web\n"       # the cut-off conversation leaves no trace
+
+
+def test_console_is_logged_and_answers(web: Paths) -> None:
+    home = folder(web, "web")
+    assert "kvmnet guest web is up" in home.console_log.read_text(errors="replace")
+    from kvmnet.drivers.qemu.sockets import connect
+    with connect(home.console) as line:
+        line.sendall(b"\necho $((6*7))-typed\n")
+        wait_until(lambda: "42-typed" in home.console_log.read_text(errors="replace"), 10)
+
+
+def test_a_monitor_that_hangs_is_reported_in_time(web: Paths) -> None:
+    """Another client holds the monitor: the last known NICs are shown, changes fail clearly."""
+    holder = Monitor.open(folder(web, "web").monitor)
+    driver = GuestNicDriver(web)
+    try:
+        seen = driver.observe({})
+    finally:
+        holder.stream.close()
+    assert set(seen.state) == {c.key for c in CARDS}
+    assert len(driver.warnings) == 1 and "guest web" in driver.warnings[0]
+    assert driver.observe({}).state.keys() == seen.state.keys() and not driver.warnings
+
+
+# Last in the file: these end the guest or start others ------------------------------------------
+
+def test_starting_twice_is_the_same_guest(web: Paths) -> None:
+    before = running(web)["web"]
+    assert start("web", vm(), CARDS, web, TCG, lambda line: None) == before
+    assert before.nics == tuple(c.name.partition("/")[2] for c in CARDS)
+
+
+def test_stop_shuts_the_guest_down(web: Paths) -> None:
+    assert stop("web", web) == Ending.SHUT_DOWN
+    assert running(web) == {} == guests(web)
+    assert stop("web", web) == Ending.NOT_RUNNING
+    assert "Power down" in folder(web, "web").console_log.read_text(errors="replace")
+    with pytest.raises(KvmnetError, match="does not run"):
+        execute("web", "true", web)
+    with pytest.raises(StepFailed, match="does not run"):
+        do(GuestNicDriver(web), Create(CARDS[1]))
+
+
+def test_a_killed_qemu_is_noticed_and_can_be_started_again(host: Paths) -> None:
+    card = nic("db/nic0", 0)
+    make_tap(card)
+    pid = start("db", vm(), [card], host, TCG, lambda line: None).pid
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: "db" not in running(host), 5)
+    status = guests(host)["db"]
+    assert not status.alive and status.reason
+    assert GuestNicDriver(host).observe({}).state == {}
+    with pytest.raises(KvmnetError, match="does not run: its QEMU is gone"):
+        execute("db", "true", host)
+    again = start("db", vm(), [card], host, TCG, lambda line: None)
+    assert again.alive and again.pid != pid
+    kill(Process(pid, 1))                      # a reused pid is not ours: nothing happens
+    assert stop("db", host, timeout=0.1) in (Ending.QUIT, Ending.KILLED)     # it still boots: no agent
+
+
+def test_what_cannot_start_says_why_and_leaves_nothing(host: Paths) -> None:
+    card = nic("bad/nic0", 0, rx_ring=777)
+    make_tap(card)
+    with pytest.raises(HostCannot, match="rx_queue_size"):
+        start("bad", vm(), [card], host, TCG, lambda line: None)
+    assert "bad" not in guests(host)
+    with pytest.raises(HostCannot, match="no tap kvt-bad-5"):
+        start("bad", vm(), [nic("bad/nic0", 5)], host, TCG, lambda line: None)
+    missing = Vm.model_validate({"nics": [{"network": "lan"}], "run": {"kernel": "/nonexistent"}})
+    with pytest.raises(HostCannot, match="/nonexistent"):
+        start("bad", missing, [nic("bad/nic0", 0)], host, TCG, lambda line: None)
+    with pytest.raises(HostCannot, match="KVM is wanted, but"):
+        wants = Vm.model_validate({"nics": [{"network": "lan"}], "run": {"accel": "kvm"}})
+        start("bad", wants, [], host, Accel("tcg", "there is no /dev/kvm"), lambda line: None)
+    assert socket.if_nametoindex("kvt-bad-0")
