@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from kvmnet.drivers.files import driver as subject
-from kvmnet.drivers.files.driver import FileDriver, services_in_use
+from kvmnet.drivers.files.driver import FileDriver, etc_directory, services_in_use
 from kvmnet.drivers.files.resources import NETWORK_MANAGER, NETWORKD, UNMANAGED, File, unmanaged
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import Conflict, plan
 from kvmnet.engine.resource import Key
+from kvmnet.host.paths import Paths
 
+PATHS = Paths(Path("/var/lib/kvmnet"), Path("/run/kvmnet"))
 BOTH = {f.key: f for f in unmanaged((NETWORK_MANAGER, NETWORKD))}
 
 
@@ -24,7 +26,7 @@ def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def apply(want: Mapping[Key, File], adopt: bool = False) -> int:
-    driver = FileDriver()
+    driver = FileDriver(PATHS)
     seen = driver.observe(want)
     steps = plan(seen.state, want, seen.ours, adopt=adopt)
     driver.apply(steps, lambda done: None)
@@ -57,27 +59,33 @@ def test_foreign_file_is_a_conflict_and_stays(etc: Path) -> None:
 
 
 def test_services_in_use(etc: Path) -> None:
-    assert services_in_use() == frozenset()
+    assert services_in_use(PATHS) == frozenset()
     (etc / "NetworkManager").mkdir()
     (etc / "systemd/system/multi-user.target.wants").mkdir(parents=True)
-    assert services_in_use() == {NETWORK_MANAGER}
+    assert services_in_use(PATHS) == {NETWORK_MANAGER}
     (etc / "systemd/system/multi-user.target.wants/systemd-networkd.service").symlink_to("/nowhere")
-    assert services_in_use() == {NETWORK_MANAGER, NETWORKD}
+    assert services_in_use(PATHS) == {NETWORK_MANAGER, NETWORKD}
 
 
 def test_reload_of_what_runs_on_this_machine(etc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [c.argv[0] for c in FileDriver().commands(plan({}, BOTH, set()))] == ["tee", "tee"]
+    assert [c.argv[0] for c in FileDriver(PATHS).commands(plan({}, BOTH, set()))] == ["tee", "tee"]
     monkeypatch.setattr(subject, "ETC", etc)
     name = str(etc / "x")
     file = File(name=name, content="x")
     monkeypatch.setitem(UNMANAGED, NETWORKD, file)
     monkeypatch.setitem(subject.SERVICES, NETWORKD, subject.Service(lambda _: True, etc, ("false",)))
     with pytest.raises(StepFailed):
-        FileDriver().apply(plan({}, {file.key: file}, set()), lambda done: None)
+        FileDriver(PATHS).apply(plan({}, {file.key: file}, set()), lambda done: None)
     monkeypatch.setitem(subject.SERVICES, NETWORKD, subject.Service(lambda _: True, etc, ("rm", name)))
-    FileDriver().apply(plan({}, {file.key: file}, set()), lambda done: None)
+    FileDriver(PATHS).apply(plan({}, {file.key: file}, set()), lambda done: None)
     assert not (etc / "x").exists()
 
 
 def test_json_there_and_back() -> None:
     assert [from_json(to_json(f)) for f in BOTH.values()] == list(BOTH.values())
+
+
+def test_a_second_host_on_the_machine_has_files_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KVMNET_ETC_DIR", raising=False)
+    assert etc_directory(PATHS) == Path("/etc")
+    assert etc_directory(Paths(tmp_path, tmp_path / "run")) == tmp_path / "etc"

@@ -1,7 +1,8 @@
 """Files of ours among other services' configuration, and the reload that makes them count.
 
-Names stand below /etc; KVMNET_ETC_DIR puts another directory in its place (a namespace's own, a
-test's). Services are told to reload only for the machine's own /etc.
+Names stand below /etc. KVMNET_ETC_DIR puts another directory in its place, and so does a run directory
+of one's own: several hosts (network namespaces) on one machine must not remove each other's files.
+Services are told to reload only for the machine's own /etc.
 """
 from __future__ import annotations
 
@@ -16,9 +17,12 @@ from kvmnet.engine.plan import Delete, Step
 from kvmnet.engine.resource import Key, Wanted
 from kvmnet.errors import HostCannot
 from kvmnet.host.files import remove_durably, write_durably
+from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, find, run
 
 ETC = Path("/etc")
+MACHINE = Path("/run/kvmnet")
+"""Run directory of the host that is the machine itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +44,17 @@ SERVICES = {
 }
 
 
-def etc_directory() -> Path:
-    return Path(os.environ.get("KVMNET_ETC_DIR") or ETC)
+def etc_directory(paths: Paths) -> Path:
+    """The directory that stands for /etc."""
+    chosen = os.environ.get("KVMNET_ETC_DIR")
+    if chosen:
+        return Path(chosen)
+    return ETC if paths.run == MACHINE else paths.state / "etc"
 
 
-def services_in_use() -> frozenset[str]:
+def services_in_use(paths: Paths) -> frozenset[str]:
     """The services of this host that would take hold of our links, for ``unmanaged``."""
-    etc = etc_directory()
+    etc = etc_directory(paths)
     return frozenset(name for name, service in SERVICES.items()
                      if service.configured(etc) or (etc == ETC and service.runs.is_dir()))
 
@@ -54,8 +62,8 @@ def services_in_use() -> frozenset[str]:
 class FileDriver:
     kinds = frozenset(("file",))
 
-    def __init__(self) -> None:
-        self.etc = etc_directory()
+    def __init__(self, paths: Paths):
+        self.etc = etc_directory(paths)
 
     def unavailable(self) -> str | None:
         return None
