@@ -336,3 +336,21 @@ def test_commands_are_what_is_written(driver: DnsmasqDriver) -> None:
         assert commands[-1].argv[0] == last
         assert {k for c in commands for k in c.keys} == {s.key for s in steps}
     assert not driver.paths.dnsmasq("lan").exists()
+
+
+def test_address_that_comes_later(driver: DnsmasqDriver) -> None:
+    """An address that moves to the bridge from its uplink comes last in a plan."""
+    lan = segment([nic(MAC, "10.1.0.10", "web1", ip6="fd00:1::10")], subnet="10.1.0.0/24", subnet6="fd00:1::/64")
+    make_bridge(lan)
+    sh(f"ip addr del {lan.cidr} dev {lan.bridge}; ip addr del {lan.cidr6} dev {lan.bridge}")
+    apply(driver, wanted(lan))
+    pid = pid_of(driver, "lan")
+    assert ask("10.1.0.1", "web1.lan", seconds=0.2) is None
+    sh(f"ip addr add {lan.cidr} dev {lan.bridge}; ip addr add {lan.cidr6} dev {lan.bridge} nodad")
+    with client(lan.bridge, MAC) as guest:
+        assert guest.lease4()["ip"] == "10.1.0.10"
+        with inside(guest.netns), Client6(duid_uuid(b"\x11")) as six:
+            reply = six.lease()
+    assert reply and reply.addresses == ["fd00:1::10"]
+    assert ask("10.1.0.1", "web1.lan") == Answer(0, ["10.1.0.10"])
+    assert pid_of(driver, "lan") == pid

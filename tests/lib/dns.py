@@ -25,11 +25,11 @@ def ask(server: str, name: str, kind: int = A, seconds: float = 2) -> Answer | N
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.settimeout(seconds)
-        sock.connect((server, 53))
         try:
+            sock.connect((server, 53))
             sock.send(struct.pack("!6H", 0x1234, 0x0100, 1, 0, 0, 0) + name_bytes(name) + struct.pack("!HH", kind, 1))
             packet = sock.recv(4096)
-        except (TimeoutError, ConnectionRefusedError):
+        except OSError:
             return None
     return read(packet)
 
