@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from kvmnet.engine.journal import Journal, Phase, read_journal
 from kvmnet.errors import ConflictError, HostCannot, KvmnetError
+from kvmnet.host import lock
 from kvmnet.host.process import Process, start_time, uptime
 
 if TYPE_CHECKING:
@@ -90,6 +91,7 @@ def detach(engine: Engine, keep: int) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     engine.lock_fd = None
+    lock.held.clear()
     engine.probe = lambda point: None
     null = os.open(os.devnull, os.O_RDWR)
     try:

@@ -1,4 +1,9 @@
-"""One writer at a time: an flock that the kernel releases when its holder dies. Readers take none."""
+"""One writer at a time: an flock that the kernel releases when its holder dies. Readers take none.
+
+A second lock goes along to every program that the writer starts: when the writer is killed, what it
+started may still be at work (nft reads a large table for 0.2 s before it changes anything), and the
+next writer must not look at the host before that has ended.
+"""
 from __future__ import annotations
 
 import fcntl
@@ -13,6 +18,17 @@ from kvmnet.errors import ConflictError
 from kvmnet.host.clock import wait_until
 from kvmnet.host.files import make_directory, readable_errors
 
+STRAYS_SECONDS = 10.0
+"""How long programs of a killed writer are waited for; nothing that a writer waits for takes longer."""
+
+held: list[int] = []
+"""The second lock, while we are the writer."""
+
+
+def inherited() -> tuple[int, ...]:
+    """File descriptors that programs started now must inherit."""
+    return tuple(held)
+
 
 @contextmanager
 def exclusive(path: Path, command: str, timeout: float = 0) -> Iterator[int]:
@@ -21,8 +37,7 @@ def exclusive(path: Path, command: str, timeout: float = 0) -> Iterator[int]:
     Waits ``timeout`` seconds for another writer to end, then raises ConflictError that says who it is.
     """
     make_directory(path.parent)
-    with readable_errors(path, "open"):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_lock(path)
     try:
         try:
             wait_until(lambda: try_lock(fd), timeout)
@@ -30,9 +45,35 @@ def exclusive(path: Path, command: str, timeout: float = 0) -> Iterator[int]:
             raise ConflictError(f"another kvmnet is changing this host: {holder(path)}",
                                 "wait until it has ended, then try again") from None
         sign(fd, command)
-        yield fd
+        with passed_on(path.with_suffix(".tools")):
+            yield fd
     finally:
         os.close(fd)
+
+
+@contextmanager
+def passed_on(path: Path) -> Iterator[None]:
+    """Wait for the programs of a killed writer to end, then hold the lock that ours inherit."""
+    before = held[:]
+    tools = open_lock(path)
+    try:
+        try:
+            wait_until(lambda: try_lock(tools), STRAYS_SECONDS)
+        except TimeoutError:  # a daemon that kept it: it is not a part of the change any more
+            os.close(tools)
+            path.unlink()
+            tools = open_lock(path)
+            try_lock(tools)
+        held[:] = [tools]
+        yield
+    finally:
+        held[:] = before
+        os.close(tools)
+
+
+def open_lock(path: Path) -> int:
+    with readable_errors(path, "open"):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def holder(path: Path) -> str:

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 
 from kvmnet.errors import HostCannot
+from kvmnet.host.lock import inherited
 
 PACKAGES = {
     "ip": "iproute2", "bridge": "iproute2", "tc": "iproute2", "nft": "nftables",
@@ -51,7 +52,8 @@ def run(argv: Sequence[str], *, stdin: str = "", timeout: float = 60) -> str:
         raise HostCannot(missing(argv[0]) or argv[0])
     try:
         done = subprocess.run([path, *argv[1:]], input=stdin, capture_output=True, text=True,
-                              timeout=timeout, env={**os.environ, "LC_ALL": "C.UTF-8"}, check=False)
+                              timeout=timeout, env={**os.environ, "LC_ALL": "C.UTF-8"}, check=False,
+                              pass_fds=inherited())
     except subprocess.TimeoutExpired as late:
         raise ToolFailed(argv, -1, f"no answer within {timeout:g} s") from late
     if done.returncode:
