@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_network
 
+from kvmnet.drivers.files.resources import unmanaged
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
@@ -58,7 +59,7 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
             policy.reach |= {ends, ends[::-1]}
     if spec.networks:
         keeper = guard_keeper()
-        out.add(guard_table(), keeper, host_table(policy))
+        out.add(guard_table(), keeper, host_table(policy), *unmanaged(facts.services))
         attach_nics(out, spec, nics, facts, keeper.name)
     claim_uplinks(out, spec)
     return out

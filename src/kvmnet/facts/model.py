@@ -29,6 +29,8 @@ class Facts:
     looks after every device (NetworkManager)."""
     rules: tuple[str, ...] = ()
     """Policy rules as ``ip rule`` prints them, both families."""
+    services: frozenset[str] = frozenset()
+    """Services that configure any link that they find: NetworkManager, systemd-networkd."""
     ruleset: str = ""
     """The nftables rules of the host as ``nft list ruleset`` prints them, without our own tables."""
 
