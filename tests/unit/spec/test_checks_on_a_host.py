@@ -79,6 +79,11 @@ def test_addresses_that_a_bridge_took_are_still_the_hosts() -> None:
     document = spec("  out: {mode: bridge, uplink: wan}\n  n: {mode: isolated, subnet: 203.0.113.0/24}")
     (problem,) = check(document, taken)
     assert "203.0.113.5/24 of the host's own kvb-out" in problem.message
+    leaving = net("mode: isolated, subnet: 203.0.113.0/24")
+    assert check(leaving, taken) == [], "a bridge without a port of the host had its address from us"
+    port = Link(name="eth0", type="physical", mtu=1500, mac="02:00:00:00:00:10", master="kvb-out")
+    (problem,) = check(leaving, host(port, *(item for key, item in taken.state.items() if "kvb-out" in key.name)))
+    assert "203.0.113.5/24" in problem.message, "it will be given back to eth0"
 
 
 def test_the_outer_segment_may_be_described() -> None:

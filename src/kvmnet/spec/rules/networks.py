@@ -50,7 +50,7 @@ def mode_rules(subject: Subject) -> Iterator[Problem]:
 
 def _dhcp_options(path: str, network: Network) -> Iterator[Problem]:
     for option in network.dhcp.options:
-        if option.isdigit():
+        if option.isascii() and option.isdigit():
             if not 1 <= int(option) <= 254:
                 yield wrong(f"{path}.{option}", f"DHCP options have numbers from 1 to 254, not {option}")
         elif ":" not in option and option not in DHCP_OPTIONS:
@@ -219,6 +219,7 @@ def _host_addresses(subject: Subject, family: Family) -> Iterator[Claimed]:
     where the bridge took an uplink and its addresses."""
     bridged = {device for device, name in subject.own_bridges.items()
                if subject.spec.networks[name].mode is Mode.BRIDGE}
+    bridged |= {link.master for link in subject.links.values() if link.master and not link.name.startswith(RESERVED)}
     for item in subject.addresses:
         device = item.dev or item.name.partition(" ")[0]
         text = item.name.rpartition(" ")[2]
