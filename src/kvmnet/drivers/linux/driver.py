@@ -20,7 +20,7 @@ from kvmnet.drivers.linux.resources import PROTO, Address, Link, ProxyNeighbour,
 from kvmnet.drivers.linux.words import Line, delete_together, lines_of
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
-from kvmnet.engine.resource import Key, Wanted
+from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.host import run as host
 
 PROC_SYS = Path("/proc/sys")
@@ -90,12 +90,13 @@ class LinuxDriver:
         own = {key.name for key in seen.ours}
         for address in wire.parse_addresses(ip_json("address"), links):
             seen.state[address.key] = address
-            if address.dev in own and not address.dynamic:
+            if address.dev in own and (not address.dynamic or is_wanted(address.key, intent)):
                 seen.ours.add(address.key)
         for family in (4, 6):
             for route in wire.parse_routes(ip_json("-Numeric", f"-{family}", "-details", "route", "show", "table", "all"), family):
                 seen.state[route.key] = route
-                if route.proto == PROTO or (route.dev in own and route.proto not in LIVE and route.lifetime is None):
+                live = route.proto in LIVE or route.lifetime is not None
+                if route.proto == PROTO or (route.dev in own and (not live or is_wanted(route.key, intent))):
                     seen.ours.add(route.key)
         for proxy, proto in wire.parse_proxies(ip_json("-Numeric", "neigh", "show", "proxy")):
             seen.state[proxy.key] = proxy
@@ -148,6 +149,11 @@ class LinuxDriver:
 
 LIVE = frozenset({"ra", "dhcp"})
 """Route protocols of daemons and router advertisements: theirs, also on a link of ours."""
+
+
+def is_wanted(key: Key, intent: Wanted) -> bool:
+    """What lives by itself on a link of ours is ours only while we want it, and is never cleared away."""
+    return isinstance(intent.get(key), Resource)
 
 
 def arrange(steps: Sequence[Step], group_of: Callable[[Sequence[Link]], int | None]) -> Iterator[Batch | Setting]:

@@ -161,6 +161,8 @@ def parse_routes(items: Iterable[Json], family: int) -> Iterator[Route]:
             continue
         if item.get("protocol") == "2" and "expires" not in item:
             continue
+        if item.get("expires", 1) <= 0:
+            continue  # dead, and not yet swept up (fib6_run_gc() each 30 s)
         found = parse_route(item, family, taken)
         if found.name not in taken:
             taken.add(found.name)

@@ -58,13 +58,15 @@ def lines_of(step: Step) -> list[Line]:
         case Delete(Link() as link):
             return [Line(("link", "del", "dev", link.name), link.key, gone=True)]
         case Create(Address() as address):
-            return [Line(("address", "add", *address_words(address)), address.key)]
+            verb = "add" if address.lifetime is None else "replace"  # an advertisement may have been quicker
+            return [Line(("address", verb, *address_words(address)), address.key)]
         case Update(Address() as before, Address() as after):
             return [Line(("address", "replace", *address_words(joined(before, after))), after.key)]
         case Delete(Address() as address):
             return [Line(("address", "del", cidr(address), "dev", dev_of(address)), address.key, gone=True)]
         case Create(Route() as route):
-            return [Line(("route", "add", *route_words(route)), route.key)]
+            verb = "replace" if route.proto == "kernel" else "add"  # an address may have brought it along
+            return [Line(("route", verb, *route_words(route)), route.key)]
         case Update(Route() as before, Route() as after):
             return [Line(("route", "replace", *route_words(joined(before, after))), after.key)]
         case Delete(Route() as route):
