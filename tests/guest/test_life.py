@@ -118,7 +118,7 @@ def test_what_is_observed_is_what_was_wanted(web: Paths) -> None:
     driver = GuestNicDriver(web)
     seen = driver.observe({})
     wanted = {card.key: card for card in CARDS}
-    assert {key: diff(seen.state[key], card) for key, card in wanted.items()} == dict.fromkeys(wanted, {})
+    assert {key: diff(seen.state[key], card) for key, card in wanted.items()} == {key: {} for key in wanted}
     assert plan(seen.state, wanted, seen.ours) == ()
     assert seen.ours == set(wanted) and driver.warnings == []
 
