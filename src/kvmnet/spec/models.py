@@ -308,7 +308,7 @@ class Run(Part):
     append: Line = ""
     """Further words of the kernel command line."""
     disk: Line | None = None
-    """Disk image (qcow2 or raw)."""
+    """Disk image: qcow2 when its name ends in .qcow2, else raw."""
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     """auto: KVM where it really runs a guest, else TCG."""
     machine: Literal["pc", "q35"] = "q35"
