@@ -70,6 +70,17 @@ def test_lost_pid_file(driver: DnsmasqDriver) -> None:
     assert (pid_of(driver, "lan"), running(driver)) == (pid, True)
 
 
+def test_process_that_does_not_end_by_itself(driver: DnsmasqDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subject.process, "PATIENCE", 0.3)
+    lan = segment([nic(MAC, "10.1.0.10", "web1")])
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    pid = pid_of(driver, "lan")
+    os.kill(pid, signal.SIGSTOP)
+    apply(driver, {})
+    wait_until(lambda: subject.process.conf_of(pid) == "", 2)
+
+
 def test_pid_of_another_process_is_not_ours(driver: DnsmasqDriver) -> None:
     lan = segment([nic(MAC, "10.1.0.10", "web1")])
     make_bridge(lan)

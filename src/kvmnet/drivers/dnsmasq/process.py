@@ -23,7 +23,7 @@ LOG_LIMIT = 8 * 2**20
 """Bytes after which the log is emptied at the next reload, and (twice that) never grows: a guest can
 make its server write a line per packet, and /run is memory. Beyond, dnsmasq falls back to syslog
 (src/log.c)."""
-PATIENCE = 5.0
+PATIENCE = 10.0
 """Seconds within which a dnsmasq starts, reads its files or ends."""
 
 
@@ -58,7 +58,7 @@ class Files:
 
     @property
     def read(self) -> Path:
-        """Digest of the reservations that the living process has read."""
+        """Digest of the reservations and names that the living process has read."""
         return self.run / "read"
 
     @property
@@ -202,16 +202,17 @@ def has_open(pid: int, path: Path) -> bool:
 def stop(key: Key, files: Files) -> None:
     """End the process, by force if need be. Raises StepFailed when it cannot be ended."""
     files.read.unlink(missing_ok=True)
-    pid = living(files)
-    if not pid:
-        return
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError, TimeoutError):
-            os.kill(pid, number)
-            wait_until(lambda: not serves(pid, files), PATIENCE, 0.002)
-        if not serves(pid, files):
-            return
-    raise StepFailed(key, f"dnsmasq (pid {pid}) does not end")
+    while pid := living(files):
+        if not any(ends(pid, files, number) for number in (signal.SIGTERM, signal.SIGKILL)):
+            raise StepFailed(key, f"dnsmasq (pid {pid}) does not end")
+
+
+def ends(pid: int, files: Files, number: signal.Signals) -> bool:
+    """Send a signal and wait for the end."""
+    with contextlib.suppress(ProcessLookupError, TimeoutError):
+        os.kill(pid, number)
+        wait_until(lambda: not serves(pid, files), PATIENCE, 0.002)
+    return not serves(pid, files)
 
 
 # -- what went wrong -------------------------------------------------------------------------------
