@@ -5,6 +5,7 @@ which a batch can stop at is reached.
 """
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -328,3 +329,24 @@ def test_a_disk_that_fills_up_meanwhile_does_not_stop_the_rollback(netns: None, 
 
     assert in_child(work) == 0
     assert host() == before
+
+
+@pytest.mark.usefixtures("uplink")
+@pytest.mark.parametrize("reached", [1, 300, 800])
+def test_killed_in_the_middle_of_a_batch(paths: Paths, reached: int) -> None:
+    """The whole batch goes to one ``ip``, which outlives the killed command and is waited for."""
+    before = host()
+    many = want(bridge("kvb-a"), *(tap(f"kvt-{n}", "kvb-a") for n in range(1000)))
+    batch = Engine([LinuxDriver(ask=(FORWARD,))], paths, CODEC, settle=2)
+    pid = os.fork()
+    if pid == 0:
+        converge(batch, many)
+        os._exit(0)
+    try:
+        wait_until(lambda: sh("ip -o link").count("kvt-") >= reached, 20, interval=0.001)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    found = batch.recover().what
+    assert host() == before
+    assert found is Recovery.ROLLED_BACK
