@@ -69,6 +69,8 @@ ROLES = {"dhcp-server": "dhcp_server", "router": "router", "querier": "querier"}
 """Role -> its set."""
 
 TEXT = Template("""\
+set flow4 { typeof iifname . @ll,48,48 . @nh,96,32; }
+set flow6 { typeof iifname . @ll,48,48 . @nh,64,128; }
 set mac { typeof iifname . @ll,48,48; }
 set own4 { typeof iifname . @nh,96,32; }
 set net4 { typeof iifname . ip saddr; flags interval; }
@@ -105,6 +107,8 @@ chain unseen {
     meta mark set 13 goto refuse
 }
 chain guest {
+    ether type ip @nh,0,8 0x45 iifname . @ll,48,48 . @nh,96,32 @flow4 goto ip_up
+    ether type ip6 @nh,0,4 6 iifname . @ll,48,48 . @nh,64,128 @flow6 goto ip6_up
     iifname . @ll,48,48 @mac ether type vmap { ip : goto ip_in, ip6 : goto ip6_in, arp : goto arp_in, \
 8021q : goto tagged, 0x8035 : goto rarp_in }
     iifname @open goto pass
@@ -160,12 +164,14 @@ chain ip_zero {
     meta mark set 5 goto refuse
 }
 chain ip_up {
+    @nh,72,8 6 goto pass
+    @nh,72,8 17 goto udp4
     ip protocol vmap { udp : goto udp4, icmp : goto icmp_in, igmp : goto igmp_in, 103 : goto query }
     meta l4proto != 255 goto pass
     meta mark set 14 goto refuse
 }
 chain udp4 {
-    udp dport != { 67, 68 } udp sport != 67 goto pass
+    @th,16,16 != 67-68 @th,0,16 != 67 goto pass
     ip frag-off & 0x1fff != 0 goto pass
     udp dport 67 udp sport 68 @th,64,8 1 @th,80,8 6 iifname . @th,288,48 @mac goto pass
     iifname @dhcp_server udp dport 0-65535 goto pass
@@ -246,6 +252,8 @@ chain dad6 {
     meta mark set 11 goto refuse
 }
 chain ip6_up {
+    @nh,48,8 6 goto pass
+    @nh,48,8 17 goto udp6
     ip6 nexthdr vmap { 6 : goto pass, 17 : goto udp6, 58 : goto icmp6, 0 : goto hop6, 44 : goto fragment6, \
 103 : goto query, 4 : goto pass, 33 : goto pass, 41 : goto pass, 46 : goto pass, 47 : goto pass, 50 : goto pass, \
 51 : goto ah6, 59 : goto pass, 88 : goto pass, 89 : goto pass, 97 : goto pass, 108 : goto pass, 112 : goto pass, \

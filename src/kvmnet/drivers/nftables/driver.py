@@ -123,6 +123,9 @@ class NftablesDriver:
         if GUARD in listings:
             found = self.listing()
             standing.guards, standing.memory = found.guards, found.memory
+            if not found.flows_hold:
+                damaged = replace(standing.tables[GUARD], text=f"{standing.tables[GUARD].text}# flow sets changed\n")
+                seen.state[damaged.key] = standing.tables[GUARD] = damaged
             for guard in found.guards.values():
                 seen.state[guard.key] = guard
                 seen.ours.add(guard.key)

@@ -19,6 +19,9 @@ ROLE_SETS = {"dhcp-server": "dhcp_server", "router": "router", "querier": "queri
 MEMORY = ("claimed", "learned")
 """Sets that the kernel fills: which NIC uses which link-local. A new text of the table keeps them."""
 
+MOST_FLOWS = 64
+"""Most (MAC, address) pairs of one NIC that get an entry of their own."""
+
 Elements: TypeAlias = dict[str, list[str]]
 """Set -> its elements, as nft reads them."""
 
@@ -37,6 +40,8 @@ def element(guard: NicGuard) -> Iterator[tuple[str, str]]:
         for text in addresses or ():
             address = ip_address(text)
             yield f"{kind}{address.version}", f"{nic} . {int(address):#x}"
+    for version, source, pair in flows(guard):
+        yield f"flow{version}", f"{nic} . {source:#014x} . {pair:#x}"
     for text in guard.prefixes or ():
         net = ip_network(text)
         if net.version == 4:
@@ -47,6 +52,19 @@ def element(guard: NicGuard) -> Iterator[tuple[str, str]]:
         yield "vlans", f"{nic} . {vlan}"
     for role in guard.roles or ():
         yield ROLE_SETS[role], nic
+
+
+def flows(guard: NicGuard) -> Iterator[tuple[int, int, int]]:
+    """(IP version, MAC, address) of the pairs that the guard knows in a single lookup.
+
+    They follow from the MACs and addresses; where there would be many, the slower path serves.
+    """
+    found = [ip_address(a) for a in guard.addresses or ()]
+    usual = [a for a in found if not a.is_link_local]
+    if len(usual) * len(guard.macs or ()) <= MOST_FLOWS:
+        for mac in guard.macs or ():
+            for address in usual:
+                yield address.version, int(mac.replace(":", ""), 16), int(address)
 
 
 def gather(pairs: Iterable[tuple[str, str]]) -> Elements:
@@ -85,6 +103,8 @@ class Listing:
     guards: dict[str, NicGuard] = field(default_factory=dict)
     memory: Elements = field(default_factory=dict)
     """Elements of the sets that the kernel fills, with their remaining time."""
+    flows_hold: bool = True
+    """The (MAC, address) pairs are those that follow from the guards."""
     dropped: dict[str, dict[int, int]] = field(default_factory=dict)
     """Tap -> number of the reason -> frames."""
 
@@ -101,7 +121,11 @@ def read_listing(document: Mapping[str, Any]) -> Listing:
         for item in sets.get(name, ()):
             nic, value = item["concat"] if isinstance(item, dict) else item if isinstance(item, list) else (item, "")
             facts.setdefault(nic, {}).setdefault(name, []).append(value)
-    return Listing(guards={nic: read_guard(nic, parts) for nic, parts in facts.items()},
+    guards = {nic: read_guard(nic, parts) for nic, parts in facts.items()}
+    listed = {(version, nic, number(mac), number(address)) for version in (4, 6)
+              for nic, mac, address in (e["concat"] for e in sets.get(f"flow{version}", ()))}
+    expected = {(version, g.name, mac, address) for g in guards.values() for version, mac, address in flows(g)}
+    return Listing(guards=guards, flows_hold=listed == expected,
                    memory={name: [remembered(e["elem"]) for e in sets.get(name, ()) if "elem" in e]
                            for name in MEMORY},
                    dropped=read_dropped(sets.get("dropped", ())))
