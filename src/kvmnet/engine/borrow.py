@@ -26,7 +26,7 @@ from kvmnet.engine.resource import (
     setting_names,
 )
 from kvmnet.errors import KvmnetError
-from kvmnet.host.files import write_durably
+from kvmnet.host.files import readable_errors, write_durably
 from kvmnet.host.process import boot_id, namespace_id
 
 FORMAT = 1
@@ -91,8 +91,11 @@ def keep_whole(known: dict[Key, Original], was: Resource) -> None:
         known[was.key] = Original(merge(was, old.value), whole=True)
 
 
-def release(originals: Originals, wanted: Wanted, seen: State) -> Released:
-    """*wanted* plus the original of everything that it does not claim (any more)."""
+def release(originals: Originals, wanted: Wanted, seen: State, ours: Set[Key] = frozenset()) -> Released:
+    """*wanted* plus the original of everything that it does not claim (any more).
+
+    What we deleted comes back, also in the place of what we made there, but not over what others made.
+    """
     full = dict(wanted)
     gone = []
     for key, original in originals.items():
@@ -104,7 +107,9 @@ def release(originals: Originals, wanted: Wanted, seen: State) -> Released:
                 full[key] = back
             case Resource() if isinstance(claim := wanted.get(key), Resource):
                 full[key] = merge(back, claim)
-            case Resource() if (key in seen) != original.whole:
+            case Resource() if original.whole and (key not in seen or key in ours):
+                full[key] = back
+            case Resource() if not original.whole and key in seen:
                 full[key] = back
             case _ if not original.whole:
                 gone.append(key)
@@ -189,11 +194,12 @@ def save_originals(path: Path, originals: Originals, codec: Codec) -> None:
 def load_originals(path: Path, codec: Codec) -> dict[Key, Original]:
     """Those of this boot and network namespace. Raises KvmnetError when they cannot be understood."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
+        with readable_errors(path, "read"):
+            data = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except ValueError as error:
         raise unreadable(path, str(error)) from error
+    if data is None:
+        return {}
     try:
         if data["format"] > FORMAT:
             raise KvmnetError(f"{path}: format {data['format']}, this kvmnet reads up to {FORMAT}",

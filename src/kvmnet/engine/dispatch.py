@@ -1,7 +1,7 @@
 """All drivers as one: observe them side by side, hand each the longest run of steps that is its own."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
 from typing import Protocol, runtime_checkable
@@ -30,7 +30,10 @@ class Dispatch:
 
     def require(self, wanted: Wanted) -> None:
         """Raises HostCannot when *wanted* needs a driver that cannot work here."""
-        kinds = {key.kind for key, resource in wanted.items() if not isinstance(resource, Absent)}
+        self.require_kinds({key.kind for key, resource in wanted.items() if not isinstance(resource, Absent)})
+
+    def require_kinds(self, kinds: Set[str]) -> None:
+        """Raises HostCannot when a driver of *kinds* cannot work here."""
         lacking = dict.fromkeys(reason for kind in sorted(kinds) if (reason := self.lacks(kind)))
         if lacking:
             raise HostCannot("; ".join(lacking), "install what is missing, then try again")

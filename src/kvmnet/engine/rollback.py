@@ -49,7 +49,7 @@ def restore(dispatch: Dispatch, image: Image, settle: float,
             if settled(dispatch, image, settle if last else min(settle, 0.5)):
                 return
         except EXPECTED as error:
-            trouble = str(error)
+            trouble = said(error)
     left = steps_back(image, dispatch.observe(image.wanted))
     if left:
         raise StillOff("; ".join(filter(None, (trouble, f"still off: {named(left)}"))))
@@ -78,6 +78,13 @@ def settled(dispatch: Dispatch, image: Image, timeout: float) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+def said(error: BaseException) -> str:
+    """What went wrong, in words for people."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 def named(steps: tuple[Step, ...], most: int = 5) -> str:

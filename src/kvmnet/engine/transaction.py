@@ -39,7 +39,7 @@ from kvmnet.engine.history import Change, History, Status, counts, sha256
 from kvmnet.engine.journal import Codec, Image, Journal, Phase, read_journal, remove_journal
 from kvmnet.engine.plan import Conflict, Step, plan
 from kvmnet.engine.resource import Key, Wanted
-from kvmnet.engine.rollback import EXPECTED, StillOff, named, restore
+from kvmnet.engine.rollback import EXPECTED, StillOff, named, restore, said
 from kvmnet.errors import ApplyFailed, ConflictError, HostCannot, KvmnetError, RollbackFailed
 from kvmnet.host import interrupts
 from kvmnet.host.clock import wait_until
@@ -154,7 +154,7 @@ class Engine:
         """What would be done. Raises HostCannot, and ConflictError when strangers are in the way."""
         self.dispatch.require(wanted)
         lent = load_originals(self.paths.originals, self.codec)
-        full = release(lent, wanted, seen.state)
+        full = release(lent, wanted, seen.state, seen.ours)
         ours_or_lent = frozenset(borrowed) | full.borrowed
         try:
             steps = plan(seen.state, full.wanted, seen.ours, ours_or_lent, adopt)
@@ -305,7 +305,7 @@ class Engine:
                 replace(journal, phase=Phase.ROLLING_BACK).write(self.paths.journal)
             image = journal.image(self.paths.journal, self.codec)
             try:
-                self.dispatch.require(image.wanted)
+                self.dispatch.require_kinds({key.kind for key in image.wanted})
                 restore(self.dispatch, image, self.settle, counted(listen, Doing.ROLL_BACK))
             except (StillOff, HostCannot) as error:
                 self.note(journal, Status.FAILED, f"{why}; rollback failed: {error}")
@@ -429,7 +429,7 @@ class Transaction:
     def fail(self, journal: Journal, error: BaseException) -> None:
         """Roll back and say so. Raises ApplyFailed or RollbackFailed; returns for what is re-raised as it is."""
         engine = self.engine
-        why = str(error) or type(error).__name__
+        why = said(error)
         if not engine.paths.journal.exists():
             if self.journal is None:  # otherwise the commit was made, and the error came after it
                 engine.note(journal, Status.FAILED, why)

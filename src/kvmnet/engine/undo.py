@@ -4,7 +4,8 @@ It is forked before the journal is written, so that the journal can name it, and
 pipe closes: by then the journal lies there, or its writer failed and nothing was changed. It is a
 session leader without a terminal, so the end of the command, the terminal or the SSH session does
 not reach it; it stays in the network namespace it was forked in. It holds no lock while it waits,
-and needs neither the database nor free disk space to roll back.
+and needs neither the database nor free disk space to roll back. (Where logind kills the processes of
+a closed session, KillUserProcesses=yes, it dies with it: then the next command or boot recovers.)
 """
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import os
 import signal
 import struct
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -44,7 +46,9 @@ def armed(engine: Engine, journal_id: str) -> Iterator[Process]:
     say_in, say_out = os.pipe2(os.O_CLOEXEC)
     go_in, go_out = os.pipe2(os.O_CLOEXEC)
     try:
-        child = os.fork()
+        with warnings.catch_warnings():  # Python 3.12 warns of threads; the child uses no lock of theirs
+            warnings.simplefilter("ignore", DeprecationWarning)
+            child = os.fork()
     except OSError as error:
         for fd in (say_in, say_out, go_in, go_out):
             os.close(fd)

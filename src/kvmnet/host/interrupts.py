@@ -34,7 +34,8 @@ def handled(signals: tuple[signal.Signals, ...], how: Callable[[int, FrameType |
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, how) for number in signals}
+    heard = [n for n in signals if signal.getsignal(n) is not signal.SIG_IGN]  # nohup stays nohup
+    before = {number: signal.signal(number, how) for number in heard}
     try:
         yield
     finally:

@@ -60,6 +60,12 @@ def test_a_deleted_object_comes_back_unless_somebody_made_it_again() -> None:
     assert release(lent, {IP.key: Absent(IP.key)}, {ETH0.key: ETH0}).wanted == {IP.key: Absent(IP.key)}
 
 
+def test_a_deleted_object_comes_back_in_the_place_of_what_we_made_there() -> None:
+    lent = {IP.key: Original(IP, whole=True)}
+    mine = Address(name=IP.name, dev="eth0", scope="link")
+    assert release(lent, {}, {ETH0.key: ETH0, IP.key: mine}, {IP.key}).wanted == {IP.key: IP}
+
+
 def test_an_address_whose_link_is_gone_stays_gone() -> None:
     freed = release({IP.key: Original(IP, whole=True)}, {}, {})
     assert freed.wanted == {} and freed.gone == (IP.key,)

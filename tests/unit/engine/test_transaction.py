@@ -180,13 +180,33 @@ def test_a_command_that_is_told_to_end_rolls_back_first(engine: Engine, host: Fa
     assert engine.recover().what is Recovery.NOTHING
 
 
+def test_what_was_being_made_needs_its_tools_to_be_undone(engine: Engine, host: FakeHost, paths: Paths) -> None:
+    """Without its tool a guest's NIC cannot be seen: that must not be taken for its absence."""
+    engine.probe = lambda point: die() if point == "step 3" else None
+    assert in_child(lambda: engine.converge(want(LAN, TAP, NIC), change())) == -signal.SIGKILL
+    lacking = [FakeDriver(host, LINUX), FakeDriver(host, GUESTS, "qemu not found")]
+    with pytest.raises(RollbackFailed, match="qemu not found"):
+        Engine(lacking, paths, CODEC, settle=0).recover()
+    assert NIC.key in host.state and paths.journal.exists()
+
+
+def test_a_command_under_nohup_is_not_ended_by_a_hangup(engine: Engine, host: FakeHost) -> None:
+    def work() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        engine.probe = lambda point: os.kill(os.getpid(), signal.SIGHUP)
+        engine.converge(want(LAN, TAP), change())
+
+    assert in_child(work) == 0
+    assert TAP.key in host.state
+
+
 def test_a_disk_full_in_a_driver_is_an_error_of_the_change(engine: Engine, host: FakeHost) -> None:
     def fault(step: Step) -> None:
         if step.key == TAP.key:
             raise OSError(errno.ENOSPC, "No space left on device", "/run/kvmnet/x")
 
     host.fault = fault
-    with pytest.raises(ApplyFailed, match="No space left on device"):
+    with pytest.raises(ApplyFailed, match=r"^/run/kvmnet/x: No space left on device; rolled back"):
         engine.converge(want(LAN, TAP), change())
 
 
