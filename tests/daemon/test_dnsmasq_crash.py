@@ -56,8 +56,10 @@ def states() -> tuple[dict[Key, Resource], ...]:
             wanted(segment(swapped, dhcp={"ntp": ["10.1.0.3"]})), {})
 
 
+@pytest.mark.parametrize("then", ("on", "back"))
 @pytest.mark.parametrize("number", range(4), ids=("made", "exchanged", "configured", "gone"))
-def test_death_at_every_step(driver: DnsmasqDriver, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_death_at_every_step(driver: DnsmasqDriver, monkeypatch: pytest.MonkeyPatch, number: int, then: str) -> None:
+    """Either the same is wanted again, or something with fewer reservations."""
     make_bridge(segment())
     path = states()
     step, died = 1, True
@@ -70,6 +72,12 @@ def test_death_at_every_step(driver: DnsmasqDriver, monkeypatch: pytest.MonkeyPa
                 assert guest.lease4()["ip"] == "10.1.0.10"
         target = path[number]
         died = dying_at(monkeypatch, step, lambda want=target: apply(driver, want))  # type: ignore[misc]
+        if then == "back":
+            target = wanted(segment([nic(OTHER, "10.1.0.12", "web2")], dhcp={"ntp": ["10.1.0.4"]}))
+            apply(driver, target)
+            assert ask("10.1.0.1", "web2.lan") == Answer(0, ["10.1.0.12"])
+            step += 1
+            continue
         apply(driver, target)
         assert len(all_processes()) == bool(target)
         if target:

@@ -72,6 +72,14 @@ def test_leases_there_and_back() -> None:
     assert wire.leases_text(leases, duid) == LEASES.replace("06-", "")
 
 
+def test_torn_lease_file() -> None:
+    whole, duid = wire.parse_leases(LEASES)
+    for cut in range(len(LEASES)):
+        leases, _ = wire.parse_leases(LEASES[:cut])
+        assert leases[:-1] == whole[:len(leases)][:-1]
+    assert wire.parse_leases("x y z a b\n1 x fd00::1 * 00\n" + LEASES) == (whole, duid)
+
+
 def test_stale_leases() -> None:
     leases, _ = wire.parse_leases(LEASES)
 

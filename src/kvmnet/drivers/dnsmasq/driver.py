@@ -39,6 +39,8 @@ class Work:
 
     steps: list[Step] = field(default_factory=list)
     stop: bool = False
+    fresh: bool = False
+    """Nothing of what lies in the run directory counts: it is of a server that goes, or that died being made."""
     server: DnsmasqServer | None = None
     """The server as it shall be, when a step is about it."""
     changes: dict[str, Reservation | None] = field(default_factory=dict)
@@ -90,6 +92,7 @@ class DnsmasqDriver:
         files, key = self.files(network), Key("dnsmasq", network)
         if work.stop:
             process.stop(key, files)
+        if work.fresh:
             remove(files.run)
             if work.server is None and not any(work.changes.values()):
                 return
@@ -143,10 +146,12 @@ def by_network(steps: Sequence[Step]) -> dict[str, Work]:
         work = found.setdefault(network, Work())
         work.steps.append(step)
         match step:
-            case Create(DnsmasqServer() as server) | Update(_, DnsmasqServer() as server):
+            case Create(DnsmasqServer() as server):
+                work.server, work.fresh = server, True
+            case Update(_, DnsmasqServer() as server):
                 work.server = server
             case Delete(DnsmasqServer()):
-                work.stop = True
+                work.stop = work.fresh = True
             case Create(Reservation() as after) | Update(_, Reservation() as after):
                 work.changes[mac] = after
             case Delete(Reservation()):
@@ -156,18 +161,19 @@ def by_network(steps: Sequence[Step]) -> dict[str, Work]:
 
 def changed(network: str, files: Files, work: Work) -> dict[str, Reservation]:
     """The reservations of a network, by MAC, as they are after its steps."""
-    before = {} if work.stop else wire.parse_hosts(network, read(files.hosts))
+    before = {} if work.fresh else wire.parse_hosts(network, read(files.hosts))
     return {mac: r for mac, r in {**before, **work.changes}.items() if r is not None}
 
 
 # -- files -----------------------------------------------------------------------------------------
 
 def read(path: Path) -> str:
-    """Text of a file, '' when it does not exist."""
-    try:
-        return path.read_text(errors="replace")
-    except FileNotFoundError:
-        return ""
+    """Text of a file, '' when it does not exist. Raises HostCannot."""
+    with readable_errors(path, "read"):
+        try:
+            return path.read_text(errors="replace")
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
 
 
 def write(path: Path, text: str) -> None:
@@ -201,7 +207,7 @@ def write_reservations(files: Files, reservations: Mapping[str, Reservation]) ->
 
 def remove(directory: Path) -> None:
     """A server's files; the configuration goes last, since it is what makes the server seen."""
-    with contextlib.suppress(FileNotFoundError):
+    with readable_errors(directory, "remove"), contextlib.suppress(FileNotFoundError):
         for entry in sorted(directory.iterdir(), key=lambda p: p.name == "conf"):
             entry.unlink()
         directory.rmdir()

@@ -141,13 +141,14 @@ def names_text(reservations: Iterable[Reservation]) -> str:
 # -- leases ----------------------------------------------------------------------------------------
 
 def parse_leases(text: str) -> tuple[list[Lease], str]:
-    """The leases of a lease file, and the server's own DUID ('' when it has none)."""
+    """The leases of a lease file, and the server's own DUID ('' when it has none). Lines that make no
+    sense are left out, as dnsmasq leaves them out."""
     leases, duid = [], ""
     for line in text.splitlines():
         words = line.split(" ")
         if words[0] == "duid" and len(words) > 1:
             duid = words[1]
-        elif len(words) >= 5:
+        elif len(words) >= 5 and words[0].isdecimal() and (":" not in words[2] or words[1].lstrip("T").isdecimal()):
             leases.append(_lease(*words[:5]))
     return leases, duid
 
