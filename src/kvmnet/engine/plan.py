@@ -142,7 +142,9 @@ def find_doomed(seen: State, wanted: Wanted, ours: Set[Key]) -> set[Key]:
     doomed = {k for k in ours if k not in wanted and k in seen and not seen[k].permanent}
     for key, after in wanted.items():
         before = seen.get(key)
-        if before is not None and (isinstance(after, Absent) or must_recreate(before, after)):
+        if before is None or before.permanent:
+            continue
+        if isinstance(after, Absent) or must_recreate(before, after):
             doomed.add(key)
     if doomed:
         holders = reverse(seen)

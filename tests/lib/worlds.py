@@ -1,0 +1,150 @@
+"""Random hosts and documents, small enough that two of them overlap: what property tests draw from."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
+from kvmnet.drivers.linux.attrs import PORT
+from kvmnet.drivers.linux.resources import Address, Link, Route, Sysctl, address_name, route
+from kvmnet.drivers.nftables.resources import NftTable, NicGuard
+from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.engine.plan import Create, Delete, Step, Update, apply_to
+from kvmnet.engine.resource import Key, Resource, diff, must_recreate
+
+Things = dict[Key, Resource]
+
+BRIDGES, TAPS = ("kvb-a", "kvb-b"), ("kvt-1", "kvt-2", "kvt-3")
+MACS = tuple(f"02:00:00:00:00:{i:02x}" for i in range(8))
+
+
+@st.composite
+def documents(draw: st.DrawFn, daemons: bool = True) -> Things:
+    """A wanted state that is whole: everything that it names is in it. ``daemons``: also guards,
+    guests and DHCP, which a bare kernel does not have."""
+    out: list[Resource] = []
+    bridges = draw(st.lists(st.sampled_from(BRIDGES), unique=True))
+    table = draw(st.booleans()) and daemons
+    if table:
+        out.append(NftTable(name="bridge kvmnet", text=draw(st.sampled_from(["one", "two"]))))
+    for number, name in enumerate(bridges):
+        out.append(Link(name=name, type="bridge", mtu=draw(st.sampled_from([1300, 1400, 1500])), up=draw(st.booleans()),
+                        mac=draw(st.sampled_from(MACS)), master="", alias=draw(st.sampled_from(["kvmnet a", "kvmnet b"])),
+                        stp=False, forward_delay=0, addrgenmode="none", mcast_snooping=draw(st.booleans())))
+        out += draw(on_a_bridge(name, number, up=bool(out[-1].up)))  # type: ignore[attr-defined]
+        if daemons and draw(st.booleans()):
+            out.append(DnsmasqServer(name=name, dev=name, config=draw(st.sampled_from([("a",), ("b",)])), running=True))
+            out.append(Reservation(name=f"{name} 02", server=name, hostname=draw(st.sampled_from(["x", "y"])), ip="",
+                                   ip6="", tags=()))
+    for name in draw(st.lists(st.sampled_from(TAPS), unique=True)):
+        guarded = table and draw(st.booleans())
+        if guarded:
+            out.append(NicGuard(name=name, table="bridge kvmnet", level=draw(st.sampled_from(["full", "mac"]))))
+        out.append(draw(taps(name, bridges, name if guarded else "")))
+        if daemons and draw(st.booleans()):
+            out.append(GuestNic(name=f"vm/{name}", vm="vm", tap=name, link=draw(st.booleans()),
+                                model=draw(st.sampled_from(["virtio", "e1000e"]))))
+    return {r.key: r for r in out}
+
+
+@st.composite
+def on_a_bridge(draw: st.DrawFn, dev: str, number: int, up: bool) -> list[Resource]:
+    out: list[Resource] = [  # always there with its link, as in a kernel
+        Sysctl(name=f"net/ipv4/conf/{dev}/forwarding", value=draw(st.sampled_from("01")), dev=dev)]
+    net = f"10.{number}.0"
+    if not draw(st.booleans()):
+        return out
+    out.append(Address(name=address_name(dev, f"{net}.1/24"), dev=dev, scope="global", label=dev, peer="",
+                       broadcast=draw(st.sampled_from(["", f"{net}.255"])), flags=(), dynamic=""))
+    if draw(st.booleans()):
+        out.append(Address(name=address_name(dev, f"2001:db8:{number}::1/64"), dev=dev, scope="global", label="",
+                           peer="", broadcast="", flags=("nodad",), dynamic=""))
+    if up:
+        for third in draw(st.lists(st.integers(1, 3), unique=True, max_size=2)):
+            out.append(route(f"172.16.{third + 8 * number}.0/24", dev=dev, via=f"{net}.{draw(st.integers(7, 9))}",
+                             metric=draw(st.sampled_from([None, 50]))))
+    return out
+
+
+@st.composite
+def taps(draw: st.DrawFn, name: str, bridges: list[str], guard: str) -> Link:
+    master = draw(st.sampled_from(["", *bridges]))
+    flags: dict[str, Any] = {"isolated": draw(st.booleans()), "learning": draw(st.booleans()), "flood": True, "mcast_flood": True,
+             "hairpin": False, "bpdu_guard": draw(st.booleans()), "neigh_suppress": False} if master else {}
+    return Link(name=name, type="tap", mtu=draw(st.sampled_from([1400, 1500])), up=draw(st.booleans()), master=master,
+                guard=guard, keeper="", alias="kvmnet tap", multi_queue=draw(st.booleans()), user=-1,
+                addrgenmode="none", **flags)
+
+
+FOREIGN: tuple[Resource, ...] = (
+    Link(name="eth0", type="physical", mtu=1500, mac="52:54:00:00:00:01", master="", up=True, alias=""),
+    Link(name="eth1", type="physical", mtu=9000, mac="52:54:00:00:00:02", master="br9", up=True, alias=""),
+    Link(name="br9", type="bridge", mtu=1500, mac="52:54:00:00:00:02", master="", up=True, alias="", stp=True),
+    Address(name="eth0 192.0.2.5/24", dev="eth0", scope="global", label="eth0", broadcast="", peer="", flags=(),
+            dynamic=""),
+    Route(name="default dev eth0", dev="eth0", dst="default", family=4, table="main", metric=0, via="192.0.2.1",
+          src="", scope="global", proto="static", flags=(), options=""),
+    Sysctl(name="net/ipv4/ip_forward", value="0", dev=""),
+    NftTable(name="inet firewalld", text="theirs"),
+)
+
+
+class Refused(Exception):
+    """The host does not make a step: the kernel's EEXIST, ENODEV, EBUSY or EINVAL."""
+
+
+def as_port(resource: Resource) -> Resource:
+    """A link that is no port of a bridge has no settings of a port, as in a kernel."""
+    if isinstance(resource, Link) and resource.type == "tap" and not resource.master:
+        return replace(resource, **dict.fromkeys(PORT))  # type: ignore[arg-type]
+    return resource
+
+
+@dataclass
+class Machine:
+    """A host that executes steps one by one and refuses what a kernel would."""
+
+    state: Things
+    ours: set[Key] = field(default_factory=set)
+    fail_at: int = 0
+    """Number of the step that fails; 0 for none."""
+    done: int = 0
+
+    def run(self, steps: tuple[Step, ...]) -> None:
+        for step in steps:
+            self.done += 1
+            if self.done == self.fail_at:
+                raise Refused(f"injected at step {self.done}")
+            self.check(step)
+            self.state = {k: as_port(r) for k, r in apply_to(self.state, [step]).items()}
+            if isinstance(step, Create):
+                self.ours.add(step.key)
+            self.ours &= self.state.keys()
+
+    def check(self, step: Step) -> None:
+        key = step.key
+        match step:
+            case Create(after):
+                self.refuse(key in self.state, f"{key} exists")
+                self.need(after)
+            case Update(_, after):
+                self.refuse(key not in self.state, f"{key} does not exist")
+                self.refuse(must_recreate(self.state[key], after), f"{key} cannot change {diff(self.state[key], after)}")
+                self.need(after)
+            case Delete():
+                self.refuse(key not in self.state, f"{key} is gone")
+                self.refuse(self.state[key].permanent, f"{key} cannot be deleted")
+                users = [r.key for r in self.state.values() for ref in r.refs()
+                         if ref.target == key and ref.on_delete == "delete"]
+                self.refuse(bool(users), f"{key} is used by {users}")
+
+    def need(self, resource: Resource) -> None:
+        for ref in resource.refs():
+            soft = ref.field == "after"  # an order, not a thing that must be there
+            self.refuse(not soft and ref.target not in self.state, f"{resource.key} needs {ref.target}")
+
+    def refuse(self, wrong: bool, why: str) -> None:
+        if wrong:
+            raise Refused(why)
