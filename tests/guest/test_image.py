@@ -74,7 +74,7 @@ def test_a_card_gets_its_reserved_addresses(auto: Paths) -> None:
     dev = f"$(nic {MAC})"
     until(auto, f"ip -4 addr show dev {dev} | grep -q 'inet 10.9.0.77/24'")
     until(auto, f"ip -6 addr show dev {dev} | grep -q 'inet6 fd00:9::77/128'")
-    until(auto, f"ip -6 route | grep -q '^default via fe80::'")
+    until(auto, "ip -6 route | grep -q '^default via fe80::'")
 
 
 def test_options_are_obeyed(auto: Paths) -> None:

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from pwd import getpwnam
 
 import pytest
 
@@ -15,6 +16,7 @@ from kvmnet.drivers.qemu.folder import folder
 from kvmnet.drivers.qemu.process import kill
 from kvmnet.drivers.qemu.qmp import Monitor
 from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.qemu.sockets import connect
 from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update, plan
 from kvmnet.engine.resource import diff
@@ -34,9 +36,10 @@ ALL_ON = ("csum", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo", "mrg_rx
 MODELS = ("virtio", "virtio-transitional", "e1000e", "e1000", "pcnet", "rtl8139", "vmxnet3")
 
 
-def vm(machine: str = "q35") -> Vm:
+def vm(disk: Path | None = None) -> Vm:
     return Vm.model_validate({"nics": [{"network": "lan"}], "run": {
-        "memory": "384M", "cpus": 2, "machine": machine, "append": "kvmnet.dhcp=0", "accel": "tcg"}})
+        "memory": "384M", "cpus": 2, "append": "kvmnet.dhcp=0", "accel": "tcg", "image": "tiny",
+        "disk": str(disk) if disk else None}})
 
 
 def nic(name: str, number: int, model: str = "virtio", **settings: object) -> GuestNic:
@@ -89,7 +92,10 @@ def web(host: Paths) -> Iterator[Paths]:
     for card in CARDS:
         make_tap(card)
     try:
-        start("web", vm(), CARDS, host, TCG, lambda line: None)
+        disk = host.run / "disk.qcow2"
+        disk.parent.mkdir(parents=True)
+        sh(f"qemu-img create -q -f qcow2 {disk} 4M; chmod 600 {disk}")
+        start("web", vm(disk), CARDS, host, TCG, lambda line: None)
         wait_for_agent("web", host)
         yield host
     finally:
@@ -126,7 +132,7 @@ def test_what_is_observed_is_what_was_wanted(web: Paths) -> None:
 def test_qemu_has_no_privilege(web: Paths) -> None:
     status = dict(line.split(":\t", 1) for line in
                   Path(f"/proc/{running(web)['web'].pid}/status").read_text().splitlines())
-    assert set(status["Uid"].split()) == {str(__import__("pwd").getpwnam("nobody").pw_uid)}
+    assert set(status["Uid"].split()) == {str(getpwnam("nobody").pw_uid)}
     assert "0" not in status["Gid"].split() and status["Groups"].strip() in ("",)
     assert status["Seccomp"] == "2" and status["NoNewPrivs"] == "1"
     assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
@@ -188,6 +194,37 @@ def test_a_card_that_qemu_refuses_leaves_no_backend(web: Paths) -> None:
     do(driver, Delete(good))
 
 
+def test_a_guest_that_does_not_let_go_fails_the_step(web: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmnet.drivers.qemu.driver.UNPLUG_TIMEOUT", 0.4)
+    monkeypatch.setattr("kvmnet.drivers.qemu.driver.UNPLUG_RETRY", 0.2)
+    card, driver = nic("web/slow", 61), GuestNicDriver(web)
+    make_tap(card)
+    do(driver, Create(card))
+    in_guest(web, f"for i in $(seq 100); do nic {card.mac} && exit; usleep 50000; done; exit 1")
+    monitor = folder(web, "web").monitor
+    with Monitor.open(monitor) as line:
+        line.execute("stop")
+    with pytest.raises(StepFailed, match="did not let go of the card") as caught:
+        do(driver, Delete(card))
+    assert "hung" in caught.value.hint
+    assert card.key in driver.observe({}).state
+    with Monitor.open(monitor) as line:
+        line.execute("cont")
+        line.wait_event("DEVICE_DELETED", 10, device="kvmnet-slow")
+    assert card.key not in driver.observe({}).state
+    do(driver, Create(card))       # the backend that was left behind is in nobody's way
+    monkeypatch.undo()
+    in_guest(web, f"for i in $(seq 100); do nic {card.mac} && exit; usleep 50000; done; exit 1")
+    do(driver, Delete(card))
+
+
+def test_the_disk_is_writable_though_it_is_root_s(web: Paths) -> None:
+    assert in_guest(web, "cat /sys/block/vda/size").strip() == str(4 * 2**20 // 512)
+    in_guest(web, "echo written > /dev/vda && sync")
+    disk = web.run / "disk.qcow2"
+    assert b"written" in disk.read_bytes() and disk.stat().st_mode & 0o077 == 0
+
+
 def test_cards_that_are_not_ours_are_left_alone(web: Paths) -> None:
     with Monitor.open(folder(web, "web").monitor) as monitor:
         monitor.execute("netdev_add", {"type": "hubport", "id": "theirs", "hubid": 1})
@@ -206,7 +243,6 @@ def test_programs_run_with_their_outputs_apart(web: Paths) -> None:
 def test_console_is_logged_and_answers(web: Paths) -> None:
     home = folder(web, "web")
     assert "kvmnet guest web is up" in home.console_log.read_text(errors="replace")
-    from kvmnet.drivers.qemu.sockets import connect
     with connect(home.console) as line:
         line.sendall(b"\necho $((6*7))-typed\n")
         wait_until(lambda: "42-typed" in home.console_log.read_text(errors="replace"), 10)

@@ -143,6 +143,8 @@ def failing(key: Key, home: GuestFolder) -> Iterator[None]:
 def plug(nic: GuestNic, monitor: Monitor) -> None:
     """Hand over the taps, make the backend, plug the card. Leaves nothing behind when it fails."""
     place = free_place(nic, monitor)
+    if not has_card(nic, monitor):    # a guest that let go of its card late has left the backend behind
+        monitor.execute_all([("netdev_del", {"id": netdev_id(nic)})])
     taps, vhosts = open_taps(nic), []
     try:
         vhosts = open_vhost(nic)

@@ -9,7 +9,11 @@ from kvmnet.engine.resource import Resource, option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GuestNic(Resource):
-    """A device and its backend inside one running QEMU; named ``VM/NIC``."""
+    """A device and its backend inside one running QEMU; named ``VM/NIC``.
+
+    Only the carrier changes live. QEMU 7.2 refuses every other property of a realized device; it
+    takes bootindex, but the boot ROM that goes with it is read when the device is made.
+    """
 
     kind: ClassVar[str] = "guest-nic"
     vm: str | None = option(doc="the guest", recreate=True)

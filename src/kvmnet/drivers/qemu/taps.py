@@ -10,14 +10,18 @@ import fcntl
 import os
 import socket
 import struct
+from time import monotonic
 
 from kvmnet.drivers.qemu.devices import MODELS
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.driver import StepFailed
+from kvmnet.host.clock import wait_until
 
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
 VHOST = "/dev/vhost-net"
+BUSY_PATIENCE = 1.0
+"""Seconds to wait for a busy tap: a QEMU that was killed lets go of its taps after its process is gone."""
 
 
 def open_taps(nic: GuestNic) -> list[int]:
@@ -44,25 +48,39 @@ def open_queue(nic: GuestNic, tap: str, flags: int, queues: int) -> int:
     """A descriptor of *tap*. A single queue of a multi-queue tap is fine, the reverse is not."""
     choices = [flags | IFF_MULTI_QUEUE] if queues > 1 else [flags, flags | IFF_MULTI_QUEUE]
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    reason = OSError()
+    deadline = monotonic() + BUSY_PATIENCE
+    try:
+        wait_until(lambda: attach(fd, tap, choices, monotonic() > deadline), BUSY_PATIENCE + 1)
+    except OSError as error:
+        os.close(fd)
+        raise refused(nic, tap, error, queues) from error
+    return fd
+
+
+def attach(fd: int, tap: str, choices: list[int], last: bool) -> bool:
+    """Make *fd* a queue of *tap*. False when the tap is busy and it is not the last try."""
     for choice in choices:
         try:
             fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", tap.encode(), choice))
-            return fd
+            return True
         except OSError as error:
-            reason = error
-            if error.errno != errno.EINVAL:
-                break
-    os.close(fd)
-    match reason.errno:
+            if error.errno == errno.EBUSY and not last:
+                return False
+            if error.errno != errno.EINVAL or choice == choices[-1]:
+                raise
+    return False
+
+
+def refused(nic: GuestNic, tap: str, error: OSError, queues: int) -> StepFailed:
+    match error.errno:
         case errno.EBUSY:
-            raise StepFailed(nic.key, f"tap {tap} is opened by another program",
-                             "end the program that uses it (look for it in /proc/*/fdinfo)")
+            return StepFailed(nic.key, f"tap {tap} is opened by another program",
+                              f"end the program that uses it: grep -l {tap} /proc/*/fdinfo/* finds it")
         case errno.EINVAL if queues > 1:
-            raise StepFailed(nic.key, f"tap {tap} was not made for several queues, or is no tap",
-                             f"ip link del {tap}; kvmnet apply makes it again")
+            return StepFailed(nic.key, f"tap {tap} was not made for several queues, or is no tap",
+                              f"ip link del {tap}; kvmnet apply makes it again")
         case _:
-            raise StepFailed(nic.key, f"cannot open tap {tap}: {reason.strerror}")
+            return StepFailed(nic.key, f"cannot open tap {tap}: {error.strerror}")
 
 
 def open_vhost(nic: GuestNic) -> list[int]:
@@ -81,6 +99,15 @@ def open_vhost(nic: GuestNic) -> list[int]:
         raise StepFailed(nic.key, f"vhost is wanted, but {VHOST} cannot be opened: {error.strerror}",
                          "modprobe vhost_net, or vhost: auto") from error
     return opened
+
+
+def vhost_unavailable() -> str | None:
+    """Why the in-kernel backend cannot be used here, or None."""
+    try:
+        os.close(os.open(VHOST, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{VHOST}: {error.strerror} (modprobe vhost_net)"
+    return None
 
 
 def close(descriptors: list[int]) -> None:
