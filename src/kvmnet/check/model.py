@@ -1,0 +1,129 @@
+"""What ``kvmnet check`` is asked to prove, and what it found. Pure."""
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from kvmnet.facts.model import Allocations
+from kvmnet.host.paths import Paths
+from kvmnet.modes.segment import Segment
+
+
+class Execute(Protocol):
+    """Runs an argument list, or a shell script, in a guest: exit code, output, errors.
+
+    Raises KvmnetError when the guest does not answer within ``timeout`` seconds.
+    """
+
+    def __call__(self, name: str, program: Sequence[str] | str, paths: Paths, timeout: float,
+                 /) -> tuple[int, str, str]: ...
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being proved, how many parts are done, and of how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """The applied document, as far as packets can prove it."""
+
+    segments: Mapping[str, Segment]
+    paths: Paths
+    running: Collection[str] = ()
+    """Guests that run and may have an agent."""
+    allocations: Allocations = field(default_factory=dict)
+    """Addresses that are given away, also those of NICs that are gone."""
+    outside: tuple[str, ...] = ()
+    """Addresses beyond the uplinks that answer echo, of either family: the next hops of the host's
+    default routes, or what the operator names."""
+    execute: Execute | None = None
+    """None: no guest is asked."""
+
+
+class Verdict(StrEnum):
+    PASS = "pass"
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One sentence about a network, and whether packets bear it out."""
+
+    network: str
+    subject: str
+    """Who sent the packets: a guest's NIC (``web1/nic0``), or ``probe``."""
+    name: str
+    """What is claimed, in words that stay the same: ``dhcp4``, ``gateway4``, ``drops arp-spoof``."""
+    verdict: Verdict
+    evidence: str
+    """What was seen; of a claim that was skipped, why."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The answer to one claim before it has a place in the report."""
+
+    verdict: Verdict
+    evidence: str
+
+
+def passed(evidence: str) -> Finding:
+    return Finding(Verdict.PASS, evidence)
+
+
+def failed(evidence: str) -> Finding:
+    return Finding(Verdict.FAIL, evidence)
+
+
+def skipped(reason: str) -> Finding:
+    return Finding(Verdict.SKIP, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    claims: tuple[Claim, ...]
+    seconds: float
+
+    def count(self, verdict: Verdict) -> int:
+        return sum(c.verdict is verdict for c in self.claims)
+
+    @property
+    def exit_code(self) -> int:
+        """1 when a claim failed."""
+        return int(self.count(Verdict.FAIL) > 0)
+
+    @property
+    def summary(self) -> str:
+        return (f"{self.count(Verdict.PASS)} passed, {self.count(Verdict.FAIL)} failed, "
+                f"{self.count(Verdict.SKIP)} skipped in {self.seconds:.1f} s")
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Cells of the table under ``COLUMNS``; a network's name stands in its first row only."""
+        rows, last = [], ""
+        for c in self.claims:
+            rows.append(("" if c.network == last else c.network, c.subject, c.name, c.verdict.value, c.evidence))
+            last = c.network
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """Stable data for other programs."""
+        return {"format": 1, "seconds": round(self.seconds, 3), "exit_code": self.exit_code,
+                "counts": {v.value: self.count(v) for v in Verdict},
+                "claims": [{**asdict(c), "verdict": c.verdict.value, "seconds": round(c.seconds, 3)}
+                           for c in self.claims]}
+
+
+COLUMNS = ("network", "from", "claim", "verdict", "evidence")
+
+
+def check_text(report: Report) -> str:
+    """The table as plain text, one claim a line, and the summary."""
+    rows = [COLUMNS, *report.rows()]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
+    lines = ["  ".join((*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1])).rstrip()
+             for row in rows]
+    return "\n".join((*lines, "", report.summary))

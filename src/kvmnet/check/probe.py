@@ -1,0 +1,211 @@
+"""Probes: temporary guests of a network, on the same kind of port behind the same guard.
+
+A probe is a tap that this process holds, so it disappears with the process, whatever ends it. What
+stands elsewhere, its guard's elements and its reservation, is taken away at the end, and by ``sweep``
+when the end did not come: it is known by its name.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from hashlib import blake2s
+
+from kvmnet.check.model import Subject
+from kvmnet.check.station import Station
+from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
+from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
+from kvmnet.drivers.nftables.driver import NftablesDriver
+from kvmnet.drivers.nftables.resources import NicGuard
+from kvmnet.engine.driver import Seen, StepFailed
+from kvmnet.engine.plan import Create, Delete, Step
+from kvmnet.engine.resource import Key
+from kvmnet.errors import KvmnetError
+from kvmnet.host.clock import wait_until
+from kvmnet.host.interrupts import held_off
+from kvmnet.host.packets import Tap
+from kvmnet.host.paths import Paths
+from kvmnet.host.run import ToolFailed, run
+from kvmnet.modes.segment import Segment
+from kvmnet.policy.guard import TABLE, nic_guard
+from kvmnet.spec import pools
+from kvmnet.spec.names import TAP
+from kvmnet.spec.pools import Family
+
+PORT = TAP + "~p"
+"""Beginning of a probe's device name. No NIC has it: a name with a tilde has five letters before it."""
+HOSTNAME = "kvmnet-probe-"
+"""Beginning of a probe's DHCP name."""
+PORT_MAC = "fe:6b:76:6d:00:"
+"""MACs of the ports themselves: high, so that a bridge without a MAC of its own does not take one."""
+STP_TIMEOUT = 65.0
+"""Seconds: twice the longest forward delay (30 s), and some."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A temporary guest: its device, and the addresses that nobody has."""
+
+    segment: Segment
+    number: int
+    mac: str
+    ip: str
+    """'' when the network has none to give."""
+    ip6: str
+
+    @property
+    def device(self) -> str:
+        return f"{PORT}{self.number}"
+
+    @property
+    def guard(self) -> NicGuard:
+        s = self.segment
+        protected = (s.address, s.address6, s.network.gateway, s.network.gateway6)
+        return nic_guard(self.device, "full", [self.mac], [a for a in (self.ip, self.ip6) if a],
+                         bridge=s.bridge, protected=[a for a in protected if a])
+
+    @property
+    def reservation(self) -> Reservation:
+        return Reservation(name=f"{self.segment.name} {self.mac}", server=self.segment.name,
+                           hostname=f"{HOSTNAME}{self.number}", ip=self.ip, ip6=self.ip6, tags=())
+
+
+def design(subject: Subject, places: Sequence[Segment]) -> list[Probe]:
+    """A probe for each of *places* (a network may stand there several times), with free addresses."""
+    probes: list[Probe] = []
+    for number, segment in enumerate(places, 1):
+        beside = [p for p in probes if p.segment.name == segment.name]
+        ip, ip6 = (free_address(subject, segment, f, [p.ip for p in beside] + [p.ip6 for p in beside])
+                   for f in Family)
+        probes.append(Probe(segment, number, free_mac(subject, segment.name, number), ip, ip6))
+    return probes
+
+
+def free_address(subject: Subject, segment: Segment, family: Family, taken: Iterable[str]) -> str:
+    """An address of the network that nobody has, the highest of its pool; '' when there is none."""
+    pool = pools.pool(segment.network, family,
+                      [e for nic in segment.nics for e in nic.prefixes])
+    if pool is None or (family is Family.IPV6 and segment.network.ra == "autoconf" and not segment.address6):
+        return ""
+    used = {pools.number(a) for a in taken if a and (":" in a) == (family is Family.IPV6)}
+    for (_, _, network), got in subject.allocations.items():
+        if network == segment.name and (address := got.ip if family is Family.IPV4 else got.ip6):
+            used.add(pools.number(address))
+    for nic in segment.nics:
+        if address := nic.ip if family is Family.IPV4 else nic.ip6:
+            used.add(pools.number(address))
+    host = segment.address if family is Family.IPV4 else segment.address6
+    if host:
+        used.add(pools.number(host))
+    for value in range(pool.last, max(pool.first, pool.last - len(used) - 1000) - 1, -1):
+        if value in pool and value not in used:
+            return pools.address(value, family)
+    return ""
+
+
+def free_mac(subject: Subject, network: str, number: int) -> str:
+    """A locally administered MAC for a probe, that no NIC has."""
+    used = {m for s in subject.segments.values() for nic in s.nics
+            for m in (nic.mac, *nic.declared.extra.macs)}
+    attempt = 0
+    while True:
+        digest = blake2s(f"{network} {number} {attempt}".encode(), digest_size=3, person=b"probe").digest()
+        mac = ":".join(("02:6b:76", *(f"{b:02x}" for b in digest)))
+        if mac not in used:
+            return mac
+        attempt += 1
+
+
+# -- placing ---------------------------------------------------------------------------------------
+
+@contextmanager
+def placed(probes: Sequence[Probe], network: str, paths: Paths) -> Iterator[list[Station]]:
+    """The probes as stations on their networks, as long as the body; those on *network* with a
+    reservation, if it has a server. Raises KvmnetError, HostCannot."""
+    sweep(paths)
+    nft, dnsmasq = NftablesDriver(paths), DnsmasqDriver(paths)
+    with ExitStack() as stack:
+        guard_steps: list[Step] = [Create(p.guard) for p in probes]
+        lent = [p.reservation for p in probes if p.segment.name == network and (p.ip or p.ip6)]
+        stack.callback(take_away, nft, dnsmasq, probes, lent)
+        try:
+            nft.observe({})
+            nft.apply(guard_steps, lambda done: None)
+            served = servers(dnsmasq)
+            dnsmasq.apply([Create(r) for r in lent if r.server in served], lambda done: None)
+            taps = [stack.enter_context(Tap.make(p.device)) for p in probes]
+            attach(probes)
+        except (ToolFailed, StepFailed, TimeoutError) as error:
+            raise KvmnetError(f"cannot place a probe: {error}", getattr(error, "hint", "")) from error
+        yield [stack.enter_context(Station(tap, p.mac, p.ip, p.ip6, "probe"))
+               for tap, p in zip(taps, probes, strict=True)]
+
+
+def servers(dnsmasq: DnsmasqDriver) -> set[str | None]:
+    """Networks that have a server."""
+    return {r.name for r in dnsmasq.observe({}).state.values() if isinstance(r, DnsmasqServer)}
+
+
+def attach(probes: Sequence[Probe]) -> None:
+    """Make the taps ports of their bridges, as the compiler makes those of NICs."""
+    lines = []
+    for p in probes:
+        lines.append(f"link set dev {p.device} address {PORT_MAC}{p.number:02x} addrgenmode none mtu {p.segment.mtu}")
+        lines.append(f"link set dev {p.device} master {p.segment.bridge} up")
+        if p.segment.network.isolated_ports:
+            lines.append(f"link set dev {p.device} type bridge_slave isolated on")
+    run(["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
+    wait_until(lambda: all_forward([p.device for p in probes]), STP_TIMEOUT, 0.02)
+
+
+def all_forward(devices: Sequence[str]) -> bool:
+    """Whether frames pass these ports (with STP a port listens and learns before)."""
+    listed = json.loads(run(["ip", "-j", "-d", "link", "show", "type", "tun"]))
+    states = {link["ifname"]: link["linkinfo"].get("info_slave_data", {}).get("state") for link in listed if link}
+    return all(states.get(d) == "forwarding" for d in devices)
+
+
+def take_away(nft: NftablesDriver, dnsmasq: DnsmasqDriver, probes: Sequence[Probe],
+              lent: Sequence[Reservation]) -> None:
+    """Take away guards and reservations of probes that were placed, or half placed."""
+    with held_off():
+        remove(nft, dnsmasq, {p.guard.key for p in probes}, {r.key for r in lent})
+
+
+def sweep(paths: Paths) -> int:
+    """Take away what a check left that was killed; how many things that were."""
+    nft, dnsmasq = NftablesDriver(paths), DnsmasqDriver(paths)
+    guards = {r.key for r in nft.observe({}).state.values() if is_probes(r.key, {})}
+    state = dnsmasq.observe({}).state
+    return remove(nft, dnsmasq, guards, {k for k in state if is_probes(k, state)})
+
+
+def is_probes(key: Key, state: Mapping[Key, object]) -> bool:
+    """Whether a resource belongs to a probe, by its name alone."""
+    if key.kind == NicGuard.kind:
+        return key.name.startswith(PORT)
+    found = state.get(key)
+    return isinstance(found, Reservation) and (found.hostname or "").startswith(HOSTNAME)
+
+
+def remove(nft: NftablesDriver, dnsmasq: DnsmasqDriver, guards: set[Key], lent: set[Key]) -> int:
+    seen: Seen = nft.observe({})
+    steps: list[Step] = [Delete(r) for k, r in seen.state.items() if k in guards]
+    if steps:
+        nft.apply(steps, lambda done: None)
+        forget_drops(nft)
+    gone: list[Step] = [Delete(r) for k, r in dnsmasq.observe({}).state.items() if k in lent]
+    if gone:
+        dnsmasq.apply(gone, lambda done: None)
+    return len(steps) + len(gone)
+
+
+def forget_drops(nft: NftablesDriver) -> None:
+    """What the guard dropped of probes was meant to be dropped: it is no news for the operator."""
+    counted = [f'"{tap}" . {reason:#x}' for tap, reasons in nft.dropped().items() if tap.startswith(PORT)
+               for reason in reasons]
+    if counted:
+        with suppress(ToolFailed):    # an element may run out meanwhile
+            run(["nft", "delete", "element", *TABLE.split(), "dropped", "{", ", ".join(counted), "}"])
+

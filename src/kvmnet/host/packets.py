@@ -1,0 +1,162 @@
+"""Frames to and from devices: the guest's end of a tap, and what a device of the host carries.
+
+What is written to a tap's descriptor is what a guest on it would have sent: the kernel takes it in on
+the tap (drivers/net/tun.c), so that bridge, guard and all rules judge it. A packet socket on the tap
+would do the opposite, it sends *to* the guest.
+"""
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import struct
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+from kvmnet.errors import HostCannot
+from kvmnet.host.run import ToolFailed
+
+TUNSETIFF = 0x400454CA
+IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x0100
+ETH_P_ALL = 0x0003
+SIOCGIFHWADDR = 0x8927
+LARGEST = 70_000
+"""Bytes; more than any frame (one of an offloading guest has 64 KiB)."""
+
+
+class Tap:
+    """The guest's end of a tap, held open. One that was made here disappears with its descriptor."""
+
+    def __init__(self, name: str, fd: int):
+        self.name, self.fd = name, fd
+
+    @classmethod
+    def make(cls, name: str) -> Self:
+        """A new tap in this network namespace. Raises HostCannot; ToolFailed when the name is taken."""
+        if exists(name):
+            raise ToolFailed(("tap", name), -1, "a device of this name exists already")
+        return cls(name, opened(name, IFF_TAP | IFF_NO_PI))
+
+    @classmethod
+    def hold(cls, name: str) -> Self:
+        """An existing tap that nobody has open. Raises HostCannot; ToolFailed when it is gone or in use."""
+        if not exists(name):
+            raise ToolFailed(("tap", name), -1, "there is no such tap")
+        try:
+            return cls(name, opened(name, IFF_TAP | IFF_NO_PI))
+        except InvalidFlags:
+            return cls(name, opened(name, IFF_TAP | IFF_NO_PI | IFF_MULTI_QUEUE))
+
+    def send(self, frame: bytes) -> None:
+        """Send as the guest. A frame that the kernel refuses (the port is down) is lost, as on a wire."""
+        try:
+            os.write(self.fd, frame)
+        except OSError as error:
+            if error.errno not in (errno.EIO, errno.EAGAIN, errno.EINVAL, errno.ENOBUFS, errno.EBADFD):
+                raise
+
+    def receive(self) -> bytes | None:
+        """The next frame for the guest; None when there is none. Raises Gone."""
+        try:
+            return os.read(self.fd, LARGEST)
+        except OSError as error:
+            if error.errno == errno.EBADFD:
+                raise Gone(self.name) from error
+            if error.errno in (errno.EAGAIN, errno.EIO):
+                return None
+            raise
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+class Gone(Exception):
+    """The tap was deleted."""
+
+
+class InvalidFlags(ToolFailed):
+    """The tap was made with other flags."""
+
+
+def exists(device: str) -> bool:
+    """Whether this network namespace has a device of that name."""
+    try:
+        socket.if_nametoindex(device)
+    except OSError:
+        return False
+    return True
+
+
+def opened(name: str, flags: int) -> int:
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise HostCannot(f"cannot open /dev/net/tun: {error.strerror}",
+                         "run it as root; modprobe tun") from error
+    try:
+        fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+    except OSError as error:
+        os.close(fd)
+        what = InvalidFlags if error.errno == errno.EINVAL else ToolFailed
+        reason = "another program has it open" if error.errno == errno.EBUSY else str(error.strerror)
+        raise what(("tap", name), error.errno or -1, reason) from error
+    return fd
+
+
+class Capture:
+    """Frames that a device of this network namespace receives and sends, as tcpdump without
+    promiscuous mode sees them. VLAN tags that the kernel has taken off are not put back."""
+
+    def __init__(self, device: str):
+        """Raises HostCannot."""
+        self.device = device
+        try:
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            self.socket.bind((device, ETH_P_ALL))
+        except OSError as error:
+            raise HostCannot(f"cannot watch {device}: {error.strerror}", "run it as root") from error
+        self.fd = self.socket.fileno()
+
+    def send(self, frame: bytes) -> None:
+        """Send a frame out by the device, as the host. Lost when the device is down."""
+        with suppress(OSError):
+            self.socket.send(frame)
+
+    def receive(self) -> bytes | None:
+        """The next frame; None when there is none."""
+        try:
+            return self.socket.recv(LARGEST)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ENETDOWN, errno.ENXIO):
+                return None
+            raise
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
+def device_mac(device: str) -> str:
+    """MAC of a device of this network namespace; '' when there is none. (sysfs may show another one's.)"""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        try:
+            answer = fcntl.ioctl(asker, SIOCGIFHWADDR, struct.pack("256s", device.encode()))
+        except OSError:
+            return ""
+    return answer[18:24].hex(":")
