@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from kvmnet.engine.journal import Journal, Phase, read_journal
@@ -111,13 +112,26 @@ def detach(engine: Engine, keep: int) -> None:
 
 
 def watch(engine: Engine, journal_id: str) -> None:
-    """Wait for the deadline, which the journal may move; then take the change back."""
-    while (journal := mine(engine, journal_id)) is not None:
-        left = (journal.deadline or 0) - uptime()
-        if left > 0:
-            pause(min(left, LOOK_SECONDS))
-        elif roll_back(engine, journal_id):
+    """Wait for the deadline, which a new version of the journal may move; then take the change back."""
+    while (version := version_of(engine.paths.journal)) is not None:
+        journal = mine(engine, journal_id)
+        if journal is None:
             return
+        deadline = journal.deadline or 0
+        del journal  # it may be megabytes; waiting needs none of it
+        while (left := deadline - uptime()) > 0 and version_of(engine.paths.journal) == version:
+            pause(min(left, LOOK_SECONDS))
+        if left <= 0 and roll_back(engine, journal_id):
+            return
+
+
+def version_of(path: Path) -> tuple[int, int] | None:
+    """Changes whenever the file is replaced; None when it is gone."""
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return state.st_ino, state.st_mtime_ns
 
 
 def mine(engine: Engine, journal_id: str) -> Journal | None:
