@@ -10,9 +10,9 @@ from kvmnet.host.paths import Paths
 from lib.dnsmasq import stop_all
 
 EXPECTED = ("no address range available for DHCP", "no address available", "no upstream servers configured",
-            "error binding DHCP socket to device")
-"""Said when somebody asks who has no reservation, of a network without a way out, and when a link is taken
-away: as the tests want it."""
+            "error binding DHCP socket to device", "/../../etc/hostname")
+"""Said when somebody asks who has no reservation, of a network without a way out, when a link is taken away,
+and when a guest asks TFTP for a file of the host: as the tests want it."""
 
 
 @pytest.fixture

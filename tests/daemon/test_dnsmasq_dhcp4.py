@@ -1,12 +1,17 @@
 """Real dnsmasqs, real DHCPv4 clients (busybox udhcpc)."""
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 
 from kvmnet.drivers.dnsmasq import driver as subject
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
+from kvmnet.engine.driver import StepFailed
 from lib.dhcp import client
 from lib.dnsmasq import apply, make_bridge, nic, pid_of, segment, wanted
+from lib.netns import sh
 
 pytestmark = pytest.mark.daemon
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
@@ -175,3 +180,38 @@ def test_stale_leases_go_by_restart(driver: DnsmasqDriver, monkeypatch: pytest.M
     assert pid_of(driver, "lan") not in (0, pid)
     with client(new.bridge, macs[0]) as guest:
         assert guest.lease4()["ip"] == "10.1.0.110"
+
+
+def test_boot_file_by_tftp(driver: DnsmasqDriver) -> None:
+    with TemporaryDirectory() as place:
+        root = Path(place)
+        root.chmod(0o755)
+        (root / "pxelinux.0").write_text("boot\n")
+        (root / "pxelinux.0").chmod(0o644)
+        lan = segment([nic(MAC, "10.1.0.10", "web1")], dhcp={"pxe": {"file": "pxelinux.0", "tftp_root": str(root)}})
+        make_bridge(lan)
+        apply(driver, wanted(lan))
+        with client(lan.bridge, MAC) as guest:
+            guest.use("10.1.0.10/24")
+            fetch = f"ip netns exec {guest.netns} timeout 5 busybox tftp -g -l - -r"
+            assert sh(f"{fetch} pxelinux.0 10.1.0.1") == "boot\n"
+            assert sh(f"{fetch} ../../etc/hostname 10.1.0.1 2>/dev/null", check=False) == ""
+
+
+def test_missing_tftp_directory_is_named(driver: DnsmasqDriver, tmp_path: Path) -> None:
+    root = tmp_path / "nowhere"
+    lan = segment([nic(MAC, "10.1.0.10", "web1")], dhcp={"pxe": {"file": "x", "tftp_root": str(root)}})
+    make_bridge(lan)
+    with pytest.raises(StepFailed, match=f"{root}"):
+        apply(driver, wanted(lan))
+
+
+def test_http_boot_answers_its_own_class(driver: DnsmasqDriver) -> None:
+    url = "http://10.1.0.1/boot.efi"
+    lan = segment([nic(MAC, "10.1.0.10", "web1")], dhcp={"pxe": {"file": url}})
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    with client(lan.bridge, MAC) as guest:
+        got = guest.lease4(options="-V HTTPClient:Arch:00016 -O bootfile -O vendor")
+        assert (got.get("bootfile") or got.get("boot_file"), got["vendor"]) == (url, "HTTPClient")
+        assert "vendor" not in guest.lease4(options="-V PXEClient -O bootfile -O vendor")
