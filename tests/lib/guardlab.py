@@ -26,7 +26,7 @@ class End:
 
     @property
     def local(self) -> str:
-        return link_local(self.mac)
+        return str(link_local(self.mac))
 
 
 ATTACKER = End("02:00:00:00:00:0a", "10.0.0.10", "fd00::a")

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from ipaddress import (
+    IPv4Address,
     IPv4Network,
     IPv6Address,
     IPv6Network,
@@ -348,7 +349,8 @@ def nic_guard(tap: str, level: str, macs: Iterable[str], addresses: Iterable[str
     if wrong := [v for v in vlans if not 1 <= v <= 4094]:
         raise ValueError(f"VLAN id {wrong[0]} is not within 1-4094")
     return NicGuard(
-        name=tap, table=TABLE, level=level, macs=own_macs, addresses=in_order(hosts), prefixes=in_order(nets),
+        name=tap, table=TABLE, level=level, macs=own_macs, addresses=in_order(hosts),
+        prefixes=tuple(str(n) for n in nets),
         vlans=tuple(sorted(set(vlans))), roles=tuple(sorted(set(roles))),
         forbidden=in_order(forbidden_to(level, protected) - hosts), zone=zone_of(bridge))
 
@@ -358,18 +360,18 @@ def zone_of(bridge: str) -> int:
     return crc32(bridge.encode()) or 1
 
 
-def link_local(mac: str) -> str:
+def link_local(mac: str) -> IPv6Address:
     """The EUI-64 link-local address of a MAC (RFC 4291, appendix A)."""
-    b = bytearray.fromhex(mac.replace(":", ""))
-    return str(IPv6Address(b"\xfe\x80" + bytes(6) + bytes([b[0] ^ 2, b[1], b[2], 0xFF, 0xFE, *b[3:]])))
+    b = bytes.fromhex(mac.replace(":", ""))
+    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes((b[0] ^ 2, b[1], b[2], 0xFF, 0xFE)) + b[3:])
 
 
-def forbidden_to(level: str, protected: Iterable[str]) -> set[str]:
+def forbidden_to(level: str, protected: Iterable[str]) -> set[IPv4Address | IPv6Address]:
     """Which of *protected* need an entry: a full guard refuses all but unbound link-locals by itself."""
     found = {ip_address(a) for a in protected}
     if level == "full":
-        return {str(a) for a in found if isinstance(a, IPv6Address) and a.is_link_local and not is_eui64(a)}
-    return {str(a) for a in found}
+        return {a for a in found if isinstance(a, IPv6Address) and a.is_link_local and not is_eui64(a)}
+    return found
 
 
 def is_eui64(address: IPv6Address) -> bool:
@@ -382,18 +384,26 @@ def unicast(mac: str) -> str:
     return mac.lower()
 
 
-def split_hosts(sources: Iterable[str]) -> tuple[set[str], set[str]]:
-    """Host addresses, and the fewest prefixes that cover the rest (a set refuses overlaps)."""
-    nets = {ip_network(text, strict=False) for text in sources}
-    hosts = {n for n in nets if n.prefixlen == n.max_prefixlen}
-    wide4 = collapse_addresses([n for n in nets - hosts if isinstance(n, IPv4Network)])
-    wide6 = collapse_addresses([n for n in nets - hosts if isinstance(n, IPv6Network)])
-    return {str(n.network_address) for n in hosts}, {str(n) for n in (*wide4, *wide6)}
+def split_hosts(sources: Iterable[str]) -> tuple[set[IPv4Address | IPv6Address],
+                                                list[IPv4Network | IPv6Network]]:
+    """Host addresses, and the fewest prefixes that cover the rest (a set refuses overlaps), in order."""
+    hosts: set[IPv4Address | IPv6Address] = set()
+    nets: list[IPv4Network | IPv6Network] = []
+    for text in sources:
+        if "/" not in text:
+            hosts.add(ip_address(text))
+            continue
+        net = ip_network(text, strict=False)
+        if net.prefixlen == net.max_prefixlen:
+            hosts.add(net.network_address)
+        else:
+            nets.append(net)
+    if not nets:
+        return hosts, nets
+    return hosts, [*collapse_addresses([n for n in nets if isinstance(n, IPv4Network)]),
+                   *collapse_addresses([n for n in nets if isinstance(n, IPv6Network)])]
 
 
-def in_order(addresses: Iterable[str]) -> tuple[str, ...]:
-    """Addresses or prefixes, IPv4 first, by number: the order that NicGuard is compared in."""
-    def rank(text: str) -> tuple[int, int, int]:
-        net = ip_network(text)
-        return net.version, int(net.network_address), net.prefixlen
-    return tuple(sorted(addresses, key=rank))
+def in_order(addresses: Iterable[IPv4Address | IPv6Address]) -> tuple[str, ...]:
+    """Addresses as text, IPv4 first, by number: the order that NicGuard is compared in."""
+    return tuple(str(a) for a in sorted(addresses, key=lambda a: (a.version, int(a))))

@@ -20,12 +20,14 @@ from kvmnet.drivers.nftables.holder import Holder
 from kvmnet.drivers.nftables.resources import GuardKeeper, NftTable, NicGuard
 from kvmnet.drivers.nftables.wire import (
     GUARD,
+    MEMORY,
     Elements,
     Listing,
     canonical,
     change,
     element_lines,
     read_listing,
+    read_memory,
     read_tables,
     removal_lines,
     table_lines,
@@ -206,7 +208,8 @@ class NftablesDriver:
                 except ToolFailed as refused:
                     raise StepFailed(step.key, refused.detail, "nft refuses this table") from refused
         if GUARD in self.standing.tables and any(touches_memory(s) for s in steps):
-            self.standing.memory = self.listing().memory
+            self.standing.memory = read_memory(
+                json.loads(run(["nft", "-j", "list", "set", *GUARD.split(), name])) for name in MEMORY)
         script, after = transaction(self.standing, steps)
         if not script:
             return
