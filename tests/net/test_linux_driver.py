@@ -41,7 +41,8 @@ def converge(want: Wanted, borrowed: frozenset[Key] = frozenset()) -> tuple[Step
     steps = plan(seen.state, want, seen.ours, borrowed)
     DRIVER.apply(steps, done)
     again = DRIVER.observe(want)
-    assert plan(again.state, want, again.ours, borrowed) == ()
+    left = plan(again.state, want, again.ours, borrowed)
+    assert left == (), [(s.key, getattr(s, "changes", "")) for s in left]
     return steps
 
 
@@ -202,3 +203,11 @@ def test_a_route_of_each_sort_is_read_and_made_again() -> None:
     assert not any(isinstance(r, Route) for r in DRIVER.observe({}).state.values())
     converge({**rest, **routes})
     assert DRIVER.observe({}).state == seen.state
+
+
+def test_a_bridge_keeps_the_mtu_that_is_its_usual_one_when_a_smaller_port_joins() -> None:
+    converge(wanted(bridge(mtu=1500)))
+    converge(wanted(bridge(mtu=1500), tap(mtu=1400)))
+    assert "mtu 1500" in sh("ip link show kvb-a")
+    sh("ip link add br5 type bridge && ip link set br5 mtu 1500 && ip link set kvt-a-0 master br5")
+    assert "mtu 1400" in sh("ip link show br5"), "the kernel has changed: the detour is not needed any more"

@@ -3,7 +3,8 @@
 One guest NIC costs two lines: ``tuntap add`` and one ``link set`` with everything else, and a third
 only for port settings that a fresh port has not. Traps that decide the order, all of Linux 6.1-6.18:
 
-* an MTU given when a bridge is made does not stay (adding a port changes it), so it is set afterwards;
+* an MTU given when a bridge is made does not stay (adding a port changes it), and neither does one that
+  is set to what it is already (dev_set_mtu() returns early): it is made with another one and then set;
 * ifalias is ignored when a link is made;
 * port settings need the port, so they follow ``master`` in a line of their own, and such a NIC goes up
   only there (rtnl_changelink() sets them before the flags): it never runs with the wrong ones;
@@ -81,7 +82,8 @@ def lines_of(step: Step) -> list[Line]:
 
 def create_link(link: Link) -> list[Line]:
     if link.type == "bridge":
-        pinned = ("address", link.mac) if link.mac else ()
+        pinned = (*(("address", link.mac) if link.mac else ()),
+                  *(("mtu", str(another_mtu(link.mtu))) if link.mtu else ()))
         make = ("link", "add", "dev", link.name, *pinned, "type", "bridge", *told(BRIDGE, link, BRIDGE))
     elif link.type == "tap":
         make = ("tuntap", "add", "dev", link.name, "mode", "tap", *(["multi_queue"] if link.multi_queue else []),
@@ -93,6 +95,11 @@ def create_link(link: Link) -> list[Line]:
                          "is the NIC plugged in, and is this its name? compare with: ip link")
     rest = set_link(link, link, set(setting_names(Link)) - ({"mac"} if link.type == "bridge" else set()))
     return [Line(make, link.key), *rest]
+
+
+def another_mtu(mtu: int) -> int:
+    """An MTU that differs from *mtu*, on the same side of what IPv6 needs (1280)."""
+    return mtu - 1 if mtu > 1280 else mtu + 1
 
 
 MADE_PLAIN = frozenset({"dummy"})
