@@ -1,0 +1,107 @@
+"""What the driver does without a QEMU: the record, dead guests, the messages that plans print."""
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+
+import pytest
+
+from kvmnet.drivers.qemu.driver import GuestNicDriver
+from kvmnet.drivers.qemu.folder import folder, folders, running_folders
+from kvmnet.drivers.qemu.observe import address, backends, read_nic, signed
+from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.qemu.sockets import listen
+from kvmnet.engine.driver import StepFailed
+from kvmnet.engine.plan import Create, Delete, Update
+from kvmnet.host.paths import Paths
+from kvmnet.host.process import Process, this_process
+
+NIC = GuestNic(name="web/nic0", vm="web", tap="kvt-web-0", model="virtio", mac="52:54:00:00:00:01", link=True,
+               host_mtu=1500, queues=2, rx_ring=256, tx_ring=256, packed=False, offloads=("csum",), vhost=False,
+               bootindex=-1, pci="")
+
+
+def run_folder(paths: Paths, process: Process) -> None:
+    home = folder(paths, "web")
+    home.path.mkdir(parents=True)
+    home.save_process(process, "tcg")
+    home.save_record([NIC])
+
+
+def test_the_record_comes_back_as_it_was(paths: Paths) -> None:
+    run_folder(paths, this_process())
+    home = folder(paths, "web")
+    assert home.record() == {"web/nic0": NIC} and home.accelerator() == "tcg"
+    home.record_file.write_text("[{]")
+    assert home.record() == {}
+    home.forget()
+    assert home.process() is None and folders(paths) == []
+
+
+def test_a_reused_pid_is_not_the_guest(paths: Paths) -> None:
+    run_folder(paths, Process(os.getpid(), 1))
+    assert [f.name for f in folders(paths)] == ["web"] and running_folders(paths) == []
+    assert GuestNicDriver(paths).observe({}).state == {}
+
+
+def test_a_monitor_that_is_silent_shows_what_was_known(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kvmnet.drivers.qemu.driver.OBSERVE_TIMEOUT", 0.05)
+    run_folder(paths, this_process())
+    driver = GuestNicDriver(paths)
+    with listen(folder(paths, "web").monitor):
+        seen = driver.observe({})
+    assert seen.state == {NIC.key: NIC} and seen.ours == {NIC.key}
+    assert driver.warnings == ["guest web: its monitor does not answer: a greeting did not come in time; "
+                               "its NICs are shown as they were last known"]
+
+
+def test_a_guest_that_does_not_run_fails_the_step(paths: Paths) -> None:
+    with pytest.raises(StepFailed, match="guest web does not run") as caught:
+        GuestNicDriver(paths).apply([Create(NIC)], lambda n: None)
+    assert caught.value.key == NIC.key and caught.value.hint == "kvmnet vm start web"
+
+
+def test_plans_print_the_messages(paths: Paths) -> None:
+    driver = GuestNicDriver(paths)
+    (create,) = driver.commands([Create(replace(NIC, link=False))])
+    said = [json.loads(line) for line in create.stdin.splitlines()]
+    assert [m["execute"] for m in said] == [
+        "qmp_capabilities", "getfd", "getfd", "netdev_add", "device_add", "set_link"]
+    assert said[3]["arguments"]["fds"] == "kvmnet-nic0-tap0:kvmnet-nic0-tap1"
+    assert said[5]["arguments"] == {"name": "kvmnet-nic0", "up": False}
+    update, delete = driver.commands([Update(NIC, replace(NIC, link=False)), Delete(NIC)])
+    assert '"set_link"' in update.stdin and str(folder(paths, "web").monitor) in update.argv[-1]
+    assert [json.loads(line)["execute"] for line in delete.stdin.splitlines()] == [
+        "qmp_capabilities", "device_del", "netdev_del"]
+    assert driver.commands([Update(NIC, replace(NIC, link=None))]) == []
+
+
+LISTING = """\
+kvmnet-nic1: index=0,type=nic,model=e1000,macaddr=52:54:00:00:00:02
+ \\ kvmnet-nic1.tap: index=0,type=tap,fd=8
+kvmnet-nic0: index=0,type=nic,model=virtio-net-pci,macaddr=52:54:00:00:00:01
+ \\ kvmnet-nic0.tap: index=0,type=tap,fd=6
+kvmnet-nic0.tap: index=1,type=tap,fd=7
+hub0: index=0,type=hubport,
+"""
+
+
+def test_backends_are_read_from_the_listing() -> None:
+    assert backends(LISTING) == {"kvmnet-nic1.tap": [8], "kvmnet-nic0.tap": [6, 7]}
+
+
+def test_a_card_is_read_in_the_compiler_s_words() -> None:
+    got = {"mac": "52:54:00:00:00:0A", "bootindex": 0xFFFFFFFF, "addr": 0, "parent_bus": "/machine/p/kvmnet-port-0",
+           "host_mtu": 1500, "rx_queue_size": 256, "tx_queue_size": 256, "packed": False, "csum": True,
+           "host_tso4": True, "mrg_rxbuf": False}
+    seen = read_nic("web", "kvmnet-nic0", "virtio", got, [], 0, {"web/nic0": NIC})
+    assert seen == replace(NIC, mac="52:54:00:00:00:0a", tap="", queues=1, offloads=("csum", "tso4"))
+    plain = read_nic("web", "kvmnet-nic0", "pcnet", got, [], 0, {})
+    assert (plain.host_mtu, plain.rx_ring, plain.packed, plain.offloads, plain.link) == (0, 0, False, (), None)
+
+
+def test_addresses_count_on_the_first_bus_only() -> None:
+    assert address({"parent_bus": "/machine/q35/pcie.0", "addr": 5 << 3 | 1}) == "05.1"
+    assert address({"parent_bus": "/machine/peripheral/kvmnet-pci/kvmnet-pci", "addr": 8}) == ""
+    assert [signed(n) for n in (-1, 0, 3, 2**32 - 1, None)] == [-1, 0, 3, -1, -1]
