@@ -190,6 +190,15 @@ def test_unreachable_run_directory(driver: DnsmasqDriver) -> None:
     assert f"chmod o+x {driver.paths.run}" in failed.value.hint
 
 
+def test_relative_run_directory(driver: DnsmasqDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(driver.paths.run)
+    here = DnsmasqDriver(replace(driver.paths, run=Path()))
+    make_bridge(segment())
+    apply(here, wanted(segment([nic(MAC, "10.1.0.10", "web1")])))
+    apply(here, wanted(segment([nic(MAC, "10.1.0.11", "web1")])))
+    assert ask("10.1.0.1", "web1.lan") == Answer(0, ["10.1.0.11"])
+
+
 def test_runs_without_root(driver: DnsmasqDriver) -> None:
     lan = segment([nic(MAC, "10.1.0.10", "web1")])
     make_bridge(lan)
@@ -327,7 +336,7 @@ def test_stock_dnsmasq_beside_ours(driver: DnsmasqDriver, tmp_path: Path) -> Non
     pid = (tmp_path / "pid").read_text().strip()
     assert f"dnsmasq (pid {pid}) holds tcp 0.0.0.0 port 53" in failed.value.hint
     os.kill(int(pid), signal.SIGTERM)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists(), 2)
+    wait_until(lambda: subject.process.conf_of(int(pid)) == "", 2)
     sh(argv + " --bind-interfaces --interface=lo")
     apply(driver, wanted(lan))
     assert (ask("127.0.0.1", "x.example"), ask("10.1.0.1", "web1.lan")) == (Answer(0, ["192.0.2.7"]), Answer(0, ["10.1.0.10"]))

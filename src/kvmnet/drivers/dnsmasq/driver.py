@@ -79,7 +79,8 @@ class DnsmasqDriver:
             seen.state[reservation.key] = reservation
 
     def files(self, network: str) -> Files:
-        return Files(self.paths.dnsmasq(network), self.paths.leases(network))
+        # dnsmasq changes to / when it becomes a daemon.
+        return Files(self.paths.dnsmasq(network).absolute(), self.paths.leases(network).absolute())
 
     # -- apply -------------------------------------------------------------------------------------
 
