@@ -5,6 +5,7 @@ The command line, the demo and the tests have no logic of their own; they call t
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmnet.drivers.kinds import from_json, to_json
+from kvmnet.drivers.linux.resources import Route
 from kvmnet.drivers.table import drivers
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.fingerprint import Fingerprint
@@ -26,6 +28,7 @@ from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.paths import Paths
 
 if TYPE_CHECKING:
+    from kvmnet.check.model import Progress, Report
     from kvmnet.compile import Compiled
     from kvmnet.engine import transaction
     from kvmnet.spec.load import Document
@@ -164,7 +167,7 @@ class Host:
         from kvmnet.spec.load import loads
         history = self.engine.history
         if number is None:
-            confirmed = [r for r in history.revisions(10, Status.CONFIRMED)]
+            confirmed = history.revisions(10, Status.CONFIRMED)
             if len(confirmed) < 2:
                 raise KvmnetError("there is no earlier revision to go back to", "see: kvmnet history")
             number = confirmed[1].number
@@ -283,9 +286,7 @@ class Host:
 
     def execute(self, name: str, program: Sequence[str], timeout: float = 60.0) -> tuple[int, str, str]:
         """Run a program in a guest, by its agent: (exit code, output, errors)."""
-        from kvmnet.guests.launch import execute
-        result = execute(name, program, self.paths, timeout)
-        return result.code, result.out, result.err
+        return execute_in(name, program, self.paths, timeout)
 
     def guests(self) -> list[GuestRow]:
         """Every guest of the applied document, and those that still run without it."""
@@ -310,8 +311,41 @@ class Host:
         if name not in document.spec.vms:
             raise KvmnetError(f"no guest {name} in the document",
                               f"it has: {', '.join(document.spec.vms) or 'none'}")
-        shown = libvirt_xml if libvirt else qemu_arguments
-        return "\n".join(shown(nic) for nic in compiled.guest_nics[name])
+        nics = compiled.guest_nics[name]
+        return "\n".join(libvirt_xml(n) if libvirt else shlex.join(qemu_arguments(n)) for n in nics)
+
+    def console(self, name: str) -> None:
+        """Attach this terminal to a guest's serial console, until Ctrl-]."""
+        from kvmnet.guests.console import attach
+        attach(name, self.paths)
+
+    # -- proof -------------------------------------------------------------------------------
+
+    def check(self, outside: Sequence[str] = (), progress: Progress = lambda what, done, total: None) -> Report:
+        """Prove the applied document with packets. ``outside``: addresses that answer echo."""
+        from kvmnet.check.model import Subject
+        from kvmnet.check.prove import prove
+        document = self.current()
+        if document is None:
+            raise KvmnetError("no document is applied on this host", "kvmnet apply FILE")
+        seen = self.engine.observe({})
+        compiled, allocations = self.compile(document, self.facts(seen, document))
+        return prove(Subject(segments=compiled.segments, paths=self.paths, running=tuple(self.running()),
+                             allocations=allocations, outside=tuple(outside) or next_hops(seen),
+                             execute=execute_in), progress)
+
+
+def next_hops(seen: Seen) -> tuple[str, ...]:
+    """Gateways of the host's default routes."""
+    return tuple(dict.fromkeys(r.via for r in seen.state.values()
+                               if isinstance(r, Route) and r.dst == "default" and r.via))
+
+
+def execute_in(name: str, program: Sequence[str] | str, paths: Paths, timeout: float) -> tuple[int, str, str]:
+    """Run a program or script in a guest: (exit code, output, errors)."""
+    from kvmnet.guests.launch import execute
+    result = execute(name, program, paths, timeout)
+    return result.code, result.out, result.err
 
 
 EMPTY = "version: 1\n"

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,7 +50,7 @@ def list_guests(as_json: bool) -> int:
     """All guests of the document and what they do."""
     rows = host().guests()
     if as_json:
-        print_json([row.__dict__ if hasattr(row, "__dict__") else row._asdict() for row in rows])
+        print_json([asdict(row) for row in rows])
         return 0
     table("", ("guest", "driver", "state", "pid", "accelerator", "networks"),
           [(r.name, r.driver, r.state, str(r.pid or ""), r.accel, ", ".join(r.networks)) for r in rows])
@@ -83,4 +84,18 @@ def console(name: str) -> int:
 def arguments(name: str, libvirt: bool, file: Path | None) -> int:
     """What to tell QEMU or libvirt so that a guest uses its prepared taps."""
     click.echo(host().external(name, libvirt=libvirt))
+    return 0
+
+
+@vm.command()
+@json_option
+def image(as_json: bool) -> int:
+    """Make the tiny test guest ahead of time (it is made at first use otherwise).
+
+    Its kernel and agent are fetched as Debian packages and unpacked, not installed.
+    """
+    from kvmnet.guests.image import build
+    built = build(host().paths, (lambda _: None) if as_json else say)
+    data = {"kernel": str(built.kernel), "initrd": str(built.initrd), "version": built.version}
+    print_json(data) if as_json else say(f"tiny guest {built.version}: {built.kernel}")
     return 0

@@ -3,14 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
-from functools import cache
 from typing import Any
 
 import click
 
 from kvmnet.drivers.kinds import to_json
 from kvmnet.engine.plan import Create, Delete, Step, Update
-from kvmnet.engine.resource import Resource
+from kvmnet.engine.resource import Resource, cache
 
 SHOWN = 12
 """Steps of one kind and action shown before the rest is counted."""
@@ -59,7 +58,7 @@ def step_lines(step: Step) -> list[str]:
             return [f"{head}  {words}" if words else head]
         case Update():
             return changed_lines(step, head)
-        case Delete(before, along):
+        case Delete(_, along):
             return [head + (f"  (and {len(along)} that go with it)" if along else "")]
     raise AssertionError(step)
 

@@ -1,0 +1,164 @@
+"""Commands that look: status, history, check."""
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from kvmnet.cli.output import Bar, json_option, print_json, say, table
+from kvmnet.cli.picture import Node, picture
+
+if TYPE_CHECKING:
+    from kvmnet.api import Host
+    from kvmnet.status import NetworkStatus, NicStatus, Status
+
+SIGNS = {"ok": "up", "up": "up", "idle": "idle", "running": "up", "stopped": "idle"}
+CLIPPED = 40
+"""NICs listed one by one before the rest is counted; --all lists every one."""
+
+
+def host() -> Host:
+    from kvmnet.api import Host
+    return Host()
+
+
+@click.command()
+@click.option("--drops", is_flag=True, help="Only what the guard refused, by guest and reason.")
+@click.option("--all", "everything", is_flag=True, help="Every NIC, however many.")
+@json_option
+def status(drops: bool, everything: bool, as_json: bool) -> int:
+    """Everything wanted and seen, at a glance; drift from the document is shown."""
+    from kvmnet.status import status as look
+    found = look(host())
+    if found is None:
+        print_json(None) if as_json else say("No document is applied on this host. kvmnet init writes one.")
+        return 0
+    if as_json:
+        print_json(found.to_json())
+    elif drops:
+        show_drops(found)
+    else:
+        show(found, everything)
+    return 0
+
+
+def show(found: Status, everything: bool) -> None:
+    from kvmnet.status import problems
+    click.echo(click.style(f"revision {found.revision}", bold=True)
+               + f"  from {found.source}, applied {found.applied} by {found.by}")
+    if found.unconfirmed is not None:
+        click.echo(click.style(f"not confirmed: goes back in {found.unconfirmed:.0f} s unless `kvmnet confirm`", fg="yellow"))
+    click.echo()
+    click.echo(picture(trees(found)))
+    show_nics(found, everything)
+    if found.drift:
+        click.echo(click.style(f"drift: {len(found.drift)} difference(s) from the document", fg="yellow"))
+        for line in found.drift[:10]:
+            click.echo(f"  {line}")
+        click.echo("  kvmnet plan shows them; kvmnet apply mends them")
+    else:
+        click.echo(click.style("no drift: the host is as the document says", fg="green"))
+    for line in problems(found):
+        click.echo(click.style(f"attention: {line}", fg="red"))
+    for note in found.notes:
+        click.echo(f"note: {note}")
+
+
+def trees(found: Status) -> list[Node]:
+    """Uplinks with their networks below, then networks without one."""
+    roots = []
+    for uplink in found.uplinks:
+        node = Node("uplink", uplink.device, (f"uplink {uplink.name}", *uplink.addresses, f"mtu {uplink.mtu}"),
+                    "up" if uplink.state == "up" else "broken")
+        node.children = [network_node(n, found) for n in found.networks if n.uplink == uplink.name]
+        roots.append(node)
+    roots += [network_node(n, found) for n in found.networks if not n.uplink]
+    return roots
+
+
+def network_node(network: NetworkStatus, found: Status) -> Node:
+    words = (network.mode, network.bridge, *network.addresses, f"mtu {network.mtu}",
+             f"DHCP {network.dhcp}" if network.dhcp != "none" else "")
+    node = Node("network", network.name, words, "up" if network.state == "up" else "broken")
+    node.children = [Node("guest", n.guest if n.nic == "nic0" else f"{n.guest}/{n.nic}",
+                          (n.model, n.ip, n.ip6, n.tap), SIGNS.get(n.state, "broken"))
+                     for n in found.nics if n.network == network.name]
+    return node
+
+
+def show_nics(found: Status, everything: bool) -> None:
+    shown = found.nics if everything else found.nics[:CLIPPED]
+    table("", ("guest", "nic", "network", "mac", "address", "lease", "sends", "receives", "refused", "state"),
+          [nic_row(n) for n in shown])
+    if len(found.nics) > len(shown):
+        click.echo(f"… and {len(found.nics) - len(shown)} more (--all shows them)")
+
+
+def nic_row(n: NicStatus) -> tuple[str, ...]:
+    return (n.guest, n.nic, n.network, n.mac, " ".join(a for a in (n.ip, n.ip6) if a), n.lease,
+            bits(n.sends), bits(n.receives), str(sum(n.refused.values()) or ""), n.state)
+
+
+def bits(rate: float) -> str:
+    """A rate in bit/s with a fitting unit."""
+    for unit in ("bit/s", "kbit/s", "Mbit/s"):
+        if rate < 1000:
+            return f"{rate:.0f} {unit}"
+        rate /= 1000
+    return f"{rate:.1f} Gbit/s"
+
+
+def show_drops(found: Status) -> None:
+    rows = [(f"{n.guest}/{n.nic}", str(count), reason) for n in found.nics for reason, count in n.refused.items()]
+    if rows:
+        table("refused in the last day", ("nic", "frames", "why"), rows)
+    else:
+        click.echo("the guard refused nothing in the last day")
+
+
+@click.command()
+@click.option("--limit", "-n", default=20, show_default=True, help="Newest revisions shown.")
+@json_option
+def history(limit: int, as_json: bool) -> int:
+    """Who applied what, when, from which file."""
+    rows = host().history(limit)
+    if as_json:
+        print_json([{"revision": r.number, "created": r.created, "who": r.who, "source": r.source,
+                     "status": r.status.value, "summary": dict(r.summary), "message": r.message} for r in rows])
+        return 0
+    table("", ("revision", "when", "who", "from", "+ ~ -", "status", "message"),
+          [(str(r.number), r.created, r.who, r.source, " ".join(str(r.summary.get(k, 0)) for k in
+            ("create", "update", "delete")), r.status.value, r.message) for r in rows])
+    return 0
+
+
+@click.command()
+@click.option("--outside", multiple=True, metavar="ADDRESS",
+              help="An address beyond the uplink that answers pings; the next hop of the default route if not given.")
+@click.option("--all", "everything", is_flag=True, help="A row for every forged frame.")
+@json_option
+def check(outside: tuple[str, ...], everything: bool, as_json: bool) -> int:
+    """Prove with packets what the applied document promises.
+
+    Guests that run are asked through their agent; a probe on every network does the rest, forged
+    frames included. Exits with 1 when a claim fails.
+    """
+    from kvmnet.check.model import COLUMNS
+    bar = Bar(as_json)
+    try:
+        report = host().check(outside, bar.show)
+    finally:
+        bar.end()
+    if as_json:
+        print_json(report.to_json())
+        return report.exit_code
+    colours = {"pass": "green", "fail": "red", "skip": "yellow"}
+    table("", COLUMNS, [(*row[:3], f"[{colours[row[3]]}]{row[3]}[/]", escaped(row[4]))
+                        for row in (report.every_row() if everything else report.rows())])
+    click.echo(click.style(report.summary, fg="red" if report.exit_code else "green", bold=True))
+    return report.exit_code
+
+
+def escaped(text: str) -> str:
+    """Text for a table cell, where square brackets are markup."""
+    return text.replace("[", "\\[")

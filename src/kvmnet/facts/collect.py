@@ -1,0 +1,147 @@
+"""Facts of the host, read in bulk. Only reads."""
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from kvmnet.drivers.linux.driver import LinuxDriver
+from kvmnet.drivers.linux.resources import Address, Link
+from kvmnet.engine.driver import Seen
+from kvmnet.engine.resource import Key, Resource
+from kvmnet.facts.features import features
+from kvmnet.facts.model import Facts
+from kvmnet.host import run as host
+from kvmnet.host.paths import Paths
+from kvmnet.host.process import namespace_id
+from kvmnet.modes.uplink import uplink_sysctls
+
+LIMITS = {
+    "gc_thresh3": "net/ipv4/neigh/default/gc_thresh3",
+    "gc_thresh3_6": "net/ipv6/neigh/default/gc_thresh3",
+    "nf_conntrack_max": "net/netfilter/nf_conntrack_max",
+}
+"""Limit -> where it is under /proc/sys. Those that this namespace does not show are left out."""
+
+CLIENTS = ("dhclient", "udhcpc", "dhcpcd", "systemd-networkd", "NetworkManager", "connmand")
+WHOLE_HOST = frozenset({"dhcpcd", "systemd-networkd", "NetworkManager", "connmand"})
+"""Daemons that look after every device unless their command line names one."""
+
+
+def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Iterable[str] = (),
+             running: Mapping[str, tuple[str, ...]] | None = None) -> Facts:
+    """Facts for compiling. ``seen``: everything observed. ``users``: names that the document gives.
+    ``uplinks``: devices that join a bridge: what names them elsewhere is read too. ``running``: guests
+    that run -> their NICs."""
+    links = {r.name: r for r in seen.state.values() if isinstance(r, Link)}
+    return Facts(
+        state={**seen.state, **device_settings(links, seen)},
+        features=features(paths.run / "features.json"),
+        cpus=len(os.sched_getaffinity(0)),
+        running=dict(running or {}),
+        resolvers=resolvers(),
+        users=uids(users),
+        limits=limits(),
+        dhcp_clients=dhcp_clients(links) if any(
+            isinstance(r, Address) and r.dynamic == "dhcp" for r in seen.state.values()) else {},
+        rules=policy_rules() if uplinks else (),
+        ruleset=foreign_ruleset() if uplinks else "")
+
+
+def device_settings(links: Mapping[str, Link], seen: Seen) -> dict[Key, Resource]:
+    """Settings of the host's own devices that hold addresses or are ports of our bridges, and of the
+    bridges that took them."""
+    addressed = {r.dev for r in seen.state.values() if isinstance(r, Address)}
+    asked: dict[str, None] = {}
+    for link in links.values():
+        if link.key in seen.ours or link.type == "loopback":
+            continue
+        master = link.master if link.master and Key(Link.kind, link.master) in seen.ours else ""
+        if master or link.name in addressed:
+            asked.update(dict.fromkeys(uplink_sysctls(link.name, master or "default")))
+    return {s.key: s for s in LinuxDriver(asked).observe_sysctls({}, links)}
+
+
+def resolvers(etc: Path = Path("/etc/resolv.conf"),
+              behind: Path = Path("/run/systemd/resolve/resolv.conf")) -> tuple[str, ...]:
+    """Nameservers that others can use too: those behind a local stub (systemd-resolved), not the stub."""
+    found = nameservers(etc)
+    if found and all(a.startswith("127.") or a == "::1" for a in found):
+        return nameservers(behind) or found
+    return found
+
+
+def nameservers(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ()
+    words = (line.split() for line in text.splitlines())
+    return tuple(dict.fromkeys(w[1] for w in words if len(w) > 1 and w[0] == "nameserver"))
+
+
+def uids(names: Iterable[str]) -> dict[str, int]:
+    """User name -> uid, of those that exist."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(KeyError):
+            found[name] = pwd.getpwnam(name).pw_uid
+    return found
+
+
+def limits(root: Path = Path("/proc/sys")) -> dict[str, int]:
+    found = {}
+    for name, path in LIMITS.items():
+        with contextlib.suppress(OSError, ValueError):
+            found[name] = int((root / path).read_text(encoding="ascii"))
+    return found
+
+
+def dhcp_clients(links: Iterable[str], proc: Path = Path("/proc")) -> dict[str, str]:
+    """Device -> DHCP daemon of this network namespace that looks after it; '' for one that does for all."""
+    devices, found = set(links), {}
+    here = namespace_id() if proc == Path("/proc") else None
+    for pid, words in command_lines(proc):
+        name = Path(words[0]).name
+        if name not in CLIENTS or (here is not None and namespace_of(proc, pid) != here):
+            continue
+        named = devices.intersection(words[1:])
+        for device in named or ({""} if name in WHOLE_HOST else set()):
+            found[device] = f"{name}, pid {pid}"
+    return found
+
+
+def command_lines(proc: Path) -> Iterator[tuple[int, list[str]]]:
+    for entry in proc.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                if words[0]:
+                    yield int(entry.name), words
+
+
+def namespace_of(proc: Path, pid: int) -> int | None:
+    try:
+        return (proc / str(pid) / "ns" / "net").stat().st_ino
+    except OSError:
+        return None
+
+
+def policy_rules() -> tuple[str, ...]:
+    """Policy rules of both families, as ``ip rule`` prints them."""
+    return tuple(line.strip() for family in ("-4", "-6")
+                 for line in host.run(("ip", family, "rule", "show")).splitlines())
+
+
+def foreign_ruleset() -> str:
+    """nftables of the host without our tables and without the contents of sets; '' when nft is not there."""
+    if host.missing("nft"):
+        return ""
+    try:
+        text = host.run(("nft", "--terse", "list", "ruleset"))
+    except host.ToolFailed:
+        return ""
+    return "".join(t for t in re.split(r"(?m)^(?=table )", text) if not re.match(r"table \w+ kvmnet", t))

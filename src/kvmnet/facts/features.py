@@ -1,0 +1,118 @@
+"""What this host's kernel can do: feature -> probe -> reason ('' when it can).
+
+Its readers are the compiler's choices, the checks of a document, the doctor's rules and the tests'
+skips. Everything that needs an object is tried in a network namespace of its own, which vanishes with
+the process; the answers are kept in the run directory for as long as the same kernel runs with the
+same modules installed. A probe may make the kernel load a module, as using the feature would.
+"""
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from kvmnet.host import run as host
+from kvmnet.host.process import boot_id
+
+PROBES: dict[str, str] = {
+    "bridge": "ip link add b0 type bridge",
+    "bridge-vlan-filtering": "ip link set b0 type bridge vlan_filtering 1",
+    "bridge-netfilter": "ip link set b0 type bridge nf_call_iptables 0",
+    "port": "ip tuntap add dev t0 mode tap && ip link set t0 master b0",
+    "port-isolated": "ip link set t0 type bridge_slave isolated on && ip -d link show t0 | grep -q 'isolated on'",
+    "port-locked": "ip link set t0 type bridge_slave locked on && ip -d link show t0 | grep -q 'locked on'",
+    "nft": "nft add table inet t",
+    "nft-bridge": "nft 'add table bridge t; add chain bridge t c { type filter hook prerouting priority 0; }'",
+    "nft-bridge-ibrname": "nft 'add rule bridge t c meta ibrname x accept'",
+    "nft-bridge-reject": "nft 'add rule bridge t c reject'",
+    "bridge-conntrack": "nft 'add rule bridge t c ct state established accept'",
+    "conntrack": "nft 'add chain inet t c; add rule inet t c ct state established accept'",
+    "nft-netdev-egress": "nft 'add table netdev t; add chain netdev t c "
+                         "{ type filter hook egress device t0 priority 0; }'",
+    "ipv6": "test -d /proc/sys/net/ipv6/conf/all",
+    "ipv6-force-forwarding": "test -e /proc/sys/net/ipv6/conf/all/force_forwarding",
+}
+"""Feature -> shell command that succeeds when the kernel can, in this order, in one scratch namespace."""
+
+MISSING: dict[str, str] = {
+    "port-isolated": "the kernel or iproute2 is older than Linux 4.18",
+    "port-locked": "the kernel or iproute2 is older than Linux 5.18",
+    "bridge-netfilter": "the kernel lacks bridge netfilter (CONFIG_BRIDGE_NETFILTER)",
+    "bridge-conntrack": "the kernel lacks connection tracking for bridges (CONFIG_NF_CONNTRACK_BRIDGE)",
+    "nft-bridge-ibrname": "the kernel lacks bridge names in nftables (CONFIG_NFT_BRIDGE_META)",
+    "nft-bridge-reject": "the kernel lacks reject in bridges (CONFIG_NFT_BRIDGE_REJECT)",
+    "nft-netdev-egress": "the kernel lacks the egress hook (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
+    "ipv6": "IPv6 is switched off (ipv6.disable=1)",
+    "ipv6-force-forwarding": "the kernel is older than Linux 6.17",
+}
+"""Feature -> what its absence means, where the tool's own message does not say it."""
+
+DEVICES: dict[str, tuple[str, str]] = {
+    "tun": ("/dev/net/tun", "modprobe tun; in a container the device must be passed in"),
+    "vhost-net": ("/dev/vhost-net", "modprobe vhost_net; in a container the device must be passed in"),
+}
+"""Feature -> (device file, what to do when it is missing). Looked up each time: they come and go."""
+
+
+def features(cache: Path) -> dict[str, str]:
+    """Every feature with '' when this host has it, else the reason why not. ``cache``: file to keep the
+    answers in; it may be missing or unwritable."""
+    known = {name: device_reason(*device) for name, device in DEVICES.items()}
+    return known | probed(cache, identity(), probe)
+
+
+def device_reason(path: str, cure: str) -> str:
+    return "" if Path(path).exists() else f"{path} is missing: {cure}"
+
+
+def identity() -> str:
+    """What the answers hold for: this boot, this kernel, these modules, these probes."""
+    release = os.uname().release
+    try:
+        modules = Path(f"/lib/modules/{release}/modules.dep").stat().st_mtime_ns
+    except OSError:
+        modules = 0
+    return f"{boot_id()} {release} {modules} {' '.join(PROBES)}"
+
+
+def probed(cache: Path, identity: str, ask: Callable[[], Mapping[str, str] | None]) -> dict[str, str]:
+    """The cached answers for *identity*, or those of *ask*, which are then kept."""
+    try:
+        saved = json.loads(cache.read_text(encoding="utf-8"))
+        if saved["identity"] == identity:
+            return {str(k): str(v) for k, v in saved["features"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # no cache, or a broken one: it is made anew
+    answers = ask()
+    if answers is None:
+        return dict.fromkeys(PROBES, "cannot be tried: not root, or no network namespaces here")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        fresh = cache.with_suffix(f".{os.getpid()}")
+        fresh.write_text(json.dumps({"identity": identity, "features": dict(answers)}), encoding="utf-8")
+        fresh.replace(cache)
+    except OSError:
+        pass  # asked again next time
+    return dict(answers)
+
+
+def probe() -> dict[str, str] | None:
+    """Try every probe in a namespace of its own; None when there can be none."""
+    script = "".join(f'if out=$({{ {command}; }} 2>&1); then echo "{name}"; '
+                     f'else echo "{name} $(echo "$out" | head -n 1)"; fi\n' for name, command in PROBES.items())
+    try:
+        text = host.run(("unshare", "--net", "sh", "-s"), stdin=f"{script}echo done\n")
+    except host.ToolFailed:
+        return None
+    lines = dict(line.partition(" ")[::2] for line in text.splitlines())
+    if "done" not in lines:
+        return None
+    return {name: reason_of(name, lines, text) for name in PROBES}
+
+
+def reason_of(name: str, lines: Mapping[str, str], text: str) -> str:
+    if name in text.splitlines():
+        return ""
+    said = lines.get(name, "").strip()
+    return MISSING.get(name) or said or "the probe failed and said nothing"

@@ -1,0 +1,179 @@
+"""Everything wanted and seen at a glance, as data: what ``kvmnet status`` shows."""
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvmnet.drivers.dnsmasq.driver import leases
+from kvmnet.drivers.dnsmasq.resources import DnsmasqServer
+from kvmnet.drivers.linux.resources import Address, Link
+from kvmnet.engine.driver import Seen
+from kvmnet.engine.resource import Key
+from kvmnet.facts.counters import Traffic, traffic
+from kvmnet.policy.guard import REASONS
+
+if TYPE_CHECKING:
+    from kvmnet.api import Host
+    from kvmnet.modes.model import NicOnNetwork
+    from kvmnet.modes.segment import Segment
+
+HOUR = 3600
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkStatus:
+    name: str
+    device: str
+    state: str
+    mtu: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStatus:
+    name: str
+    mode: str
+    uplink: str
+    bridge: str
+    mtu: int
+    addresses: tuple[str, ...]
+    dhcp: str
+    """serving, down, or none."""
+    leases: int
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class NicStatus:
+    guest: str
+    nic: str
+    network: str
+    model: str
+    tap: str
+    mac: str
+    ip: str
+    ip6: str
+    lease: str
+    """leased, or '' where nothing was asked for yet."""
+    sends: float
+    """Bits per second from the guest."""
+    receives: float
+    """Bits per second to the guest."""
+    refused: Mapping[str, int]
+    """Frames of the last day that the guard dropped, by reason."""
+    state: str
+    """ok, idle (nobody opened it), down, detached, missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    revision: int
+    source: str
+    applied: str
+    by: str
+    unconfirmed: float | None
+    """Seconds left to confirm, or None."""
+    drift: tuple[str, ...]
+    """What the host differs in from the document."""
+    notes: tuple[str, ...]
+    uplinks: tuple[UplinkStatus, ...]
+    networks: tuple[NetworkStatus, ...]
+    nics: tuple[NicStatus, ...]
+    guests: Mapping[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": 1, **asdict(self)}
+
+
+def status(host: Host) -> Status | None:
+    """The state of *host*, or None when no document is applied."""
+    document = host.current()
+    last = host.engine.history.last_confirmed()
+    if document is None or last is None:
+        return None
+    planned = host.plan_document(document, adopt=True)
+    assert planned.compiled is not None
+    segments = planned.compiled.segments
+    now = traffic()
+    dropped = refused(host)
+    return Status(
+        revision=last.number, source=last.source, applied=last.created, by=last.who,
+        unconfirmed=host.unconfirmed(),
+        drift=tuple(f"{type(s).__name__.lower()} {s.key}" for s in planned.steps), notes=planned.notes,
+        uplinks=tuple(uplink_status(name, u.device, planned.seen, now)
+                      for name, u in document.spec.uplinks.items()),
+        networks=tuple(network_status(host, s, planned.seen, now) for s in segments.values()),
+        nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, planned.seen, now, dropped)),
+        guests={row.name: row.state for row in host.guests()})
+
+
+def uplink_status(name: str, device: str, seen: Seen, now: Mapping[str, Traffic]) -> UplinkStatus:
+    link = seen.state.get(Key("link", device))
+    state = "missing" if not isinstance(link, Link) else "up" if device in now and now[device].carrier else "down"
+    return UplinkStatus(name, device, state, link.mtu or 0 if isinstance(link, Link) else 0,
+                        addresses_on(device, seen))
+
+
+def addresses_on(device: str, seen: Seen) -> tuple[str, ...]:
+    return tuple(r.name.partition(" ")[2] for r in seen.state.values()
+                 if isinstance(r, Address) and r.dev == device)
+
+
+def network_status(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Traffic]) -> NetworkStatus:
+    link = seen.state.get(Key("link", segment.bridge))
+    server = seen.state.get(Key("dnsmasq", segment.name))
+    dhcp = "none" if server is None else "serving" if isinstance(server, DnsmasqServer) and server.running else "down"
+    state = "missing" if not isinstance(link, Link) else "up" if link.up else "down"
+    return NetworkStatus(segment.name, segment.network.mode.value, segment.network.uplink or "", segment.bridge,
+                         segment.mtu, addresses_on(segment.bridge, seen), dhcp,
+                         len(live_leases(host, segment)), state)
+
+
+def live_leases(host: Host, segment: Segment) -> set[str]:
+    """Addresses that are lent now."""
+    moment = time.time()
+    return {lease.ip for lease in leases(host.paths, segment.name)
+            if lease.expiry == 0 or lease.expiry > moment}
+
+
+def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Traffic],
+                 dropped: Mapping[str, Mapping[int, int]]) -> list[NicStatus]:
+    lent = live_leases(host, segment)
+    return [NicStatus(
+        guest=nic.vm, nic=nic.nic, network=segment.name, model=nic.declared.model.value, tap=nic.tap, mac=nic.mac,
+        ip=nic.ip, ip6=nic.ip6, lease="leased" if {nic.ip, nic.ip6} & lent else "",
+        sends=now[nic.tap].rx_rate if nic.tap in now else 0.0,
+        receives=now[nic.tap].tx_rate if nic.tap in now else 0.0,
+        refused={REASONS[number]: count for number, count in sorted(dropped.get(nic.tap, {}).items())},
+        state=nic_state(nic, segment, seen, now)) for nic in segment.nics]
+
+
+def nic_state(nic: NicOnNetwork, segment: Segment, seen: Seen, now: Mapping[str, Traffic]) -> str:
+    link = seen.state.get(Key("link", nic.tap))
+    if not isinstance(link, Link):
+        return "missing"
+    if link.master != segment.bridge:
+        return "detached"
+    if not link.up:
+        return "down"
+    return "ok" if nic.tap in now and now[nic.tap].carrier else "idle"
+
+
+def refused(host: Host) -> Mapping[str, Mapping[int, int]]:
+    """Tap -> reason -> frames that the guard dropped in the last day."""
+    from kvmnet.drivers.nftables.driver import NftablesDriver
+    for driver in host.engine.dispatch.drivers:
+        if isinstance(driver, NftablesDriver) and driver.unavailable() is None:
+            return driver.dropped()
+    return {}
+
+
+def problems(status: Status) -> Sequence[str]:
+    """What an operator should look at first."""
+    found = [f"{n.guest}/{n.nic} is {n.state}" for n in status.nics if n.state in ("missing", "detached", "down")]
+    found += [f"network {n.name}: DHCP and DNS are down" for n in status.networks if n.dhcp == "down"]
+    found += [f"uplink {u.name} ({u.device}) is {u.state}" for u in status.uplinks if u.state != "up"]
+    found += [f"guest {name} died" for name, state in status.guests.items() if state == "died"]
+    return found
