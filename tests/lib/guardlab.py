@@ -115,13 +115,16 @@ class Lab:
 
         A frame of the outside follows each lot on the same path, so that nothing is still on its way.
         """
+        frames = list(frames)
         self.forget()
         nonce, last = b"N0" + os.urandom(10), b"L0" + os.urandom(10)
         for frame in frames:
             self.attacker.send(frame + nonce)
         self.outside.send(b"\xff" * 6 + b"\x02\0\0\0\0\x0c" + b"\x88\xb5" + bytes(46) + last)
         wait_until(lambda: self.victim.got(last) and self.host.got(last), 5)
-        return {where: sink.got(nonce) for where, sink in self.sinks.items()}
+        cut = {frame for frame in frames if len(frame) > 20}  # br_netfilter cuts what follows an IP packet
+        return {where: sum(nonce in seen or seen in cut for seen in sink.drain())
+                for where, sink in self.sinks.items()}
 
 
 @contextmanager

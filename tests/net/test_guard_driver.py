@@ -2,11 +2,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from kvmnet.drivers.nftables.driver import NftablesDriver
-from kvmnet.drivers.nftables.resources import NftTable, NicGuard
+from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.engine.driver import StepFailed
-from kvmnet.engine.plan import plan
+from kvmnet.engine.plan import before_image, plan
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.host.paths import Paths
 from kvmnet.policy.guard import guard_table, nic_guard
@@ -131,5 +133,32 @@ def test_the_keeper_is_seen_restarted_and_ended(paths: Paths) -> None:
     assert sh("nft list ruleset") == ""
 
 
-def test_guards_are_named_by_tap() -> None:
-    assert isinstance(WIDE, NicGuard) and WIDE.key == Key("nic-guard", "kvt-wide")
+NICS = st.builds(
+    nic_guard, st.sampled_from(["kvt-a", "kvt-b~1", "kvt-c"]), st.sampled_from(["full", "mac", "off"]),
+    st.lists(st.sampled_from(["02:00:00:00:00:01", "02:00:00:00:00:02"]), min_size=1, max_size=2),
+    st.lists(st.sampled_from(["10.0.0.1", "10.0.0.2", "fd00::1", "fe80::1"]), max_size=3),
+    st.lists(st.sampled_from(["10.1.0.0/24", "10.1.0.0/16", "10.2.0.0/31", "fd01::/64", "2001:db8::/33"]), max_size=3),
+    st.lists(st.integers(1, 4094), max_size=2), st.lists(st.sampled_from(["router", "querier", "dhcp-server"]), max_size=2),
+    st.sampled_from(["kvb-a", "kvb-b"]), st.lists(st.sampled_from(["10.0.0.1", "10.0.0.254", "fe80::1"]), max_size=2))
+STATES = st.lists(NICS, max_size=3, unique_by=lambda g: g.name).flatmap(lambda guards: st.sampled_from([
+    state(guard_table(), *guards), state(guard_table(), HOST, *guards), state(HOST), state()]))
+
+
+@given(STATES, STATES)
+@settings(max_examples=25, deadline=None, phases=[Phase.reuse, Phase.generate],
+          suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_state_follows_any_other_and_can_be_taken_back(
+        paths: Paths, first: dict[Key, Resource], second: dict[Key, Resource]) -> None:
+    driver = NftablesDriver(paths)
+    converge(driver, first)
+    seen = driver.observe(second)
+    steps = plan(seen.state, second, seen.ours)
+    image = before_image(seen.state, steps, seen.ours)
+    driver.apply(steps, lambda n: None)
+    after = driver.observe(second)
+    assert {k: r for k, r in after.state.items() if k in after.ours} == after.state
+    assert after.state.keys() == second.keys()
+    taken_back = plan(after.state, {**{k: after.state[k] for k in after.state}, **image}, after.ours)
+    driver.apply(taken_back, lambda n: None)
+    assert driver.observe(first).state == seen.state
+    assert converge(driver, {}) >= 0

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kvmnet.drivers.nftables.driver import NftablesDriver
-from kvmnet.drivers.nftables.keeper import start_time
+from kvmnet.drivers.nftables.keeper import REMEMBER_EVERY, start_time
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.engine.plan import Step, Update, plan
 from kvmnet.engine.resource import Key, Resource
@@ -153,6 +153,23 @@ def test_a_killed_owner_of_the_tables_is_replaced_by_the_keeper(wired: Lab, driv
     wait_until(lambda: sh(f"pgrep -P {keeper_pid(driver)}", check=False).split() not in ([], [owner]), 5)
     wait_until(lambda: sh("nft list tables").count("kvmnet-keeper") == 2, 5)
     assert apply(driver, everything(wired)) == ()
+
+
+def test_a_flush_does_not_forget_whose_a_link_local_is(wired: Lab, driver: NftablesDriver) -> None:
+    address = "0xfe800000000000001122334455667788"
+    zone = wired.guards[1].zone
+    sh(f"nft add element bridge kvmnet learned '{{ \"kvt-victim\" . {address} }}'")
+    sh(f"nft add element bridge kvmnet claimed '{{ {zone} . {address} }}'")
+    wait_until(lambda: (driver.paths.guard / "memory.nft").exists(), 2 * REMEMBER_EVERY)
+    sh("nft flush ruleset")
+    wait_until(lambda: "bridge kvmnet\n" in sh("nft list tables"), 5)
+    assert address in sh("nft list set bridge kvmnet learned")
+    assert address in sh("nft list set bridge kvmnet claimed")
+    del wired.guards[1]
+    apply(driver, everything(wired))
+    sh("nft flush ruleset")
+    wait_until(lambda: "bridge kvmnet\n" in sh("nft list tables"), 5)
+    assert address not in sh("nft list set bridge kvmnet learned") + sh("nft list set bridge kvmnet claimed")
 
 
 def test_of_two_keepers_one_wins(wired: Lab, driver: NftablesDriver) -> None:

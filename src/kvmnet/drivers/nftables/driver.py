@@ -220,6 +220,8 @@ class NftablesDriver:
             raise StepFailed(steps[0].key if len(steps) == 1 else None, refused.detail,
                              "nothing of this transaction was made") from refused
         self.standing = after
+        if any(touches_memory(s) for s in steps):
+            (self.paths.guard / "memory.nft").unlink(missing_ok=True)
         if after.tables:
             write_whole(self.paths.guard / "ruleset.nft", "\n".join(after.script()) + "\n")
         else:

@@ -4,7 +4,8 @@ Run as a program, with the standard library alone: ``python -I -S keeper.py FOLD
 
 A resident ``nft -i`` owns the tables of ``held.nft`` (flag owner), which drop guest frames that no
 guard has judged. The kernel tells of every removed table on a netlink socket; when one of ours is
-gone, ``ruleset.nft`` is loaded again at once, unless kvmnet itself is changing it (``changing``).
+gone, ``ruleset.nft`` is loaded again at once, unless kvmnet itself is changing it (``changing``),
+and with it the link-local addresses that NICs had claimed (``memory.nft``, saved every 5 s).
 When this process ends, nft reads end of file and ends too, and the kernel removes the held tables.
 """
 from __future__ import annotations
@@ -30,6 +31,11 @@ ERROR, DONE = 2, 3
 REQUEST, DUMP = 1, 0x300
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 TABLE_NAME = 1
+GUARD = "bridge kvmnet"
+MEMORY = ("claimed", "learned")
+"""Sets of the guard that the kernel fills."""
+REMEMBER_EVERY = 5.0
+"""Seconds after which they are saved again."""
 
 
 def start_time(pid: int) -> str | None:
@@ -122,8 +128,12 @@ class Keeper:
         handle = os.pidfd_open(owner.pid)
         try:
             self.restore()
+            due = time.monotonic() + REMEMBER_EVERY
             while True:
-                ready, _, _ = select.select([events.fileno(), handle], [], [], None)
+                ready, _, _ = select.select([events.fileno(), handle], [], [], max(0, due - time.monotonic()))
+                if time.monotonic() >= due:
+                    self.remember()
+                    due = time.monotonic() + REMEMBER_EVERY
                 if handle in ready:
                     return
                 if events.fileno() in ready and self.something_went(events):
@@ -150,9 +160,32 @@ class Keeper:
         with open(self.folder / "changing", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if lacking := self.lacking():
-                done = subprocess.run(["nft", "-f", str(self.folder / "ruleset.nft")], check=False)
-                print(f"{time.strftime('%FT%T')} restored {', '.join(sorted(lacking))}: nft exit {done.returncode}",
-                      flush=True)
+                code = self.load("ruleset.nft", "memory.nft") and self.load("ruleset.nft")
+                print(f"{time.strftime('%FT%T')} restored {', '.join(sorted(lacking))}: nft exit {code}", flush=True)
+
+    def load(self, *names: str) -> int:
+        """Load files as one transaction."""
+        script = "".join((self.folder / name).read_text() for name in names if (self.folder / name).exists())
+        return subprocess.run(["nft", "-f", "-"], input=script.encode(), check=False).returncode
+
+    def remember(self) -> None:
+        """Save which NIC uses which link-local: the kernel alone knows, and a flush makes it forget."""
+        with open(self.folder / "changing", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                return
+            lines = []
+            for name in MEMORY:
+                done = subprocess.run(["nft", "list", "set", *GUARD.split(), name], capture_output=True, text=True,
+                                      check=False)
+                if done.returncode:
+                    return
+                if found := re.search(r"elements = \{(.*?)\}", done.stdout, re.S):
+                    lines.append(f"add element {GUARD} {name} {{{' '.join(found[1].split())}}}\n")
+            fresh = self.folder / "memory.nft.new"
+            fresh.write_text("".join(lines))
+            fresh.replace(self.folder / "memory.nft")
 
     def lacking(self) -> set[str]:
         try:
