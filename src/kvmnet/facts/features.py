@@ -42,6 +42,7 @@ MISSING: dict[str, str] = {
     "bridge-conntrack": "the kernel lacks connection tracking for bridges (CONFIG_NF_CONNTRACK_BRIDGE)",
     "nft-bridge-ibrname": "the kernel lacks bridge names in nftables (CONFIG_NFT_BRIDGE_META)",
     "nft-bridge-reject": "the kernel lacks reject in bridges (CONFIG_NFT_BRIDGE_REJECT)",
+    "bridge-vlan-filtering": "the kernel lacks VLANs in bridges (CONFIG_BRIDGE_VLAN_FILTERING)",
     "nft-netdev-egress": "the kernel lacks the egress hook (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
     "ipv6": "IPv6 is switched off (ipv6.disable=1)",
     "ipv6-force-forwarding": "the kernel is older than Linux 6.17",

@@ -1,0 +1,39 @@
+"""Probing leaves nothing behind, and says what the kernel really does."""
+from __future__ import annotations
+
+import pytest
+
+from kvmnet.drivers.linux.driver import LinuxDriver
+from kvmnet.facts.collect import facts_of, foreign_ruleset
+from kvmnet.facts.features import DEVICES, PROBES, features
+from kvmnet.host.paths import Paths
+from lib.netns import sh
+
+pytestmark = [pytest.mark.net, pytest.mark.usefixtures("netns")]
+
+
+def test_features_are_what_a_command_by_hand_shows_and_nothing_is_left(paths: Paths) -> None:
+    before = sh("ip -d link; nft list ruleset; ip netns")
+    found = features(paths.run / "features.json")
+    assert found.keys() == PROBES.keys() | DEVICES.keys()
+    assert found["bridge"] == found["port"] == found["nft-bridge"] == ""
+    sh("nft 'add table bridge x; add chain bridge x c { type filter hook prerouting priority 0; }'")
+    by_hand = "yes" in sh("nft 'add rule bridge x c ct state established accept' && echo yes", check=False)
+    assert (found["bridge-conntrack"] == "") == by_hand
+    sh("nft delete table bridge x")
+    assert sh("ip -d link; nft list ruleset; ip netns") == before
+    assert features(paths.run / "features.json") == found
+
+
+def test_facts_of_a_host_name_what_hangs_on_its_devices(paths: Paths) -> None:
+    sh("ip link add eth9 type veth peer name far && ip link set eth9 up && ip addr add 192.0.2.5/24 dev eth9 &&"
+       "ip addr add 192.0.2.6/24 dev eth9 valid_lft 100 preferred_lft 100 && ip rule add iif eth9 table 7 &&"
+       "nft 'add table inet theirs; add chain inet theirs c; add rule inet theirs c iifname \"eth9\" drop' &&"
+       "nft 'add table inet kvmnet; add chain inet kvmnet c; add rule inet kvmnet c iifname \"eth8\" drop'")
+    facts = facts_of(LinuxDriver().observe({}), paths, uplinks=["eth9"], users=["root"])
+    assert any(k.name == "net/ipv6/conf/eth9/accept_ra" for k in facts.state)
+    assert any("iif eth9" in rule for rule in facts.rules)
+    assert 'iifname "eth9"' in facts.ruleset and "eth8" not in facts.ruleset
+    assert facts.cpus >= 1 and facts.users == {"root": 0} and facts.dhcp_clients == {}
+    assert facts_of(LinuxDriver().observe({}), paths).ruleset == ""
+    assert "eth8" in sh("nft list ruleset") and "eth8" not in foreign_ruleset()
