@@ -4,6 +4,8 @@ from __future__ import annotations
 import os
 import secrets
 import struct
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
@@ -72,26 +74,34 @@ def error_words(packet: Packet) -> str:
 
 # -- TCP -------------------------------------------------------------------------------------------
 
-def knock(station: Station, target: str, port: int, patience: float = PATIENCE) -> str:
-    """What a SYN to *port* of a neighbour brings: open, closed, refused: WORDS, or '' for silence."""
+def knock(station: Station, target: str, ports: Sequence[int], patience: float = PATIENCE) -> dict[int, str]:
+    """What a SYN to each of *ports* of a neighbour brings: open, closed or refused; silent ones are left out."""
     src, mac = station.address_for(target), station.resolve(target, patience)
     if not src or not mac:
-        return ""
-    own = 32768 + secrets.randbelow(28000)
-    syn = wrap(src, target, TCP, frames.tcp(src, target, own, port, 2))
-    answer = station.ask(
-        frames.ether(mac, station.mac, frames.family(syn), syn),
-        lambda p: (p.src == target and p.protocol == TCP and p.ports == (port, own))
-        or (is_error(p) and struct.pack("!HH", own, port) in p.body), patience)
-    if answer is None:
-        return ""
-    if is_error(answer):
-        return f"refused: {error_words(answer)}"
-    if answer.body[13] & 4:
-        return "closed"
-    reset = wrap(src, target, TCP, frames.tcp(src, target, own, port, 4, sequence=2))
-    station.send_ip(reset, mac)
-    return "open"
+        return {}
+    own, since = 32768 + secrets.randbelow(28000), len(station.heard)
+    for port in ports:
+        station.send_ip(wrap(src, target, TCP, frames.tcp(src, target, own, port, 2)), mac)
+    found: dict[int, str] = {}
+    deadline = time.monotonic() + patience
+    while len(found) < len(ports) and (left := deadline - time.monotonic()) > 0:
+        answer = station.wait(lambda p: answered_port(p, target, own) not in (0, *found), left, since)
+        if answer is None:
+            break
+        port = answered_port(answer, target, own)
+        found[port] = "refused" if is_error(answer) else "closed" if answer.body[13] & 4 else "open"
+        if found[port] == "open":
+            station.send_ip(wrap(src, target, TCP, frames.tcp(src, target, own, port, 4, sequence=2)), mac)
+    return found
+
+
+def answered_port(packet: Packet, target: str, own: int) -> int:
+    """The port of *target* that a packet answers for; 0 when it answers nothing of ours."""
+    if packet.src == target and packet.protocol == TCP and packet.ports[1] == own:
+        return packet.ports[0]
+    if is_error(packet) and (at := packet.body.find(struct.pack("!H", own), 8)) >= 0:
+        return int.from_bytes(packet.body[at + 2:at + 4], "big")
+    return 0
 
 
 def wrap(src: str, dst: str, protocol: int, payload: bytes) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from itertools import groupby
 from typing import Any, Protocol
 
 from kvmnet.facts.model import Allocations
@@ -102,12 +103,12 @@ class Report:
                 f"{self.count(Verdict.SKIP)} skipped in {self.seconds:.1f} s")
 
     def rows(self) -> list[tuple[str, str, str, str, str]]:
-        """Cells of the table under ``COLUMNS``; a network's name stands in its first row only."""
-        rows, last = [], ""
-        for c in self.claims:
-            rows.append(("" if c.network == last else c.network, c.subject, c.name, c.verdict.value, c.evidence))
-            last = c.network
-        return rows
+        """Cells of the table under ``COLUMNS``: forged frames that were all dropped share one row."""
+        return [cells(c) for c in folded(self.claims)]
+
+    def every_row(self) -> list[tuple[str, str, str, str, str]]:
+        """The same with a row for every claim."""
+        return [cells(c) for c in self.claims]
 
     def to_json(self) -> dict[str, Any]:
         """Stable data for other programs."""
@@ -118,10 +119,32 @@ class Report:
 
 
 COLUMNS = ("network", "from", "claim", "verdict", "evidence")
+DROPS = "drops "
+"""Beginning of the claims about forged frames."""
+
+
+def cells(claim: Claim) -> tuple[str, str, str, str, str]:
+    return claim.network, claim.subject, claim.name, claim.verdict.value, claim.evidence
+
+
+def folded(claims: Sequence[Claim]) -> list[Claim]:
+    """*claims*, those about forged frames that passed as one for each network and sender."""
+    out: list[Claim] = []
+    for (network, subject, forged), group in groupby(
+            claims, lambda c: (c.network, c.subject, c.verdict is Verdict.PASS and c.name.startswith(DROPS))):
+        found = list(group)
+        if forged and len(found) > 1:
+            names = ", ".join(c.name.removeprefix(DROPS) for c in found)
+            out.append(Claim(network, subject, f"{DROPS}forged", Verdict.PASS,
+                             f"{len(found)} kinds of forged frames did not arrive, their controls did: {names}",
+                             sum(c.seconds for c in found)))
+        else:
+            out += found
+    return out
 
 
 def check_text(report: Report) -> str:
-    """The table as plain text, one claim a line, and the summary."""
+    """The table as plain text, one row a line, and the summary."""
     rows = [COLUMNS, *report.rows()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS) - 1)]
     lines = ["  ".join((*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1])).rstrip()

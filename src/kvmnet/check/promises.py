@@ -193,7 +193,8 @@ def reaches_guest(place: Place, family: int) -> Finding | None:
 def carries_mtu(place: Place, family: int) -> Finding | None:
     """A packet of exactly the MTU goes there and back in one piece, one byte more does not."""
     segment, station, mtu = place.segment, place.station, place.segment.mtu
-    target = gateway(segment, family) or own_address(place.peer, family)
+    beside = "" if segment.network.isolated_ports else own_address(place.peer, family)
+    target = gateway(segment, family) or beside
     if not target or not own_address(station, family) or (family == 6 and mtu < LEAST_MTU6):
         return None
     if mtu < HEADERS[family] + 8:
@@ -203,7 +204,7 @@ def carries_mtu(place: Place, family: int) -> Finding | None:
         return failed(f"{mtu} bytes with DF: {exact.words}")
     if not exact.whole:
         return failed(f"{mtu} bytes with DF: the answer of {target} came in fragments, its MTU is smaller")
-    if target == own_address(place.peer, family):
+    if target == beside:
         return passed(f"{mtu} bytes with DF to {target} and back in one packet")
     more = ping(station, target, size=mtu + 1, patience=SHORT)
     if more.answered and more.whole:

@@ -1,10 +1,11 @@
 """Proves an applied document with packets: probes on every network, and the guests that answer."""
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from kvmnet.check.model import Claim, Finding, Progress, Report, Subject, Verdict
 from kvmnet.check.probe import Probe, design, free_address, free_mac, placed
@@ -14,6 +15,7 @@ from kvmnet.check.station import Listener
 from kvmnet.host.interrupts import raised
 from kvmnet.host.lock import exclusive
 from kvmnet.host.packets import Capture, device_mac, exists
+from kvmnet.host.run import ToolFailed, run
 from kvmnet.modes.segment import Segment
 from kvmnet.spec.pools import Family
 
@@ -47,13 +49,22 @@ def prove_network(subject: Subject, segment: Segment) -> list[Claim]:
         probes = design(subject, [segment, segment, *others])
         stations = stack.enter_context(placed(probes, segment.name, subject.paths))
         host = watch(stack, segment.bridge)
-        uplinks = [watch(stack, d) for d in sorted({s.way_out for s in subject.segments.values()}) if d and exists(d)]
+        uplinks = [watch(stack, d) for d in ways_out(subject)]
         beyond = [Beyond(s, far, stack.enter_context(Capture(s.bridge)))
                   for s, far in zip(others, stations[2:], strict=True)]
         place = Place(segment, subject, stations[0], stations[1], free_mac(subject, segment.name, 0),
                       *nobodys(subject, segment, probes[:2]))
         ground = firing_range(place, host, device_mac(segment.bridge))
         return at_once(segment.name, "probe", place, [*PROMISES.items(), *refusals(ground, uplinks, beyond)])
+
+
+def ways_out(subject: Subject) -> list[str]:
+    """Devices that a packet for the outside could leave by."""
+    devices = {s.way_out for s in subject.segments.values()}
+    for address in subject.outside:
+        with suppress(ToolFailed):    # no route there
+            devices |= {str(r.get("dev", "")) for r in json.loads(run(["ip", "-j", "route", "get", address]))}
+    return sorted(d for d in devices if d and exists(d))
 
 
 def watch(stack: ExitStack, device: str) -> Listener:

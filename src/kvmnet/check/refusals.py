@@ -23,6 +23,8 @@ from kvmnet.spec.models import Mode
 
 SOMEWHERE = {4: "198.51.100.1", 6: "2001:db8::1"}
 """Addresses that nobody has (RFC 5737, RFC 3849)."""
+COMMON = (22, 111, 443)
+"""TCP ports that hosts often listen on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class Range:
 
 
 def fire(ground: Range, attack: Attack) -> Finding | None:
-    """Each receiver gets the forbidden frame, then its control."""
+    """Each receiver gets the forbidden frame, then its control: the allowed frame of the same shape."""
     hit, arrived = [], []
     for aim in ground.aims:
         forbidden, allowed = (make(ground.sender, aim.receiver) for make in (attack.forbidden, attack.allowed))
@@ -61,7 +63,7 @@ def fire(ground: Range, attack: Attack) -> Finding | None:
         return failed(f"{attack.says} reached {' and '.join(hit)}")
     if not arrived:
         return None
-    return passed(f"{attack.says} did not reach {' or '.join(arrived)}; the allowed frame sent after it did")
+    return passed(f"{attack.says} did not reach {' or '.join(arrived)}; its control did")
 
 
 def sent(station: Station | Capture, shot: Shot, ear: Listener, since: int = 0) -> bool:
@@ -86,15 +88,12 @@ def host_is_closed(place: Place) -> Finding | None:
         return failed(f"cannot be proved: {control.words}")
     opened = {a.port for a in segment.network.allow if a.protocol == "tcp"} | {53}
     high = next(p for p in iter(lambda: 20000 + secrets.randbelow(40000), 0) if p not in opened)
-    ports = [p for p in (22, high) if p not in opened]
-    for port in ports:
-        answer = knock(station, target, port, SHORT)
-        if answer in ("open", "closed"):
-            return failed(f"{target} answers on TCP port {port} ({answer}), which the document does not open")
-    words = f"{target} is silent on TCP {' and '.join(map(str, ports))} and answers echo"
-    if segment.network.dns.enabled and knock(station, target, 53) == "open":
-        words = f"{target} is silent on TCP {' and '.join(map(str, ports))} and open on 53"
-    return passed(words)
+    ports = [p for p in (*COMMON, high) if p not in opened]
+    answers = knock(station, target, [*ports, 53], SHORT)
+    if wrong := [f"{port} ({answers[port]})" for port in ports if port in answers]:
+        return failed(f"{target} answers on TCP {', '.join(wrong)}, which the document does not open")
+    heard = "is open on 53" if answers.get(53) == "open" else "answers echo"
+    return passed(f"{target} is silent on TCP {', '.join(map(str, ports))}, and {heard}")
 
 
 def no_way_out(place: Place, family: int, uplinks: Sequence[Listener]) -> Finding | None:
@@ -117,8 +116,8 @@ def no_way_out(place: Place, family: int, uplinks: Sequence[Listener]) -> Findin
         return passed(f"{echo.words}, for {target}")
     if echo.refused:
         return skipped(f"the host has no way there itself ({echo.words})")
-    if not named and not uplinks:
-        return skipped("the host has no uplink to leak by")
+    if not named or not uplinks:
+        return skipped(f"the host has no IPv{family} way out to leak by; name an address with --outside")
     return passed(f"{target} is silent and nothing left by an uplink; {via} answers echo")
 
 
@@ -147,7 +146,7 @@ def other_network(place: Place, there: Beyond) -> Finding | None:
         return failed(f"cannot be proved: the probe on {there.segment.name} hears nothing")
     if far.carried(shot.mark):
         return failed(f"a frame from {place.segment.name} came out on {there.segment.name}")
-    return passed("; ".join((*(f.evidence for f in findings), "no frame came out there, the host's own did")))
+    return passed("; ".join((*(f.evidence for f in findings), "no frame came out there; the host's own did")))
 
 
 def are_peers(one: Segment, other: Segment) -> bool:
