@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
 
@@ -39,6 +38,12 @@ from kvmnet.engine.history import Change, History, Status, counts, sha256
 from kvmnet.engine.journal import Codec, Image, Journal, Phase, read_journal, remove_journal
 from kvmnet.engine.plan import Conflict, Step, plan
 from kvmnet.engine.resource import Key, Wanted
+from kvmnet.engine.result import Doing as Doing
+from kvmnet.engine.result import Event as Event
+from kvmnet.engine.result import Outcome as Outcome
+from kvmnet.engine.result import Recovered as Recovered
+from kvmnet.engine.result import Recovery as Recovery
+from kvmnet.engine.result import Result as Result
 from kvmnet.engine.rollback import EXPECTED, StillOff, named, restore, said
 from kvmnet.errors import ApplyFailed, ConflictError, HostCannot, KvmnetError, RollbackFailed
 from kvmnet.host import interrupts
@@ -50,56 +55,6 @@ from kvmnet.host.process import boot_id, namespace_id, this_process, uptime
 
 SETTLE = 5.0
 """Seconds that a host gets to become as wanted after the last step."""
-
-
-class Doing(StrEnum):
-    OBSERVE = "observe"
-    APPLY = "apply"
-    VERIFY = "verify"
-    ROLL_BACK = "roll back"
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    doing: Doing
-    done: int = 0
-    total: int = 0
-
-
-class Outcome(StrEnum):
-    UNCHANGED = "unchanged"
-    CONFIRMED = "confirmed"
-    UNCONFIRMED = "unconfirmed"
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    outcome: Outcome
-    steps: tuple[Step, ...]
-    seen: Seen
-    """The host afterwards."""
-    revision: int | None
-    """Its number in the history; None when nothing was recorded."""
-    grace: float | None = None
-    """Seconds left to confirm."""
-    gone: tuple[Key, ...] = ()
-    """Borrowed objects that vanished: their settings could not be given back."""
-
-
-class Recovery(StrEnum):
-    NOTHING = "nothing to recover"
-    ROLLED_BACK = "rolled back"
-    DISCARDED = "the host restarted since; nothing is left to roll back"
-    WAITING = "waiting for its confirmation"
-    REARMED = "waiting for its confirmation; the timer was dead and runs again"
-
-
-@dataclass(frozen=True, slots=True)
-class Recovered:
-    what: Recovery
-    revision: int | None = None
-    left: float | None = None
-    """Seconds until an unconfirmed change is undone."""
 
 
 @dataclass(frozen=True)
