@@ -111,7 +111,8 @@ def drift(document: Path) -> None:
 
 
 def unconfirmed(document: Path, changed: Path) -> None:
-    changed.write_text(document.read_text().replace("mode: nat", "mode: isolated", 1).replace("    uplink: wan\n", "", 1))
+    changed.write_text(document.read_text().replace(
+        "networks:\n", "networks:\n  lab:\n    mode: isolated\n    subnet: 192.168.101.0/24\n", 1))
     kvmnet("apply", changed, "--yes", "--confirm", "4", quiet=True)
     print(f"{DIM}... nobody confirms (perhaps the change cut the operator off) ...{OFF}")
     try:

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.linux.resources import Route
+from kvmnet.drivers.nftables.driver import NftablesDriver
+from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.table import drivers
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.fingerprint import Fingerprint
 from kvmnet.engine.history import Change, Revision, Status
 from kvmnet.engine.journal import Codec
-from kvmnet.engine.plan import Step
+from kvmnet.engine.plan import Step, Update
 from kvmnet.engine.resource import Key, Wanted
 from kvmnet.engine.transaction import Engine, Event, Result
 from kvmnet.errors import ConflictError, KvmnetError, SpecError
@@ -143,9 +145,12 @@ class Host:
 
     def facts(self, seen: Seen, document: Document | None = None) -> Facts:
         from kvmnet.guests.launch import running
-        owners = {vm.owner for vm in document.spec.vms.values() if vm.owner} if document else set()
+        spec = document.spec if document else None
+        owners = {vm.owner for vm in spec.vms.values() if vm.owner} if spec else set()
+        bridged = {n.uplink for n in spec.networks.values() if n.mode == "bridge" and n.uplink} if spec else set()
+        uplinks = [u.device for name, u in spec.uplinks.items() if name in bridged] if spec else []
         present = {name: status.nics for name, status in running(self.paths).items()}
-        return facts_of(seen, self.paths, users=owners, running=present)
+        return facts_of(seen, self.paths, users=owners, uplinks=uplinks, running=present)
 
     def compile(self, document: Document, facts: Facts) -> tuple[Compiled, Allocations]:
         """Checked, allocated and compiled. Raises SpecError with lines, HostCannot."""
@@ -185,6 +190,13 @@ class Host:
         seen = self.engine.observe(wanted)
         self.engine.dispatch.look_up(seen, self.engine.with_lent(wanted))
         return Planned("destroy", None, None, {}, self.engine.plan(seen, wanted))
+
+    def text_diff(self, step: Update) -> Sequence[str]:
+        """Difference of a table of rules, both sides as nft prints them."""
+        driver = self.engine.dispatch.by_kind[step.key.kind]
+        assert isinstance(driver, NftablesDriver) and isinstance(step.before, NftTable)
+        assert isinstance(step.after, NftTable)
+        return driver.table_diff(step.before, step.after)
 
     # -- changing ----------------------------------------------------------------------------
 

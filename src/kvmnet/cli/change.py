@@ -68,7 +68,7 @@ def plan(file: Path | None, commands: bool, everything: bool, out: Path | None, 
 
 def show_plan(here: Host, planned: Planned, *, commands: bool = False, everything: bool = False) -> None:
     from kvmnet.cli.plan_text import plan_text
-    click.echo(plan_text(planned.steps, planned.notes, everything))
+    click.echo(plan_text(planned.steps, planned.notes, everything, here.text_diff))
     if commands:
         click.echo()
         for command in here.engine.dispatch.commands(planned.steps):

@@ -38,7 +38,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         out.add_column(column, overflow="fold")
     for row in rows:
         out.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(out)
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False, emoji=False).print(out)
 
 
 class Bar:

@@ -1,7 +1,7 @@
 """A plan as an operator reads it: what appears, what changes (old -> new), what goes, who notices."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -24,7 +24,12 @@ QUIET = {"guard", "keeper", "table", "server", "alias", "vm", "after", "config",
 STYLE: dict[type, tuple[str, str]] = {Create: ("+", "green"), Update: ("~", "yellow"), Delete: ("-", "red")}
 
 
-def plan_text(steps: Sequence[Step], notes: Sequence[str] = (), everything: bool = False) -> str:
+Differ = Callable[[Update], Sequence[str]]
+"""Lines of the difference of a text, from a driver that knows how its tool prints it."""
+
+
+def plan_text(steps: Sequence[Step], notes: Sequence[str] = (), everything: bool = False,
+              differ: Differ | None = None) -> str:
     """The whole plan as text with colours (click strips them where there is no terminal)."""
     if not steps:
         return "\n".join(["Nothing to do: the host is as the document says.", *(f"note: {n}" for n in notes)])
@@ -33,7 +38,7 @@ def plan_text(steps: Sequence[Step], notes: Sequence[str] = (), everything: bool
         lines.append(click.style(title, bold=True))
         shown = group if everything else group[:SHOWN]
         for step in shown:
-            lines += step_lines(step)
+            lines += step_lines(step, differ)
         if len(group) > len(shown):
             lines.append(f"  … and {len(group) - len(shown)} more (--all shows them)")
     lines += ["", summary(steps), *guest_lines(steps), *(f"note: {n}" for n in notes)]
@@ -49,7 +54,7 @@ def by_title(steps: Sequence[Step]) -> Iterator[tuple[str, list[Step]]]:
         yield TITLES.get(kind, kind), group
 
 
-def step_lines(step: Step) -> list[str]:
+def step_lines(step: Step, differ: Differ | None) -> list[str]:
     sign, colour = STYLE[type(step)]
     head = click.style(f"  {sign} {step.key.name}", fg=colour)
     match step:
@@ -57,7 +62,7 @@ def step_lines(step: Step) -> list[str]:
             words = settings(after)
             return [f"{head}  {words}" if words else head]
         case Update():
-            return changed_lines(step, head)
+            return changed_lines(step, head, differ)
         case Delete(_, along):
             return [head + (f"  (and {len(along)} that go with it)" if along else "")]
     raise AssertionError(step)
@@ -73,16 +78,29 @@ def settings(resource: Resource) -> str:
     return ", ".join(found)
 
 
-def changed_lines(step: Update, head: str) -> list[str]:
+def changed_lines(step: Update, head: str, differ: Differ | None) -> list[str]:
     """``old -> new`` of every setting; texts of rules and configuration as a line diff."""
-    lines, short = [], []
+    lines: list[str] = []
+    short = []
     for name, (old, new) in step.changes.items():
         if name in ("text", "config"):
-            lines += text_diff(old, new)
-        else:
+            lines += coloured(differ(step)) if differ and name == "text" else text_diff(old, new)
+        elif old is not None or len(step.changes) == 1 or not neutral(new):
             notice = noticed(step, name)
             short.append(f"{name} {show(old)} -> {show(new)}" + (f" [{notice}]" if notice else ""))
     return [f"{head}  {', '.join(short)}", *lines]
+
+
+def neutral(value: Any) -> bool:
+    """A value that says nothing when the old one is not known."""
+    return value in ("", False, (), -1, 0, True)
+
+
+def coloured(diff: Sequence[str]) -> list[str]:
+    """Lines of a unified diff, without its headers."""
+    colours = {"+": "green", "-": "red"}
+    return [click.style(f"      {line[0]} {line[1:].strip()}", fg=colours[line[0]]) for line in diff
+            if line[:1] in colours and line[:3] not in ("+++", "---") and line[1:].strip()]
 
 
 def text_diff(old: Any, new: Any) -> list[str]:

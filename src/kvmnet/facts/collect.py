@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from kvmnet.drivers.files.driver import services_in_use
 from kvmnet.drivers.linux.driver import LinuxDriver
-from kvmnet.drivers.linux.resources import Address, Link
+from kvmnet.drivers.linux.resources import Address, Link, Route
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.facts.features import features
@@ -45,6 +46,7 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: It
         resolvers=resolvers(),
         users=uids(users),
         limits=limits(),
+        services=services_in_use(paths),
         dhcp_clients=dhcp_clients(links) if any(
             isinstance(r, Address) and r.dynamic == "dhcp" for r in seen.state.values()) else {},
         rules=policy_rules() if uplinks else (),
@@ -145,3 +147,9 @@ def foreign_ruleset() -> str:
     except host.ToolFailed:
         return ""
     return "".join(t for t in re.split(r"(?m)^(?=table )", text) if not re.match(r"table \w+ kvmnet", t))
+
+
+def default_device() -> str | None:
+    """Device of the host's IPv4 default route, or None."""
+    routes = (r for r in LinuxDriver().observe({}).state.values() if isinstance(r, Route))
+    return next((r.dev for r in routes if r.dst == "default" and r.family == 4 and r.dev), None)
