@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 from collections.abc import Iterator
@@ -11,9 +12,10 @@ from pwd import getpwnam
 
 import pytest
 
+from kvmnet.drivers.qemu.arguments import TINY_WORDS
 from kvmnet.drivers.qemu.driver import GuestNicDriver
 from kvmnet.drivers.qemu.folder import folder
-from kvmnet.drivers.qemu.process import kill
+from kvmnet.drivers.qemu.process import kill, writers_of
 from kvmnet.drivers.qemu.qmp import Monitor
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.qemu.sockets import connect
@@ -22,11 +24,13 @@ from kvmnet.engine.plan import Create, Delete, Step, Update, plan
 from kvmnet.engine.resource import diff
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.guests.accel import Accel
+from kvmnet.guests.image import Image
 from kvmnet.guests.launch import Ending, execute, guests, running, start, stop, wait_for_agent
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
-from kvmnet.host.process import Process
+from kvmnet.host.process import Process, start_time
 from kvmnet.spec.models import Vm
+from lib.fork import die, in_child
 from lib.netns import sh
 
 pytestmark = pytest.mark.guest
@@ -295,6 +299,49 @@ def test_a_killed_qemu_is_noticed_and_can_be_started_again(host: Paths) -> None:
     assert again.alive and again.pid != pid
     kill(Process(pid, 1))                      # a reused pid is not ours: nothing happens
     assert stop("db", host, timeout=0.1) in (Ending.QUIT, Ending.KILLED)     # it still boots: no agent
+
+
+def test_a_start_that_was_cut_short_is_made_good(host: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the process file, and killed before the guest was let run."""
+    card = nic("cut/nic0", 0)
+    make_tap(card)
+    home = folder(host, "cut")
+    for point in ("kvmnet.drivers.qemu.folder.GuestFolder.save_process", "kvmnet.guests.launch.release"):
+        with monkeypatch.context() as patch:
+            patch.setattr(point, die)
+            assert in_child(lambda: start("cut", vm(), [card], host, TCG, lambda line: None)) == -signal.SIGKILL
+        (left,) = writers_of(home.errors)
+        assert start("cut", vm(), [card], host, TCG, lambda line: None).pid != left
+        assert start_time(left) is None, "the QEMU of the first start is still there"
+        assert stop("cut", host, timeout=0.1) in (Ending.QUIT, Ending.KILLED)
+
+
+def test_an_interrupted_start_leaves_nothing(host: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = nic("int/nic0", 0)
+    make_tap(card)
+
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("kvmnet.guests.launch.release", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        start("int", vm(), [card], host, TCG, lambda line: None)
+    assert writers_of(folder(host, "int").errors) == [] and "int" not in guests(host)
+
+
+def test_files_that_only_root_may_read_are_booted(host: Paths, tiny: Image, tmp_path: Path) -> None:
+    for file in (tiny.kernel, tiny.initrd):
+        shutil.copy(file, tmp_path)
+        (tmp_path / file.name).chmod(0o600)
+    run = {"kernel": str(tmp_path / "kernel"), "initrd": str(tmp_path / "initrd"), "append": TINY_WORDS,
+           "memory": "256M"}
+    make_tap(nic("own/nic0", 0))
+    try:
+        start("own", Vm.model_validate({"nics": [{"network": "lan"}], "run": run}), [nic("own/nic0", 0)], host, TCG,
+              lambda line: None)
+        wait_for_agent("own", host)
+    finally:
+        stop("own", host, 0.1)
 
 
 def test_what_cannot_start_says_why_and_leaves_nothing(host: Paths) -> None:

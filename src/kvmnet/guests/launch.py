@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -13,14 +14,14 @@ from kvmnet.drivers.qemu.agent import Agent, AgentError, Result
 from kvmnet.drivers.qemu.arguments import TINY_WORDS, Descriptors, arguments
 from kvmnet.drivers.qemu.devices import Handles, device_id
 from kvmnet.drivers.qemu.folder import GuestFolder, folder, folders
-from kvmnet.drivers.qemu.process import Child, account, identity, kill, let_go, reap, spawn
+from kvmnet.drivers.qemu.process import KVM, account, finish, identity, kill, let_go, reap, spawn, writers_of
 from kvmnet.drivers.qemu.qmp import Monitor, QmpError
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.qemu.sockets import listen
 from kvmnet.drivers.qemu.taps import open_taps, open_vhost
 from kvmnet.engine.driver import StepFailed
 from kvmnet.errors import HostCannot, KvmnetError
-from kvmnet.guests.accel import Accel
+from kvmnet.guests.accel import Accel, blocked
 from kvmnet.guests.image import build
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
@@ -29,7 +30,7 @@ from kvmnet.spec.models import Run, Vm
 
 START_TIMEOUT = 20.0
 """Seconds for QEMU to open its monitor (it reads a 60 MB kernel first, perhaps from a cold disk)."""
-NO_WORDS = "it ended without a word (killed?)"
+NO_WORDS = "its system was shut down from inside, or QEMU was killed"
 
 Progress = Callable[[str], None]
 
@@ -81,8 +82,7 @@ def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Acce
     Returns when QEMU runs the guest; its system boots on. Raises HostCannot, KvmnetError.
     """
     home = folder(paths, name)
-    process = home.process()
-    if process is not None and process.alive():
+    if is_started(home):
         return status_of(home)
     if vm.run is None:
         raise KvmnetError(f"guest {name} is not run by kvmnet", hint=f"vms.{name}.run says how to run it")
@@ -99,17 +99,46 @@ def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Acce
             home.command.write_text(shlex.join(argv) + "\n")
             errors = stack.enter_context(home.errors.open("wb")).fileno()
             child = spawn(argv, who, inherited(files), errors)
-            home.save_process(identity(child.pid), chosen)
-        release(home, child, nics)
     except StepFailed as failed:
         raise HostCannot(f"guest {name}: {failed}", failed.hint) from failed
+    try:
+        home.save_process(identity(child.pid), chosen)
+        release(home, nics)
+    except BaseException:    # also an interrupt: a QEMU that waits for ever must not stay
+        finish(child, 0)
+        home.forget()
+        raise
+    let_go(child)
     return status_of(home)
 
 
+def is_started(home: GuestFolder) -> bool:
+    """True when the guest runs. What a start that was cut short has left is ended."""
+    process = home.process()
+    if process is None or not process.alive():
+        for pid in writers_of(home.errors):
+            kill(identity(pid))
+        return False
+    try:
+        with Monitor.open(home.monitor) as monitor:
+            if monitor.execute("query-status")["status"] != "prelaunch":
+                return True
+    except QmpError:
+        return True    # it hangs or somebody holds its monitor: that is not for us to end
+    kill(process)
+    return False
+
+
 def accelerator(run: Run, accel: Accel) -> str:
-    if run.accel == "kvm" and accel.name != "kvm":
-        raise HostCannot(f"KVM is wanted, but {accel.reason}", hint="accel: auto falls back to emulation")
-    return "tcg" if run.accel == "tcg" else accel.name
+    """What this guest runs on; its user may have other rights than the one that was probed for."""
+    if run.accel == "tcg" or (accel.name == "tcg" and run.accel != "kvm"):
+        return "tcg"
+    why = accel.reason if accel.name != "kvm" else blocked(KVM, run.user)
+    if why is None:
+        return "kvm"
+    if run.accel == "kvm":
+        raise HostCannot(f"KVM is wanted, but {why}", hint="accel: auto falls back to emulation")
+    return "tcg"
 
 
 # What it boots ---------------------------------------------------------------------------------
@@ -162,6 +191,18 @@ def open_files(home: GuestFolder, boot: Boot, nics: Sequence[GuestNic], stack: E
         stack.callback(os.close, fd)
         return fd
 
+    def readable(path: Path | None) -> int | None:
+        """QEMU opens these again as its user: what only root may read is copied to memory."""
+        fd = file(path)
+        if fd is None or path is None or os.fstat(fd).st_mode & 0o004:
+            return fd
+        copy = os.memfd_create(path.name, os.MFD_CLOEXEC)
+        stack.callback(os.close, copy)
+        with open(fd, "rb", closefd=False) as source, open(copy, "wb", closefd=False) as target:
+            shutil.copyfileobj(source, target, 2**20)
+        os.fchmod(copy, 0o444)
+        return copy
+
     log = file(home.console_log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     assert log is not None
     handles: dict[str, Handles] = {}
@@ -170,7 +211,7 @@ def open_files(home: GuestFolder, boot: Boot, nics: Sequence[GuestNic], stack: E
         handles[nic.name] = Handles(taps, keep(open_vhost(nic), stack))
     return Descriptors(
         monitor=sock(home.monitor), agent=sock(home.agent), console=sock(home.console), console_log=log,
-        kernel=file(boot.kernel), initrd=file(boot.initrd), disk=file(boot.disk, os.O_RDWR), nics=handles)
+        kernel=readable(boot.kernel), initrd=readable(boot.initrd), disk=file(boot.disk, os.O_RDWR), nics=handles)
 
 
 def keep(descriptors: list[int], stack: ExitStack) -> tuple[str, ...]:
@@ -185,7 +226,7 @@ def inherited(files: Descriptors) -> list[int]:
             *(int(n) for h in files.nics.values() for n in (*h.taps, *h.vhosts))]
 
 
-def release(home: GuestFolder, child: Child, nics: Sequence[GuestNic]) -> None:
+def release(home: GuestFolder, nics: Sequence[GuestNic]) -> None:
     """Take the carrier from NICs that shall have none, then let the guest run."""
     try:
         with Monitor.open(home.monitor, START_TIMEOUT) as monitor:
@@ -194,16 +235,9 @@ def release(home: GuestFolder, child: Child, nics: Sequence[GuestNic]) -> None:
                     monitor.execute("set_link", {"name": device_id(nic), "up": False})
             home.save_record(nics)
             monitor.execute("cont")
-    except (QmpError, OSError) as error:
-        process = home.process()
-        if process is not None:
-            kill(process)
-        home.forget()
-        said = home.last_words() or str(error)
-        raise HostCannot(f"guest {home.name}: QEMU did not start: {said}",
+    except QmpError as error:
+        raise HostCannot(f"guest {home.name}: QEMU did not start: {home.last_words() or error}",
                          hint=f"the whole command is in {home.command}") from error
-    finally:
-        let_go(child)
 
 
 # Programs in it, and its end -------------------------------------------------------------------

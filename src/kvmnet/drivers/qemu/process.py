@@ -88,6 +88,17 @@ def identity(pid: int) -> Process:
     return Process(pid, start if start is not None else -1)
 
 
+def writers_of(log: Path) -> list[int]:
+    """QEMUs whose standard output is *log*: started by us, before their process file was written."""
+    found: list[int] = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if (entry / "fd/1").readlink() == log and "qemu" in (entry / "comm").read_text():
+                    found.append(int(entry.name))
+    return found
+
+
 def kill(process: Process, timeout: float = 5.0) -> None:
     """End this very process, hard, and wait until it is gone."""
     with suppress(OSError):
