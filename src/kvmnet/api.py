@@ -22,7 +22,7 @@ from kvmnet.engine.fingerprint import Fingerprint
 from kvmnet.engine.history import Change, Revision, Status
 from kvmnet.engine.journal import Codec
 from kvmnet.engine.plan import Step, Update
-from kvmnet.engine.resource import Key, Wanted
+from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.engine.transaction import Engine, Event, Result
 from kvmnet.errors import ConflictError, KvmnetError, SpecError
 from kvmnet.facts.collect import facts_of
@@ -139,6 +139,9 @@ class Host:
         seen = seen or self.engine.observe({})
         facts = self.facts(seen, document)
         compiled, allocations = self.compile(document, facts)
+        if any(k in seen.state and k not in seen.ours and k not in compiled.borrowed and isinstance(r, Resource)
+               for k, r in compiled.wanted.items()):  # what lives by itself is ours only while it is wanted
+            seen = self.engine.observe(compiled.wanted)
         self.engine.dispatch.look_up(seen, self.engine.with_lent(compiled.wanted))
         inner = self.engine.plan(seen, compiled.wanted, compiled.borrowed, adopt)
         return Planned(document.source, document, compiled, allocations, inner, tuple(compiled.notes))
@@ -179,11 +182,6 @@ class Host:
         text = history.document(number)
         return loads(text or EMPTY, f"revision {number}")
 
-    def plan_boot(self) -> Planned | None:
-        """The last confirmed revision, or None when there is none."""
-        last = self.engine.history.last_confirmed()
-        return None if last is None else self.plan_revision(last.number)
-
     def plan_destroy(self) -> Planned:
         """Everything of ours gone and everything borrowed given back."""
         wanted: Wanted = {}
@@ -213,19 +211,25 @@ class Host:
                 planned.wanted, change, borrowed=planned.borrowed, confirm=confirm, adopt=adopt,
                 expected=planned.fingerprint, listen=listen)
 
+    def change(self, make: Callable[[], Planned], *, confirm: float | None = None,
+               shown: Callable[[Planned], None] = lambda planned: None, listen: Listen = silent) -> Result:
+        """Make a plan and carry it out under one lock, looking at the host once. ``shown``: told of the
+        plan before it is carried out.
+
+        Raises what Engine.converge raises.
+        """
+        with self.engine.writing("kvmnet"):
+            self.engine.make_way()
+            planned = make()
+            shown(planned)
+            change = Change(planned.document.text if planned.document else EMPTY, planned.source,
+                            f"kvmnet {planned.source}", planned.allocations)
+            return self.engine.carry_out(planned.inner, change, confirm=confirm, listen=listen)
+
     def apply_file(self, path: Path, *, confirm: float | None = None, adopt: bool = False,
                    listen: Listen = silent) -> Result:
         """Plan and apply under one lock, looking at the host once."""
-        with self.engine.writing("kvmnet apply"):
-            self.engine.make_way()
-            planned = self.plan(path, adopt=adopt)
-            return self.apply_planned_now(planned, confirm, adopt, listen)
-
-    def apply_planned_now(self, planned: Planned, confirm: float | None, adopt: bool, listen: Listen) -> Result:
-        change = Change(planned.document.text if planned.document else EMPTY, planned.source,
-                        "kvmnet apply", planned.allocations)
-        return self.engine.converge(planned.wanted, change, borrowed=planned.borrowed,
-                                    confirm=confirm, adopt=adopt, seen=planned.seen, listen=listen)
+        return self.change(lambda: self.plan(path, adopt=adopt), confirm=confirm, listen=listen)
 
     def confirm(self) -> int | None:
         return self.engine.confirm()

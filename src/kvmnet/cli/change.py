@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ import click
 from kvmnet.cli.output import Bar, json_option, print_json, say
 
 if TYPE_CHECKING:
-    from kvmnet.api import Host, Planned
+    from kvmnet.api import Host, Listen, Planned
     from kvmnet.engine.transaction import Result
 
 CHANGES = 2
@@ -88,18 +89,31 @@ def apply(file: Path | None, confirm_within: int | None, yes: bool, adopt: bool,
 
     FILE may also be a plan saved by `kvmnet plan --out`. A failure at any step brings everything back.
     """
-    here = host()
-    planned = here.plan(chosen(file), adopt=adopt)
-    if planned.steps and not as_json:
-        show_plan(here, planned)
-    if planned.steps and not agreed(yes):
-        raise click.Abort
+    here, path = host(), chosen(file)
+
+    def show(planned: Planned) -> None:
+        if planned.steps and not as_json:
+            show_plan(here, planned)
+
     bar = Bar(as_json)
     try:
-        result = here.apply(planned, confirm=confirm_within, adopt=adopt, listen=bar.hear)
+        result = carry_out(here, lambda: here.plan(path, adopt=adopt), show, yes=yes, confirm=confirm_within,
+                           adopt=adopt, listen=bar.hear)
     finally:
         bar.end()
     return report(here, result, as_json)
+
+
+def carry_out(here: Host, make: Callable[[], Planned], show: Callable[[Planned], None], *, yes: bool,
+              confirm: float | None = None, adopt: bool = False, listen: Listen = lambda event: None) -> Result:
+    """Plan, show, ask unless *yes*, and make the change. Without a question the host is looked at once."""
+    if yes:
+        return here.change(make, confirm=confirm, shown=show, listen=listen)
+    planned = make()
+    show(planned)
+    if planned.steps and not agreed(yes):
+        raise click.Abort
+    return here.apply(planned, confirm=confirm, adopt=adopt, listen=listen)
 
 
 def agreed(yes: bool) -> bool:
@@ -159,13 +173,14 @@ def rollback(revision: int | None, confirm_within: int | None, yes: bool, as_jso
         undone = here.engine.revert()
         print_json({"reverted": undone}) if as_json else say("the unconfirmed change is undone")
         return 0
-    planned = here.plan_revision(revision)
-    if not as_json:
-        say(f"going back to revision {planned.source}")
-        show_plan(here, planned)
-    if planned.steps and not agreed(yes):
-        raise click.Abort
-    return report(here, here.apply(planned, confirm=confirm_within), as_json)
+
+    def show(planned: Planned) -> None:
+        if not as_json:
+            say(f"going back to {planned.source}")
+            show_plan(here, planned)
+
+    result = carry_out(here, lambda: here.plan_revision(revision), show, yes=yes, confirm=confirm_within)
+    return report(here, result, as_json)
 
 
 @click.command()
@@ -175,16 +190,26 @@ def rollback(revision: int | None, confirm_within: int | None, yes: bool, as_jso
 def destroy(confirm_within: int | None, yes: bool, as_json: bool) -> int:
     """Remove everything of ours and give back what was borrowed. Guests that we run are stopped."""
     here = host()
-    planned = here.plan_destroy()
-    if not as_json:
-        show_plan(here, planned)
     running = here.running()
-    if running and not as_json:
-        say(f"guests that will be stopped: {', '.join(running)}")
-    if (planned.steps or running) and not agreed(yes):
-        raise click.Abort
-    here.stop_guests(running, say=say if not as_json else lambda _: None)
-    return report(here, here.apply(here.plan_destroy(), confirm=confirm_within), as_json)
+
+    def show(planned: Planned) -> None:
+        if not as_json:
+            show_plan(here, planned)
+            if running:
+                say(f"guests that will be stopped: {', '.join(running)}")
+
+    if running or not yes:
+        planned = here.plan_destroy()
+        show(planned)
+        if (planned.steps or running) and not agreed(yes):
+            raise click.Abort
+        here.stop_guests(running, say=say if not as_json else lambda _: None)
+        show = silent_plan
+    return report(here, here.change(here.plan_destroy, confirm=confirm_within, shown=show), as_json)
+
+
+def silent_plan(planned: Planned) -> None:
+    """The plan was shown already."""
 
 
 @click.command()
@@ -192,8 +217,8 @@ def destroy(confirm_within: int | None, yes: bool, as_json: bool) -> int:
 def boot(as_json: bool) -> int:
     """Apply the last confirmed revision."""
     here = host()
-    planned = here.plan_boot()
-    if planned is None:
+    last = here.engine.history.last_confirmed()
+    if last is None:
         say("no confirmed revision: nothing to apply")
         return 0
-    return report(here, here.apply(planned), as_json)
+    return report(here, here.change(lambda: here.plan_revision(last.number)), as_json)
