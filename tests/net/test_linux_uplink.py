@@ -32,7 +32,7 @@ PREFIX = "2001:db8:77::/64"
 
 
 @pytest.fixture
-def isp() -> Iterator[str]:
+def isp(netns: None) -> Iterator[str]:
     """The far end of the host's NIC, with an address of each family."""
     with named_netns(ISP) as name:
         sh(f"ip link add {NIC} type veth peer name isp0 netns {name} && ip link set {NIC} up && "
