@@ -19,8 +19,11 @@ TITLES = {
     "guard-keeper": "guard keeper", "dnsmasq": "DHCP and DNS servers", "reservation": "reservations",
     "guest-nic": "devices of running guests", "file": "files",
 }
-QUIET = {"guard", "keeper", "table", "server", "alias", "vm", "after", "config", "text"}
-"""Settings that say nothing to the reader of a creation."""
+QUIET = {"guard", "keeper", "table", "server", "vm", "after", "config", "text", "zone", "version", "dev", "scope",
+         "label", "addrgenmode", "learning", "flood", "mcast_flood", "mcast_snooping", "running", "forbidden"}
+"""Settings that say nothing to the reader of a creation: neutral, or said by the name."""
+WORDS = {"type", "alias", "level"}
+"""Settings whose value speaks for itself."""
 STYLE: dict[type, tuple[str, str]] = {Create: ("+", "green"), Update: ("~", "yellow"), Delete: ("-", "red")}
 
 
@@ -74,7 +77,9 @@ def settings(resource: Resource) -> str:
     for name, value in to_json(resource).items():
         if name in ("kind", "name") or name in QUIET or value in ("", False, (), -1, 0):
             continue
-        found.append(name if value is True else f"{name} {show(value)}")
+        if name == "alias":
+            value = str(value).removeprefix("kvmnet ")
+        found.append(name if value is True else show(value) if name in WORDS else f"{name} {show(value)}")
     return ", ".join(found)
 
 
