@@ -20,7 +20,7 @@ from kvmnet.drivers.table import drivers
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.fingerprint import Fingerprint
 from kvmnet.engine.history import Change, Revision, Status
-from kvmnet.engine.journal import Codec
+from kvmnet.engine.journal import Codec, Phase
 from kvmnet.engine.plan import Step, Update
 from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.engine.transaction import Engine, Event, Result
@@ -250,15 +250,25 @@ class Host:
 
     # -- looking -----------------------------------------------------------------------------
 
+    @property
+    def revision(self) -> int | None:
+        """Number of the revision in force, confirmed or waiting for it; None when nothing was applied."""
+        journal = self.engine.journal
+        if journal is not None and journal.phase is Phase.UNCONFIRMED and journal.revision is not None:
+            return journal.revision
+        last = self.engine.history.last_confirmed()
+        return None if last is None else last.number
+
     def history(self, limit: int = 100) -> list[Revision]:
         return self.engine.history.revisions(limit)
 
     def current(self) -> Document | None:
-        """The document that is in force: the last confirmed revision's."""
-        last = self.engine.history.last_confirmed()
-        if last is None:
+        """The document that is in force: of the change that waits for its confirmation, else of the last
+        confirmed revision."""
+        number = self.revision
+        if number is None:
             return None
-        document = self.revision_document(last.number)
+        document = self.revision_document(number)
         return document if document.spec.networks or document.spec.vms or document.spec.uplinks else None
 
     # -- guests ------------------------------------------------------------------------------

@@ -90,9 +90,9 @@ class Status:
 def status(host: Host) -> Status | None:
     """The state of *host*, or None when no document is applied."""
     document = host.current()
-    last = host.engine.history.last_confirmed()
-    if document is None or last is None:
+    if document is None:
         return None
+    last = next(r for r in host.history() if r.number == host.revision)
     planned = host.plan_document(document, adopt=True)
     assert planned.compiled is not None
     segments = planned.compiled.segments
