@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from kvmnet import __version__
-from kvmnet.errors import KvmnetError, SpecError
+from kvmnet.errors import HostCannot, KvmnetError, SpecError
+from kvmnet.host.run import ToolFailed
 
 COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:function, one line of help)
@@ -28,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("look:check", "Prove with packets what the document promises."),
     "vm": ("guests:vm", "Start, stop, list and enter guests that kvmnet runs."),
 }
+PRIVILEGES = "run it as root, or with sudo: reading and changing the network needs CAP_NET_ADMIN"
 USAGE_ERROR = 64
 """Exit code for a mistyped command line (EX_USAGE); 2 means "there are changes"."""
 
@@ -92,6 +94,12 @@ def main() -> None:
         if wrong.hint:
             click.echo(f"  {wrong.hint}", err=True)
         code = wrong.exit_code
+    except ToolFailed as failed:
+        report_tool(failed)
+        code = HostCannot.exit_code
+    except PermissionError as denied:
+        click.echo(f"{click.style('error:', fg='red')} {denied.filename}: permission denied; {PRIVILEGES}", err=True)
+        code = HostCannot.exit_code
     except KeyboardInterrupt:
         click.echo("stopped", err=True)
         code = 130
@@ -99,6 +107,13 @@ def main() -> None:
         sys.stderr.close()
         code = 141
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def report_tool(failed: ToolFailed) -> None:
+    """What a tool said while the host was only looked at; of changes the transaction speaks."""
+    click.echo(f"{click.style('error:', fg='red')} {failed}", err=True)
+    if "not permitted" in failed.detail or "denied" in failed.detail:
+        click.echo(f"  {PRIVILEGES}", err=True)
 
 
 def report_spec(wrong: SpecError) -> None:
