@@ -1,0 +1,110 @@
+"""Steps as the lines that ``ip -batch`` gets."""
+from __future__ import annotations
+
+import pytest
+
+from kvmnet.drivers.linux.driver import LinuxDriver, arrange
+from kvmnet.drivers.linux.resources import Address, Link, ProxyNeighbour, Route, Sysctl, route
+from kvmnet.drivers.linux.words import lines_of, quote
+from kvmnet.engine.driver import StepFailed
+from kvmnet.engine.plan import Create, Delete, Step, Update
+
+TAP = Link(name="kvt-a-0", type="tap", mtu=1400, up=True, master="kvb-a", guard="kvt-a-0", keeper="hold",
+           alias="kvmnet nic a/nic0", addrgenmode="none", multi_queue=True, user=64, isolated=False, learning=True,
+           flood=True, mcast_flood=True, hairpin=False, bpdu_guard=False, neigh_suppress=False)
+ALIAS = '"kvmnet nic a/nic0 | guard=kvt-a-0 | keeper=hold"'
+OURS = Address(name="kvb-a 10.0.0.1/24", dev="kvb-a", scope="global", label="kvb-a", broadcast="10.0.0.255", peer="",
+               flags=(), dynamic="")
+ADVERTISED = Route(name="::/0 dev e via fe80::1", dev="e", dst="default", family=6, table="main", via="fe80::1", src="",
+                   proto="ra", flags=(), options="", lifetime=9)
+
+CASES: dict[str, tuple[Step, list[str]]] = {
+    "a NIC is two lines": (Create(TAP), [
+        "tuntap add dev kvt-a-0 mode tap multi_queue user 64",
+        f"link set dev kvt-a-0 mtu 1400 addrgenmode none master kvb-a alias {ALIAS} up"]),
+    "port settings come before it goes up": (Create(Link(name="t", type="tap", master="b", up=True, isolated=True)), [
+        "tuntap add dev t mode tap", "link set dev t master b down",
+        "link set dev t up type bridge_slave isolated on"]),
+    "a bridge gets its MTU afterwards": (
+        Create(Link(name="b", type="bridge", mac="02:00:00:00:00:01", mtu=1500, up=True, master="", stp=False,
+                    forward_delay=0, alias="kvmnet")), [
+        "link add dev b address 02:00:00:00:00:01 mtu 1499 type bridge stp_state 0 forward_delay 0",
+        "link set dev b mtu 1500 nomaster alias kvmnet up"]),
+    "STP goes off before the delay": (
+        Update(Link(name="b", stp=True, forward_delay=1500), Link(name="b", stp=False, forward_delay=0)), [
+        "link set dev b type bridge stp_state 0", "link set dev b type bridge forward_delay 0"]),
+    "only what changes is told": (Update(TAP, Link(name="kvt-a-0", mtu=1300, up=True)),
+                                  ["link set dev kvt-a-0 mtu 1300"]),
+    "a guard alone rewrites the alias": (Update(TAP, Link(name="kvt-a-0", guard="")), [
+        'link set dev kvt-a-0 alias "kvmnet nic a/nic0 | keeper=hold"']),
+    "joining again tells the port settings again": (
+        Update(Link(name="t", master="", isolated=True, up=True), Link(name="t", master="b")), [
+        "link set dev t master b down", "link set dev t up type bridge_slave isolated on"]),
+    "a link goes": (Delete(TAP), ["link del dev kvt-a-0"]),
+    "an address": (Create(OURS), ["address add 10.0.0.1/24 dev kvb-a broadcast 10.0.0.255 scope global"]),
+    "an address with a peer and a label": (
+        Create(Address(name="e 10.0.0.1/32", dev="e", peer="10.9.9.9", label="e:1")),
+        ["address add 10.0.0.1 peer 10.9.9.9/32 dev e label e:1"]),
+    "an advertised address with what is left of it": (
+        Create(Address(name="e 2001:db8::5/64", dev="e", scope="global", dynamic="ra", flags=("mngtmpaddr",),
+                       lifetime=9, preferred=3)),
+        ["address replace 2001:db8::5/64 dev e valid_lft 9 preferred_lft 3 mngtmpaddr"]),
+    "a route of ours": (Create(route("10.1.0.0/16", dev="e", via="10.0.0.9", metric=5)),
+                        ["route add 10.1.0.0/16 via 10.0.0.9 dev e metric 5 proto 87"]),
+    "the default route of IPv6": (Create(route("default", dev="e", via="fe80::1")),
+                                  ["route add ::/0 via fe80::1 dev e metric 1024 proto 87"]),
+    "an advertised route ranks behind the kernel's own": (
+        Create(ADVERTISED), ["route add ::/0 via fe80::1 dev e metric 1025 proto 9 expires 9"]),
+    "and both go": (Delete(ADVERTISED), ["route del ::/0 via fe80::1 dev e"] * 2),
+    "a route to nowhere": (
+        Create(Route(name="x", dst="10.8.0.0/16", dev="", family=4, table="7", metric=0, via="", src="", scope="global",
+                     proto="static", flags=(), options="blackhole tos 0x10 mtu 1400")),
+        ["route add blackhole 10.8.0.0/16 table 7 tos 0x10 proto 4 scope global mtu 1400"]),
+    "a proxy": (Create(ProxyNeighbour(name="e 10.0.0.7", dev="e", address="10.0.0.7")),
+                ["neigh replace proxy 10.0.0.7 dev e protocol 87"]),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_lines(case: str) -> None:
+    step, lines = CASES[case]
+    assert [str(line) for line in lines_of(step)] == lines
+    assert {line.key for line in lines_of(step)} == {step.key}
+
+
+@pytest.mark.parametrize(("step", "says"), [
+    (Create(Link(name="ens18", type="physical")), "no such device"),
+    (Create(Route(name="x", dst="10.0.0.0/8", dev="e", family=4, options="?encap")), "encap"),
+])
+def test_what_ip_cannot_make_is_told(step: Step, says: str) -> None:
+    with pytest.raises(StepFailed, match=says) as failed:
+        lines_of(step)
+    assert failed.value.key == step.key and failed.value.hint
+
+
+@pytest.mark.parametrize(("word", "quoted"), [
+    ("kvt-a~1", "kvt-a~1"), ("a b", '"a b"'), ('say "x"', "'say \"x\"'"), ("", '""'), ("#no comment", '"#no comment"'),
+    ("two\nlines", '"two lines"'), ("it's", '"it\'s"'), ("both ' and \"", "'both  and \"'"),
+])
+def test_a_word_reaches_ip_as_it_is(word: str, quoted: str) -> None:
+    assert quote(word) == quoted
+
+
+def test_one_batch_per_run_with_settings_between_and_routes_without_gateway_first() -> None:
+    steps: list[Step] = [
+        Create(OURS), Create(Sysctl(name="net/ipv4/ip_forward", value="1")),
+        Create(route("10.1.0.0/16", dev="e", via="172.16.0.1")), Create(route("172.16.0.0/24", dev="e"))]
+    shown = LinuxDriver().commands(steps)
+    assert [c.argv for c in shown] == [
+        ("ip", "-batch", "-"), ("sysctl", "-w", "net/ipv4/ip_forward=1"), ("ip", "-batch", "-")]
+    assert shown[2].stdin.splitlines()[0].startswith("route add 172.16.0.0/24")
+    assert [k.name for k in shown[2].keys] == ["172.16.0.0/24 dev e", "10.1.0.0/16 dev e"]
+
+
+def test_many_links_of_ours_go_as_a_group_and_foreign_ones_never() -> None:
+    ours: list[Step] = [Delete(Link(name=f"kvt-{i}", alias="kvmnet x")) for i in range(30)]
+    theirs: list[Step] = [Delete(Link(name=f"tap{i}", alias="")) for i in range(30)]
+    lines = [str(line) for part in arrange([*ours, *theirs], lambda links: 7) for line in part.lines]  # type: ignore[union-attr]
+    assert lines[:30] == [f"link set dev kvt-{i} group 7" for i in range(30)]
+    assert lines[30] == "link del group 7"
+    assert lines[31:] == [f"link del dev tap{i}" for i in range(30)]
