@@ -35,19 +35,28 @@ from kvmnet.errors import ConflictError
 from kvmnet.facts.model import Facts
 from kvmnet.modes.forwarding import accepts_advertisements
 
-COPIED = ("autoconf", "use_tempaddr", "accept_ra_defrtr", "accept_ra_pinfo", "accept_ra_rtr_pref")
-"""IPv6 settings of the NIC that the bridge takes over."""
-WATCHED4 = ("arp_announce", "arp_filter", "arp_ignore", "proxy_arp", "rp_filter", "accept_local", "send_redirects")
-WATCHED6 = ("accept_redirects", "proxy_ndp", "disable_ipv6")
+COPIED = (
+    *(f"ipv4 {n}" for n in ("rp_filter", "arp_announce", "arp_filter", "arp_ignore", "accept_local", "proxy_arp",
+                            "accept_redirects", "send_redirects")),
+    *(f"ipv6 {n}" for n in ("disable_ipv6", "autoconf", "use_tempaddr", "accept_ra_defrtr", "accept_ra_pinfo",
+                            "accept_ra_rtr_pref", "accept_redirects")),
+)
+"""Settings of the NIC that the bridge takes over: a host that filters, or has no IPv6 there, goes on so."""
+MENTIONED = ("ipv4 arp_accept", "ipv4 route_localnet", "ipv4 src_valid_mark", "ipv6 proxy_ndp", "ipv6 hop_limit")
 """Settings of the NIC that stop to matter once it is a port; mentioned when not the default."""
 
 
 def uplink_sysctls(device: str, bridge: str) -> tuple[str, ...]:
     """Settings to observe so that ``take_uplink`` and ``stale_references`` know them."""
-    ra = ("accept_ra", "forwarding", *COPIED)
-    return (*(f"net/ipv6/conf/{dev}/{name}" for dev in (device, bridge) for name in ra),
-            *(f"net/ipv4/conf/{dev}/{name}" for dev in (device, "default") for name in WATCHED4),
-            *(f"net/ipv6/conf/{dev}/{name}" for dev in (device, "default") for name in WATCHED6))
+    both = ("ipv6 accept_ra", "ipv6 forwarding", *COPIED)
+    return tuple(sysctl(dev, name) for devices, names in (((device, bridge), both), ((device, "default"), MENTIONED))
+                 for dev in devices for name in names)
+
+
+def sysctl(device: str, setting: str) -> str:
+    """Path of ``ipv4 rp_filter`` and the like for one device."""
+    family, name = setting.split()
+    return f"net/{family}/conf/{device}/{name}"
 
 
 def take_uplink(device: str, bridge: str,
@@ -61,7 +70,7 @@ def take_uplink(device: str, bridge: str,
     addresses = [a for a in facts.state.values() if isinstance(a, Address) and a.dev in (device, bridge)]
     routes = [r for r in facts.state.values() if isinstance(r, Route) and r.dev in (device, bridge)]
     port = Link(name=device, master=bridge, up=True)
-    resources: list[Resource | Absent] = [port, *advertisement_settings(device, bridge, facts, addresses, routes)]
+    resources: list[Resource | Absent] = [port, *bridge_settings(device, bridge, facts, addresses, routes)]
     borrowed = {port.key}
     moved: dict[Key, Resource] = {}
     for address in addresses:
@@ -123,17 +132,16 @@ def there_already(addresses: list[Address], routes: list[Route], device: str,
             yield move_route(replace(route, proto=""), device).key, route
 
 
-def advertisement_settings(device: str, bridge: str, facts: Facts, addresses: list[Address],
+def bridge_settings(device: str, bridge: str, facts: Facts, addresses: list[Address],
                            routes: list[Route]) -> list[Sysctl]:
-    """IPv6 settings of the bridge: it listens where the NIC did, in the same way."""
+    """Settings of the bridge: those of the NIC, and it listens to advertisements where the NIC did."""
     listens = (accepts_advertisements(device, facts) or accepts_advertisements(bridge, facts)
                or any(a.dynamic == "ra" for a in addresses) or any(r.proto == "ra" for r in routes))
-    base = f"net/ipv6/conf/{bridge}"
-    settings = [Sysctl(name=f"{base}/accept_ra", value="2" if listens else "0", dev=bridge)]
+    settings = [Sysctl(name=sysctl(bridge, "ipv6 accept_ra"), value="2" if listens else "0", dev=bridge)]
     for name in COPIED:
-        seen = facts.state.get(Key(Sysctl.kind, f"net/ipv6/conf/{device}/{name}"))
+        seen = facts.state.get(Key(Sysctl.kind, sysctl(device, name)))
         if isinstance(seen, Sysctl):
-            settings.append(Sysctl(name=f"{base}/{name}", value=seen.value, dev=bridge))
+            settings.append(Sysctl(name=sysctl(bridge, name), value=seen.value, dev=bridge))
     return settings
 
 
@@ -168,12 +176,10 @@ def stale_references(device: str, facts: Facts) -> list[str]:
              for rule in facts.rules if names_device(rule, device)]
     notes += [f"nftables names {device}: {line.strip()}"
               for line in facts.ruleset.splitlines() if f'"{device}"' in line]
-    for family, names in (("ipv4", WATCHED4), ("ipv6", WATCHED6)):
-        for name in names:
-            own = facts.state.get(Key(Sysctl.kind, f"net/{family}/conf/{device}/{name}"))
-            usual = facts.state.get(Key(Sysctl.kind, f"net/{family}/conf/default/{name}"))
-            if isinstance(own, Sysctl) and isinstance(usual, Sysctl) and own.value != usual.value:
-                notes.append(f"setting of {device} that the bridge does not take over: {own.name} = {own.value}")
+    for name in MENTIONED:
+        own, usual = (facts.state.get(Key(Sysctl.kind, sysctl(dev, name))) for dev in (device, "default"))
+        if isinstance(own, Sysctl) and isinstance(usual, Sysctl) and own.value != usual.value:
+            notes.append(f"setting of {device} that the bridge does not take over: {own.name} = {own.value}")
     return notes
 
 
