@@ -87,7 +87,7 @@ def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Acce
     if vm.run is None:
         raise KvmnetError(f"guest {name} is not run by kvmnet", hint=f"vms.{name}.run says how to run it")
     chosen = accelerator(vm.run, accel)
-    boot = boot_files(vm.run, paths, progress, name)
+    boot = boot_files(vm.run, nics, paths, progress, name)
     who = account(vm.run.user)
     home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     home.forget()
@@ -152,11 +152,13 @@ class Boot:
     disk_format: str = "raw"
 
 
-def boot_files(run: Run, paths: Paths, progress: Progress, name: str) -> Boot:
-    """The kernel, RAM disk and disk of a guest; the tiny image when the document names none."""
+def boot_files(run: Run, nics: Sequence[GuestNic], paths: Paths, progress: Progress, name: str) -> Boot:
+    """The kernel, RAM disk and disk of a guest. Where the document names none and no NIC has a place
+    in the boot order, the tiny image."""
     disk = Path(run.disk) if run.disk else None
     kind = disk_format(disk) if disk else "raw"
-    if run.image == "tiny" or not (run.kernel or run.disk):
+    from_network = any((n.bootindex if n.bootindex is not None else -1) >= 0 for n in nics)
+    if run.image == "tiny" or not (run.kernel or run.disk or from_network):
         image = build(paths, progress)
         words = f"{TINY_WORDS} kvmnet.name={name} {run.append}".strip()
         return Boot(image.kernel, image.initrd, words, disk, kind)
@@ -236,8 +238,9 @@ def release(home: GuestFolder, nics: Sequence[GuestNic]) -> None:
             home.save_record(nics)
             monitor.execute("cont")
     except QmpError as error:
-        raise HostCannot(f"guest {home.name}: QEMU did not start: {home.last_words() or error}",
-                         hint=f"the whole command is in {home.command}") from error
+        said = home.last_words() or str(error)
+        hint = "apt-get install ipxe-qemu" if "romfile" in said else f"the whole command is in {home.command}"
+        raise HostCannot(f"guest {home.name}: QEMU did not start: {said}", hint) from error
 
 
 # Programs in it, and its end -------------------------------------------------------------------

@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from kvmnet.drivers.qemu.driver import GuestNicDriver
+from kvmnet.drivers.qemu import taps
+from kvmnet.drivers.qemu.devices import Place
+from kvmnet.drivers.qemu.driver import GuestNicDriver, free_place
 from kvmnet.drivers.qemu.folder import folder, folders, running_folders
 from kvmnet.drivers.qemu.observe import address, backends, read_nic, signed
 from kvmnet.drivers.qemu.resources import GuestNic
@@ -105,3 +107,45 @@ def test_addresses_count_on_the_first_bus_only() -> None:
     assert address({"parent_bus": "/machine/q35/pcie.0", "addr": 5 << 3 | 1}) == "05.1"
     assert address({"parent_bus": "/machine/peripheral/kvmnet-pci/kvmnet-pci", "addr": 8}) == ""
     assert [signed(n) for n in (-1, 0, 3, 2**32 - 1, None)] == [-1, 0, 3, -1, -1]
+
+
+def test_vhost_without_its_device_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taps, "VHOST", "/nonexistent/vhost-net")
+    assert taps.open_vhost(NIC) == []
+    with pytest.raises(StepFailed, match="vhost is wanted, but /nonexistent/vhost-net") as caught:
+        taps.open_vhost(replace(NIC, vhost=True))
+    assert caught.value.hint == "modprobe vhost_net, or vhost: auto"
+    assert "No such file" in (taps.vhost_unavailable() or "")
+
+
+class Answers:
+    """A monitor that only knows its PCI buses."""
+
+    def __init__(self, *ports: bool):
+        self.ports = ports
+
+    def execute(self, command: str, arguments: dict[str, object] | None = None) -> object:
+        assert command == "query-pci"
+        return [{"bus": 0, "devices": [{"qdev_id": "kvmnet-pci", "pci_bridge": {}}, {"qdev_id": "x"}, *(
+            {"qdev_id": f"kvmnet-port-{i}", "pci_bridge": {"devices": [{}] if taken else []}}
+            for i, taken in enumerate(self.ports))]}]
+
+
+@pytest.mark.parametrize(("monitor", "change", "place"), [
+    (Answers(True, False, False), {}, Place("kvmnet-port-1")),
+    (Answers(*[True] * 10, False), {}, Place("kvmnet-port-10")),
+    (Answers(True), {"model": "e1000"}, Place("kvmnet-pci")),
+    (Answers(), {}, Place("kvmnet-pci")),
+    (Answers(), {"pci": "05.0"}, Place("pci.0", "05.0")),
+])
+def test_a_free_place_is_found(monitor: Answers, change: dict[str, str], place: Place) -> None:
+    assert free_place(replace(NIC, **change), monitor) == place      # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("monitor", "change", "reason"), [
+    (Answers(True, True), {}, "no free PCIe port left"),
+    (Answers(False), {"pci": "05.0"}, "can only be there from the start"),
+])
+def test_where_there_is_no_place_the_step_fails(monitor: Answers, change: dict[str, str], reason: str) -> None:
+    with pytest.raises(StepFailed, match=reason):
+        free_place(replace(NIC, **change), monitor)      # type: ignore[arg-type]
