@@ -1,0 +1,95 @@
+"""Run benchmarks, each in a network namespace of its own: a table of claims with their verdicts.
+
+    python -m bench [--quick] [--list] [--json FILE] [NAME...]
+
+Exits with 1 when a target is missed. The numbers also go to FILE as JSON (.cache/bench.json).
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.claim import Claim, table
+from bench.world import unshared
+
+ROOT = Path(__file__).parents[1]
+LONGEST = 540.0
+"""Seconds that one benchmark may take."""
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    title: str
+    argv: tuple[str, ...]
+    quick: tuple[str, ...]
+    """Words that make it short."""
+
+
+BENCHMARKS = {
+    "start": Benchmark("Start", ("-m", "bench.start"), ("--rounds", "5")),
+    "nics-1000": Benchmark("1,000 NICs", ("-m", "bench.many_nics"), ("--rounds", "1")),
+    "nics-10000": Benchmark("10,000 NICs on 10 bridges",
+                            ("-m", "bench.many_nics", "--nics", "10000", "--rounds", "1", "--looks", "1"),
+                            ("--nics", "2000")),
+    "guard": Benchmark("Packets through the guard", ("bench/guard_pps.py", "--json"), ("--rounds", "5")),
+}
+
+
+def run(chosen: Benchmark, words: Sequence[str]) -> dict[str, Any]:
+    """The benchmark's own JSON. Raises SystemExit when it cannot be run."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(unshared([sys.executable, *chosen.argv, *words]), cwd=ROOT, env=env,
+                          stdout=subprocess.PIPE, text=True, timeout=LONGEST, check=False)
+    try:
+        found: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        raise SystemExit(f"{chosen.title}: ended with {done.returncode} and without a result") from None
+    return found
+
+
+def claims_of(found: dict[str, Any]) -> list[Claim]:
+    return [packets(c) if "traffic" in c else Claim(**{k: v for k, v in c.items() if k != "kept"})
+            for c in found["claims"]]
+
+
+def packets(row: dict[str, Any]) -> Claim:
+    """A claim of guard_pps: a ratio of packet rates."""
+    return Claim(f"{row['claim']}, {row['traffic']}", row["ratio"], "at least", row["at_least"], "x")
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
+                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)}; all when none is given")
+    options.add_argument("--quick", action="store_true", help="few rounds: is it about right?")
+    options.add_argument("--list", action="store_true", help="print the names")
+    options.add_argument("--json", type=Path, default=ROOT / ".cache/bench.json", metavar="FILE")
+    asked = options.parse_args()
+    if asked.list:
+        print("\n".join(f"{name:12} {b.title}" for name, b in BENCHMARKS.items()))
+        return 0
+    if unknown := [n for n in asked.names if n not in BENCHMARKS]:
+        options.error(f"no benchmark {', '.join(unknown)}; there are: {', '.join(BENCHMARKS)}")
+    results, missed = {}, 0
+    for name in asked.names or BENCHMARKS:
+        chosen = BENCHMARKS[name]
+        found = run(chosen, chosen.quick if asked.quick else ())
+        claims = claims_of(found)
+        print(table(chosen.title, claims), end="\n\n", flush=True)
+        missed += sum(not c.kept for c in claims)
+        results[name] = {**found, "claims": [c.to_json() for c in claims]}
+    asked.json.parent.mkdir(parents=True, exist_ok=True)
+    asked.json.write_text(json.dumps(results, indent=2) + "\n")
+    print(f"{missed} target(s) missed" if missed else "every target kept", f"({asked.json})")
+    return int(missed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The bare tools' side: the same objects by ``ip -batch``, ``nft -f`` and dnsmasq's files alone.
+
+What they are told is what kvmnet itself prints for the document (``kvmnet plan --commands``): the same
+objects, by the fewest commands that we know. They are told it in files that lie ready, and they do
+less: no daemon is started, nothing is looked at before or after, and nothing could be undone.
+
+    python -m bench.bare record FILE FOLDER    write those files
+    python -m bench.bare read FOLDER           the bulk reads, each parsed, one after another
+"""
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+GROUP = 4711
+READS = (
+    ("ip", "-json", "-details", "link"),
+    ("ip", "-json", "address"),
+    ("ip", "-json", "-details", "-4", "route", "show", "table", "all"),
+    ("ip", "-json", "-details", "-6", "route", "show", "table", "all"),
+    ("nft", "-j", "list", "ruleset"),
+)
+
+
+def record(document: Path, folder: Path) -> None:
+    """Write the scripts that make the document's objects, those that remove them, and dnsmasq's files."""
+    from kvmnet.api import Host
+    from kvmnet.drivers.linux.resources import Link
+    from kvmnet.engine.plan import Create
+
+    host = Host()
+    planned = host.plan(document)
+    ip, nft, files = [], [], 0
+    for command in host.engine.dispatch.commands(planned.steps):
+        if command.argv[:2] == ("ip", "-batch"):
+            ip.append(command.stdin)
+        elif command.argv[:2] == ("nft", "-f"):
+            nft.append(command.stdin)
+        elif command.argv[0] == "tee":
+            (folder / f"dnsmasq.{files}").write_text(command.stdin)
+            files += 1
+    links = [s.after.name for s in planned.steps if isinstance(s, Create) and isinstance(s.after, Link)]
+    tables = [s.key.name for s in planned.steps if s.key.kind == "nft-table"]
+    (folder / "make.ip").write_text("".join(ip))
+    (folder / "make.nft").write_text("".join(nft))
+    (folder / "remove.ip").write_text("".join(f"link set dev {name} group {GROUP}\n" for name in links)
+                                      + f"link del group {GROUP}\n")
+    (folder / "remove.nft").write_text("".join(f"delete table {name}\n" for name in tables))
+    (folder / "make.sh").write_text("set -e\nnft -f make.nft\nip -batch make.ip\n"
+                                    "mkdir -p made\ncp dnsmasq.* made\n")
+    (folder / "remove.sh").write_text("set -e\nip -batch remove.ip\nnft -f remove.nft\nrm -r made\n")
+
+
+def read(folder: Path) -> None:
+    for argv in READS:
+        text = subprocess.run(argv, capture_output=True, check=True).stdout
+        json.loads(text or b"[]")
+    for name in ("conf", "hosts", "names"):
+        for file in folder.glob(f"*/{name}"):
+            file.read_text().splitlines()
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["record", document, folder]:
+            record(Path(document), Path(folder))
+        case ["read", folder]:
+            read(Path(folder))
+        case _:
+            sys.exit(__doc__)
