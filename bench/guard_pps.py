@@ -6,6 +6,7 @@ A guest's frames are written to its tap as fast as one process can; they cross t
 bridge and end in another guest's tap. The variants take turns within each round, and a ratio is the
 median of the rounds' ratios, so that a busy machine disturbs both sides alike. Packets are counted
 per second of the sender's processor time (all of the path runs in its context), not of the clock.
+The guard is as it is deployed: with the keeper's table behind it.
 """
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ from lib.guardlab import BRIDGE, VICTIM, Lab, guard_script, lab
 from lib.netns import new_netns, sh
 
 from kvmnet.policy.guard import nic_guard
+from kvmnet.policy.keeper import HELD
 
 VARIANTS = (0, 10, 1000)
 """Numbers of NICs in the guard; 0: no guard."""
@@ -48,7 +50,9 @@ def prepare(wired: Lab, folder: Path) -> dict[int, Path]:
                             [f"10.8.{i >> 8}.{i & 255}", f"fd00:8::{i:x}"], bridge=BRIDGE)
                   for i in range(count - len(wired.guards))]
         scripts[count] = folder / f"{count}.nft"
-        scripts[count].write_text("flush ruleset\n" + guard_script([*wired.guards, *others]))
+        held = HELD["bridge kvmnet-keeper"].replace("}; ", "}\n")
+        scripts[count].write_text(f"flush ruleset\n{guard_script([*wired.guards, *others])}"
+                                  f"table bridge kvmnet-keeper {{\n{held}\n}}\n")
     return scripts
 
 

@@ -84,7 +84,7 @@ def test_a_rule_deleted_by_another_hand_is_drift_that_can_be_read(paths: Paths) 
     lines = driver.table_diff(seen.state[step.key], guard_table())  # type: ignore[arg-type]
     assert [" ".join(line.split()) for line in lines] == ["+ meta mark set meta mark | 0x08000000 accept"]
     assert converge(driver, wanted) == 1
-    sh("nft add element bridge kvmnet flow4 '{ \"kvt-a-0\" . 0x020000000001 . 0x0a000063 }'")
+    sh("nft add element bridge kvmnet flow4 '{ \"kvt-a-0\" . 0x0200000000010800 . 0x0a000063 }'")
     assert converge(driver, wanted) == 1
     assert "0xa000063" not in sh("nft list table bridge kvmnet")
     sh("nft delete element inet kvmnet reach '{ \"kvb-b\" . \"kvb-c\" }'")

@@ -2,7 +2,8 @@
 
 The table's text knows no NIC. All that differs between NICs is in exact hash sets keyed by the tap's
 name, so a frame costs the same with ten NICs and with ten thousand, and a NIC that is in no set is
-dropped. Prefixes stand in a second set that is asked only when the exact one has no answer.
+dropped. The usual frame needs one look: source MAC, frame type and source address are one key of
+``flow4`` or ``flow6``. Prefixes stand in a set that is asked only when the exact ones have no answer.
 
 The order is: is this MAC the NIC's own, is the frame of a type that guests need (IPv4, IPv6, ARP, the
 RARP of a migration, and the declared VLANs of a trunk), is the source address its own, is the message
@@ -70,8 +71,8 @@ ROLES = {"dhcp-server": "dhcp_server", "router": "router", "querier": "querier"}
 """Role -> its set."""
 
 TEXT = Template("""\
-set flow4 { typeof iifname . @ll,48,48 . @nh,96,32; }
-set flow6 { typeof iifname . @ll,48,48 . @nh,64,128; }
+set flow4 { typeof iifname . @ll,48,64 . @nh,96,32; }
+set flow6 { typeof iifname . @ll,48,64 . @nh,64,128; }
 set mac { typeof iifname . @ll,48,48; }
 set own4 { typeof iifname . @nh,96,32; }
 set net4 { typeof iifname . ip saddr; flags interval; }
@@ -108,8 +109,8 @@ chain unseen {
     meta mark set 13 goto refuse
 }
 chain guest {
-    ether type ip @nh,0,8 0x45 iifname . @ll,48,48 . @nh,96,32 @flow4 goto ip_up
-    ether type ip6 @nh,0,4 6 iifname . @ll,48,48 . @nh,64,128 @flow6 goto ip6_up
+    @nh,0,8 0x45 iifname . @ll,48,64 . @nh,96,32 @flow4 goto ip_up
+    @nh,0,4 6 iifname . @ll,48,64 . @nh,64,128 @flow6 goto ip6_up
     iifname . @ll,48,48 @mac ether type vmap { ip : goto ip_in, ip6 : goto ip6_in, arp : goto arp_in, \
 8021q : goto tagged, 0x8035 : goto rarp_in }
     iifname @open goto pass
@@ -165,14 +166,13 @@ chain ip_zero {
     meta mark set 5 goto refuse
 }
 chain ip_up {
-    @nh,72,8 6 goto pass
-    @nh,72,8 17 goto udp4
+    @nh,72,8 17 @th,16,16 != 67-68 @th,0,16 != 67 meta mark set meta mark | ${guest} accept
+    @nh,72,8 6 meta mark set meta mark | ${guest} accept
     ip protocol vmap { udp : goto udp4, icmp : goto icmp_in, igmp : goto igmp_in, 103 : goto query }
     meta l4proto != 255 goto pass
     meta mark set 14 goto refuse
 }
 chain udp4 {
-    @th,16,16 != 67-68 @th,0,16 != 67 goto pass
     ip frag-off & 0x1fff != 0 goto pass
     udp dport 67 udp sport 68 @th,64,8 1 @th,80,8 6 iifname . @th,288,48 @mac goto pass
     iifname @dhcp_server udp dport 0-65535 goto pass
@@ -253,7 +253,7 @@ chain dad6 {
     meta mark set 11 goto refuse
 }
 chain ip6_up {
-    @nh,48,8 6 goto pass
+    @nh,48,8 6 meta mark set meta mark | ${guest} accept
     @nh,48,8 17 goto udp6
     ip6 nexthdr vmap { 6 : goto pass, 17 : goto udp6, 58 : goto icmp6, 0 : goto hop6, 44 : goto fragment6, \
 103 : goto query, 4 : goto pass, 33 : goto pass, 41 : goto pass, 46 : goto pass, 47 : goto pass, 50 : goto pass, \

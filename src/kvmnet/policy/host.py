@@ -4,6 +4,8 @@
   DHCP, DNS, ND and echo, what the document allows, and its own connections' replies. Nothing else.
 * forward: between bridges of ours and anything else only where the document says so. Pairs of
   devices are one set lookup. What passes is marked, so that the keeper can drop what no rule saw.
+  Frames that only cross a bridge come by here where bridge netfilter is on; a packet for the host's own
+  MAC is no such frame: the host would send it back out, past the isolation of ports.
 * taps: a packet that comes in on a tap itself, not on its bridge, went past the guard (LLDP's address).
 * nat: masquerade only towards the uplink; forwarded ports work from outside, from the guests
   themselves (hairpin) and from the host.
@@ -33,7 +35,7 @@ iifname "kvb-*" goto guests
 oifname "kvb-*" goto guests
 }}
 chain guests {{
-iifname . oifname @bridged goto pass
+iifname . oifname @bridged iifname . ether daddr != @routers goto pass
 iifname "kvb-*" iifname . ip saddr != @sources4 counter drop
 iifname "kvb-*" iifname . ip6 saddr != @sources6 counter drop
 ct state vmap {{ established : goto pass, related : goto pass, invalid : drop }}
@@ -65,6 +67,7 @@ def host_table(policy: HostPolicy) -> NftTable:
     body = [
         named_set("reach", "ifname . ifname", (f'"{a}" . "{b}"' for a, b in policy.reach)),
         named_set("bridged", "ifname . ifname", (f'"{b}" . "{b}"' for b in policy.bridged)),
+        named_set("routers", "ifname . ether_addr", (f'"{b}" . {mac}' for b, mac in policy.routers)),
         named_set("inward", "ifname", (f'"{d}"' for d in policy.inward)),
         named_set("sources4", "ifname . ipv4_addr", prefixes(policy.sources, 4), "interval"),
         named_set("sources6", "ifname . ipv6_addr", prefixes(policy.sources, 6), "interval"),

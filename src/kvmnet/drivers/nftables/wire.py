@@ -20,6 +20,7 @@ ROLE_SETS = {"dhcp-server": "dhcp_server", "router": "router", "querier": "queri
 MEMORY = ("claimed", "learned")
 """Sets that the kernel fills: which NIC uses which link-local. A new text of the table keeps them."""
 
+FRAME_TYPE = {4: 0x0800, 6: 0x86DD}
 MOST_FLOWS = 64
 """Most (MAC, address) pairs of one NIC that get an entry of their own."""
 
@@ -42,7 +43,7 @@ def element(guard: NicGuard) -> Iterator[tuple[str, str]]:
             version, value = parse(text)
             yield f"{kind}{version}", f"{nic} . {value:#x}"
     for version, source, pair in flows(guard):
-        yield f"flow{version}", f"{nic} . {source:#014x} . {pair:#x}"
+        yield f"flow{version}", f"{nic} . {source:#018x} . {pair:#x}"
     for text in guard.prefixes or ():
         net = ip_network(text)
         if net.version == 4:
@@ -56,7 +57,7 @@ def element(guard: NicGuard) -> Iterator[tuple[str, str]]:
 
 
 def flows(guard: NicGuard) -> Iterator[tuple[int, int, int]]:
-    """(IP version, MAC, address) of the pairs that the guard knows in a single lookup.
+    """(IP version, MAC and frame type, address) of what the guard knows in a single lookup.
 
     They follow from the MACs and addresses; where there would be many, the slower path serves.
     """
@@ -65,7 +66,7 @@ def flows(guard: NicGuard) -> Iterator[tuple[int, int, int]]:
         for mac in guard.macs or ():
             source = int(mac.replace(":", ""), 16)
             for version, address in usual:
-                yield version, source, address
+                yield version, source << 16 | FRAME_TYPE[version], address
 
 
 def gather(pairs: Iterable[tuple[str, str]]) -> Elements:
