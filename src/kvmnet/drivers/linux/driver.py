@@ -5,6 +5,7 @@ Read: one ``ip -json`` dump per kind of thing. Written: one ``ip -batch`` per ru
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import pwd
 import re
@@ -81,6 +82,10 @@ class LinuxDriver:
         return host.missing("ip")
 
     def observe(self, intent: Wanted) -> Seen:
+        with without_collection():
+            return self.look(intent)
+
+    def look(self, intent: Wanted) -> Seen:
         links = {link.name: link for link in wire.parse_links(
             ip_json("-details", "link"), uid_of)}
         seen = Seen()
@@ -254,6 +259,18 @@ def free_group(links: Sequence[Link]) -> int | None:
         if not any("ifname" in item for item in ip_json("link", "show", "group", str(group))):
             return group
     return None
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """No garbage collection while many objects are made that all stay: a third of the time at 10,000 links."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def ip_json(*words: str) -> list[dict[str, Any]]:
