@@ -4,7 +4,6 @@ The command line, the demo and the tests have no logic of their own; they call t
 """
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,20 +18,20 @@ from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.table import drivers
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.fingerprint import Fingerprint
-from kvmnet.engine.history import Change, Revision, Status
+from kvmnet.engine.history import Revision, Status
 from kvmnet.engine.journal import Codec, Phase
-from kvmnet.engine.plan import Step, Update
-from kvmnet.engine.resource import Key, Resource, Wanted
+from kvmnet.engine.plan import Update
+from kvmnet.engine.resource import Resource, Wanted
 from kvmnet.engine.transaction import Engine, Event, Result
 from kvmnet.errors import ConflictError, KvmnetError, SpecError
 from kvmnet.facts.collect import facts_of
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.paths import Paths
+from kvmnet.planned import EMPTY, Planned, read_saved
 
 if TYPE_CHECKING:
     from kvmnet.check.model import Progress, Report
     from kvmnet.compile import Compiled
-    from kvmnet.engine import transaction
     from kvmnet.spec.load import Document
 
 Say = Callable[[str], None]
@@ -41,56 +40,6 @@ Listen = Callable[[Event], None]
 
 def silent(event: Event) -> None:
     """The listener that hears nothing."""
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What a document would change on this host, and what that was computed from."""
-
-    source: str
-    document: Document | None
-    """None for destroy."""
-    compiled: Compiled | None
-    allocations: Allocations
-    inner: transaction.Planned
-    notes: tuple[str, ...] = ()
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        return self.inner.steps
-
-    @property
-    def seen(self) -> Seen:
-        return self.inner.seen
-
-    @property
-    def wanted(self) -> Wanted:
-        """What the document wants, without what is given back."""
-        return self.compiled.wanted if self.compiled else {}
-
-    @property
-    def borrowed(self) -> frozenset[Key]:
-        return frozenset(self.compiled.borrowed) if self.compiled else frozenset()
-
-    @property
-    def fingerprint(self) -> Fingerprint:
-        return self.inner.fingerprint
-
-    def to_json(self) -> dict[str, Any]:
-        """Stable data for other programs."""
-        from kvmnet.cli.plan_text import step_json
-        return {"format": 1, "source": self.source, "fingerprint": self.fingerprint.digest,
-                "steps": [step_json(s) for s in self.steps], "notes": list(self.notes)}
-
-    def save(self, path: Path) -> None:
-        """A plan file: the document and what the host looked like. Raises KvmnetError."""
-        assert self.document is not None
-        data = {"kvmnet-plan": 1, "source": self.source, "document": self.document.text,
-                "seen": dict(self.fingerprint.parts)}
-        try:
-            path.write_text(json.dumps(data), encoding="utf-8")
-        except OSError as error:
-            raise KvmnetError(f"cannot write {path}: {error.strerror}") from error
 
 
 @dataclass(frozen=True)
@@ -204,12 +153,8 @@ class Host:
 
         Raises what Engine.converge raises.
         """
-        change = Change(planned.document.text if planned.document else EMPTY, planned.source,
-                        f"kvmnet {planned.source}", planned.allocations)
-        with self.engine.writing(change.command):
-            return self.engine.converge(
-                planned.wanted, change, borrowed=planned.borrowed, confirm=confirm, adopt=adopt,
-                expected=planned.fingerprint, listen=listen)
+        return self.engine.converge(planned.wanted, planned.change, borrowed=planned.borrowed, confirm=confirm,
+                                    adopt=adopt, expected=planned.fingerprint, listen=listen)
 
     def change(self, make: Callable[[], Planned], *, confirm: float | None = None,
                shown: Callable[[Planned], None] = lambda planned: None, listen: Listen = silent) -> Result:
@@ -222,9 +167,7 @@ class Host:
             self.engine.make_way()
             planned = make()
             shown(planned)
-            change = Change(planned.document.text if planned.document else EMPTY, planned.source,
-                            f"kvmnet {planned.source}", planned.allocations)
-            return self.engine.carry_out(planned.inner, change, confirm=confirm, listen=listen)
+            return self.engine.carry_out(planned.inner, planned.change, confirm=confirm, listen=listen)
 
     def apply_file(self, path: Path, *, confirm: float | None = None, adopt: bool = False,
                    listen: Listen = silent) -> Result:
@@ -372,22 +315,3 @@ def execute_in(name: str, program: Sequence[str] | str, paths: Paths, timeout: f
     from kvmnet.guests.launch import execute
     result = execute(name, program, paths, timeout)
     return result.code, result.out, result.err
-
-
-EMPTY = "version: 1\n"
-"""The document of a host where nothing is wanted."""
-
-
-def read_saved(path: Path) -> dict[str, Any] | None:
-    """The content of a plan file, or None for a document."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            if not file.read(16).startswith('{"kvmnet-plan"'):
-                return None
-            file.seek(0)
-            data: dict[str, Any] = json.load(file)
-    except (OSError, UnicodeDecodeError):
-        return None
-    except ValueError as error:
-        raise KvmnetError(f"{path}: not a plan: {error}", "make it again with kvmnet plan --out") from error
-    return data

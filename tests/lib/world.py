@@ -23,11 +23,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 from uuid import uuid4
 
-from kvmnet.api import Host, Planned
+from kvmnet.api import Host
 from kvmnet.engine.transaction import Result
 from kvmnet.facts.model import Allocation
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
+from kvmnet.planned import Planned
 from kvmnet.spec.load import loads
 from lib.netns import inside, named_netns, new_netns, sh
 from lib.tap import Tap
@@ -48,9 +49,8 @@ ip -4 addr flush dev eth0
 ip addr add $ip/$mask dev eth0
 [ -z "$mtu" ] || ip link set eth0 mtu $mtu
 [ -z "$router" ] || ip route replace default via $router
-for word in ip mask mtu router dns domain search staticroutes ntpsrv serverid; do
-    eval "value=\$$word"; echo "$word=$value"
-done > "$KVMNET_TEST_OUT"
+printf '%s\\n' "ip=$ip" "mask=$mask" "mtu=$mtu" "router=$router" "dns=$dns" "domain=$domain" "search=$search" \\
+    "staticroutes=$staticroutes" "ntpsrv=$ntpsrv" > "$KVMNET_TEST_OUT"
 """
 
 
@@ -121,7 +121,7 @@ class Service:
             with taken:
                 taken.sendall(self.words(asker[0]))
             return
-        data, ancillary, _, asker = bound.recvmsg(2048, 128)
+        _data, ancillary, _, asker = bound.recvmsg(2048, 128)
         # Answered from the address that was asked, as a careful server does (IPV6_PKTINFO).
         bound.sendmsg([self.words(asker[0])], [(a, b, c) for a, b, c in ancillary], 0, asker)
 
@@ -199,9 +199,9 @@ class Guest(Place):
         self.outer = Tap(tap)
         with inside(netns):
             self.inner = Tap("eth0")
-            for name, value in (("accept_dad", "0"), ("accept_ra_rt_info_max_plen", "0")):
-                with suppress(OSError):
-                    Path(f"/proc/sys/net/ipv6/conf/eth0/{name}").write_text(value)
+            Path("/proc/sys/net/ipv6/conf/eth0/accept_dad").write_text("0")
+            Path("/proc/sys/net/ipv4/conf/all/accept_redirects").write_text("0")
+            Path("/proc/sys/net/ipv4/conf/eth0/accept_redirects").write_text("0")
         sh(f"ip -n {netns} link set eth0 address {self.mac} up")
         for a, b in ((self.outer, self.inner), (self.inner, self.outer)):
             world.loop.watch(a.fd, lambda a=a, b=b: os.write(b.fd, os.read(a.fd, 70000)))

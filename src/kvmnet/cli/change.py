@@ -12,8 +12,9 @@ import click
 from kvmnet.cli.output import Bar, json_option, print_json, say
 
 if TYPE_CHECKING:
-    from kvmnet.api import Host, Listen, Planned
+    from kvmnet.api import Host, Listen
     from kvmnet.engine.transaction import Result
+    from kvmnet.planned import Planned
 
 CHANGES = 2
 DEFAULTS = (Path("kvmnet.yaml"), Path("/etc/kvmnet/kvmnet.yaml"))

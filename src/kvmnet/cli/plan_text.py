@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import fields
 from typing import Any
 
 import click
 
 from kvmnet.drivers.kinds import to_json
 from kvmnet.engine.plan import Create, Delete, Step, Update
-from kvmnet.engine.resource import Resource, cache
+from kvmnet.engine.resource import Resource
+from kvmnet.planned import noticed
 
 SHOWN = 12
 """Steps of one kind and action shown before the rest is counted."""
@@ -128,15 +128,6 @@ def show(value: Any) -> str:
     return str(value)
 
 
-@cache
-def notices(cls: type[Resource]) -> dict[str, str]:
-    return {f.name: f.metadata.get("guest", "") for f in fields(cls)}
-
-
-def noticed(step: Update, name: str) -> str:
-    return notices(type(step.after)).get(name, "")
-
-
 def guest_lines(steps: Iterable[Step]) -> list[str]:
     """Which running guests notice, and how: live, or by losing and regaining a card."""
     effects: dict[str, str] = {}
@@ -158,18 +149,3 @@ def summary(steps: Iterable[Step]) -> str:
     for step in steps:
         count[type(step)] += 1
     return f"Plan: {count[Create]} to create, {count[Update]} to change, {count[Delete]} to delete."
-
-
-def step_json(step: Step) -> dict[str, Any]:
-    """One step as data, stable for other programs."""
-    match step:
-        case Create(after):
-            return {"action": "create", "kind": step.key.kind, "name": step.key.name, "after": to_json(after)}
-        case Update():
-            return {"action": "update", "kind": step.key.kind, "name": step.key.name,
-                    "changes": {n: {"old": a, "new": b} for n, (a, b) in step.changes.items()},
-                    "guest": sorted({noticed(step, n) for n in step.changes} - {""})}
-        case Delete(_, along):
-            return {"action": "delete", "kind": step.key.kind, "name": step.key.name,
-                    "along": [list(k) for k in along]}
-    raise AssertionError(step)
