@@ -17,6 +17,7 @@ def wire(segment: Segment, facts: Facts, device: str = "") -> Part:
         nic = facts.state[Key("link", device)]
         assert isinstance(nic, Link) and nic.mac
         part.resources.append(own_bridge(segment, nic.mac))
+        part.policy.routers.add((segment.bridge, nic.mac))
         resources, borrowed, notes = take_uplink(device, segment.bridge, facts)
         part.resources += resources
         part.borrowed |= borrowed

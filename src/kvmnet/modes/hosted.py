@@ -12,7 +12,9 @@ def hosted(segment: Segment) -> Part:
     """The bridge, the host's addresses on it and the services that guests may ask."""
     part = Part()
     bridge = segment.bridge
-    part.resources.append(own_bridge(segment, stable_mac(segment.name)))
+    own_mac = stable_mac(segment.name)
+    part.resources.append(own_bridge(segment, own_mac))
+    part.policy.routers.add((bridge, own_mac))
     part.resources += ipv6_settings(bridge, wanted=bool(segment.address6))
     part.resources += addresses(segment)
     allow_services(part, segment)
@@ -51,8 +53,7 @@ def allow_services(part: Part, segment: Segment) -> None:
     """DHCP, DNS and what the document allows on the host, and the metadata service."""
     network, bridge, policy = segment.network, segment.bridge, part.policy
     policy.own |= {a for a in (segment.address, segment.address6) if a}
-    if not network.isolated_ports:
-        policy.bridged.add(bridge)
+    policy.bridged.add(bridge)
     if network.dhcp.enabled:
         policy.services |= {(bridge, "udp", port)
                             for port, address in ((67, segment.address), (547, segment.address6)) if address}

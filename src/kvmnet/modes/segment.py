@@ -54,6 +54,8 @@ class HostPolicy:
     bridged: set[str] = field(default_factory=set)
     """Bridges whose own frames pass the IP hooks where the host has bridge netfilter switched on
     for all bridges; their sources were judged by the guard."""
+    routers: set[tuple[str, str]] = field(default_factory=set)
+    """(bridge, its MAC): frames that the host would route, not bridge."""
     inward: set[str] = field(default_factory=set)
     """Devices from which forwarded ports may be used."""
     sources: set[tuple[str, str]] = field(default_factory=set)
