@@ -107,6 +107,8 @@ def dhcp_clients(links: Iterable[str], proc: Path = Path("/proc")) -> dict[str, 
     devices, found = set(links), {}
     here = namespace_id() if proc == Path("/proc") else None
     for pid, words in command_lines(proc):
+        if Path(words[0]).name == "busybox":
+            words = words[1:] or words
         name = Path(words[0]).name
         if name not in CLIENTS or (here is not None and namespace_of(proc, pid) != here):
             continue

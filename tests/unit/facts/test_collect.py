@@ -34,7 +34,7 @@ def test_limits_that_are_not_shown_are_left_out(tmp_path: Path) -> None:
 
 def test_dhcp_clients_are_found_by_their_command_line(tmp_path: Path) -> None:
     for pid, words in {"10": ("/sbin/dhclient", "-4", "eth0"), "11": ("NetworkManager", "--no-daemon"),
-                       "12": ("bash", "eth0"), "13": ("udhcpc", "-i", "eth1", "-b")}.items():
+                       "12": ("bash", "eth0"), "13": ("/bin/busybox", "udhcpc", "-i", "eth1", "-b")}.items():
         write(tmp_path / pid / "cmdline", "\0".join(words) + "\0")
     write(tmp_path / "self" / "cmdline", "dhclient\0eth2\0")
     assert dhcp_clients(["eth0", "eth1", "eth2"], tmp_path) == {
