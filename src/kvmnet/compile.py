@@ -185,7 +185,7 @@ def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: st
                 multi_queue=queue_pairs(declared, vm) > 1,
                 user=facts.users.get(vm.owner, -1) if vm.owner else -1,
                 isolated=isolated, hairpin=False, learning=True, flood=True, mcast_flood=True,
-                bpdu_guard=False, neigh_suppress=False)
+                bpdu_guard=segment.network.stp and declared.guard != "off", neigh_suppress=False)
 
 
 def claim_uplinks(out: Compiled, spec: Spec) -> None:

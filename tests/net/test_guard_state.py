@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from lib.frames import (
     ip4,
     ip6,
     llc,
+    mac,
     multicast_mac,
     option,
     solicited_node,
@@ -101,6 +103,27 @@ def test_frames_to_link_control_addresses_do_not_reach_the_host(wired: Lab) -> N
     assert reached() > 0
     wired.guard()
     assert reached() == 0
+
+
+def test_with_stp_a_guest_never_becomes_the_root(wired: Lab) -> None:
+    """The bridge takes BPDUs past every hook then; the port's BPDU guard, which taps get there, shuts the port."""
+    bridge_id = struct.pack("!H", 0) + mac(ATTACKER.mac)
+    bpdu = llc("01:80:c2:00:00:00", ATTACKER.mac, b"\x42\x42\3" + bytes(5) + bridge_id + bytes(4) + bridge_id
+               + struct.pack("!HHHHH", 0x8001, 0, 20 << 8, 2 << 8, 15 << 8) + bytes(8))
+
+    def root_port() -> int:
+        """0: the bridge itself is the root (root_id is shown wrongly by iproute2 6.1)."""
+        return int(json.loads(sh(f"ip -j -d link show {BRIDGE}"))[0]["linkinfo"]["info_data"]["root_port"])
+
+    sh(f"ip link set {BRIDGE} type bridge stp_state 1 forward_delay 200")
+    wired.guard()
+    sh(f"bridge link set dev {wired.attacker.name} guard on")
+    wired.attacker.send(bpdu)
+    assert root_port() == 0
+    assert "state disabled" in sh(f"bridge link show dev {wired.attacker.name}")
+    sh(f"bridge link set dev {wired.attacker.name} guard off; ip link set {wired.attacker.name} nomaster; "
+       f"ip link set {wired.attacker.name} master {BRIDGE}")
+    wait_until(lambda: wired.attacker.send(bpdu) or root_port() != 0, 5)
 
 
 def dad(end_mac: str, address: str) -> bytes:
