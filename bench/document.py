@@ -7,7 +7,7 @@ PER_NETWORK = 1000
 
 def document(guests: int) -> str:
     """A document of *guests* guests with a NIC each, on isolated networks of a /21 each with DHCP."""
-    networks = -(-guests // PER_NETWORK)
+    networks = max(1, guests // PER_NETWORK)
     lines = ["version: 1", "networks:"]
     lines += [f"  n{i}: {{mode: isolated, subnet: 10.{i}.0.0/21}}" for i in range(networks)]
     lines.append("vms:")

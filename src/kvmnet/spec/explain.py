@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from kvmnet.errors import Problem
 from kvmnet.spec import shape
+from kvmnet.spec.docs import doc
 from kvmnet.spec.tree import Places, Tree, join
 from kvmnet.spec.values import shown
 
@@ -119,8 +120,7 @@ def _missing(finding: Finding, steps: Steps) -> tuple[str, str]:
 
 def _doc(steps: Steps) -> str:
     part = shape.part_at(steps[:-1])
-    field = part.model_fields.get(str(steps[-1])) if part else None
-    return " ".join((field.description or "").split()) if field else ""
+    return doc(part, str(steps[-1])) if part else ""
 
 
 def _value(finding: Finding, steps: Steps) -> tuple[str, str]:

@@ -37,7 +37,7 @@ from kvmnet.spec.values import (
 class Part(BaseModel):
     """A part of the document: closed, so that a mistyped key is an error and not silence."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Mode(StrEnum):

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, PlainValidator
 from pydantic.fields import FieldInfo
 
 from kvmnet.spec import shape, values
+from kvmnet.spec.docs import doc
 from kvmnet.spec.models import Part, Spec
 
 PAGE = Path("docs/reference.md")
@@ -60,7 +61,7 @@ def _section(path: str, part: type[Part]) -> Iterator[str]:
     yield "| option | value | default | meaning |"
     yield "|---|---|---|---|"
     for name, field in part.model_fields.items():
-        cells = (f"`{name}`", _kind(field), _default(field), _one_line(field.description))
+        cells = (f"`{name}`", _kind(field), _default(field), doc(part, name))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kvmnet.spec.models import Spec
+from kvmnet.spec.docs import doc
+from kvmnet.spec.models import Part, Spec
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -15,14 +16,16 @@ def schema() -> dict[str, Any]:
     made["$schema"] = DIALECT
     made["title"] = "kvmnet document"
     made["description"] = "Networks, uplinks and guests of one KVM host."
-    for part in (made, *made["$defs"].values()):
-        for field in part.get("properties", {}).values():
-            _tidy(field)
+    parts = {cls.__name__: cls for cls in Part.__subclasses__()}
+    for name, part in {"Spec": made, **made["$defs"]}.items():
+        if name in parts:
+            _describe(part["properties"], parts[name])
     return made
 
 
-def _tidy(field: dict[str, Any]) -> None:
-    """The generated titles only repeat the keys; lines of a docstring are one text."""
-    field.pop("title", None)
-    if "description" in field:
-        field["description"] = " ".join(field["description"].split())
+def _describe(properties: dict[str, dict[str, Any]], part: type[Part]) -> None:
+    """Each option with its meaning; the generated titles only repeat the keys."""
+    for name, field in part.model_fields.items():
+        option = properties[field.alias or name]
+        option.pop("title", None)
+        option["description"] = doc(part, name)

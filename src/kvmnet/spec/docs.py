@@ -1,0 +1,30 @@
+"""What an option means: the text below its field in the models. Pure.
+
+pydantic would read the source of the models each time they are imported; only the schema, the reference
+and errors need these texts.
+"""
+from __future__ import annotations
+
+import ast
+import inspect
+from functools import cache
+from textwrap import dedent
+
+from kvmnet.spec.models import Part
+
+
+def doc(part: type[Part], name: str) -> str:
+    """The meaning of the option *name* of *part* on one line; '' where none is written."""
+    return _docs(part).get(name, "")
+
+
+@cache
+def _docs(part: type[Part]) -> dict[str, str]:
+    body = ast.parse(dedent(inspect.getsource(part))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    found = {}
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
+                and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)):
+            found[field.target.id] = " ".join(text.value.value.split())
+    return found
