@@ -101,3 +101,9 @@ def test_the_console_ends_with_the_guest(old: Paths) -> None:
     assert not user.is_alive()
     os.close(ours)
     os.close(theirs)
+
+
+def test_a_guest_that_still_boots_is_shut_down_as_soon_as_it_hears(host: Paths) -> None:
+    vm = Vm.model_validate({"nics": [{"network": "lan"}], "run": {"image": "tiny", "memory": "256M"}})
+    start("early", vm, [], host, Accel("tcg", "tests"), lambda line: None)
+    assert stop("early", host, 60) == Ending.SHUT_DOWN

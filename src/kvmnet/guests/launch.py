@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from time import monotonic
 
 from kvmnet.drivers.qemu.agent import Agent, AgentError, Result
 from kvmnet.drivers.qemu.arguments import TINY_WORDS, Descriptors, arguments
@@ -276,7 +277,7 @@ def stop(name: str, paths: Paths, timeout: float = 30.0) -> Ending:
         home.forget()
         return Ending.NOT_RUNNING
     how = Ending.SHUT_DOWN
-    if not (ask_to_shut_down(home) and ended(process, timeout)):
+    if not shut_down(home, process, timeout):
         how = Ending.QUIT
         with suppress(QmpError), Monitor.open(home.monitor) as monitor:
             monitor.execute("quit")
@@ -287,20 +288,19 @@ def stop(name: str, paths: Paths, timeout: float = 30.0) -> Ending:
     return how
 
 
-def ask_to_shut_down(home: GuestFolder) -> bool:
-    """True when somebody took the request."""
-    try:
-        with Agent.open(home.agent, 2.0) as agent:
+def shut_down(home: GuestFolder, process: Process, timeout: float) -> bool:
+    """Ask the guest until it has ended or *timeout* seconds are over: one that still boots hears
+    its power button never, its agent later."""
+    deadline = monotonic() + timeout
+    with suppress(QmpError), Monitor.open(home.monitor, min(2.0, timeout)) as monitor:
+        monitor.execute("system_powerdown")
+    while (left := deadline - monotonic()) > 0:
+        if ended(process, 0):
+            return True
+        with suppress(AgentError), Agent.open(home.agent, min(1.0, left)) as agent:
             agent.tell("guest-shutdown", {"mode": "powerdown"})
-            return True
-    except AgentError:
-        pass
-    try:
-        with Monitor.open(home.monitor) as monitor:
-            monitor.execute("system_powerdown")
-            return True
-    except QmpError:
-        return False
+            return ended(process, max(0.0, deadline - monotonic()))
+    return ended(process, 0)
 
 
 def ended(process: Process, timeout: float) -> bool:

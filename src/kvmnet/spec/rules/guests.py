@@ -126,7 +126,8 @@ def drivers(subject: Subject) -> Iterator[Problem]:
 def _run(path: str, vm: Vm) -> Iterator[Problem]:
     run = vm.run
     assert run is not None
-    if not (run.image or run.kernel or run.disk):
+    from_network = any(nic.boot is not None for nic in vm.nics)
+    if not (run.image or run.kernel or run.disk or from_network):
         yield wrong(f"{path}.run", "nothing to boot from", "add image: tiny, kernel: FILE or disk: FILE")
     if run.image and (run.kernel or run.initrd):
         option = "kernel" if run.kernel else "initrd"
