@@ -119,6 +119,8 @@ class Report:
 
 
 COLUMNS = ("network", "from", "claim", "verdict", "evidence")
+PROBE = "probe"
+"""Name of a sender that is no declared guest."""
 DROPS = "drops "
 """Beginning of the claims about forged frames."""
 

@@ -37,8 +37,10 @@ PORT = TAP + "~p"
 """Beginning of a probe's device name. No NIC has it: a name with a tilde has five letters before it."""
 HOSTNAME = "kvmnet-probe-"
 """Beginning of a probe's DHCP name."""
-PORT_MAC = "fe:6b:76:6d:00:"
+PORT_MAC = "fe:6b:76:6d:"
 """MACs of the ports themselves: high, so that a bridge without a MAC of its own does not take one."""
+DAD_TIMEOUT = 4.0
+"""Seconds: a random delay of up to 1 s, one probe, 1 s of silence, and some."""
 STP_TIMEOUT = 65.0
 """Seconds: twice the longest forward delay (30 s), and some."""
 
@@ -120,14 +122,15 @@ def free_mac(subject: Subject, network: str, number: int) -> str:
 # -- placing ---------------------------------------------------------------------------------------
 
 @contextmanager
-def placed(probes: Sequence[Probe], network: str, paths: Paths) -> Iterator[list[Station]]:
-    """The probes as stations on their networks, as long as the body; those on *network* with a
-    reservation, if it has a server. Raises KvmnetError, HostCannot."""
+def placed(probes: Sequence[Probe], paths: Paths) -> Iterator[list[Station]]:
+    """The probes as stations on their networks, as long as the body; the first one of a network with a
+    reservation, if that has a server. Raises KvmnetError, HostCannot."""
     sweep(paths)
     nft, dnsmasq = NftablesDriver(paths), DnsmasqDriver(paths)
     with ExitStack() as stack:
         guard_steps: list[Step] = [Create(p.guard) for p in probes]
-        lent = [p.reservation for p in probes if p.segment.name == network and (p.ip or p.ip6)]
+        firsts = {p.segment.name: p for p in reversed(probes)}.values()
+        lent = [p.reservation for p in firsts if p.ip or p.ip6]
         stack.callback(take_away, nft, dnsmasq, probes, lent)
         try:
             nft.observe({})
@@ -136,6 +139,7 @@ def placed(probes: Sequence[Probe], network: str, paths: Paths) -> Iterator[list
             dnsmasq.apply([Create(r) for r in lent if r.server in served], lambda done: None)
             taps = [stack.enter_context(Tap.make(p.device)) for p in probes]
             attach(probes)
+            await_addresses({p.segment.bridge for p in probes if p.segment.address6})
         except (ToolFailed, StepFailed, TimeoutError) as error:
             raise KvmnetError(f"cannot place a probe: {error}", getattr(error, "hint", "")) from error
         yield [stack.enter_context(Station(tap, p.mac, p.ip, p.ip6, "probe"))
@@ -151,7 +155,7 @@ def attach(probes: Sequence[Probe]) -> None:
     """Make the taps ports of their bridges, as the compiler makes those of NICs."""
     lines = []
     for p in probes:
-        lines.append(f"link set dev {p.device} address {PORT_MAC}{p.number:02x} addrgenmode none mtu {p.segment.mtu}")
+        lines.append(f"link set dev {p.device} address {PORT_MAC}{p.number >> 8:02x}:{p.number & 255:02x} addrgenmode none mtu {p.segment.mtu}")
         lines.append(f"link set dev {p.device} master {p.segment.bridge} up")
         if p.segment.network.isolated_ports:
             lines.append(f"link set dev {p.device} type bridge_slave isolated on")
@@ -164,6 +168,17 @@ def all_forward(devices: Sequence[str]) -> bool:
     listed = json.loads(run(["ip", "-j", "-d", "link", "show", "type", "tun"]))
     states = {link["ifname"]: link["linkinfo"].get("info_slave_data", {}).get("state") for link in listed if link}
     return all(states.get(d) == "forwarding" for d in devices)
+
+
+def await_addresses(bridges: set[str]) -> None:
+    """Until the host can speak IPv6 on *bridges*: one that had no carrier begins only now to make sure
+    that its link-local address is its own (RFC 4862, 5.4), and finds no neighbours before."""
+    def ready() -> bool:
+        listed = json.loads(run(["ip", "-j", "-6", "addr", "show", "scope", "link", "-tentative"]))
+        return bridges <= {link["ifname"] for link in listed if link.get("addr_info")}
+
+    with suppress(TimeoutError):    # the claims about IPv6 will say it
+        wait_until(ready, DAD_TIMEOUT, 0.03)
 
 
 def take_away(nft: NftablesDriver, dnsmasq: DnsmasqDriver, probes: Sequence[Probe],

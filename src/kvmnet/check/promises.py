@@ -4,7 +4,8 @@ Each function proves one claim; None means that the document does not promise it
 """
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
@@ -12,7 +13,7 @@ from kvmnet.check import dhcp
 from kvmnet.check.echo import AAAA, HEADERS, A, look_up, ping
 from kvmnet.check.model import Finding, Subject, failed, passed, skipped
 from kvmnet.check.probe import HOSTNAME
-from kvmnet.check.station import Station
+from kvmnet.check.station import Listener, Station
 from kvmnet.modes import services
 from kvmnet.modes.segment import Segment
 from kvmnet.spec.models import Mode
@@ -37,9 +38,13 @@ class Place:
     other_ip6: str
     number: int = 1
     """The probe's number, which its DNS name ends with."""
+    uplinks: Sequence[Listener] = ()
+    """Ears at the devices that lead outside."""
 
 
-Prove = Callable[[Place], Finding | None]
+Promise = Callable[[Place], Finding | None]
+Prove = Callable[[Place], Iterable[tuple[str, Finding | None]]]
+"""One or several claims that are proved together."""
 
 
 # -- addresses and names ---------------------------------------------------------------------------
@@ -173,9 +178,13 @@ def reaches_outside(place: Place, family: int) -> Finding | None:
         return skipped(f"the host has no IPv{family} default route; name an address with --outside")
     target = targets[0]
     beside = segment.network.mode is Mode.BRIDGE and ip_address(target) in ip_network(subnet)
-    echo = ping(station, target, via="" if beside else gateway(segment, family))
+    nonce = os.urandom(12)
+    echo = ping(station, target, via="" if beside else gateway(segment, family), nonce=nonce)
     if echo.answered:
         return passed(f"{target} answers echo" + (f", out by {segment.way_out}" if segment.way_out else ""))
+    if echo.words and not echo.refused and any(ear.carried(nonce) for ear in place.uplinks):
+        back = "" if segment.network.mode is Mode.NAT else f"; does the router there know the way back to {subnet}?"
+        return failed(f"{echo.words}, though the question left by the uplink{back}")
     return failed(echo.words)
 
 
@@ -213,11 +222,11 @@ def carries_mtu(place: Place, family: int) -> Finding | None:
     return passed(f"{mtu} bytes with DF to {target} and back in one packet, {mtu + 1} {how}")
 
 
-def both(prove: Callable[[Place, int], Finding | None], family: int) -> Prove:
+def both(prove: Callable[[Place, int], Finding | None], family: int) -> Promise:
     return lambda place: prove(place, family)
 
 
-PROMISES: dict[str, Prove] = {
+PROMISES: dict[str, Promise] = {
     "dhcp4": dhcp4,
     "dhcp6": dhcp6,
     "ra": ra,
@@ -232,3 +241,11 @@ PROMISES: dict[str, Prove] = {
     "mtu6": both(carries_mtu, 6),
 }
 """Claim -> its proof, in the order of the report."""
+
+
+def single(name: str, promise: Promise) -> Prove:
+    return lambda place: [(name, promise(place))]
+
+
+def promises() -> Iterator[Prove]:
+    return (single(name, promise) for name, promise in PROMISES.items())

@@ -6,11 +6,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 
-from kvmnet.check.model import Claim, Finding, Progress, Report, Subject, Verdict
+from kvmnet.check.guests import prove_guests
+from kvmnet.check.model import PROBE, Claim, Progress, Report, Subject, Verdict
 from kvmnet.check.probe import Probe, design, free_address, free_mac, placed
-from kvmnet.check.promises import PROMISES, Place, Prove
-from kvmnet.check.refusals import Beyond, firing_range, refusals
+from kvmnet.check.promises import Place, Prove, promises
+from kvmnet.check.refusals import Beyond, Range, firing_range, refusals
 from kvmnet.check.station import Listener
 from kvmnet.host.interrupts import raised
 from kvmnet.host.lock import exclusive
@@ -20,42 +22,78 @@ from kvmnet.modes.segment import Segment
 from kvmnet.spec.pools import Family
 
 LOCK_TIMEOUT = 10.0
-"""Seconds to wait for another writer; one network is proved under one hold of the lock."""
+"""Seconds to wait for another writer."""
 WORKERS = 12
+"""Claims of one network that are proved side by side."""
+NETWORKS = 4
+"""Networks that are proved side by side."""
 
 
 def prove(subject: Subject, progress: Progress) -> Report:
     """Every claim of the document, with its evidence.
 
-    Probes are placed while the writer's lock is held and gone when it is given back. Raises
-    ConflictError when another writer keeps it, HostCannot and KvmnetError when no probe can be placed.
+    The writer's lock is held meanwhile (two networks: 1-3 s), so that nobody takes the probes for
+    drift. Raises ConflictError when another writer keeps it, HostCannot and KvmnetError when no probe
+    can be placed.
     """
     started = time.monotonic()
-    claims: list[Claim] = []
-    with raised():
-        for done, segment in enumerate(subject.segments.values()):
-            progress(f"checking {segment.name}", done, len(subject.segments))
-            claims += prove_network(subject, segment)
+    present = [s for s in subject.segments.values() if exists(s.bridge)]
+    claims = [Claim(s.name, "host", "bridge", Verdict.FAIL, f"there is no bridge {s.bridge}; kvmnet apply makes it")
+              for s in subject.segments.values() if not exists(s.bridge)]
+    total = len(present) + 1
+    progress("placing probes", 0, total)
+    with raised(), exclusive(subject.paths.lock, "kvmnet check", LOCK_TIMEOUT), ExitStack() as stack:
+        grounds = prepare(subject, present, stack)
+        with ThreadPoolExecutor(NETWORKS + 1) as pool:
+            guests = pool.submit(prove_guests, subject)
+            found = pool.map(prove_network, grounds)
+            for done, (ground, more) in enumerate(zip(grounds, found, strict=True), 1):
+                progress(f"checked {ground.place.segment.name}", done, total)
+                claims += more
+            claims += guests.result()
+    order = {name: i for i, name in enumerate(subject.segments)}
+    claims.sort(key=lambda c: order[c.network])
     return Report(tuple(claims), time.monotonic() - started)
 
 
-def prove_network(subject: Subject, segment: Segment) -> list[Claim]:
-    """Claims of one network, from two probes on it and one on every other network."""
-    if not exists(segment.bridge):
-        return [Claim(segment.name, "host", "bridge", Verdict.FAIL,
-                      f"there is no bridge {segment.bridge}; kvmnet apply makes it")]
-    others = [s for s in subject.segments.values() if s.name != segment.name and exists(s.bridge)]
-    with exclusive(subject.paths.lock, "kvmnet check", LOCK_TIMEOUT), ExitStack() as stack:
-        probes = design(subject, [segment, segment, *others])
-        stations = stack.enter_context(placed(probes, segment.name, subject.paths))
-        host = watch(stack, segment.bridge)
-        uplinks = [watch(stack, d) for d in ways_out(subject)]
-        beyond = [Beyond(s, far, stack.enter_context(Capture(s.bridge)))
-                  for s, far in zip(others, stations[2:], strict=True)]
-        place = Place(segment, subject, stations[0], stations[1], free_mac(subject, segment.name, 0),
-                      *nobodys(subject, segment, probes[:2]))
-        ground = firing_range(place, host, device_mac(segment.bridge))
-        return at_once(segment.name, "probe", place, [*PROMISES.items(), *refusals(ground, uplinks, beyond)])
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """One network, ready to be proved."""
+
+    place: Place
+    range: Range
+    others: Sequence[Beyond]
+
+
+def prepare(subject: Subject, segments: Sequence[Segment], stack: ExitStack) -> list[Ground]:
+    """Two probes on every network, and ears on the host's side; all of it ends with *stack*."""
+    probes = design(subject, [s for s in segments for _ in range(2)])
+    stations = stack.enter_context(placed(probes, subject.paths))
+    uplinks = [watch(stack, d)[1] for d in ways_out(subject)]
+    doors = {s.name: watch(stack, s.bridge) for s in segments}
+    ends = [Beyond(s, far, doors[s.name][0]) for s, far in zip(segments, stations[::2], strict=True)]
+    grounds = []
+    for i, segment in enumerate(segments):
+        place = Place(segment, subject, stations[2 * i], stations[2 * i + 1], free_mac(subject, segment.name, 0),
+                      *nobodys(subject, segment, probes[2 * i:2 * i + 2]), number=probes[2 * i].number, uplinks=uplinks)
+        ground = firing_range(place, doors[segment.name][1], device_mac(segment.bridge))
+        grounds.append(Ground(place, ground, ends[:i] + ends[i + 1:]))
+    return grounds
+
+
+def prove_network(ground: Ground) -> list[Claim]:
+    """Claims of one network in the order of the report, proved side by side."""
+    work = [*promises(), *refusals(ground.range, ground.others)]
+    place = ground.place
+
+    def timed(prove: Prove) -> list[Claim]:
+        started = time.monotonic()
+        found = [(name, finding) for name, finding in prove(place) if finding]
+        seconds = time.monotonic() - started
+        return [Claim(place.segment.name, PROBE, name, f.verdict, f.evidence, seconds) for name, f in found]
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        return [claim for claims in pool.map(timed, work) for claim in claims]
 
 
 def ways_out(subject: Subject) -> list[str]:
@@ -67,23 +105,12 @@ def ways_out(subject: Subject) -> list[str]:
     return sorted(d for d in devices if d and exists(d))
 
 
-def watch(stack: ExitStack, device: str) -> Listener:
-    return stack.enter_context(Listener(stack.enter_context(Capture(device))))
+def watch(stack: ExitStack, device: str) -> tuple[Capture, Listener]:
+    capture = stack.enter_context(Capture(device))
+    return capture, stack.enter_context(Listener(capture))
 
 
 def nobodys(subject: Subject, segment: Segment, probes: Sequence[Probe]) -> tuple[str, str]:
     """An address of each family that neither a guest nor a probe has."""
     taken = [a for p in probes for a in (p.ip, p.ip6)]
     return (free_address(subject, segment, Family.IPV4, taken), free_address(subject, segment, Family.IPV6, taken))
-
-
-def at_once(network: str, subject: str, place: Place, work: Sequence[tuple[str, Prove]]) -> list[Claim]:
-    """Claims proved side by side, in the order of *work*; without those that the document does not make."""
-    def timed(prove: Prove) -> tuple[Finding | None, float]:
-        started = time.monotonic()
-        return prove(place), time.monotonic() - started
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        found = list(pool.map(timed, [prove for _, prove in work]))
-    return [Claim(network, subject, name, finding.verdict, finding.evidence, seconds)
-            for (name, _), (finding, seconds) in zip(work, found, strict=True) if finding]

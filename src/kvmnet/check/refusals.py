@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 
 from kvmnet.check import frames
 from kvmnet.check.attacks import ATTACKS, Attack, Receiver, Sender, Shot, from_address
-from kvmnet.check.echo import knock, ping
-from kvmnet.check.model import Finding, Verdict, failed, passed, skipped
-from kvmnet.check.promises import SHORT, Place, Prove, gateway, own_address
-from kvmnet.check.station import PATIENCE, Listener, Station
+from kvmnet.check.echo import error_words, knock, ping
+from kvmnet.check.model import DROPS, Finding, Verdict, failed, passed, skipped
+from kvmnet.check.promises import SHORT, Place, Prove, gateway, own_address, single
+from kvmnet.check.station import PATIENCE, Listener, Station, is_error
 from kvmnet.host.packets import Capture
 from kvmnet.modes.segment import Segment
 from kvmnet.spec.models import Mode
@@ -96,7 +97,7 @@ def host_is_closed(place: Place) -> Finding | None:
     return passed(f"{target} is silent on TCP {', '.join(map(str, ports))}, and {heard}")
 
 
-def no_way_out(place: Place, family: int, uplinks: Sequence[Listener]) -> Finding | None:
+def no_way_out(place: Place, family: int) -> Finding | None:
     """From an isolated network nothing is routed."""
     segment, station = place.segment, place.station
     via = segment.address if family == 4 else segment.address6
@@ -110,13 +111,13 @@ def no_way_out(place: Place, family: int, uplinks: Sequence[Listener]) -> Findin
     echo = ping(station, target, via=via, patience=SHORT, nonce=nonce)
     if echo.answered:
         return failed(f"{target} answers echo")
-    if any(ear.carried(nonce) for ear in uplinks):
+    if any(ear.carried(nonce) for ear in place.uplinks):
         return failed(f"a packet for {target} left by an uplink")
     if echo.refused and "prohibited" in echo.words:
         return passed(f"{echo.words}, for {target}")
     if echo.refused:
         return skipped(f"the host has no way there itself ({echo.words})")
-    if not named or not uplinks:
+    if not named or not place.uplinks:
         return skipped(f"the host has no IPv{family} way out to leak by; name an address with --outside")
     return passed(f"{target} is silent and nothing left by an uplink; {via} answers echo")
 
@@ -130,23 +131,79 @@ class Beyond:
     door: Capture
 
 
-def other_network(place: Place, there: Beyond) -> Finding | None:
-    """A network that is no peer is out of reach, also for frames; a peer is within reach."""
-    findings = [f for family in (4, 6) if (f := routed_to(place, there, family))]
-    if wrong := [f for f in findings if f.verdict is not Verdict.PASS]:
-        return wrong[0]
-    if are_peers(place.segment, there.segment):
-        return findings[0] if findings else None
-    far, station = there.far, place.station
-    shot = from_address(sender_of(place), receiver_of(far), station.local, far.local)
-    control = from_address(sender_of(place), receiver_of(far), station.local, far.local)
-    assert shot and control
-    station.send(shot.frame)
-    if not sent(there.door, control, far):
-        return failed(f"cannot be proved: the probe on {there.segment.name} hears nothing")
-    if far.carried(shot.mark):
-        return failed(f"a frame from {place.segment.name} came out on {there.segment.name}")
-    return passed("; ".join((*(f.evidence for f in findings), "no frame came out there; the host's own did")))
+def apartness(place: Place, others: Sequence[Beyond]) -> Iterator[tuple[str, Finding]]:
+    """Networks that are no peers are out of reach, routed or as frames. All are tried, then waited for
+    once: the time does not grow with their number."""
+    controls = {family: ping(place.station, via) for family, via in
+                ((4, place.segment.address), (6, place.segment.address6)) if via and own_address(place.station, family)}
+    tries: list[tuple[Beyond, list[Try], Shot]] = []
+    since = len(place.station.heard)
+    for there in others:
+        tried = [t for family in controls if controls[family].answered and (t := attempt(place, there, family))]
+        shot = to_local(place, there.far)
+        for frame in (*(t.frame for t in tried), shot.frame):
+            place.station.send(frame)
+        tries.append((there, tried, shot))
+    deadline = time.monotonic() + SHORT
+    broken = [f"cannot be proved: {c.words}" for c in controls.values() if not c.answered]
+    for there, tried, shot in tries:
+        name = f"apart from {there.segment.name}"
+        if not sent(there.door, to_local(place, there.far), there.far):
+            yield name, failed(f"cannot be proved: the probe on {there.segment.name} hears nothing")
+        elif broken:
+            yield name, failed(broken[0])
+        elif there.far.carried(shot.mark):
+            yield name, failed(f"a frame from {place.segment.name} came out on {there.segment.name}")
+        else:
+            yield name, judged(place, there, tried, deadline, since)
+
+
+@dataclass(frozen=True, slots=True)
+class Try:
+    """An echo request for a probe beyond."""
+
+    target: str
+    frame: bytes
+    nonce: bytes
+
+
+def attempt(place: Place, there: Beyond, family: int) -> Try | None:
+    """An echo for the probe *there* by way of the host; None when no address leads there."""
+    station, target = place.station, own_address(there.far, family)
+    via = place.segment.address if family == 4 else place.segment.address6
+    if not target or not gateway(there.segment, family):
+        return None
+    nonce = os.urandom(12)
+    packet = frames.echo(station.address_for(target), target, secrets.randbits(16), nonce)
+    return Try(target, frames.ether(station.resolve(via), station.mac, frames.family(packet), packet), nonce)
+
+
+def judged(place: Place, there: Beyond, tried: Sequence[Try], deadline: float, since: int) -> Finding:
+    words = []
+    for t in tried:
+        answer = place.station.wait(lambda p, t=t: t.nonce in p.raw,  # type: ignore[misc]
+                                    max(0.0, deadline - time.monotonic()), since)
+        if there.far.carried(t.nonce) or (answer and not is_error(answer)):
+            return failed(f"a packet reached {t.target}")
+        words.append(f"{t.target} is out of reach ({error_words(answer) if answer else 'silence'})")
+    return passed("; ".join((*words, "no frame came out there, the host's own did")))
+
+
+def to_local(place: Place, to: Station) -> Shot:
+    """A frame between link-local addresses, which every station has."""
+    shot = from_address(sender_of(place), receiver_of(to), place.station.local, to.local)
+    assert shot
+    return shot
+
+
+def reaches_peer(place: Place, there: Beyond) -> Finding | None:
+    """A peer network is within reach, in both families if it has them."""
+    found = [routed_to(place, there, family) for family in (4, 6)]
+    made = [f for f in found if f]
+    wrong = [f for f in made if f.verdict is not Verdict.PASS]
+    if wrong or not made:
+        return wrong[0] if wrong else None
+    return passed("; ".join(f.evidence for f in made))
 
 
 def are_peers(one: Segment, other: Segment) -> bool:
@@ -158,16 +215,8 @@ def routed_to(place: Place, there: Beyond, family: int) -> Finding | None:
     via = place.segment.address if family == 4 else place.segment.address6
     if not target or not via or not own_address(station, family) or not gateway(there.segment, family):
         return None
-    nonce, peers = os.urandom(12), are_peers(place.segment, there.segment)
-    echo = ping(station, target, via=via, patience=PATIENCE if peers else SHORT, nonce=nonce)
-    if peers:
-        return passed(f"{target} answers echo") if echo.answered else failed(echo.words)
-    if echo.answered or there.far.carried(nonce):
-        return failed(f"a packet reached {target}")
-    control = ping(station, via)
-    if not control.answered:
-        return failed(f"cannot be proved: {control.words}")
-    return passed(f"{target} is out of reach" + (f" ({echo.words})" if echo.refused else f"; {via} answers echo"))
+    echo = ping(station, target, via=via)
+    return passed(f"{target} answers echo") if echo.answered else failed(echo.words)
 
 
 def sender_of(place: Place) -> Sender:
@@ -208,14 +257,16 @@ def guests_apart(place: Place, host: Aim) -> Finding | None:
     return passed("a frame for another isolated port did not reach it; one for the host did")
 
 
-def refusals(ground: Range, uplinks: Sequence[Listener], others: Sequence[Beyond]) -> Iterator[tuple[str, Prove]]:
-    """Claims of what is forbidden -> their proofs, in the order of the report."""
+def refusals(ground: Range, others: Sequence[Beyond]) -> Iterator[Prove]:
+    """Proofs of what is forbidden (and of the way to peers), in the order of the report."""
     for name, attack in ATTACKS.items():
-        yield f"drops {name}", lambda _, attack=attack: fire(ground, attack)  # type: ignore[misc]
-    yield "guests-apart", lambda p: guests_apart(p, ground.aims[-1])
-    yield "host-closed", host_is_closed
-    yield "no-way-out4", lambda p: no_way_out(p, 4, uplinks)
-    yield "no-way-out6", lambda p: no_way_out(p, 6, uplinks)
-    for there in others:
-        word = "reaches" if are_peers(ground.place.segment, there.segment) else "apart from"
-        yield f"{word} {there.segment.name}", lambda p, there=there: other_network(p, there)  # type: ignore[misc]
+        yield single(f"{DROPS}{name}", lambda _, attack=attack: fire(ground, attack))  # type: ignore[misc]
+    yield single("guests-apart", lambda p: guests_apart(p, ground.aims[-1]))
+    yield single("host-closed", host_is_closed)
+    yield single("no-way-out4", lambda p: no_way_out(p, 4))
+    yield single("no-way-out6", lambda p: no_way_out(p, 6))
+    here = ground.place.segment
+    peers = [o for o in others if are_peers(here, o.segment)]
+    for there in peers:
+        yield single(f"reaches {there.segment.name}", lambda p, there=there: reaches_peer(p, there))  # type: ignore[misc]
+    yield lambda p: apartness(p, [o for o in others if o not in peers])
