@@ -25,6 +25,7 @@ from kvmnet.engine.resource import Resource, Wanted
 from kvmnet.engine.transaction import Engine, Event, Result
 from kvmnet.errors import ConflictError, KvmnetError, SpecError
 from kvmnet.facts.collect import facts_of
+from kvmnet.facts.firewalls import blockers, foreign_tables, packets
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.paths import Paths
 from kvmnet.planned import EMPTY, Planned, read_saved
@@ -93,7 +94,9 @@ class Host:
             seen = self.engine.observe(compiled.wanted)
         self.engine.dispatch.look_up(seen, self.engine.with_lent(compiled.wanted))
         inner = self.engine.plan(seen, compiled.wanted, compiled.borrowed, adopt)
-        return Planned(document.source, document, compiled, allocations, inner, tuple(compiled.notes))
+        blocked = blockers(foreign_tables(seen), packets(compiled.segments.values()))
+        return Planned(document.source, document, compiled, allocations, inner,
+                       (*compiled.notes, *map(str, blocked)))
 
     def facts(self, seen: Seen, document: Document | None = None) -> Facts:
         from kvmnet.guests.launch import running

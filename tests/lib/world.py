@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -113,7 +114,7 @@ class Service:
             if kind == socket.SOCK_STREAM:
                 bound.listen(32)
             self.sockets.append(bound)
-            self.loop.watch(bound.fileno(), lambda b=bound, k=kind: self.answer(b, k))
+            self.loop.watch(bound.fileno(), partial(self.answer, bound, kind))
 
     def answer(self, bound: socket.socket, kind: socket.SocketKind) -> None:
         if kind == socket.SOCK_STREAM:
@@ -204,7 +205,7 @@ class Guest(Place):
             Path("/proc/sys/net/ipv4/conf/eth0/accept_redirects").write_text("0")
         sh(f"ip -n {netns} link set eth0 address {self.mac} up")
         for a, b in ((self.outer, self.inner), (self.inner, self.outer)):
-            world.loop.watch(a.fd, lambda a=a, b=b: os.write(b.fd, os.read(a.fd, 70000)))
+            world.loop.watch(a.fd, partial(carry, a, b))
 
     def lease(self, seconds: int = 1) -> dict[str, str]:
         """Ask for an address by DHCP and use it; what the server gave, by udhcpc's names."""
@@ -230,6 +231,10 @@ class Guest(Place):
             tap.close()
 
 
+def carry(a: Tap, b: Tap) -> None:
+    os.write(b.fd, os.read(a.fd, 70000))
+
+
 class World:
     """The host of the test with what is around it."""
 
@@ -242,8 +247,8 @@ class World:
         stack.callback(self.loop.end)
         self.guests: dict[str, Guest] = {}
 
-    def plan(self, text: str, **options: bool) -> Planned:
-        return self.host.plan_document(loads(text, "test.yaml"), **options)
+    def plan(self, text: str, *, adopt: bool = False) -> Planned:
+        return self.host.plan_document(loads(text, "test.yaml"), adopt=adopt)
 
     def apply(self, text: str, *, adopt: bool = False, confirm: float | None = None) -> Result:
         return self.host.apply(self.plan(text, adopt=adopt), adopt=adopt, confirm=confirm)

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytest
-from lib.netns import sh
-from lib.world import HOST, HOST6, NEVER, OUTSIDE, OUTSIDE6, ROUTER, Guest, Place, World, world
 
 from kvmnet.host.clock import wait_until
 from kvmnet.host.process import Process
+from lib.netns import sh
+from lib.world import HOST, HOST6, NEVER, OUTSIDE, OUTSIDE6, ROUTER, Guest, Place, World, world
 
 pytestmark = pytest.mark.net
 
