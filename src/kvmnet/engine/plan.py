@@ -24,9 +24,11 @@ from kvmnet.engine.resource import (
     State,
     Wanted,
     diff,
+    lost_with,
     merge,
     must_recreate,
     narrow,
+    ref_fields,
     replaces_name,
 )
 
@@ -93,7 +95,9 @@ def plan(seen: State, wanted: Wanted, ours: Set[Key],
                      and k not in borrowed and not isinstance(r, Absent)]
         if strangers:
             raise Conflict(sorted(strangers))
-    doomed = find_doomed(seen, wanted, ours)
+    unequal = {k: r for k, r in wanted.items() if (before := seen.get(k)) is not None
+               and (isinstance(r, Absent) or diff(before, r))}
+    doomed = find_doomed(seen, wanted, unequal, ours)
     now = dict(seen)
     deletions = remove_all(now, doomed) if doomed else []
     present = {k: r for k, r in wanted.items() if not isinstance(r, Absent)}
@@ -102,7 +106,7 @@ def plan(seen: State, wanted: Wanted, ours: Set[Key],
         before = now.get(key)
         if before is None:
             pending.append(Create(after))
-        elif diff(before, after):
+        elif key in unequal if before is seen.get(key) else diff(before, after):
             pending.append(Update(before, after))
     if len(pending) > 1:
         depth = Depths(present)
@@ -137,14 +141,15 @@ def predecessor(resource: Resource) -> Key | None:
     return Key(resource.kind, old) if old else None
 
 
-def find_doomed(seen: State, wanted: Wanted, ours: Set[Key]) -> set[Key]:
-    """Seen keys that must go: ours and unwanted, wanted absent, or not changeable in place."""
+def find_doomed(seen: State, wanted: Wanted, unequal: Wanted, ours: Set[Key]) -> set[Key]:
+    """Seen keys that must go: ours and unwanted, wanted absent, or not changeable in place.
+
+    ``unequal``: the part of *wanted* that *seen* does not fulfil.
+    """
     doomed = {k for k in ours if k not in wanted and k in seen and not seen[k].permanent}
-    for key, after in wanted.items():
-        before = seen.get(key)
-        if before is None or before.permanent:
-            continue
-        if isinstance(after, Absent) or must_recreate(before, after):
+    for key, after in unequal.items():
+        before = seen[key]
+        if not before.permanent and (isinstance(after, Absent) or must_recreate(before, after)):
             doomed.add(key)
     if doomed:
         holders = reverse(seen)
@@ -187,8 +192,9 @@ def reverse(state: State) -> dict[Key, list[tuple[Key, str, str]]]:
     """For each key that is named: who names it, by which field, and what its deletion does."""
     holders: dict[Key, list[tuple[Key, str, str]]] = {}
     for key, resource in state.items():
-        for name, target, on_delete in resource.refs():
-            holders.setdefault(target, []).append((key, name, on_delete))
+        for name, kind, on_delete in ref_fields(type(resource)):
+            if target := getattr(resource, name):
+                holders.setdefault(Key(kind, target), []).append((key, name, on_delete))
     return holders
 
 
@@ -205,7 +211,8 @@ class Depths(dict[Key, int]):
         while path:
             top = path[-1]
             resource = self.state.get(top)
-            targets = [] if resource is None else [r.target for r in resource.refs()]
+            targets = [] if resource is None else [
+                Key(kind, target) for name, kind, _ in ref_fields(type(resource)) if (target := getattr(resource, name))]
             waiting = next((t for t in targets if t not in self), None)
             if waiting is None:
                 self[top] = 1 + max((self[t] for t in targets), default=-1)
@@ -242,7 +249,8 @@ def before_image(seen: State, steps: Iterable[Step], ours: Set[Key]) -> Wanted:
                         if on_delete == "detach":
                             parts.setdefault(holder, set()).add(name)
     for key, names in parts.items():
-        image.setdefault(key, narrow(seen[key], names))
+        was = seen[key]
+        image.setdefault(key, was if key in ours else narrow(was, names | lost_with(type(was), frozenset(names))))
     return image
 
 

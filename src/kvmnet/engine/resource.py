@@ -12,8 +12,9 @@ holder when its target is deleted:
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 F = TypeVar("F")
@@ -35,17 +36,19 @@ class Key(NamedTuple):
 
 
 def option(default: Any = None, *, doc: str, recreate: bool = False, ref: str = "",
-           on_delete: str = "detach", guest: str = "", once: bool = False, replaces: bool = False) -> Any:
+           on_delete: str = "detach", guest: str = "", once: bool = False, replaces: bool = False,
+           of: str = "") -> Any:
     """Declare one setting of a resource.
 
     ``recreate``: it cannot be changed in place. ``ref``: the kind of resource it names.
     ``guest``: how a running guest notices a change: "live", "replug" or "restart".
     ``once``: told when the resource is made and never compared (a lifetime that runs).
     ``replaces``: it names a resource of the same kind whose place this one takes (an address that
-    moves to another link); the plan keeps the two together.
+    moves to another link); the plan keeps the two together. ``of``: the field without whose target it is
+    lost (a setting of a bridge port, when the link leaves the bridge).
     """
     return field(default=default, metadata={"doc": doc, "recreate": recreate, "ref": ref, "on_delete": on_delete,
-                                            "guest": guest, "once": once, "replaces": replaces})
+                                            "guest": guest, "once": once, "replaces": replaces, "of": of})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +108,25 @@ def compared_names(cls: type[Resource]) -> tuple[str, ...]:
 
 
 @cache
+def compared(cls: type[Resource]) -> tuple[tuple[str, ...], Callable[[Resource], tuple[Any, ...]]]:
+    """``compared_names``, and a function that gives their values at once."""
+    names = compared_names(cls)
+    if len(names) == 1:
+        name = names[0]
+        return names, lambda resource: (getattr(resource, name),)
+    return names, attrgetter(*names) if names else lambda resource: ()
+
+
+@cache
 def replaces_name(cls: type[Resource]) -> str:
     """Name of the field that says whose place a resource takes, or ''."""
     return next((f.name for f in fields(cls) if f.metadata.get("replaces")), "")
+
+
+@cache
+def lost_with(cls: type[Resource], names: frozenset[str]) -> frozenset[str]:
+    """Settings that a resource loses together with those in *names*."""
+    return frozenset(f.name for f in fields(cls) if f.metadata.get("of") in names)
 
 
 @cache
@@ -122,16 +141,14 @@ def diff(before: Resource, after: Resource) -> Changes:
     """Settings claimed by *after* that *before* does not already have: name -> (old, new)."""
     if before == after:
         return {}
-    changed: Changes = {}
-    for name in compared_names(type(after)):
-        want = getattr(after, name)
-        if want is not None and want != (have := getattr(before, name)):
-            changed[name] = (have, want)
-    return changed
+    names, values = compared(type(after))
+    return {name: (have, want) for name, have, want in zip(names, values(before), values(after), strict=True)
+            if want is not None and want != have}
 
 
 def must_recreate(before: Resource, after: Resource) -> bool:
-    return not recreate_names(type(after)).isdisjoint(diff(before, after))
+    changes = diff(before, after)
+    return bool(changes) and not recreate_names(type(after)).isdisjoint(changes)
 
 
 def merge(before: Resource, after: Resource) -> Resource:
