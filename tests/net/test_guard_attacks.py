@@ -105,6 +105,8 @@ ATTACKS: dict[str, Attack] = {
     "IPv4 from 0.0.0.0": lambda t: [v4(t, UDP, udp("0.0.0.0", t.ip4, 9, 9), "0.0.0.0")],
     "IPv4 from broadcast": lambda t: [v4(t, UDP, bytes(8), "255.255.255.255")],
     "IPv4 source route": lambda t: [v4(t, ICMP, icmp(8, 0, bytes(4)), options=b"\x83\7\4" + ip("192.0.2.1") + b"\0")],
+    "IPv4 options": lambda t: [v4(t, ICMP, icmp(8, 0, bytes(4)), options=o) for o in (
+        b"\7\7\4\0\0\0\0\0", b"\x44\4\5\0", b"\1\1\1\x83\7\4\0\0\0\0\0\0", b"\x89\7\4\0\0\0\0\x6c")],
     "IPv4 of version 5": lambda t: [v4(t, UDP, bytes(8), version=5)],
     "IPv4 cut short": lambda t: [ether(t.mac, A.mac, IP4, ip4(A.ip4, t.ip4, UDP, udp(A.ip4, t.ip4, 67, 68))[:12])],
     "spoofed IPv6": lambda t: [v6(t, UDP, udp(other(t).ip6, t.ip6, 9, 9), other(t).ip6)],

@@ -61,7 +61,7 @@ REASONS = {
     11: "neighbour discovery for an address that is not the NIC's own, or malformed",
     12: "link-local address that is another NIC's, the host's, or one too many",
     13: "link control frame, or a frame that the guard has not seen",
-    14: "IPv4 source route, or a header that cannot be read",
+    14: "IPv4 option other than router alert, or a header that cannot be read",
     15: "ICMPv6 message that guests have no use for",
     16: "IPv6 fragment that hides its upper header",
 }
@@ -148,9 +148,8 @@ chain ip_in {
     goto ip_other
 }
 chain ip_options {
-    ip hdrlength < 5 meta mark set 14 goto refuse
-    ip option lsrr exists meta mark set 14 goto refuse
-    ip option ssrr exists meta mark set 14 goto refuse
+    ip hdrlength != 6 meta mark set 14 goto refuse
+    @nh,160,32 != 0x94040000 meta mark set 14 goto refuse
     iifname . @nh,96,32 @own4 goto ip_up
     goto ip_other
 }
