@@ -211,3 +211,14 @@ def test_a_bridge_keeps_the_mtu_that_is_its_usual_one_when_a_smaller_port_joins(
     assert "mtu 1500" in sh("ip link show kvb-a")
     sh("ip link add br5 type bridge && ip link set br5 mtu 1500 && ip link set kvt-a-0 master br5")
     assert "mtu 1400" in sh("ip link show br5"), "the kernel has changed: the detour is not needed any more"
+
+
+def test_isolation_that_went_with_the_bridge_comes_back_with_the_undo() -> None:
+    converge(wanted(bridge(), tap(isolated=True)))
+    seen = DRIVER.observe({})
+    alone = tap(master="", isolated=None, learning=None, flood=None, mcast_flood=None, hairpin=None, bpdu_guard=None,
+                neigh_suppress=None)
+    steps = converge(wanted(alone))
+    assert [str(s.key) for s in steps] == ["link kvb-a"]
+    restore(before_image(seen.state, steps, seen.ours))
+    assert "isolated on" in sh("bridge -d link show dev kvt-a-0")

@@ -175,3 +175,16 @@ def test_things_that_name_each_other_in_a_ring_are_a_bug_that_is_told() -> None:
 def test_a_lifetime_that_runs_is_no_difference() -> None:
     old = Address(name="kvb-a 2001:db8::1/64", dev="kvb-a", dynamic="ra", lifetime=7)
     assert plan({old.key: old}, {old.key: replace(old, lifetime=10)}, {old.key}) == ()
+
+
+def test_the_undo_of_a_lost_bridge_gives_ports_their_settings_back() -> None:
+    """Isolation is lost with the bridge, without a step of its own: ours and foreign ports alike."""
+    bridge = Link(name="kvb-a", type="bridge", master="", alias="kvmnet a")
+    ours = Link(name="kvt-1", type="tap", master="kvb-a", alias="kvmnet t", isolated=True, mtu=1500)
+    theirs = Link(name="tap7", type="tap", master="kvb-a", alias="", isolated=True, mtu=1500)
+    seen: Things = {r.key: r for r in (bridge, ours, theirs)}
+    steps = plan(seen, {ours.key: replace(ours, master="", isolated=None)}, {bridge.key, ours.key})
+    assert [s.key.name for s in steps] == ["kvb-a"]
+    image = before_image(seen, steps, {bridge.key, ours.key})
+    assert image[ours.key] == ours
+    assert image[theirs.key] == Link(name="tap7", master="kvb-a", isolated=True)
