@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -80,8 +79,7 @@ def console(name: str) -> int:
 @vm.command()
 @click.argument("name")
 @click.option("--libvirt", is_flag=True, help="libvirt XML instead of QEMU arguments.")
-@click.argument("file", required=False, type=click.Path(path_type=Path))
-def arguments(name: str, libvirt: bool, file: Path | None) -> int:
+def arguments(name: str, libvirt: bool) -> int:
     """What to tell QEMU or libvirt so that a guest uses its prepared taps."""
     click.echo(host().external(name, libvirt=libvirt))
     return 0
