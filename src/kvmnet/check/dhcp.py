@@ -38,13 +38,15 @@ def lease4(station: Station, patience: float = PATIENCE) -> Lease4:
         packet = frames.ip4("0.0.0.0", "255.255.255.255", UDP,
                             frames.udp("0.0.0.0", "255.255.255.255", 68, 67, message), flags=0)
         return station.ask(frames.ether(BROADCAST, station.mac, IP4, packet),
-                           lambda p: p.ports == (67, 68) and p.body[12:16] == number
+                           lambda p: p.ports == (67, 68) and p.body[12:16] == number and len(p.body) > 248
                            and kind_of(p) in ((OFFER,) if kind == DISCOVER else (ACK, NAK)), patience)
 
     offer = converse(DISCOVER, b"")
     if offer is None:
         return Lease4(error="no DHCP server answers")
     address, server = offer.body[24:28], options4(offer.body[8:]).get(54, b"")
+    if len(server) != 4:
+        return Lease4(error="the offer names no server")
     answer = converse(REQUEST, b"\x32\x04" + address + b"\x36\x04" + server)
     if answer is None:
         return Lease4(error=f"{IPv4Address(server)} offers {IPv4Address(address)} and does not confirm it")
@@ -200,7 +202,7 @@ def find_router(station: Station, patience: float = ROUTER_PATIENCE) -> Router |
     packet = frames.ip6(station.local, "ff02::2", frames.ICMP6,
                         frames.icmp6(station.local, "ff02::2", 133, bytes(4) + b"\1\1" + frames.mac(station.mac)), 255)
     answer = station.ask(frames.ether(frames.multicast_mac("ff02::2"), station.mac, IP6, packet),
-                         lambda p: p.kind == IP6 and p.icmp == 134 and p.src.startswith("fe80:")
+                         lambda p: p.kind == IP6 and p.icmp == 134 and len(p.body) >= 16 and p.src.startswith("fe80:")
                          and p.raw[21] == 255, patience)
     return read_router(answer) if answer else None
 

@@ -66,7 +66,7 @@ def is_part(packet: Packet, src: str, dst: str) -> bool:
 
 
 def error_words(packet: Packet) -> str:
-    kind, code = packet.body[0], packet.body[1]
+    kind, code = packet.body[0], packet.body[1] if len(packet.body) > 1 else 0
     if packet.kind == IP4:
         return UNREACHABLE4.get(code, f"unreachable, code {code}") if kind == 3 else "time exceeded"
     return {1: UNREACHABLE6.get(code, f"unreachable, code {code}"), 2: "packet too big"}.get(kind, "time exceeded")
@@ -97,7 +97,7 @@ def knock(station: Station, target: str, ports: Sequence[int], patience: float =
 
 def answered_port(packet: Packet, target: str, own: int) -> int:
     """The port of *target* that a packet answers for; 0 when it answers nothing of ours."""
-    if packet.src == target and packet.protocol == TCP and packet.ports[1] == own:
+    if packet.src == target and packet.protocol == TCP and packet.ports[1] == own and len(packet.body) >= 20:
         return packet.ports[0]
     if is_error(packet) and (at := packet.body.find(struct.pack("!H", own), 8)) >= 0:
         return int.from_bytes(packet.body[at + 2:at + 4], "big")

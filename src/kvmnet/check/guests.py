@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 
 from kvmnet.check.echo import HEADERS
 from kvmnet.check.model import Claim, Execute, Finding, Subject, Verdict, failed, passed, skipped
@@ -120,7 +119,7 @@ def outside(subject: Subject, segment: Segment, family: int) -> list[str]:
     """The address to try beyond the uplink, if the network leads there."""
     if segment.network.mode is Mode.ISOLATED or not gateway(segment, family):
         return []
-    return [a for a in subject.outside if ip_address(a).version == family][:1]
+    return [a for a in [subject.target(family)] if a]
 
 
 def apart(segment: Segment, nic: NicOnNetwork) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from ipaddress import ip_address
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -41,6 +42,11 @@ class Subject:
     default routes, or what the operator names."""
     execute: Execute | None = None
     """None: no guest is asked."""
+
+    def target(self, family: int) -> str:
+        """The address to try outside; '' for none. A link-local next hop answers nobody but the host."""
+        found = (ip_address(a) for a in self.outside)
+        return next((str(a) for a in found if a.version == family and not a.is_link_local), "")
 
 
 class Verdict(StrEnum):

@@ -173,10 +173,9 @@ def reaches_outside(place: Place, family: int) -> Finding | None:
         return None
     if not own_address(station, family):
         return skipped(f"no IPv{family} address of the pool is free for a probe")
-    targets = [a for a in place.subject.outside if ip_address(a).version == family]
-    if not targets:
-        return skipped(f"the host has no IPv{family} default route; name an address with --outside")
-    target = targets[0]
+    target = place.subject.target(family)
+    if not target:
+        return skipped(f"no IPv{family} address outside is known; name one with --outside")
     beside = segment.network.mode is Mode.BRIDGE and ip_address(target) in ip_network(subnet)
     nonce = os.urandom(12)
     echo = ping(station, target, via="" if beside else gateway(segment, family), nonce=nonce)

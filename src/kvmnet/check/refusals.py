@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address
 
 from kvmnet.check import frames
 from kvmnet.check.attacks import ATTACKS, Attack, Receiver, Sender, Shot, from_address
@@ -106,8 +105,8 @@ def no_way_out(place: Place, family: int) -> Finding | None:
     control = ping(station, via)
     if not control.answered:
         return failed(f"cannot be proved: {control.words}")
-    named = [a for a in place.subject.outside if ip_address(a).version == family]
-    target, nonce = (named or [SOMEWHERE[family]])[0], os.urandom(12)
+    named, nonce = place.subject.target(family), os.urandom(12)
+    target = named or SOMEWHERE[family]
     echo = ping(station, target, via=via, patience=SHORT, nonce=nonce)
     if echo.answered:
         return failed(f"{target} answers echo")
