@@ -21,10 +21,10 @@ DEFAULTS = (Path("kvmnet.yaml"), Path("/etc/kvmnet/kvmnet.yaml"))
 
 file_argument = click.argument("file", required=False, type=click.Path(path_type=Path))
 adopt_option = click.option("--adopt", is_flag=True,
-                            help="Take over objects that bear our names but not our mark.")
+                            help="Take over things that have kvmnet's names but were not made by it.")
 confirm_option = click.option("--confirm", "confirm_within", type=click.IntRange(1, 86400), metavar="SECONDS",
-                              help="Undo by itself unless `kvmnet confirm` is run within SECONDS.")
-yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+                              help="Everything goes back by itself unless `kvmnet confirm` is run within SECONDS.")
+yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask first.")
 
 
 def chosen(file: Path | None) -> Path:
@@ -47,14 +47,14 @@ def host() -> Host:
 @click.option("--commands", is_flag=True, help="Show the exact command of every step.")
 @click.option("--all", "everything", is_flag=True, help="Show every step, however many.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
-              help="Save the plan; `kvmnet apply FILE` of a saved plan is refused when the host has moved since.")
+              help="Save the plan to FILE. `kvmnet apply FILE` then makes it, or refuses when the host has changed since.")
 @adopt_option
 @json_option
 def plan(file: Path | None, commands: bool, everything: bool, out: Path | None, adopt: bool,
          as_json: bool) -> int:
-    """Show what apply would do with the document FILE.
+    """Show what apply would do with the document FILE. Nothing is changed.
 
-    Exits with 0 when there is nothing to do and with 2 when there are changes.
+    Without FILE: ./kvmnet.yaml, else /etc/kvmnet/kvmnet.yaml. Exits with 0 when there is nothing to do and with 2 when there are changes.
     """
     here = host()
     planned = here.plan(chosen(file), adopt=adopt)
@@ -88,7 +88,8 @@ def show_plan(here: Host, planned: Planned, *, commands: bool = False, everythin
 def apply(file: Path | None, confirm_within: int | None, yes: bool, adopt: bool, as_json: bool) -> int:
     """Make the host as the document FILE says, in one transaction.
 
-    FILE may also be a plan saved by `kvmnet plan --out`. A failure at any step brings everything back.
+    Without FILE: ./kvmnet.yaml, else /etc/kvmnet/kvmnet.yaml. FILE may also be a plan saved by
+    `kvmnet plan --out`. When a step fails, everything goes back to what it was.
     """
     here, path = host(), chosen(file)
 
@@ -156,7 +157,8 @@ def confirm(as_json: bool) -> int:
 @click.command()
 @json_option
 def recover(as_json: bool) -> int:
-    """Finish what an interrupted change left behind: roll it back, or say that there is nothing."""
+    """Clear up after a change that was cut off (killed, or the power failed): roll it back, or say that there
+    is nothing to do. Every command that changes the host does this first."""
     outcome = host().recover()
     print_json({"outcome": outcome}) if as_json else say(outcome)
     return 0
@@ -168,7 +170,11 @@ def recover(as_json: bool) -> int:
 @yes_option
 @json_option
 def rollback(revision: int | None, confirm_within: int | None, yes: bool, as_json: bool) -> int:
-    """Go back to REVISION of `kvmnet history`; without it to the one before the present."""
+    """Go back to REVISION of `kvmnet history`.
+
+    Without REVISION: undo the change that waits for its confirmation, else go to the revision before the
+    present one. Going back is a change like any other and gets a number of its own.
+    """
     here = host()
     if revision is None and here.unconfirmed() is not None:
         undone = here.engine.revert()
@@ -189,7 +195,10 @@ def rollback(revision: int | None, confirm_within: int | None, yes: bool, as_jso
 @yes_option
 @json_option
 def destroy(confirm_within: int | None, yes: bool, as_json: bool) -> int:
-    """Remove everything of ours and give back what was borrowed. Guests that we run are stopped."""
+    """Remove everything that kvmnet made and give back what it borrowed. Guests that it runs are stopped first.
+
+    Addresses and MACs stay remembered, so that a later apply gives every guest the same ones.
+    """
     here = host()
     running = here.running()
 
@@ -216,7 +225,10 @@ def silent_plan(planned: Planned) -> None:
 @click.command()
 @json_option
 def boot(as_json: bool) -> int:
-    """Apply the last confirmed revision."""
+    """Apply the last confirmed revision, as the systemd unit does after a start of the host.
+
+    Guests are not started: see `kvmnet vm start`.
+    """
     here = host()
     last = here.engine.history.last_confirmed()
     if last is None:

@@ -10,10 +10,10 @@ from kvmnet.errors import KvmnetError
 
 @click.command()
 @click.argument("file", default="kvmnet.yaml", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--uplink", help="NIC of the host to use; the one with the default route when not given.")
+@click.option("--uplink", metavar="DEVICE", help="NIC of this host that leads outside; the one with the default route when not given.")
 @click.option("--force", is_flag=True, help="Write over an existing file.")
 def init(file: Path, uplink: str | None, force: bool) -> None:
-    """Write a commented starter document to FILE (- for standard output)."""
+    """Write a commented starter document to FILE (kvmnet.yaml when not given, - for standard output)."""
     from kvmnet.facts.collect import default_device
     from kvmnet.spec.starter import starter
     text = starter(uplink or default_device())
@@ -31,10 +31,11 @@ def init(file: Path, uplink: str | None, force: bool) -> None:
 
 @click.command()
 def schema() -> None:
-    """Print the document's JSON Schema.
+    """Print the document's JSON Schema, for editors that complete and check YAML.
 
-    Editors use it when the document's first line is
-    "# yaml-language-server: $schema=FILE".
+    \b
+    kvmnet schema > kvmnet.schema.json
+    First line of the document: # yaml-language-server: $schema=kvmnet.schema.json
     """
     import json
 

@@ -23,11 +23,11 @@ def host() -> Host:
 
 
 @click.command()
-@click.option("--drops", is_flag=True, help="Only what the guard refused, by guest and reason.")
+@click.option("--drops", is_flag=True, help="Only the frames that the guard refused, by guest and reason.")
 @click.option("--all", "everything", is_flag=True, help="Every NIC, however many.")
 @json_option
 def status(drops: bool, everything: bool, as_json: bool) -> int:
-    """Everything wanted and seen, at a glance; drift from the document is shown."""
+    """What the document wants and what the host has, at a glance. Where the two differ (drift), it says so."""
     from kvmnet.status import status as look
     found = look(host())
     if found is None:
@@ -140,8 +140,8 @@ def history(limit: int, as_json: bool) -> int:
 def check(outside: tuple[str, ...], everything: bool, as_json: bool) -> int:
     """Prove with packets what the applied document promises.
 
-    Guests that run are asked through their agent; a probe on every network does the rest, forged
-    frames included. Exits with 1 when a claim fails.
+    A probe with a guarded port on every network asks for addresses, sends pings and forged frames; guests
+    that run are asked through their agent. Exits with 1 when a claim fails.
     """
     from kvmnet.check.model import COLUMNS
     bar = Bar(as_json)

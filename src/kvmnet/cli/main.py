@@ -17,17 +17,17 @@ COMMANDS: dict[str, tuple[str, str]] = {
     # name: (module:function, one line of help)
     "init": ("documents:init", "Write a commented starter document."),
     "schema": ("documents:schema", "Print the document's JSON Schema, for editors."),
-    "plan": ("change:plan", "Show what apply would do. Exits 0 when nothing, 2 when there are changes."),
+    "plan": ("change:plan", "Show what apply would do. Exits 2 when there are changes."),
     "apply": ("change:apply", "Make the host as the document says, in one transaction."),
     "confirm": ("change:confirm", "Keep a change that was applied with --confirm."),
-    "recover": ("change:recover", "Finish what an interrupted change left behind."),
+    "recover": ("change:recover", "Clear up after a change that was cut off."),
     "rollback": ("change:rollback", "Go back to an earlier revision."),
-    "destroy": ("change:destroy", "Remove everything of ours and give back what was borrowed."),
+    "destroy": ("change:destroy", "Remove what kvmnet made and give back what it borrowed."),
     "boot": ("change:boot", "Apply the last confirmed revision (run by the systemd unit)."),
     "status": ("look:status", "Everything wanted and seen, at a glance."),
     "history": ("look:history", "Who applied what, when, from which file."),
     "check": ("look:check", "Prove with packets what the document promises."),
-    "vm": ("guests:vm", "Start, stop, list and enter guests that kvmnet runs."),
+    "vm": ("guests:vm", "Start, stop, list and enter guests."),
 }
 PRIVILEGES = "run it as root, or with sudo: reading and changing the network needs CAP_NET_ADMIN"
 USAGE_ERROR = 64
@@ -62,7 +62,13 @@ class Lazy(click.Group):
 @click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="kvmnet")
 def cli() -> None:
-    """Networking for KVM hosts, declared in one document."""
+    """Networking for KVM hosts, declared in one document.
+
+    \b
+    kvmnet init      writes a document to start from
+    kvmnet plan      shows what it would change
+    kvmnet apply     makes the change, or nothing at all
+    """
 
 
 def start_fast() -> None:
