@@ -120,6 +120,7 @@ def test_fresh_lists_help_where_the_host_has_none(tmp_path: Path) -> None:
 
 
 def test_busybox_must_be_static(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KVMNET_IMAGE_DIR", raising=False)
     monkeypatch.setattr(image, "find", lambda tool: None)
     with pytest.raises(HostCannot) as caught:
         image.build(Paths(tmp_path, tmp_path), lambda line: None)
