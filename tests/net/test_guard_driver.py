@@ -58,6 +58,7 @@ def test_every_kind_of_guard_is_seen_as_it_was_wanted(paths: Paths) -> None:
     assert converge(NftablesDriver(paths), state(guard_table(), HOST, changed, OPEN)) == 3
     assert converge(NftablesDriver(paths), {}) > 0
     assert sh("nft list ruleset") == ""
+    assert not paths.guard.exists()
 
 
 def test_a_changed_text_keeps_the_elements_and_what_the_kernel_learned(paths: Paths) -> None:
@@ -97,6 +98,24 @@ def test_lost_memory_of_texts_costs_one_reload(paths: Paths) -> None:
     for file in (paths.guard / "texts").iterdir():
         file.unlink()
     assert converge(NftablesDriver(paths), wanted) == 2
+    assert converge(NftablesDriver(paths), wanted) == 0
+
+
+def test_a_change_cut_off_before_it_was_saved_is_saved_by_the_next_look(
+        paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    converge(NftablesDriver(paths), state(guard_table(), PLAIN))
+    driver, wanted = NftablesDriver(paths), state(guard_table(), OPEN)
+    seen = driver.observe(wanted)
+
+    def killed() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(driver, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        driver.apply(plan(seen.state, wanted, seen.ours), lambda n: None)
+    assert "kvt-a-0" in (paths.guard / "ruleset.nft").read_text()
+    assert converge(NftablesDriver(paths), wanted) == 0
+    sh(f"nft flush ruleset; nft -f {paths.guard}/ruleset.nft")
     assert converge(NftablesDriver(paths), wanted) == 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -135,6 +136,7 @@ class NftablesDriver:
             seen.state[keeper.key] = keeper
             seen.ours.add(keeper.key)
         self.standing = standing
+        self.catch_up()
         return seen
 
     def observed_text(self, name: str, body: str) -> str:
@@ -196,6 +198,7 @@ class NftablesDriver:
                     self.holder.start(keeper)
                 case _:
                     pass
+        self.clear()
         progress(len(steps))
 
     def load(self, steps: Sequence[Step]) -> None:
@@ -222,18 +225,42 @@ class NftablesDriver:
         self.standing = after
         if any(touches_memory(s) for s in steps):
             (self.paths.guard / "memory.nft").unlink(missing_ok=True)
-        if after.tables:
-            write_whole(self.paths.guard / "ruleset.nft", "\n".join(after.script()) + "\n")
+        self.save()
+
+    def save(self) -> None:
+        """Write what the keeper loads when our tables vanish."""
+        assert self.standing is not None
+        if self.standing.tables:
+            write_whole(self.paths.guard / "ruleset.nft", "\n".join(self.standing.script()) + "\n")
         else:
             (self.paths.guard / "ruleset.nft").unlink(missing_ok=True)
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """The keeper restores nothing meanwhile."""
+        """The keeper restores nothing meanwhile; the file says so until the change is saved, too."""
         self.paths.guard.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(self.paths.guard / "changing", "w") as lock:
+        with open(self.paths.guard / "changing", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.write("x")
+            lock.flush()
             yield
+            lock.truncate(0)
+
+    def catch_up(self) -> None:
+        """After a change that was cut off before it was saved: save what there is."""
+        try:
+            with open(self.paths.guard / "changing", "r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if lock.read(1):
+                    self.save()
+                    lock.truncate(0)
+        except (FileNotFoundError, BlockingIOError):
+            return
+
+    def clear(self) -> None:
+        """Remove our files when nothing of ours is left."""
+        if self.standing and not self.standing.tables and self.holder.record() is None:
+            shutil.rmtree(self.paths.guard, ignore_errors=True)
 
 
 def terse(name: str) -> str:

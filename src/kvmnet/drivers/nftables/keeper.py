@@ -157,7 +157,7 @@ class Keeper:
         """Load our tables again if one of them is missing."""
         if not self.lacking():
             return
-        with open(self.folder / "changing", "w") as lock:
+        with open(self.folder / "changing", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if lacking := self.lacking():
                 code = self.load("ruleset.nft", "memory.nft") and self.load("ruleset.nft")
@@ -170,7 +170,7 @@ class Keeper:
 
     def remember(self) -> None:
         """Save which NIC uses which link-local: the kernel alone knows, and a flush makes it forget."""
-        with open(self.folder / "changing", "w") as lock:
+        with open(self.folder / "changing", "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
