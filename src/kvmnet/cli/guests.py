@@ -27,7 +27,10 @@ def vm() -> None:
 @click.argument("names", nargs=-1, required=True)
 @json_option
 def start(names: tuple[str, ...], as_json: bool) -> int:
-    """Start guests of the applied document."""
+    """Start guests of the applied document.
+
+    Those that run already are left alone.
+    """
     started = host().start_guests(names, say=(lambda _: None) if as_json else say)
     if as_json:
         print_json({"started": started})
@@ -36,9 +39,12 @@ def start(names: tuple[str, ...], as_json: bool) -> int:
 
 @vm.command()
 @click.argument("names", nargs=-1, required=True)
-@click.option("--timeout", default=20.0, show_default=True, help="Seconds given to the guest before it is ended.")
+@click.option("--timeout", default=20.0, show_default=True, metavar="SECONDS", help="Time to shut down by itself.")
 def stop(names: tuple[str, ...], timeout: float) -> int:
-    """Stop guests: asked first, ended when they do not answer."""
+    """Stop guests.
+
+    They are asked to shut down, and ended when they have not after the timeout.
+    """
     host().stop_guests(names, say=say, timeout=timeout)
     return 0
 
@@ -46,7 +52,7 @@ def stop(names: tuple[str, ...], timeout: float) -> int:
 @vm.command("list")
 @json_option
 def list_guests(as_json: bool) -> int:
-    """All guests of the document and what they do."""
+    """List the guests of the document."""
     rows = host().guests()
     if as_json:
         print_json([asdict(row) for row in rows])
@@ -59,9 +65,12 @@ def list_guests(as_json: bool) -> int:
 @vm.command("exec", context_settings={"ignore_unknown_options": True})
 @click.argument("name")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-@click.option("--timeout", default=60.0, show_default=True, help="Seconds.")
+@click.option("--timeout", default=60.0, show_default=True, metavar="SECONDS", help="Time until it is given up.")
 def execute(name: str, command: tuple[str, ...], timeout: float) -> int:
-    """Run a command inside a guest, through its agent; exits with the command's own code."""
+    """Run a command inside a guest.
+
+    It goes through the guest's agent; the exit code is the command's own.
+    """
     code, out, err = host().execute(name, command, timeout=timeout)
     sys.stdout.write(out)
     sys.stderr.write(err)
@@ -71,7 +80,7 @@ def execute(name: str, command: tuple[str, ...], timeout: float) -> int:
 @vm.command()
 @click.argument("name")
 def console(name: str) -> int:
-    """Attach to a guest's serial console; Ctrl-] leaves."""
+    """Attach to a guest's console; Ctrl-] leaves."""
     host().console(name)
     return 0
 
@@ -80,7 +89,10 @@ def console(name: str) -> int:
 @click.argument("name")
 @click.option("--libvirt", is_flag=True, help="libvirt XML instead of QEMU arguments.")
 def arguments(name: str, libvirt: bool) -> int:
-    """What to tell QEMU or libvirt so that a guest uses its prepared taps."""
+    """Print what to tell QEMU or libvirt to use the taps.
+
+    For guests of the applied document that something else starts (no run: in the document).
+    """
     click.echo(host().external(name, libvirt=libvirt))
     return 0
 
@@ -88,9 +100,10 @@ def arguments(name: str, libvirt: bool) -> int:
 @vm.command()
 @json_option
 def image(as_json: bool) -> int:
-    """Make the tiny test guest ahead of time (it is made at first use otherwise).
+    """Make the tiny test guest ahead of time.
 
-    Its kernel and agent are fetched as Debian packages and unpacked, not installed.
+    Without this it is made at first use. Its kernel and agent are fetched as Debian packages and unpacked,
+    not installed.
     """
     from kvmnet.guests.image import build
     built = build(host().paths, (lambda _: None) if as_json else say)
