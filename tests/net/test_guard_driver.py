@@ -1,6 +1,8 @@
 """The nftables driver on the real kernel: what is planned is what is seen afterwards."""
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -117,6 +119,24 @@ def test_a_change_cut_off_before_it_was_saved_is_saved_by_the_next_look(
     assert converge(NftablesDriver(paths), wanted) == 0
     sh(f"nft flush ruleset; nft -f {paths.guard}/ruleset.nft")
     assert converge(NftablesDriver(paths), wanted) == 0
+
+
+def test_the_commands_that_are_shown_do_what_apply_does(paths: Paths) -> None:
+    for before, after in (({}, state(guard_table(), HOST, WIDE)), (state(guard_table(), WIDE), state(guard_table(), LOOSE))):
+        listings = []
+        for by_hand in (True, False):
+            driver = NftablesDriver(paths)
+            converge(driver, {})
+            converge(driver, before)
+            seen = driver.observe(after)
+            steps = plan(seen.state, after, seen.ours)
+            (command,) = driver.commands(steps)
+            if by_hand:
+                subprocess.run(command.argv, input=command.stdin, text=True, check=True)
+            else:
+                driver.apply(steps, lambda n: None)
+            listings.append(sorted(sh("nft list ruleset").splitlines()))
+        assert listings[0] == listings[1]
 
 
 def test_foreign_tables_are_seen_and_left_alone(paths: Paths) -> None:

@@ -195,7 +195,7 @@ def remembered(item: Mapping[str, Any]) -> str:
     """One element of a set with timeouts, with the time that it has left."""
     first, second = item["val"]["concat"]
     key = f'"{first}"' if isinstance(first, str) and not first.startswith("0x") else f"{first}"
-    return f"{key} . {number(second):#x} timeout {item.get('timeout', 86400)}s expires {item.get('expires', 1)}s"
+    return f"{key} . {number(second):#x} timeout {item.get('timeout', 86400)}s expires {max(1, item.get('expires', 1))}s"
 
 
 def read_dropped(elements: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, int]]:
