@@ -7,19 +7,19 @@ do what it should.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
+from demo.world import KVMNET, Busy, standing
 from kvmnet.host.clock import wait_until
 
 HERE = Path(__file__).resolve().parent
-KVMNET = Path(sys.executable).with_name("kvmnet")
-HOST, WAN = "kvmnet-demo", "kvmnet-demo-wan"
+NAME = "kvmnet-demo"
 BOLD, DIM, GREEN, RED, OFF = (("\033[1m", "\033[2m", "\033[32m", "\033[31m", "\033[0m")
                               if sys.stdout.isatty() or os.environ.get("FORCE_COLOR") else ("",) * 5)
 
@@ -32,30 +32,26 @@ def main() -> int:
     if os.geteuid():
         print("the demo makes network namespaces: run it as root, or with sudo", file=sys.stderr)
         return 1
-    folder = Path(tempfile.mkdtemp(prefix="kvmnet-demo-"))
-    folder.chmod(0o755)
-    os.environ |= {"KVMNET_STATE_DIR": str(folder / "state"), "KVMNET_RUN_DIR": str(folder / "run"),
-                   "KVMNET_ETC_DIR": str(folder / "etc"),
-                   "KVMNET_IMAGE_DIR": os.environ.get("KVMNET_IMAGE_DIR") or "/var/cache/kvmnet/images"}
     began = time.monotonic()
     try:
-        make_world()
-        story(folder)
-    except Wrong as wrong:
+        with standing(NAME) as world:
+            os.environ.update(world.environment())
+            make_image()
+            with contextlib.chdir(world.folder):
+                story()
+    except (Busy, Wrong) as wrong:
         print(f"\n{RED}The demo failed: {wrong}{OFF}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
-    finally:
-        remove_world(folder)
     print(f"\n{GREEN}{BOLD}All of it in {time.monotonic() - began:.0f} s.{OFF} "
           "Next: kvmnet init, then kvmnet plan, on a host of yours.")
     return 0
 
 
-def story(folder: Path) -> None:
-    document = folder / "demo.yaml"
+def story() -> None:
+    document = Path("demo.yaml")
     shutil.copy(HERE / "demo.yaml", document)
 
     title("1", "The document")
@@ -76,7 +72,7 @@ def story(folder: Path) -> None:
     title("7", "An outside hand: a rule deleted, a port pulled out of its bridge")
     drift(document)
     title("8", "A change that nobody confirms")
-    unconfirmed(document, folder / "changed.yaml")
+    unconfirmed(document, Path("changed.yaml"))
     title("9", "Destroy: nothing of ours stays, nothing of others' has changed")
     kvmnet("destroy", "--yes", quiet=True)
     after = snapshot()
@@ -102,8 +98,7 @@ def attack() -> None:
 
 
 def drift(document: Path) -> None:
-    for hand in ("ip link set kvt-web2-0 nomaster",
-                 "nft delete set inet kvmnet nothing 2>/dev/null; nft flush chain inet kvmnet srcnat"):
+    for hand in ("ip link set kvt-web2-0 nomaster", "nft flush chain inet kvmnet srcnat"):
         shell(hand)
     kvmnet("plan", document, expect=2)
     kvmnet("apply", document, "--yes", quiet=True)
@@ -168,7 +163,7 @@ def guest(name: str, script: str) -> list[str]:
 
 
 def inside(words: list[object] | list[str]) -> list[str]:
-    return ["ip", "netns", "exec", HOST, str(KVMNET), *map(str, words)]
+    return ["ip", "netns", "exec", NAME, str(KVMNET), *map(str, words)]
 
 
 def quote(word: str) -> str:
@@ -177,37 +172,13 @@ def quote(word: str) -> str:
 
 def shell(command: str) -> None:
     print(f"{BOLD}# {command}{OFF}", flush=True)
-    subprocess.run(["ip", "netns", "exec", HOST, "sh", "-c", command], check=True)
+    subprocess.run(["ip", "netns", "exec", NAME, "sh", "-c", command], check=True)
 
 
-# -- the world: a host with one NIC, and a router outside -------------------------------------------
+# -- the host ---------------------------------------------------------------------------------------
 
-WORLD = f"""
-ip netns add {WAN}
-ip netns add {HOST}
-ip -n {HOST} link set lo up
-ip -n {WAN} link set lo up
-ip -n {HOST} link add eth0 type veth peer name wan0 netns {WAN}
-ip -n {WAN} addr add 203.0.113.1/24 dev wan0
-ip -n {WAN} addr add 2001:db8:113::1/64 dev wan0 nodad
-ip -n {WAN} link set wan0 up
-ip -n {HOST} addr add 203.0.113.2/24 dev eth0
-ip -n {HOST} addr add 2001:db8:113::2/64 dev eth0 nodad
-ip -n {HOST} link set eth0 up
-ip -n {HOST} route add default via 203.0.113.1
-ip -n {HOST} -6 route add default via 2001:db8:113::1
-"""
-QUIET_BRIDGES = "for f in /proc/sys/net/bridge/bridge-nf-call-*; do [ -e $f ] && echo 0 >$f; done; true"
-
-
-def make_world() -> None:
-    for name in (HOST, WAN):
-        subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL, check=False)
-    for line in WORLD.strip().splitlines():
-        subprocess.run(line.split(), check=True)
-    subprocess.run(["ip", "netns", "exec", HOST, "sh", "-c", QUIET_BRIDGES], check=True)
-    build = subprocess.run([str(KVMNET), "vm", "image"], check=False)
-    if build.returncode:
+def make_image() -> None:
+    if subprocess.run([str(KVMNET), "vm", "image"], check=False).returncode:
         raise Wrong("the test guest could not be made")
 
 
@@ -215,17 +186,8 @@ def snapshot() -> str:
     """The host as others see it: links, addresses, routes, rules and the settings that routing needs."""
     command = ("ip -br link; ip -br addr; ip route; ip -6 route | sed 's/ expires [^ ]*//'; nft list ruleset; "
                "sysctl net.ipv4.conf.eth0.forwarding net.ipv6.conf.all.forwarding")
-    return subprocess.run(["ip", "netns", "exec", HOST, "sh", "-c", command], capture_output=True, text=True,
+    return subprocess.run(["ip", "netns", "exec", NAME, "sh", "-c", command], capture_output=True, text=True,
                           check=True).stdout
-
-
-def remove_world(folder: Path) -> None:
-    """Whatever happened: guests stopped, everything of ours gone, the namespaces too."""
-    if Path(f"/run/netns/{HOST}").exists():
-        subprocess.run(inside(["destroy", "--yes"]), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
-    for name in (HOST, WAN):
-        subprocess.run(["ip", "netns", "del", name], stderr=subprocess.DEVNULL, check=False)
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 if __name__ == "__main__":
