@@ -58,7 +58,7 @@ def on_a_bridge(draw: st.DrawFn, dev: str, number: int, up: bool) -> list[Resour
         return out
     out.append(Address(name=address_name(dev, f"{net}.1/24"), dev=dev, scope="global", label=dev, peer="",
                        broadcast=draw(st.sampled_from(["", f"{net}.255"])), flags=(), dynamic=""))
-    if draw(st.booleans()):
+    if up and draw(st.booleans()):  # a link that goes down loses its IPv6 addresses (addrconf_ifdown())
         out.append(Address(name=address_name(dev, f"2001:db8:{number}::1/64"), dev=dev, scope="global", label="",
                            peer="", broadcast="", flags=("nodad",), dynamic=""))
     if up:
