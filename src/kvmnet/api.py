@@ -24,10 +24,9 @@ from kvmnet.engine.plan import Update
 from kvmnet.engine.resource import Resource, Wanted
 from kvmnet.engine.transaction import Engine, Event, Result
 from kvmnet.errors import ConflictError, KvmnetError, SpecError
-from kvmnet.facts.collect import facts_of
-from kvmnet.facts.firewalls import blockers, foreign_tables, packets
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.paths import Paths
+from kvmnet.host.side import begun
 from kvmnet.planned import EMPTY, Planned, read_saved
 
 if TYPE_CHECKING:
@@ -72,17 +71,18 @@ class Host:
 
         Raises SpecError, HostCannot, ConflictError; KvmnetError when the file cannot be read.
         """
-        from kvmnet.spec.load import load, loads
-        if saved := read_saved(path):
-            document = loads(saved["document"], saved["source"])
-            planned = self.plan_document(document, adopt=adopt)
-            if moved := planned.fingerprint.moved(Fingerprint(saved["seen"])):
-                raise ConflictError(
-                    f"the host moved since {path} was made: {', '.join(moved[:5])}"
-                    + (f" and {len(moved) - 5} more" if len(moved) > 5 else ""),
-                    "plan again and look at what is different")
-            return planned
-        return self.plan_document(load(path), adopt=adopt)
+        engine = self.engine  # made here: a thread would make another
+        with begun(lambda: engine.observe({})) as look:
+            from kvmnet.spec.load import load, loads
+            saved = read_saved(path)
+            document = loads(saved["document"], saved["source"]) if saved else load(path)
+            planned = self.plan_document(document, adopt=adopt, seen=look.result())
+        if saved and (moved := planned.fingerprint.moved(Fingerprint(saved["seen"]))):
+            raise ConflictError(
+                f"the host moved since {path} was made: {', '.join(moved[:5])}"
+                + (f" and {len(moved) - 5} more" if len(moved) > 5 else ""),
+                "plan again and look at what is different")
+        return planned
 
     def plan_document(self, document: Document, *, adopt: bool = False, seen: Seen | None = None) -> Planned:
         """What *document* would change."""
@@ -94,11 +94,13 @@ class Host:
             seen = self.engine.observe(compiled.wanted)
         self.engine.dispatch.look_up(seen, self.engine.with_lent(compiled.wanted))
         inner = self.engine.plan(seen, compiled.wanted, compiled.borrowed, adopt)
+        from kvmnet.facts.firewalls import blockers, foreign_tables, packets
         blocked = blockers(foreign_tables(seen), packets(compiled.segments.values()))
         return Planned(document.source, document, compiled, allocations, inner,
                        (*compiled.notes, *map(str, blocked)))
 
     def facts(self, seen: Seen, document: Document | None = None) -> Facts:
+        from kvmnet.facts.collect import facts_of
         from kvmnet.guests.launch import running
         spec = document.spec if document else None
         owners = {vm.owner for vm in spec.vms.values() if vm.owner} if spec else set()

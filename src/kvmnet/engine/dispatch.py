@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence, Set
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ from kvmnet.engine.driver import Command, Driver, Progress, Seen
 from kvmnet.engine.plan import Step
 from kvmnet.engine.resource import Absent, Key, Resource, Wanted, ref_fields
 from kvmnet.errors import HostCannot
+from kvmnet.host.side import together
 
 
 @runtime_checkable
@@ -49,18 +50,10 @@ class Dispatch:
         return self.reasons[id(driver)]
 
     def observe(self, intent: Wanted, only: Sequence[Driver] | None = None) -> Seen:
-        """Everything that the drivers which can work here see, in bulk and in parallel.
-
-        Threads start in the network namespace of this one (clone(2)), so a pool is made each time.
-        """
+        """Everything that the drivers which can work here see, in bulk and in parallel."""
         able = [d for d in (self.drivers if only is None else only) if self.reason(d) is None]
         seen = Seen()
-        if len(able) < 2:
-            parts = [d.observe(intent) for d in able]
-        else:
-            with ThreadPoolExecutor(len(able), "observe") as pool:
-                parts = list(pool.map(lambda d: d.observe(intent), able))
-        for part in parts:
+        for part in together([partial(d.observe, intent) for d in able]):
             seen.update(part)
         return seen
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from kvmnet.drivers.qemu.devices import (
     BRIDGE,
@@ -26,7 +27,9 @@ from kvmnet.drivers.qemu.devices import (
 )
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.errors import HostCannot
-from kvmnet.spec.models import Run
+
+if TYPE_CHECKING:
+    from kvmnet.spec.models import Run
 
 PROGRAM = "qemu-system-x86_64"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
