@@ -5,6 +5,9 @@ import struct
 from collections.abc import Callable, Iterator
 
 import pytest
+
+from kvmnet.drivers.nftables.resources import NicGuard
+from kvmnet.policy.guard import nic_guard
 from lib.frames import (
     BROADCAST,
     ICMP,
@@ -35,9 +38,6 @@ from lib.guardlab import ATTACKER as G
 from lib.guardlab import BRIDGE, HOST, Lab, lab, plain_guard
 from lib.guardlab import VICTIM as V
 from lib.netns import new_netns
-
-from kvmnet.drivers.nftables.resources import NicGuard
-from kvmnet.policy.guard import nic_guard
 
 pytestmark = pytest.mark.net
 IP4, IP6, ARP, RARP = 0x0800, 0x86DD, 0x0806, 0x8035
