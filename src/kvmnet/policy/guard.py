@@ -110,7 +110,7 @@ chain unseen {
 }
 chain guest {
     @nh,0,8 0x45 iifname . @ll,48,64 . @nh,96,32 @flow4 goto ip_up
-    @nh,0,4 6 iifname . @ll,48,64 . @nh,64,128 @flow6 goto ip6_up
+    @nh,0,8 0x60 iifname . @ll,48,64 . @nh,64,128 @flow6 goto ip6_up
     iifname . @ll,48,48 @mac ether type vmap { ip : goto ip_in, ip6 : goto ip6_in, arp : goto arp_in, \
 8021q : goto tagged, 0x8035 : goto rarp_in }
     iifname @open goto pass
@@ -342,7 +342,7 @@ def nic_guard(tap: str, level: str, macs: Iterable[str], addresses: Iterable[str
                         roles=(), forbidden=(), zone=zone_of(bridge))
     own_macs = tuple(sorted({unicast(m) for m in macs}))
     hosts, nets = split_hosts((*addresses, *prefixes))
-    hosts |= {link_local(m) for m in own_macs}
+    hosts.update((6, int(link_local(m))) for m in own_macs)
     if unknown := set(roles) - ROLES.keys():
         raise ValueError(f"no role {', '.join(sorted(unknown))}: the roles are {', '.join(ROLES)}")
     if wrong := [v for v in vlans if not 1 <= v <= 4094]:
@@ -351,7 +351,7 @@ def nic_guard(tap: str, level: str, macs: Iterable[str], addresses: Iterable[str
         name=tap, table=TABLE, level=level, macs=own_macs, addresses=in_order(hosts),
         prefixes=tuple(str(n) for n in nets),
         vlans=tuple(sorted(set(vlans))), roles=tuple(sorted(set(roles))),
-        forbidden=in_order(forbidden_to(level, protected) - hosts), zone=zone_of(bridge))
+        forbidden=in_order(forbidden_to(level, tuple(protected)) - hosts), zone=zone_of(bridge))
 
 
 def zone_of(bridge: str) -> int:
@@ -365,12 +365,13 @@ def link_local(mac: str) -> IPv6Address:
     return IPv6Address(b"\xfe\x80" + bytes(6) + bytes((b[0] ^ 2, b[1], b[2], 0xFF, 0xFE)) + b[3:])
 
 
-def forbidden_to(level: str, protected: Iterable[str]) -> set[IPv4Address | IPv6Address]:
+@cache
+def forbidden_to(level: str, protected: tuple[str, ...]) -> frozenset[HostNumber]:
     """Which of *protected* need an entry: a full guard refuses all but unbound link-locals by itself."""
     found = {ip_address(a) for a in protected}
     if level == "full":
-        return {a for a in found if isinstance(a, IPv6Address) and a.is_link_local and not is_eui64(a)}
-    return found
+        found = {a for a in found if isinstance(a, IPv6Address) and a.is_link_local and not is_eui64(a)}
+    return frozenset((a.version, int(a)) for a in found)
 
 
 def is_eui64(address: IPv6Address) -> bool:
@@ -383,18 +384,17 @@ def unicast(mac: str) -> str:
     return mac.lower()
 
 
-def split_hosts(sources: Iterable[str]) -> tuple[set[IPv4Address | IPv6Address],
-                                                list[IPv4Network | IPv6Network]]:
+def split_hosts(sources: Iterable[str]) -> tuple[set[HostNumber], list[IPv4Network | IPv6Network]]:
     """Host addresses, and the fewest prefixes that cover the rest (a set refuses overlaps), in order."""
-    hosts: set[IPv4Address | IPv6Address] = set()
+    hosts: set[HostNumber] = set()
     nets: list[IPv4Network | IPv6Network] = []
     for text in sources:
         if "/" not in text:
-            hosts.add(ip_address(text))
+            hosts.add(parse(text))
             continue
         net = ip_network(text, strict=False)
         if net.prefixlen == net.max_prefixlen:
-            hosts.add(net.network_address)
+            hosts.add((net.version, int(net.network_address)))
         else:
             nets.append(net)
     if not nets:
