@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvmnet.host.clock import wait_until
+
 KVMNET = Path(sys.executable).with_name("kvmnet")
 IMAGES = "/var/cache/kvmnet/images"
 
@@ -66,6 +68,13 @@ class World:
         for line in LINES.format(host=self.host, wan=self.wan).strip().splitlines():
             subprocess.run(line.split(), check=True)
         subprocess.run(self.inside(["sh", "-c", QUIET_BRIDGES]), check=True)
+        wait_until(self.settled, 10, 0.05)
+
+    def settled(self) -> bool:
+        """The NIC has its carrier and its link-local address."""
+        shown = subprocess.run(["ip", "-n", self.host, "-6", "addr", "show", "dev", "eth0", "scope", "link"],
+                               capture_output=True, text=True, check=True).stdout
+        return "inet6 fe80:" in shown and "tentative" not in shown
 
     def remove(self) -> None:
         """Whatever happened: guests stopped, everything of ours gone, the namespaces too."""
