@@ -145,6 +145,15 @@ def test_ports_of_a_bridge_that_is_made_again_are_attached_again() -> None:
     assert [(type(s), s.key.name) for s in steps] == [(Delete, "kvb-a"), (Create, "kvb-a"), (Update, "kvt-1")]
 
 
+def test_ipv6_is_switched_on_before_an_address_comes() -> None:
+    bridge = Link(name="kvb-a", type="bridge", master="", alias="kvmnet a")
+    off = Sysctl(name="net/ipv6/conf/kvb-a/disable_ipv6", value="1", dev="kvb-a")
+    address = Address(name="kvb-a 2001:db8::1/64", dev="kvb-a", flags=("nodad",))
+    seen: Things = {r.key: r for r in (bridge, off)}
+    steps = plan(seen, {r.key: r for r in (bridge, replace(off, value="0"), address)}, set(seen))
+    assert [s.key for s in steps] == [off.key, address.key]
+
+
 def test_what_changes_places_stands_together_at_the_end() -> None:
     """An address that moves from a NIC to a bridge: the gap is one run of steps, after everything else."""
     bridge = Link(name="kvb-a", type="bridge", master="", alias="kvmnet a")
@@ -159,8 +168,8 @@ def test_what_changes_places_stands_together_at_the_end() -> None:
         Sysctl(name="net/ipv6/conf/kvb-a/accept_ra", value="2", dev="kvb-a"))}
     steps = plan(THEIRS, wanted, set(), {k for k in wanted if "eth0" in k.name})
     assert [(type(s).__name__, *s.key) for s in steps] == [
-        ("Create", "link", "kvb-a"), ("Create", "link", "kvt-9"),
-        ("Create", "sysctl", "net/ipv6/conf/kvb-a/accept_ra"),
+        ("Create", "link", "kvb-a"), ("Create", "sysctl", "net/ipv6/conf/kvb-a/accept_ra"),
+        ("Create", "link", "kvt-9"),
         ("Delete", "route", "default dev eth0"), ("Delete", "address", "eth0 192.0.2.5/24"),
         ("Update", "link", "eth0"),
         ("Create", "address", "kvb-a 192.0.2.5/24"), ("Create", "route", "default dev kvb-a")]

@@ -11,7 +11,7 @@ leaves behind (``detach``) shows up as an update if the wanted state still claim
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -101,7 +101,7 @@ def plan(seen: State, wanted: Wanted, ours: Set[Key],
     now = dict(seen)
     deletions = remove_all(now, doomed) if doomed else []
     present = {k: r for k, r in wanted.items() if not isinstance(r, Absent)}
-    pending: list[Step] = []
+    pending: list[Create | Update] = []
     for key, after in present.items():
         before = now.get(key)
         if before is None:
@@ -110,11 +110,12 @@ def plan(seen: State, wanted: Wanted, ours: Set[Key],
             pending.append(Update(before, after))
     if len(pending) > 1:
         depth = Depths(present)
-        pending.sort(key=lambda s: (depth[s.key], s.key))
+        # A setting before what else is on the same thing: IPv6 is switched on before an address comes.
+        pending.sort(key=lambda s: (depth[s.key], not s.after.permanent, s.key))
     return handover_last(deletions, pending)
 
 
-def handover_last(deletions: list[Step], pending: list[Step]) -> tuple[Step, ...]:
+def handover_last(deletions: list[Step], pending: Sequence[Create | Update]) -> tuple[Step, ...]:
     """The plan's order, with everything that changes places at its end.
 
     There stand: the deletions of what is replaced, then the changes of what it hung on (the NIC that
