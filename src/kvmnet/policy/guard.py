@@ -24,8 +24,8 @@ one comparison of both, which is true as soon as one differs (a DHCPv6 server on
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from ipaddress import (
-    IPv4Address,
     IPv4Network,
     IPv6Address,
     IPv6Network,
@@ -34,10 +34,15 @@ from ipaddress import (
     ip_network,
 )
 from string import Template
+from typing import TypeAlias
 from zlib import crc32
 
 from kvmnet.drivers.nftables.resources import NftTable, NicGuard
+from kvmnet.drivers.nftables.wire import parse, text6
 from kvmnet.policy.marks import GUEST
+
+HostNumber: TypeAlias = tuple[int, int]
+"""(IP version, address as a number): sorts and compares several times as fast as ``ipaddress``."""
 
 TABLE = "bridge kvmnet"
 PRIORITY = -350
@@ -342,7 +347,7 @@ def nic_guard(tap: str, level: str, macs: Iterable[str], addresses: Iterable[str
                         roles=(), forbidden=(), zone=zone_of(bridge))
     own_macs = tuple(sorted({unicast(m) for m in macs}))
     hosts, nets = split_hosts((*addresses, *prefixes))
-    hosts.update((6, int(link_local(m))) for m in own_macs)
+    hosts.update(map(own_link_local, own_macs))
     if unknown := set(roles) - ROLES.keys():
         raise ValueError(f"no role {', '.join(sorted(unknown))}: the roles are {', '.join(ROLES)}")
     if wrong := [v for v in vlans if not 1 <= v <= 4094]:
@@ -361,8 +366,12 @@ def zone_of(bridge: str) -> int:
 
 def link_local(mac: str) -> IPv6Address:
     """The EUI-64 link-local address of a MAC (RFC 4291, appendix A)."""
+    return IPv6Address(own_link_local(mac)[1])
+
+
+def own_link_local(mac: str) -> HostNumber:
     b = bytes.fromhex(mac.replace(":", ""))
-    return IPv6Address(b"\xfe\x80" + bytes(6) + bytes((b[0] ^ 2, b[1], b[2], 0xFF, 0xFE)) + b[3:])
+    return 6, int.from_bytes(b"\xfe\x80" + bytes(6) + bytes((b[0] ^ 2, b[1], b[2], 0xFF, 0xFE)) + b[3:], "big")
 
 
 @cache
@@ -403,6 +412,7 @@ def split_hosts(sources: Iterable[str]) -> tuple[set[HostNumber], list[IPv4Netwo
                    *collapse_addresses([n for n in nets if isinstance(n, IPv6Network)])]
 
 
-def in_order(addresses: Iterable[IPv4Address | IPv6Address]) -> tuple[str, ...]:
+def in_order(hosts: Iterable[HostNumber]) -> tuple[str, ...]:
     """Addresses as text, IPv4 first, by number: the order that NicGuard is compared in."""
-    return tuple(str(a) for a in sorted(addresses, key=lambda a: (a.version, int(a))))
+    return tuple(text6(value) if version == 6 else ".".join(map(str, value.to_bytes(4, "big")))
+                 for version, value in sorted(hosts))
