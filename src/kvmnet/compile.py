@@ -180,7 +180,9 @@ def split_extra(nic: Nic) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: str) -> Link:
     declared: Nic = nic.declared
     isolated = declared.isolated if declared.isolated is not None else segment.network.isolated_ports
-    return Link(name=nic.tap, type="tap", mtu=segment.mtu, up=True, master=segment.bridge, guard=nic.tap,
+    # A bridge that is not ours may take the lowest MAC of its ports as its own: none is higher than fe:.
+    mac = f"fe{nic.mac[2:]}" if segment.network.bridge else None
+    return Link(name=nic.tap, type="tap", mtu=segment.mtu, mac=mac, up=True, master=segment.bridge, guard=nic.tap,
                 keeper=keeper, alias=f"kvmnet nic {nic.vm}/{nic.nic}", addrgenmode="none",
                 multi_queue=queue_pairs(declared, vm) > 1,
                 user=facts.users.get(vm.owner, -1) if vm.owner else -1,
