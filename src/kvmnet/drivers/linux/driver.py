@@ -12,7 +12,7 @@ import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.host import run as host
+from kvmnet.host.side import together
 
 PROC_SYS = Path("/proc/sys")
 TOGETHER = 20
@@ -47,6 +48,15 @@ CURES = (
     ("Cannot find device", "the device went away while kvmnet was working: run plan again"),
 )
 """Part of the tool's message -> what to do."""
+
+READS = (
+    ("-details", "link"),
+    ("address",),
+    ("-Numeric", "-4", "-details", "route", "show", "table", "all"),
+    ("-Numeric", "-6", "-details", "route", "show", "table", "all"),
+    ("-Numeric", "neigh", "show", "proxy"),
+)
+"""What ``ip -json`` is asked for, side by side."""
 
 GONE = ("No such process", "Cannot find device", "Cannot assign requested address", "No such device",
         "No such file or directory")
@@ -86,24 +96,24 @@ class LinuxDriver:
             return self.look(intent)
 
     def look(self, intent: Wanted) -> Seen:
-        links = {link.name: link for link in wire.parse_links(
-            ip_json("-details", "link"), uid_of)}
+        listed, addresses, routes4, routes6, proxies = together([partial(ip_json, *words) for words in READS])
+        links = {link.name: link for link in wire.parse_links(listed, uid_of)}
         seen = Seen()
         for link in links.values():
             seen.state[link.key] = link
         seen.ours |= {link.key for link in links.values() if wire.is_ours(link)}
         own = {key.name for key in seen.ours}
-        for address in wire.parse_addresses(ip_json("address"), links):
+        for address in wire.parse_addresses(addresses, links):
             seen.state[address.key] = address
             if address.dev in own and (not address.dynamic or is_wanted(address.key, intent)):
                 seen.ours.add(address.key)
-        for family in (4, 6):
-            for route in wire.parse_routes(ip_json("-Numeric", f"-{family}", "-details", "route", "show", "table", "all"), family):
+        for family, routes in ((4, routes4), (6, routes6)):
+            for route in wire.parse_routes(routes, family):
                 seen.state[route.key] = route
                 live = route.proto in LIVE or route.lifetime is not None
                 if route.proto == PROTO or (route.dev in own and (not live or is_wanted(route.key, intent))):
                     seen.ours.add(route.key)
-        for proxy, proto in wire.parse_proxies(ip_json("-Numeric", "neigh", "show", "proxy")):
+        for proxy, proto in wire.parse_proxies(proxies):
             seen.state[proxy.key] = proxy
             if proto == PROTO or proxy.dev in own:
                 seen.ours.add(proxy.key)
