@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from difflib import unified_diff
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -338,7 +339,7 @@ def connect(upstream: str) -> None:
        f"ip -n {upstream} addr add {OUTSIDE}/32 dev lo; ip -n {upstream} addr add {OUTSIDE6}/128 dev lo nodad; "
        f"ip -n {upstream} link set segment up")
     sh(f"ip route add default via {ROUTER} dev {UPLINK}; ip -6 route add default via {ROUTER6} dev {UPLINK}")
-    wait_until(lambda: "tentative" not in sh(f"ip -6 addr show dev {UPLINK} scope link"), 5)
+    steady()
 
 
 def snapshot() -> dict[str, Any]:
@@ -359,4 +360,17 @@ def links() -> list[Any]:
 
 
 def routes() -> list[str]:
-    return sorted(sh("ip route show table all; ip -6 route show table all").splitlines())
+    found = sh("ip route show table all; ip -6 route show table all").splitlines()
+    return sorted(line for line in found if not line.startswith("multicast"))
+
+
+def same(before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Fail with the lines of two snapshots that differ."""
+    a, b = (json.dumps(x, indent=1).replace(", '", ",\n'").splitlines() for x in (before, after))
+    found = [line for line in unified_diff(a, b, lineterm="", n=1) if not line.startswith(("---", "+++", "@@"))]
+    assert not found, "\n" + "\n".join(found)
+
+
+def steady() -> None:
+    """Wait until the kernel has tried every IPv6 address of this namespace."""
+    wait_until(lambda: "tentative" not in sh("ip -6 addr"), 5)
