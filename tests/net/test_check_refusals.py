@@ -40,7 +40,7 @@ def here(paths: Paths) -> Iterator[Applied]:
 
 
 def claims(here: Applied, network: str) -> dict[str, Claim]:
-    return {c.name: c for c in prove(here.subject, lambda *_: None).claims if c.network == network}
+    return {c.name: c for c in prove(here.subject, lambda *_: None).claims if (c.network, c.subject) == (network, "probe")}
 
 
 def fallen(found: dict[str, Claim]) -> set[str]:

@@ -40,6 +40,8 @@ class Place:
     """The probe's number, which its DNS name ends with."""
     uplinks: Sequence[Listener] = ()
     """Ears at the devices that lead outside."""
+    mtu: int = 0
+    """MTU in bytes that the station is told; 0: the network's."""
 
 
 Promise = Callable[[Place], Finding | None]
@@ -60,7 +62,7 @@ def dhcp4(place: Place) -> Finding | None:
     if lease.error:
         return failed(lease.error)
     wrong = difference({"address": (lease.address, station.ip), "router": (lease.router, services.router(segment)),
-                        "MTU": (lease.mtu, segment.mtu)})
+                        "MTU": (lease.mtu, place.mtu or segment.mtu)})
     if wrong:
         return failed(f"{lease.server} gives {wrong}")
     dhcp.release4(station, lease)

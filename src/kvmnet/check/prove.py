@@ -9,6 +9,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from kvmnet.check.guests import prove_guests
+from kvmnet.check.idle import Idle, taken, unproved, work_of
 from kvmnet.check.model import PROBE, Claim, Progress, Report, Subject, Verdict
 from kvmnet.check.probe import Probe, design, free_address, free_mac, placed
 from kvmnet.check.promises import Place, Prove, promises
@@ -63,6 +64,7 @@ class Ground:
     place: Place
     range: Range
     others: Sequence[Beyond]
+    idle: Sequence[Idle]
 
 
 def prepare(subject: Subject, segments: Sequence[Segment], stack: ExitStack) -> list[Ground]:
@@ -77,23 +79,29 @@ def prepare(subject: Subject, segments: Sequence[Segment], stack: ExitStack) -> 
         place = Place(segment, subject, stations[2 * i], stations[2 * i + 1], free_mac(subject, segment.name, 0),
                       *nobodys(subject, segment, probes[2 * i:2 * i + 2]), number=probes[2 * i].number, uplinks=uplinks)
         ground = firing_range(place, doors[segment.name][1], device_mac(segment.bridge))
-        grounds.append(Ground(place, ground, ends[:i] + ends[i + 1:]))
+        grounds.append(Ground(place, ground, ends[:i] + ends[i + 1:], taken(subject, segment, stack)))
     return grounds
 
 
 def prove_network(ground: Ground) -> list[Claim]:
     """Claims of one network in the order of the report, proved side by side."""
-    work = [*promises(), *refusals(ground.range, ground.others)]
     place = ground.place
+    work = [(PROBE, place, prove) for prove in (*promises(), *refusals(ground.range, ground.others))]
+    for idle in ground.idle:
+        if idle.station:
+            own, more = work_of(idle, place, ground.range)
+            work += [(idle.name, own, prove) for prove in more]
 
-    def timed(prove: Prove) -> list[Claim]:
+    def timed(task: tuple[str, Place, Prove]) -> list[Claim]:
+        by, where, prove = task
         started = time.monotonic()
-        found = [(name, finding) for name, finding in prove(place) if finding]
+        found = [(name, finding) for name, finding in prove(where) if finding]
         seconds = time.monotonic() - started
-        return [Claim(place.segment.name, PROBE, name, f.verdict, f.evidence, seconds) for name, f in found]
+        return [Claim(place.segment.name, by, name, f.verdict, f.evidence, seconds) for name, f in found]
 
     with ThreadPoolExecutor(WORKERS) as pool:
-        return [claim for claims in pool.map(timed, work) for claim in claims]
+        claims = [claim for claims in pool.map(timed, work) for claim in claims]
+    return claims + list(unproved(place.segment, ground.idle, place.subject))
 
 
 def ways_out(subject: Subject) -> list[str]:

@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+from array import array
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -21,7 +22,8 @@ from kvmnet.host.run import ToolFailed
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x0100
 ETH_P_ALL = 0x0003
-SIOCGIFHWADDR = 0x8927
+SIOCGIFHWADDR, SIOCETHTOOL = 0x8927, 0x8946
+ETHTOOL_GLINK = 0x0A
 LARGEST = 70_000
 """Bytes; more than any frame (one of an offloading guest has 64 KiB)."""
 
@@ -94,6 +96,21 @@ def exists(device: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def has_carrier(device: str) -> bool:
+    """Whether a device of this network namespace has a carrier; of a tap: whether anybody has it open.
+
+    Asked by ethtool: the interface flags follow up to a second later (net/core/link_watch.c).
+    """
+    value = array("I", [ETHTOOL_GLINK, 0])
+    question = struct.pack("16sP232x", device.encode(), value.buffer_info()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        try:
+            fcntl.ioctl(asker, SIOCETHTOOL, question)
+        except OSError:
+            return False
+    return bool(value[1])
 
 
 def opened(name: str, flags: int) -> int:

@@ -1,0 +1,97 @@
+"""NICs whose guest does not run: this process takes the guest's place on the very tap, so that the
+NIC's own guard, reservation and addresses are proved, and not only a probe's.
+
+A tap that anybody has open is left alone: a second opener of a tap with several queues would be given
+a part of the guest's packets.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from kvmnet.check.attacks import ATTACKS
+from kvmnet.check.model import DROPS, Claim, Subject, Verdict
+from kvmnet.check.promises import PROMISES, Place, Prove, single
+from kvmnet.check.refusals import Range, fire, sender_of
+from kvmnet.check.station import Station
+from kvmnet.host.packets import Tap, exists, has_carrier
+from kvmnet.host.run import ToolFailed
+from kvmnet.modes.model import NicOnNetwork
+from kvmnet.modes.segment import Segment
+
+MOST = 32
+"""Idle NICs of one network that are tried."""
+BY_ROLE = {"dhcp-server": {"rogue-dhcp", "rogue-dhcp6", "dhcp-as-other"}, "router": {"rogue-ra", "hidden-ra"}, "querier": set[str]()}
+"""Role of a NIC -> attacks that are its duty."""
+TAGGED = {"vlan-tagged", "vlan-zero", "vlan-stacked"}
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """An idle NIC with this process in its guest's place; ``station`` is None where that cannot be."""
+
+    nic: NicOnNetwork
+    station: Station | None
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.nic.vm}/{self.nic.nic}"
+
+
+def taken(subject: Subject, segment: Segment, stack: ExitStack) -> list[Idle]:
+    """The idle NICs of a network, their taps held until *stack* ends."""
+    idle = [n for n in segment.nics if n.vm not in subject.running and n.declared.link == "up"]
+    return [take(nic, stack) for nic in idle[:MOST]]
+
+
+def take(nic: NicOnNetwork, stack: ExitStack) -> Idle:
+    if not exists(nic.tap):
+        return Idle(nic, None)
+    if has_carrier(nic.tap):
+        return Idle(nic, None, f"another program has {nic.tap} open")
+    try:
+        tap = stack.enter_context(Tap.hold(nic.tap))
+    except ToolFailed as error:
+        return Idle(nic, None, f"{nic.tap}: {error.detail}")
+    return Idle(nic, stack.enter_context(Station(tap, nic.mac, nic.ip, nic.ip6, f"{nic.vm}/{nic.nic}")))
+
+
+def work_of(idle: Idle, place: Place, ground: Range) -> tuple[Place, list[Prove]]:
+    """Where one NIC is proved from, and its claims in the order of the report."""
+    assert idle.station
+    own = replace(place, station=idle.station, mtu=idle.nic.mtu)
+    aimed = replace(ground, place=own, sender=sender_of(own))
+    names = [f"{kind}{v}" for v, ip in ((4, idle.nic.ip), (6, idle.nic.ip6)) if ip for kind in ("dhcp", "gateway")]
+    promised = [single(name, PROMISES[name]) for name in names]
+    return own, [*promised, *forged(idle.nic, aimed)]
+
+
+def forged(nic: NicOnNetwork, ground: Range) -> Iterator[Prove]:
+    """The attacks that the NIC's guard must refuse: all, but for what the document lets it do."""
+    for name in refused_to(nic):
+        yield single(f"{DROPS}{name}", lambda _, attack=ATTACKS[name]: fire(ground, attack))  # type: ignore[misc]
+
+
+def refused_to(nic: NicOnNetwork) -> Sequence[str]:
+    declared = nic.declared
+    if declared.guard == "off":
+        return ()
+    if declared.guard == "mac":
+        return ("spoofed-mac",)
+    duties = {attack for role in declared.extra.roles for attack in BY_ROLE[role]} | (TAGGED if declared.trunk else set())
+    return [name for name in ATTACKS if name not in duties]
+
+
+def unproved(segment: Segment, found: Sequence[Idle], subject: Subject) -> Iterator[Claim]:
+    """NICs that are not there, or that were not tried."""
+    for idle in found:
+        if idle.station is None:
+            verdict, why = (Verdict.SKIP, idle.why) if idle.why else (
+                Verdict.FAIL, f"there is no tap {idle.nic.tap}; kvmnet apply makes it")
+            yield Claim(segment.name, idle.name, "tap", verdict, why)
+    left = sum(n.vm not in subject.running and n.declared.link == "up" for n in segment.nics) - len(found)
+    if left:
+        yield Claim(segment.name, "host", "idle NICs", Verdict.SKIP, f"{left} more were not tried, {len(found)} were")
+
