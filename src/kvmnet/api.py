@@ -4,6 +4,7 @@ The command line, the demo and the tests have no logic of their own; they call t
 """
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,11 +78,8 @@ class Host:
             saved = read_saved(path)
             document = loads(saved["document"], saved["source"]) if saved else load(path)
             planned = self.plan_document(document, adopt=adopt, seen=look.result())
-        if saved and (moved := planned.fingerprint.moved(Fingerprint(saved["seen"]))):
-            raise ConflictError(
-                f"the host moved since {path} was made: {', '.join(moved[:5])}"
-                + (f" and {len(moved) - 5} more" if len(moved) > 5 else ""),
-                "plan again and look at what is different")
+        if saved:
+            refuse_another(planned, saved, path)
         return planned
 
     def plan_document(self, document: Document, *, adopt: bool = False, seen: Seen | None = None) -> Planned:
@@ -307,6 +305,18 @@ class Host:
         return prove(Subject(segments=compiled.segments, paths=self.paths, running=tuple(self.running()),
                              allocations=allocations, outside=tuple(outside) or next_hops(seen),
                              execute=execute_in), progress)
+
+
+def refuse_another(planned: Planned, saved: Mapping[str, Any], path: Path) -> None:
+    """Raise ConflictError when *planned* is not the change that was saved at *path*."""
+    again = "plan again and look at what is different"
+    if moved := planned.fingerprint.moved(Fingerprint(saved["seen"])):
+        raise ConflictError(f"the host changed since {path} was made: {', '.join(moved[:5])}"
+                            + (f" and {len(moved) - 5} more" if len(moved) > 5 else ""), again)
+    if other := set(planned.spelled()) ^ set(saved["steps"]):
+        names = sorted({f"{step['kind']} {step['name']}" for step in map(json.loads, other)})
+        raise ConflictError(f"the host changed since {path} was made, and the change would be another one: "
+                            f"{', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else ""), again)
 
 
 def next_hops(seen: Seen) -> tuple[str, ...]:

@@ -68,11 +68,15 @@ class Planned:
         return {"format": 1, "source": self.source, "fingerprint": self.fingerprint.digest,
                 "steps": [step_json(s) for s in self.steps], "notes": list(self.notes)}
 
+    def spelled(self) -> list[str]:
+        """Every step in one canonical line: two plans that make the same change are equal."""
+        return sorted(json.dumps(step_json(s), sort_keys=True, default=list) for s in self.steps)
+
     def save(self, path: Path) -> None:
         """A plan file: the document and what the host looked like. Raises KvmnetError."""
         assert self.document is not None
         data = {"kvmnet-plan": 1, "source": self.source, "document": self.document.text,
-                "seen": dict(self.fingerprint.parts)}
+                "seen": dict(self.fingerprint.parts), "steps": self.spelled()}
         try:
             path.write_text(json.dumps(data), encoding="utf-8")
         except OSError as error:

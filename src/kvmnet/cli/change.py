@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from kvmnet.planned import Planned
 
 CHANGES = 2
+SETTLED = "Nothing to do: the host is as the document says."
+EMPTY = "Nothing to do: nothing on this host is kvmnet's."
 DEFAULTS = (Path("kvmnet.yaml"), Path("/etc/kvmnet/kvmnet.yaml"))
 
 file_argument = click.argument("file", required=False, type=click.Path(path_type=Path))
@@ -127,15 +129,16 @@ def agreed(yes: bool) -> bool:
     return click.confirm("Apply this?", err=True)
 
 
-def report(here: Host, result: Result, as_json: bool) -> int:
+def report(here: Host, result: Result, as_json: bool, nothing: str = SETTLED) -> int:
     if as_json:
         print_json({"outcome": result.outcome.value, "changed": len(result.steps),
                     "revision": result.revision, "confirm_within": result.grace})
         return 0
     if not result.steps:
-        say("Nothing to do: the host is as the document says.")
+        say(nothing)
     else:
-        say(click.style(f"Done: {len(result.steps)} changes, proved by a second look at the host", fg="green")
+        count = "1 change" if len(result.steps) == 1 else f"{len(result.steps)} changes"
+        say(click.style(f"Done: {count}, proved by a second look at the host", fg="green")
             + (f" (revision {result.revision})" if result.revision else ""))
     for key in result.gone:
         say(f"note: {key} is gone; its settings could not be given back")
@@ -203,7 +206,7 @@ def destroy(confirm_within: int | None, yes: bool, as_json: bool) -> int:
     running = here.running()
 
     def show(planned: Planned) -> None:
-        if not as_json:
+        if not as_json and (planned.steps or running):
             show_plan(here, planned)
             if running:
                 say(f"guests that will be stopped: {', '.join(running)}")
@@ -215,7 +218,8 @@ def destroy(confirm_within: int | None, yes: bool, as_json: bool) -> int:
             raise click.Abort
         here.stop_guests(running, say=say if not as_json else lambda _: None)
         show = silent_plan
-    return report(here, here.change(here.plan_destroy, confirm=confirm_within, shown=show), as_json)
+    return report(here, here.change(here.plan_destroy, confirm=confirm_within, shown=show), as_json,
+                  nothing=EMPTY)
 
 
 def silent_plan(planned: Planned) -> None:
