@@ -1,6 +1,7 @@
 """Real dnsmasqs, real DHCPv4 clients (busybox udhcpc)."""
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,8 +11,9 @@ from kvmnet.drivers.dnsmasq import driver as subject
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
 from kvmnet.engine.driver import StepFailed
 from lib.dhcp import client
+from lib.dhcp6 import Client6, duid_ll
 from lib.dnsmasq import apply, make_bridge, nic, pid_of, segment, wanted
-from lib.netns import sh
+from lib.netns import inside, sh
 
 pytestmark = pytest.mark.daemon
 MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
@@ -39,6 +41,24 @@ def test_mtu_of_one_nic(driver: DnsmasqDriver) -> None:
         assert guest.lease4()["mtu"] == "1300"
     with client(lan.bridge, OTHER) as guest:
         assert guest.lease4()["mtu"] == "1500"
+
+
+def test_the_server_survives_a_reload_after_lending_to_a_nic_with_its_own_mtu(driver: DnsmasqDriver) -> None:
+    """Tags in the reservations themselves end in a segmentation fault here."""
+    lan = segment([nic(MAC, "10.1.0.10", "web1", "fd00:1::10", mtu=1300)], subnet="10.1.0.0/24", subnet6="fd00:1::/64")
+    make_bridge(lan)
+    apply(driver, wanted(lan))
+    server = pid_of(driver, "lan")
+    with client(lan.bridge, MAC) as guest, inside(guest.netns):
+        for _ in range(3):
+            assert guest.lease4()["mtu"] == "1300"
+            with Client6(duid_ll(MAC)) as six:
+                lease = six.lease()
+                assert lease and lease.addresses == ["fd00:1::10"]
+    for number in (11, 12):
+        more = replace(lan, nics=(*lan.nics, nic(OTHER, f"10.1.0.{number}", "web2")))
+        apply(driver, wanted(more))
+    assert pid_of(driver, "lan") == server
 
 
 def test_classless_routes_bear_the_default_route(driver: DnsmasqDriver) -> None:

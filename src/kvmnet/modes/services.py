@@ -2,7 +2,7 @@
 
 Every line is one that dnsmasq(8) documents. The configuration holds nothing that changes with every
 NIC, since a changed configuration means a restart: guests stand in reservations, and the limit of
-leases grows in powers of two.
+leases grows in powers of two. Only a NIC with an MTU of its own has a line there.
 """
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def services(segment: Segment, resolvers: Sequence[str]) -> list[Resource]:
 
 
 def reservation(segment: Segment, nic: NicOnNetwork) -> Reservation:
-    """Addresses and name of one NIC; a tag when its MTU is not the network's."""
+    """Addresses and name of one NIC."""
     hostname = nic.hostname
     if reads_as_lease_time(hostname):
         hostname = f"{hostname}.{domain(segment)}"
     return Reservation(name=f"{segment.name} {nic.mac}", server=segment.name, hostname=hostname, ip=nic.ip,
-                       ip6=nic.ip6, tags=(f"mtu{nic.mtu}",) if nic.mtu != segment.mtu else ())
+                       ip6=nic.ip6, tags=())
 
 
 def binding(segment: Segment) -> Iterator[str]:
@@ -210,6 +210,11 @@ def options4(segment: Segment) -> Iterator[str]:
     yield f"dhcp-option=option:mtu,{segment.mtu}"
     for mtu in sorted({nic.mtu for nic in segment.nics if nic.mtu != segment.mtu}):
         yield f"dhcp-option=tag:mtu{mtu},option:mtu,{mtu}"
+    # Not as set: in the reservations: dnsmasq 2.86-2.90 links such a tag to its stack when it lends, and
+    # frees it when it reads the reservations again.
+    for nic in sorted(segment.nics, key=lambda n: n.mac):
+        if nic.mtu != segment.mtu:
+            yield f"dhcp-mac=set:mtu{nic.mtu},{nic.mac}"
     if routes := classless_routes(segment):
         yield f"dhcp-option=option:classless-static-route,{','.join(routes)}"
     if ntp := [a for a in dhcp.ntp if ":" not in a]:

@@ -34,14 +34,14 @@ def test_whole_configuration() -> None:
             "dhcp-range=10.1.0.0,static,255.255.255.0,43200",
             "dhcp-option=option:router,10.1.0.1", "dhcp-option=option:dns-server,10.1.0.1",
             "dhcp-option=option:domain-search,lan", "dhcp-option=option:mtu,1400",
-            "dhcp-option=tag:mtu1300,option:mtu,1300",
+            "dhcp-option=tag:mtu1300,option:mtu,1300", f"dhcp-mac=set:mtu1300,{B}",
             "dhcp-option=option:classless-static-route,0.0.0.0/0,10.1.0.1,10.9.0.0/16,10.1.0.7",
             "dhcp-option=option:ntp-server,10.1.0.3",
             "dhcp-range=fd00:1::,static,64,43200", "enable-ra", "ra-param=kvb-lan,mtu:1400,0",
             "dhcp-option=option6:dns-server,[fd00:1::1]", "dhcp-option=option6:domain-search,lan",
             "dhcp-option=option6:56,00:01:00:10:fd:00:00:01:00:00:00:00:00:00:00:00:00:00:00:03")),
         Reservation(name=f"lan {A}", server="lan", hostname="web1", ip="10.1.0.10", ip6="fd00:1::10", tags=()),
-        Reservation(name=f"lan {B}", server="lan", hostname="web2", ip="10.1.0.11", ip6="", tags=("mtu1300",))]
+        Reservation(name=f"lan {B}", server="lan", hostname="web2", ip="10.1.0.11", ip6="", tags=())]
 
 
 @pytest.mark.parametrize(("words", "there", "not_there"), (
