@@ -18,6 +18,7 @@ def hosted(segment: Segment) -> Part:
     part.resources += ipv6_settings(bridge, wanted=bool(segment.address6))
     part.resources += addresses(segment)
     allow_services(part, segment)
+    part.policy.hosted.add(bridge)
     part.policy.sources |= forwardable(segment)
     return part
 

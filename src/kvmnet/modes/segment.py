@@ -58,8 +58,10 @@ class HostPolicy:
     """(bridge, its MAC): frames that the host would route, not bridge."""
     inward: set[str] = field(default_factory=set)
     """Devices from which forwarded ports may be used."""
+    hosted: set[str] = field(default_factory=set)
+    """Bridges with guests alone on them: not those that took an uplink, by which the world comes in."""
     sources: set[tuple[str, str]] = field(default_factory=set)
-    """(bridge, prefix): what may be forwarded from guests of a bridge."""
+    """(bridge, prefix): what may be forwarded from guests of a hosted bridge."""
     services: set[tuple[str, str, int]] = field(default_factory=set)
     """(bridge, protocol, port) of the host that guests may reach."""
     masquerade: set[tuple[str, str]] = field(default_factory=set)

@@ -36,8 +36,8 @@ oifname "kvb-*" goto guests
 }}
 chain guests {{
 iifname . oifname @bridged iifname . ether daddr != @routers goto pass
-iifname "kvb-*" iifname . ip saddr != @sources4 counter drop
-iifname "kvb-*" iifname . ip6 saddr != @sources6 counter drop
+iifname @hosted iifname . ip saddr != @sources4 counter drop
+iifname @hosted iifname . ip6 saddr != @sources6 counter drop
 ct state vmap {{ established : goto pass, related : goto pass, invalid : drop }}
 iifname . oifname @reach goto pass
 ct status dnat iifname @inward goto pass
@@ -69,6 +69,7 @@ def host_table(policy: HostPolicy) -> NftTable:
         named_set("bridged", "ifname . ifname", (f'"{b}" . "{b}"' for b in policy.bridged)),
         named_set("routers", "ifname . ether_addr", (f'"{b}" . {mac}' for b, mac in policy.routers)),
         named_set("inward", "ifname", (f'"{d}"' for d in policy.inward)),
+        named_set("hosted", "ifname", (f'"{b}"' for b in policy.hosted)),
         named_set("sources4", "ifname . ipv4_addr", prefixes(policy.sources, 4), "interval"),
         named_set("sources6", "ifname . ipv6_addr", prefixes(policy.sources, 6), "interval"),
         named_set("services", "ifname . inet_proto . inet_service",
