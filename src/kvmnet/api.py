@@ -98,13 +98,14 @@ class Host:
                        (*compiled.notes, *map(str, blocked)))
 
     def facts(self, seen: Seen, document: Document | None = None) -> Facts:
+        from kvmnet.drivers.qemu.folder import running_folders
         from kvmnet.facts.collect import facts_of
-        from kvmnet.guests.launch import running
         spec = document.spec if document else None
         owners = {vm.owner for vm in spec.vms.values() if vm.owner} if spec else set()
         bridged = {n.uplink for n in spec.networks.values() if n.mode == "bridge" and n.uplink} if spec else set()
         uplinks = [u.device for name, u in spec.uplinks.items() if name in bridged] if spec else []
-        present = {name: status.nics for name, status in running(self.paths).items()}
+        present = {home.name: tuple(n.partition("/")[2] for n in home.record())
+                   for home in running_folders(self.paths)}
         return facts_of(seen, self.paths, users=owners, uplinks=uplinks, running=present)
 
     def compile(self, document: Document, facts: Facts) -> tuple[Compiled, Allocations]:

@@ -37,7 +37,7 @@ from kvmnet.engine.resource import (
 class Create:
     after: Resource
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self.after.key
 
@@ -47,7 +47,7 @@ class Update:
     before: Resource
     after: Resource
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self.after.key
 
@@ -62,7 +62,7 @@ class Delete:
     along: tuple[Key, ...] = ()
     """Resources that the system removes together with this one."""
 
-    @property
+    @cached_property
     def key(self) -> Key:
         return self.before.key
 

@@ -87,6 +87,8 @@ class LinuxDriver:
 
     def __init__(self, ask: Iterable[str] = ()):
         self.ask = tuple(ask)
+        self.last: dict[str, tuple[wire.Json, Link]] = {}
+        """Name -> what ``ip`` told of a link at the last look, and what that means."""
 
     def unavailable(self) -> str | None:
         return host.missing("ip")
@@ -97,7 +99,7 @@ class LinuxDriver:
 
     def look(self, intent: Wanted) -> Seen:
         listed, addresses, routes4, routes6, proxies = together([partial(ip_json, *words) for words in READS])
-        links = {link.name: link for link in wire.parse_links(listed, uid_of)}
+        links = self.links_of(listed)
         seen = Seen()
         for link in links.values():
             seen.state[link.key] = link
@@ -122,6 +124,18 @@ class LinuxDriver:
             if setting.dev in own:
                 seen.ours.add(setting.key)
         return seen
+
+    def links_of(self, listed: Iterable[wire.Json]) -> dict[str, Link]:
+        """Links by name. What looks exactly as it did at the last look is not parsed again."""
+        found: dict[str, Link] = {}
+        for item in listed:
+            item_before, link = self.last.get(item.get("ifname", ""), (None, None))
+            if link is None or item_before != item:
+                link = next(wire.parse_links((item,), uid_of), None)
+            if link is not None:
+                found[link.name] = link
+                self.last[link.name] = item, link
+        return found
 
     def look_up(self, asked: Wanted, seen: Seen) -> Seen:
         """The kernel settings among *asked*, without a look at the rest of the host."""

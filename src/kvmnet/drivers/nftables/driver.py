@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import unified_diff
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -26,7 +27,9 @@ from kvmnet.drivers.nftables.wire import (
     Listing,
     canonical,
     change,
+    element,
     element_lines,
+    gather,
     read_listing,
     read_memory,
     read_tables,
@@ -38,6 +41,7 @@ from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Wanted, merge
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
+from kvmnet.host.side import Begun, begun, together
 from kvmnet.policy.keeper import HELD
 
 OURS = "kvmnet"
@@ -92,7 +96,7 @@ class Standing:
         return lines + (self.contents() if GUARD in self.tables else [])
 
     def contents(self) -> list[str]:
-        _, added = change((), self.guards.values())
+        added = gather(pair for guard in self.guards.values() for pair in element(guard))
         return element_lines("add", added) + element_lines("add", self.memory)
 
 
@@ -106,6 +110,7 @@ class NftablesDriver:
         self.texts = Texts(paths.guard / "texts")
         self.holder = Holder(paths.guard)
         self.standing: Standing | None = None
+        self.listed: Listing | None = None
 
     def unavailable(self) -> str | None:
         return missing("nft", "unshare")
@@ -113,7 +118,8 @@ class NftablesDriver:
     def observe(self, intent: Wanted) -> Seen:
         """Every table, foreign ones without the elements of their sets; every guard; the keeper."""
         seen = Seen()
-        listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
+        with begun(self.listing) as look:
+            listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
         standing = Standing()
         for name, body in listings.items():
             if name in HELD:
@@ -124,7 +130,7 @@ class NftablesDriver:
                 seen.ours.add(table.key)
                 standing.tables[name] = table
         if GUARD in listings:
-            found = self.listing()
+            found = self.listed = self.listing_after(look)
             standing.guards, standing.memory = found.guards, found.memory
             if not found.flows_hold:
                 damaged = replace(standing.tables[GUARD], text=f"{standing.tables[GUARD].text}# flow sets changed\n")
@@ -148,7 +154,14 @@ class NftablesDriver:
         return self.texts.text_of(name, canonical(body))
 
     def listing(self) -> Listing:
-        return read_listing(json.loads(run(["nft", "-j", "list", "table", *GUARD.split()])))
+        """The guard's table with its elements. Raises ToolFailed, also when there is none."""
+        return read_listing(json.loads(run(["nft", "-j", "list", "table", *GUARD.split()])), self.listed)
+
+    def listing_after(self, look: Begun[Listing]) -> Listing:
+        try:
+            return look.result()
+        except ToolFailed:  # the table came back between the two looks
+            return self.listing()
 
     def dropped(self) -> dict[str, dict[int, int]]:
         """Tap -> number of the reason (``policy.guard.REASONS``) -> frames dropped, of the last day."""
@@ -204,12 +217,8 @@ class NftablesDriver:
     def load(self, steps: Sequence[Step]) -> None:
         """The nft part of *steps*, and the file from which the keeper restores it."""
         assert self.standing is not None
-        for step in steps:
-            if isinstance(step, Create | Update) and isinstance(step.after, NftTable):
-                try:
-                    self.texts.remember(step.after)
-                except ToolFailed as refused:
-                    raise StepFailed(step.key, refused.detail, "nft refuses this table") from refused
+        together([partial(self.learn, s.after) for s in steps
+                  if isinstance(s, Create | Update) and isinstance(s.after, NftTable)])
         if GUARD in self.standing.tables and any(touches_memory(s) for s in steps):
             self.standing.memory = read_memory(
                 json.loads(run(["nft", "-j", "list", "set", *GUARD.split(), name])) for name in MEMORY)
@@ -226,6 +235,12 @@ class NftablesDriver:
         if any(touches_memory(s) for s in steps):
             (self.paths.guard / "memory.nft").unlink(missing_ok=True)
         self.save()
+
+    def learn(self, table: NftTable) -> None:
+        try:
+            self.texts.remember(table)
+        except ToolFailed as refused:
+            raise StepFailed(table.key, refused.detail, "nft refuses this table") from refused
 
     def save(self) -> None:
         """Write what the keeper loads when our tables vanish."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network, summarize_address_range
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any, TypeAlias
@@ -28,8 +29,13 @@ Elements: TypeAlias = dict[str, list[str]]
 """Set -> its elements, as nft reads them."""
 
 
-def element(guard: NicGuard) -> Iterator[tuple[str, str]]:
+@lru_cache(maxsize=50_000)
+def element(guard: NicGuard) -> tuple[tuple[str, str], ...]:
     """The (set, element) pairs that make *guard*."""
+    return tuple(_elements(guard))
+
+
+def _elements(guard: NicGuard) -> Iterator[tuple[str, str]]:
     nic = f'"{guard.name}"'
     yield "zone", f"{nic} : {guard.zone or 0:#010x}"
     if guard.level == "open":
@@ -103,6 +109,8 @@ class Listing:
     """What ``nft -j list table bridge kvmnet`` told."""
 
     guards: dict[str, NicGuard] = field(default_factory=dict)
+    parts: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
+    """Tap -> set -> the elements that its guard was read from."""
     memory: Elements = field(default_factory=dict)
     """Elements of the sets that the kernel fills, with their remaining time."""
     flows_hold: bool = True
@@ -111,8 +119,9 @@ class Listing:
     """Tap -> number of the reason -> frames."""
 
 
-def read_listing(document: Mapping[str, Any]) -> Listing:
-    """Guards, learned link-locals and counters out of nft's JSON."""
+def read_listing(document: Mapping[str, Any], before: Listing | None = None) -> Listing:
+    """Guards, learned link-locals and counters out of nft's JSON. A guard whose elements are those of *before*
+    is taken from there, instead of being read again."""
     sets: dict[str, list[Any]] = {}
     for entry in document["nftables"]:
         body = entry.get("set") or entry.get("map")
@@ -123,11 +132,13 @@ def read_listing(document: Mapping[str, Any]) -> Listing:
         for item in sets.get(name, ()):
             nic, value = item["concat"] if isinstance(item, dict) else item if isinstance(item, list) else (item, "")
             facts.setdefault(nic, {}).setdefault(name, []).append(value)
-    guards = {nic: read_guard(nic, parts) for nic, parts in facts.items()}
+    known, known_parts = (before.guards, before.parts) if before else ({}, {})
+    guards = {nic: known[nic] if known_parts.get(nic) == parts else read_guard(nic, parts)
+              for nic, parts in facts.items()}
     listed = {(version, nic, number(mac), number(address)) for version in (4, 6)
               for nic, mac, address in (e["concat"] for e in sets.get(f"flow{version}", ()))}
     expected = {(version, g.name, mac, address) for g in guards.values() for version, mac, address in flows(g)}
-    return Listing(guards=guards, flows_hold=listed == expected,
+    return Listing(guards=guards, parts=facts, flows_hold=listed == expected,
                    memory={name: [remembered(e["elem"]) for e in sets.get(name, ()) if "elem" in e]
                            for name in MEMORY},
                    dropped=read_dropped(sets.get("dropped", ())))
