@@ -1,14 +1,33 @@
 """Fixtures that every tier shares."""
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+
+from kvmnet.host.clock import wait_until
+from kvmnet.host.paths import Paths
+from lib import leftovers
 from lib.netns import new_netns
 
-from kvmnet.host.paths import Paths
+pytest_plugins = ["lib.lab_pytest"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_outlives_the_tests() -> Iterator[None]:
+    """Daemons, guests, keepers and timers that tests start are gone when the tests are."""
+    word = os.environ[leftovers.WORD] = secrets.token_hex(8)
+    yield
+    try:
+        wait_until(lambda: not leftovers.processes(word), 5, 0.2)
+    except TimeoutError:
+        found = leftovers.processes(word)
+        leftovers.end(found)
+        raise AssertionError(f"left running: {sorted(found.values())}") from None
 
 
 @pytest.fixture
