@@ -17,7 +17,9 @@ from kvmnet.engine.plan import Create
 from kvmnet.host.paths import Paths
 from kvmnet.policy.guard import nic_guard
 from lib.applied import Applied, applied
+from lib.frames import ether
 from lib.netns import new_netns, sh
+from lib.tap import Tap
 
 pytestmark = pytest.mark.net
 
@@ -27,7 +29,7 @@ networks:
   lan: {mode: isolated, subnet: 10.1.0.0/24, subnet6: "fd00:1::/64"}
 vms:
   web1: {nics: [{network: lan}]}
-  web2: {nics: [{network: lan, queues: 2}]}
+  web2: {nics: [{network: lan, mtu: 1400, queues: 2}]}
   vrrp: {nics: [{network: lan, guard: mac}]}
   free: {nics: [{network: lan, guard: "off"}]}
   dhcp: {nics: [{network: lan, extra: {roles: [dhcp-server, router]}, trunk: [100]}]}
@@ -62,7 +64,7 @@ def test_each_nic_by_what_the_document_lets_it_do(here: Applied) -> None:
         "rogue-dhcp", "rogue-dhcp6", "dhcp-as-other", "rogue-ra", "hidden-ra", "vlan-tagged", "vlan-zero",
         "vlan-stacked")}
     own = next(c for c in report.claims if (c.subject, c.name) == ("web2/nic0", "dhcp4"))
-    assert "10.1.0.3 from 10.1.0.1" in own.evidence and "MTU 1500" in own.evidence
+    assert "10.1.0.3 from 10.1.0.1" in own.evidence and "MTU 1400" in own.evidence
     assert leases(here.engine.paths, "lan") == [] and here.left() == []
 
 
@@ -121,3 +123,15 @@ def test_many_idle_nics_are_tried_in_part_and_the_report_says_so(paths: Paths, m
     with new_netns(), applied(DOCUMENT, paths) as here:
         rest = claims(here, "host")
     assert rest["idle NICs"].evidence == "3 more were not tried, 2 were"
+
+
+def test_what_the_guard_had_counted_before_is_kept(here: Applied) -> None:
+    """The forged frames of a check are no news; those of a guest are."""
+    driver = NftablesDriver(here.engine.paths)
+    with Tap("kvt-web1-0") as guest:
+        for _ in range(3):
+            guest.send(ether("ff:ff:ff:ff:ff:ff", "02:00:00:00:00:99", 0x0800, bytes(60)))
+    before = driver.dropped()
+    assert before["kvt-web1-0"] == {1: 3}
+    prove(here.subject, lambda *_: None)
+    assert driver.dropped() == before

@@ -50,8 +50,8 @@ def by_name(report: Report) -> dict[str, Claim]:
 
 
 def fallen(here: Applied) -> dict[str, str]:
-    """Claims that failed -> their evidence."""
-    return {c.name: c.evidence for c in prove(here.subject, quiet).claims if c.verdict is Verdict.FAIL}
+    """The probe's claims that failed -> their evidence."""
+    return {n: c.evidence for n, c in by_name(prove(here.subject, quiet)).items() if c.verdict is Verdict.FAIL}
 
 
 def test_a_sound_network_passes_and_nothing_is_left(lan: Applied) -> None:

@@ -94,9 +94,9 @@ def about(subject: Subject, segment: Segment, nic: NicOnNetwork) -> Iterator[Que
             if other.vm == nic.vm or other.vm not in subject.running or not peer:
                 continue
             if apart(segment, nic) and apart(segment, other):
-                yield ask(f"apart from {other.vm}{family}", silent(peer), echo(nic, peer, tries=1), "ping")
+                yield ask(f"apart from {other.vm} by IPv{family}", silent(peer), echo(nic, peer, tries=1), "ping")
             else:
-                yield ask(f"reaches {other.vm}{family}", answered(peer), echo(nic, peer), "ping")
+                yield ask(f"reaches {other.vm} by IPv{family}", answered(peer), echo(nic, peer), "ping")
         if target and (family == 4 or nic.mtu >= LEAST_MTU6):
             yield ask(f"mtu{family}", fits(nic, target), echo(nic, target, size=nic.mtu - HEADERS[family]), "ping")
     yield from name_question(subject, segment, nic, ask)

@@ -20,8 +20,8 @@ from kvmnet.host.run import ToolFailed
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
 
-MOST = 32
-"""Idle NICs of one network that are tried."""
+MOST = 64
+"""Idle NICs of a document that are tried; every network has an equal share, and one at least."""
 BY_ROLE = {"dhcp-server": {"rogue-dhcp", "rogue-dhcp6", "dhcp-as-other"}, "router": {"rogue-ra", "hidden-ra"}, "querier": set[str]()}
 """Role of a NIC -> attacks that are its duty."""
 TAGGED = {"vlan-tagged", "vlan-zero", "vlan-stacked"}
@@ -42,8 +42,12 @@ class Idle:
 
 def taken(subject: Subject, segment: Segment, stack: ExitStack) -> list[Idle]:
     """The idle NICs of a network, their taps held until *stack* ends."""
-    idle = [n for n in segment.nics if n.vm not in subject.running and n.declared.link == "up"]
-    return [take(nic, stack) for nic in idle[:MOST]]
+    share = max(1, MOST // len(subject.segments))
+    return [take(nic, stack) for nic in idle_nics(subject, segment)[:share]]
+
+
+def idle_nics(subject: Subject, segment: Segment) -> list[NicOnNetwork]:
+    return [n for n in segment.nics if n.vm not in subject.running and n.declared.link == "up"]
 
 
 def take(nic: NicOnNetwork, stack: ExitStack) -> Idle:
@@ -63,7 +67,7 @@ def work_of(idle: Idle, place: Place, ground: Range) -> tuple[Place, list[Prove]
     assert idle.station
     own = replace(place, station=idle.station, mtu=idle.nic.mtu)
     aimed = replace(ground, place=own, sender=sender_of(own))
-    names = [f"{kind}{v}" for v, ip in ((4, idle.nic.ip), (6, idle.nic.ip6)) if ip for kind in ("dhcp", "gateway")]
+    names = [f"{kind}{v}" for kind in ("dhcp", "gateway") for v, ip in ((4, idle.nic.ip), (6, idle.nic.ip6)) if ip]
     promised = [single(name, PROMISES[name]) for name in names]
     return own, [*promised, *forged(idle.nic, aimed)]
 
@@ -91,7 +95,7 @@ def unproved(segment: Segment, found: Sequence[Idle], subject: Subject) -> Itera
             verdict, why = (Verdict.SKIP, idle.why) if idle.why else (
                 Verdict.FAIL, f"there is no tap {idle.nic.tap}; kvmnet apply makes it")
             yield Claim(segment.name, idle.name, "tap", verdict, why)
-    left = sum(n.vm not in subject.running and n.declared.link == "up" for n in segment.nics) - len(found)
+    left = len(idle_nics(subject, segment)) - len(found)
     if left:
         yield Claim(segment.name, "host", "idle NICs", Verdict.SKIP, f"{left} more were not tried, {len(found)} were")
 

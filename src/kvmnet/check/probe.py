@@ -184,8 +184,11 @@ def await_addresses(bridges: set[str]) -> None:
 def take_away(nft: NftablesDriver, dnsmasq: DnsmasqDriver, probes: Sequence[Probe],
               lent: Sequence[Reservation]) -> None:
     """Take away guards and reservations of probes that were placed, or half placed."""
-    with held_off():
-        remove(nft, dnsmasq, {p.guard.key for p in probes}, {r.key for r in lent})
+    try:
+        with held_off():
+            remove(nft, dnsmasq, {p.guard.key for p in probes}, {r.key for r in lent})
+    except (ToolFailed, StepFailed) as error:
+        raise KvmnetError(f"a probe could not be taken away: {error}", "kvmnet apply takes away what is left") from error
 
 
 def sweep(paths: Paths) -> int:
@@ -209,18 +212,25 @@ def remove(nft: NftablesDriver, dnsmasq: DnsmasqDriver, guards: set[Key], lent: 
     steps: list[Step] = [Delete(r) for k, r in seen.state.items() if k in guards]
     if steps:
         nft.apply(steps, lambda done: None)
-        forget_drops(nft)
     gone: list[Step] = [Delete(r) for k, r in dnsmasq.observe({}).state.items() if k in lent]
     if gone:
         dnsmasq.apply(gone, lambda done: None)
     return len(steps) + len(gone)
 
 
-def forget_drops(nft: NftablesDriver) -> None:
-    """What the guard dropped of probes was meant to be dropped: it is no news for the operator."""
-    counted = [f'"{tap}" . {reason:#x}' for tap, reasons in nft.dropped().items() if tap.startswith(PORT)
-               for reason in reasons]
-    if counted:
-        with suppress(ToolFailed):    # an element may run out meanwhile
-            run(["nft", "delete", "element", *TABLE.split(), "dropped", "{", ", ".join(counted), "}"])
-
+@contextmanager
+def drops_kept(paths: Paths, taps: Iterable[str]) -> Iterator[None]:
+    """What the guard counted as dropped of *taps* is afterwards as before, and nothing of probes: frames
+    that were meant to be dropped are no news for the operator."""
+    nft, ours = NftablesDriver(paths), set(taps)
+    before = nft.dropped()
+    try:
+        yield
+    finally:
+        now = nft.dropped()
+        wrong = [t for t in now if t.startswith(PORT) or (t in ours and now[t] != before.get(t, {}))]
+        lines = [f'delete element {TABLE} dropped {{ "{t}" . {reason:#x} }}' for t in wrong for reason in now[t]]
+        lines += [f'add element {TABLE} dropped {{ "{t}" . {reason:#x} counter packets {count} bytes 0 }}'
+                  for t in wrong if t in ours for reason, count in before.get(t, {}).items()]
+        with suppress(ToolFailed):    # an element ran out meanwhile; all of them do within a day
+            run(["nft", "-f", "-"], stdin="\n".join((*lines, "")))

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,9 +10,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 from kvmnet.check.guests import prove_guests
-from kvmnet.check.idle import Idle, taken, unproved, work_of
+from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
 from kvmnet.check.model import PROBE, Claim, Progress, Report, Subject, Verdict
-from kvmnet.check.probe import Probe, design, free_address, free_mac, placed
+from kvmnet.check.probe import Probe, design, drops_kept, free_address, free_mac, placed
 from kvmnet.check.promises import Place, Prove, promises
 from kvmnet.check.refusals import Beyond, Range, firing_range, refusals
 from kvmnet.check.station import Listener
@@ -43,6 +44,7 @@ def prove(subject: Subject, progress: Progress) -> Report:
               for s in subject.segments.values() if not exists(s.bridge)]
     total = len(present) + 1
     progress("placing probes", 0, total)
+    allow_many_files()
     with raised(), exclusive(subject.paths.lock, "kvmnet check", LOCK_TIMEOUT), ExitStack() as stack:
         grounds = prepare(subject, present, stack)
         with ThreadPoolExecutor(NETWORKS + 1) as pool:
@@ -57,6 +59,13 @@ def prove(subject: Subject, progress: Progress) -> Report:
     return Report(tuple(claims), time.monotonic() - started)
 
 
+def allow_many_files() -> None:
+    """Every probe and idle NIC takes two descriptors; the usual limit of 1,024 is soft."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 @dataclass(frozen=True, slots=True)
 class Ground:
     """One network, ready to be proved."""
@@ -69,6 +78,7 @@ class Ground:
 
 def prepare(subject: Subject, segments: Sequence[Segment], stack: ExitStack) -> list[Ground]:
     """Two probes on every network, and ears on the host's side; all of it ends with *stack*."""
+    stack.enter_context(drops_kept(subject.paths, [n.tap for s in segments for n in idle_nics(subject, s)]))
     probes = design(subject, [s for s in segments for _ in range(2)])
     stations = stack.enter_context(placed(probes, subject.paths))
     uplinks = [watch(stack, d)[1] for d in ways_out(subject)]

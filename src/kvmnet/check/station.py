@@ -40,7 +40,7 @@ class Listener:
         self.source, self.answer = source, answer
         self.heard: list[Packet] = []
         self.news = threading.Condition()
-        self.bell, self.rope = os.pipe()
+        self.bell = os.eventfd(0)
         self.thread = threading.Thread(target=self.listen, daemon=True)
 
     def listen(self) -> None:
@@ -86,10 +86,9 @@ class Listener:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
-        os.write(self.rope, b"x")
+        os.eventfd_write(self.bell, 1)
         self.thread.join()
         os.close(self.bell)
-        os.close(self.rope)
 
 
 class Station(Listener):

@@ -37,7 +37,7 @@ def test_counts_exit_code_and_json() -> None:
 def test_only_forged_frames_that_were_dropped_share_a_row() -> None:
     rows = Report(CLAIMS, 1).rows()
     assert [r[2] for r in rows] == ["dhcp4", "drops forged", "drops vlan-zero", "outside4"]
-    assert rows[1][4].startswith("2 kinds") and "arp-spoof, rogue-ra" in rows[1][4]
+    assert rows[1][4].startswith("2 kinds of frames, arp-spoof to rogue-ra,")
     assert len(Report(CLAIMS, 1).every_row()) == 5
 
 
@@ -78,7 +78,7 @@ def test_questions_of_a_guest_name_its_running_neighbours_only() -> None:
     assert {q.name for q in questions(subject(running=("web1",)), "web1")} == {
         "address4", "address6", "gateway4", "gateway6", "mtu4", "mtu6", "dns"}
     both = {q.name for q in questions(subject(running=("web1", "web2"), outside=("192.0.2.1",)), "web1")}
-    assert {"reaches web24", "reaches web26", "outside4"} <= both and "outside6" not in both
+    assert {"reaches web2 by IPv4", "reaches web2 by IPv6", "outside4"} <= both and "outside6" not in both
 
 
 def told_of(here: Subject, name: str, words: str) -> dict[str, Claim]:
