@@ -21,6 +21,17 @@ class LooksUp(Protocol):
         """Those of *asked* that exist. ``seen``: the rest of the host."""
 
 
+@runtime_checkable
+class WorksBeside(Protocol):
+    """A driver part of whose work goes on beside the steps that follow."""
+
+    def begin(self, steps: Sequence[Step], progress: Progress) -> None:
+        """As ``apply``, but returns when all that the steps of other drivers need is done."""
+
+    def wait(self) -> None:
+        """Until the rest is done, too. Raises what ``apply`` raises."""
+
+
 class Dispatch:
     """The drivers of one host."""
 
@@ -89,10 +100,19 @@ class Dispatch:
 
     def apply(self, steps: Sequence[Step], progress: Progress) -> None:
         """Make *steps* in their order. Raises what drivers raise: StepFailed, KvmnetError, OSError."""
-        for driver, run in self.runs(steps):
-            if reason := self.reason(driver):
-                raise HostCannot(reason)
-            driver.apply(run, progress)
+        beside: dict[int, WorksBeside] = {}
+        try:
+            for driver, run in self.runs(steps):
+                if reason := self.reason(driver):
+                    raise HostCannot(reason)
+                if isinstance(driver, WorksBeside):
+                    beside[id(driver)] = driver
+                    driver.begin(run, progress)
+                else:
+                    driver.apply(run, progress)
+        finally:
+            for worker in beside.values():
+                worker.wait()
 
     def commands(self, steps: Sequence[Step]) -> list[Command]:
         """The exact commands that ``apply`` runs, for people to read."""

@@ -41,7 +41,7 @@ from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Wanted, merge
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
-from kvmnet.host.side import Begun, begun, together
+from kvmnet.host.side import Begun, begun
 from kvmnet.policy.keeper import HELD
 
 OURS = "kvmnet"
@@ -111,12 +111,15 @@ class NftablesDriver:
         self.holder = Holder(paths.guard)
         self.standing: Standing | None = None
         self.listed: Listing | None = None
+        self.under_way: list[Begun[None]] = []
+        """What goes on beside the changes of other drivers, and has ended before we look or change again."""
 
     def unavailable(self) -> str | None:
         return missing("nft", "unshare")
 
     def observe(self, intent: Wanted) -> Seen:
         """Every table, foreign ones without the elements of their sets; every guard; the keeper."""
+        self.wait()
         seen = Seen()
         with begun(self.listing) as look:
             listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
@@ -196,6 +199,13 @@ class NftablesDriver:
 
     def apply(self, steps: Sequence[Step], progress: Progress) -> None:
         """Make *steps* as one nft transaction; the keeper starts after it and ends before it."""
+        self.begin(steps, progress)
+        self.wait()
+
+    def begin(self, steps: Sequence[Step], progress: Progress) -> None:
+        """As ``apply``, but listings of new texts may still be under way, and a keeper's start while there is
+        no guard yet: it has ended before the next transaction, which makes the guard."""
+        self.wait()
         if self.standing is None:
             self.observe({})
         assert self.standing is not None
@@ -208,17 +218,21 @@ class NftablesDriver:
         for step in of_keeper:
             match step:
                 case Create(GuardKeeper() as keeper) | Update(_, GuardKeeper() as keeper):
-                    self.holder.start(keeper)
+                    if GUARD in self.standing.tables:
+                        self.holder.start(keeper)
+                    else:
+                        self.under_way.append(Begun(partial(self.holder.start, keeper)))
                 case _:
                     pass
-        self.clear()
+        if not self.under_way:
+            self.clear()
         progress(len(steps))
 
     def load(self, steps: Sequence[Step]) -> None:
         """The nft part of *steps*, and the file from which the keeper restores it."""
         assert self.standing is not None
-        together([partial(self.learn, s.after) for s in steps
-                  if isinstance(s, Create | Update) and isinstance(s.after, NftTable)])
+        self.under_way += [Begun(partial(self.learn, s.after)) for s in steps
+                           if isinstance(s, Create | Update) and isinstance(s.after, NftTable)]
         if GUARD in self.standing.tables and any(touches_memory(s) for s in steps):
             self.standing.memory = read_memory(
                 json.loads(run(["nft", "-j", "list", "set", *GUARD.split(), name])) for name in MEMORY)
@@ -229,12 +243,21 @@ class NftablesDriver:
             run(["nft", "-f", "-"], stdin="\n".join(script) + "\n", timeout=300)
         except ToolFailed as refused:
             self.standing = None
+            self.wait()
             raise StepFailed(steps[0].key if len(steps) == 1 else None, refused.detail,
                              "nothing of this transaction was made") from refused
         self.standing = after
         if any(touches_memory(s) for s in steps):
             (self.paths.guard / "memory.nft").unlink(missing_ok=True)
         self.save()
+
+    def wait(self) -> None:
+        """Until nothing of ours is under way. Raises StepFailed for what did not work."""
+        begun_before, self.under_way = self.under_way, []
+        for work in begun_before:
+            work.thread.join()
+        for work in begun_before:
+            work.result()
 
     def learn(self, table: NftTable) -> None:
         try:
