@@ -7,22 +7,23 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kvmnet.drivers.kinds import from_json, to_json
-from kvmnet.drivers.linux.resources import Route
+from kvmnet.drivers.linux.resources import Link, Route
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.table import drivers
+from kvmnet.engine.borrow import load_originals
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.fingerprint import Fingerprint
 from kvmnet.engine.history import Revision, Status
 from kvmnet.engine.journal import Codec, Phase
 from kvmnet.engine.plan import Update
-from kvmnet.engine.resource import Resource, Wanted
+from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.engine.transaction import Engine, Event, Result
 from kvmnet.errors import ConflictError, KvmnetError, SpecError
 from kvmnet.facts.model import Allocations, Facts
@@ -106,7 +107,18 @@ class Host:
         uplinks = [u.device for name, u in spec.uplinks.items() if name in bridged] if spec else []
         present = {home.name: tuple(n.partition("/")[2] for n in home.record())
                    for home in running_folders(self.paths)}
-        return facts_of(seen, self.paths, users=owners, uplinks=uplinks, running=present)
+        found = facts_of(seen, self.paths, users=owners, uplinks=uplinks, running=present)
+        return replace(found, state={**found.state, **self.given_back(seen)})
+
+    def given_back(self, seen: Seen) -> dict[Key, Resource]:
+        """Lent links with the MTU that they had: what follows from an uplink's MTU must follow from the
+        one that it will have, not from one that is only claimed until this change."""
+        found: dict[Key, Resource] = {}
+        for key, original in load_originals(self.paths.originals, self.engine.codec).items():
+            link, before = seen.state.get(key), original.value
+            if isinstance(link, Link) and isinstance(before, Link) and before.mtu:
+                found[key] = replace(link, mtu=before.mtu)
+        return found
 
     def compile(self, document: Document, facts: Facts) -> tuple[Compiled, Allocations]:
         """Checked, allocated and compiled. Raises SpecError with lines, HostCannot."""

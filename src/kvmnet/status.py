@@ -11,11 +11,13 @@ from kvmnet.drivers.dnsmasq.resources import DnsmasqServer
 from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
+from kvmnet.errors import HostCannot
 from kvmnet.facts.counters import Traffic, traffic
 from kvmnet.policy.guard import REASONS
 
 if TYPE_CHECKING:
     from kvmnet.api import Host
+    from kvmnet.engine.plan import Step
     from kvmnet.modes.model import NicOnNetwork
     from kvmnet.modes.segment import Segment
 
@@ -93,19 +95,25 @@ def status(host: Host) -> Status | None:
     if document is None:
         return None
     last = next(r for r in host.history() if r.number == host.revision)
-    planned = host.plan_document(document, adopt=True)
-    assert planned.compiled is not None
-    segments = planned.compiled.segments
     now = traffic()
+    steps: Sequence[Step] = ()
+    segments: Mapping[str, Segment] = {}
+    try:
+        planned = host.plan_document(document, adopt=True)
+    except HostCannot as wrong:  # a NIC that is gone, a tool that was removed: what is left is shown all the same
+        seen = host.engine.observe({})
+        notes: tuple[str, ...] = (f"this host cannot be compared with the document: {wrong}",)
+    else:
+        assert planned.compiled is not None
+        seen, steps, notes, segments = planned.seen, planned.steps, planned.notes, planned.compiled.segments
     dropped = refused(host)
     return Status(
         revision=last.number, source=last.source, applied=last.created, by=last.who,
         unconfirmed=host.unconfirmed(),
-        drift=tuple(f"{type(s).__name__.lower()} {s.key}" for s in planned.steps), notes=planned.notes,
-        uplinks=tuple(uplink_status(name, u.device, planned.seen, now)
-                      for name, u in document.spec.uplinks.items()),
-        networks=tuple(network_status(host, s, planned.seen, now) for s in segments.values()),
-        nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, planned.seen, now, dropped)),
+        drift=tuple(f"{type(s).__name__.lower()} {s.key}" for s in steps), notes=notes,
+        uplinks=tuple(uplink_status(name, u.device, seen, now) for name, u in document.spec.uplinks.items()),
+        networks=tuple(network_status(host, s, seen, now) for s in segments.values()),
+        nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped)),
         guests={row.name: row.state for row in host.guests()})
 
 

@@ -82,7 +82,7 @@ def take_uplink(device: str, bridge: str,
         if route.dev == device:
             carried = connected(route) and ip_network(route.dst or "::/0") in prefixes
             note_move(moved, resources, borrowed, route.key, None if carried else move_route(route, bridge))
-    for key, stays in there_already(addresses, routes, device, bridge):
+    for key, stays in there_already(addresses, routes, device, bridge) if has_taken(device, bridge, facts) else ():
         if stays.key not in moved:
             note_move(moved, resources, borrowed, key, stays)
     return [*resources, *moved.values()], borrowed, stale_references(device, facts)
@@ -119,6 +119,13 @@ def move_route(route: Route, bridge: str) -> Route:
 
 def connected(route: Route) -> bool:
     return route.proto == "kernel"
+
+
+def has_taken(device: str, bridge: str, facts: Facts) -> bool:
+    """Whether the bridge is one that took the NIC, also when somebody detached that since: it has its MAC.
+    The same name may have been a network of another mode, whose addresses are nobody's to keep."""
+    nic, seen = (facts.state.get(Key(Link.kind, name)) for name in (device, bridge))
+    return isinstance(nic, Link) and isinstance(seen, Link) and (nic.mac == seen.mac or nic.master == bridge)
 
 
 def there_already(addresses: list[Address], routes: list[Route], device: str,

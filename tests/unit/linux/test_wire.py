@@ -91,6 +91,7 @@ def test_link_local_addresses_of_the_kernel_are_told_from_configured_ones() -> N
     link = Link(name="e", mac=mac, addrgenmode="eui64")
     assert kernel_made({**info, "local": eui64(mac)}, link)
     assert not kernel_made({**info, "local": "fe80::1"}, link)
+    assert kernel_made({**info, "local": eui64("02:00:00:00:00:77")}, link), "of the MAC that it had before"
     assert not kernel_made({**info, "local": eui64(mac)}, Link(name="e", mac=mac, addrgenmode="none"))
     assert kernel_made({**info, "local": "fe80::1234"}, Link(name="e", mac=mac, addrgenmode="stable_secret"))
 

@@ -109,8 +109,9 @@ def lease_kind(info: Json, version4: bool) -> str:
 def kernel_made(info: Json, link: Link | None) -> bool:
     """A link-local address that the kernel gave to the link by itself.
 
-    With eui64 it is known from the MAC; in the other modes it cannot be told from a configured one,
-    except where the kernel makes none.
+    With eui64 it is known from a MAC: the link's, or one that it had before, whose address the kernel leaves
+    when the MAC changes. In the other modes it cannot be told from a configured one, except where the
+    kernel makes none.
     """
     if info["family"] != "inet6" or info.get("scope") != "link" or info["prefixlen"] != 64:
         return False
@@ -118,7 +119,7 @@ def kernel_made(info: Json, link: Link | None) -> bool:
     if mode == "none":
         return False
     if mode == "eui64" and link and link.mac and len(link.mac) == 17:
-        return bool(info["local"] == eui64(link.mac))
+        return IPv6Address(info["local"]).packed[11:13] == b"\xff\xfe"
     return True
 
 
