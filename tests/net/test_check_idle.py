@@ -7,6 +7,7 @@ import pytest
 
 from kvmnet.check.attacks import ATTACKS
 from kvmnet.check.model import Claim, Verdict
+from kvmnet.check.probe import await_forwarding
 from kvmnet.check.prove import prove
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
 from kvmnet.drivers.dnsmasq.resources import Reservation
@@ -129,6 +130,7 @@ def test_what_the_guard_had_counted_before_is_kept(here: Applied) -> None:
     """The forged frames of a check are no news; those of a guest are."""
     driver = NftablesDriver(here.engine.paths)
     with Tap("kvt-web1-0") as guest:
+        await_forwarding(["kvt-web1-0"])
         for _ in range(3):
             guest.send(ether("ff:ff:ff:ff:ff:ff", "02:00:00:00:00:99", 0x0800, bytes(60)))
     before = driver.dropped()

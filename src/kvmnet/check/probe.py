@@ -125,7 +125,6 @@ def free_mac(subject: Subject, network: str, number: int) -> str:
 def placed(probes: Sequence[Probe], paths: Paths) -> Iterator[list[Station]]:
     """The probes as stations on their networks, as long as the body; the first one of a network with a
     reservation, if that has a server. Raises KvmnetError, HostCannot."""
-    sweep(paths)
     nft, dnsmasq = NftablesDriver(paths), DnsmasqDriver(paths)
     with ExitStack() as stack:
         guard_steps: list[Step] = [Create(p.guard) for p in probes]
@@ -133,12 +132,14 @@ def placed(probes: Sequence[Probe], paths: Paths) -> Iterator[list[Station]]:
         lent = [p.reservation for p in firsts if p.ip or p.ip6]
         stack.callback(take_away, nft, dnsmasq, probes, lent)
         try:
+            sweep(paths)
             nft.observe({})
             nft.apply(guard_steps, lambda done: None)
             served = servers(dnsmasq)
             dnsmasq.apply([Create(r) for r in lent if r.server in served], lambda done: None)
             taps = [stack.enter_context(Tap.make(p.device)) for p in probes]
             attach(probes)
+            await_forwarding([p.device for p in probes])
             await_addresses({p.segment.bridge for p in probes if p.segment.address6})
         except (ToolFailed, StepFailed, TimeoutError) as error:
             raise KvmnetError(f"cannot place a probe: {error}", getattr(error, "hint", "")) from error
@@ -160,11 +161,15 @@ def attach(probes: Sequence[Probe]) -> None:
         if p.segment.network.isolated_ports:
             lines.append(f"link set dev {p.device} type bridge_slave isolated on")
     run(["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
-    wait_until(lambda: all_forward([p.device for p in probes]), STP_TIMEOUT, 0.02)
+
+
+def await_forwarding(devices: Sequence[str]) -> None:
+    """Until frames pass these ports: a bridge hears of a carrier by a work queue, and with STP a port
+    listens and learns before. What is sent sooner is lost, and not by the guard. Raises TimeoutError."""
+    wait_until(lambda: all_forward(devices), STP_TIMEOUT, 0.02)
 
 
 def all_forward(devices: Sequence[str]) -> bool:
-    """Whether frames pass these ports (with STP a port listens and learns before)."""
     listed = json.loads(run(["ip", "-j", "-d", "link", "show", "type", "tun"]))
     states = {link["ifname"]: link["linkinfo"].get("info_slave_data", {}).get("state") for link in listed if link}
     return all(states.get(d) == "forwarding" for d in devices)

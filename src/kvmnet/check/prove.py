@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from kvmnet.check.guests import prove_guests
 from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
 from kvmnet.check.model import PROBE, Claim, Progress, Report, Subject, Verdict
-from kvmnet.check.probe import Probe, design, drops_kept, free_address, free_mac, placed
+from kvmnet.check.probe import Probe, await_forwarding, design, drops_kept, free_address, free_mac, placed
 from kvmnet.check.promises import Place, Prove, promises
 from kvmnet.check.refusals import Beyond, Range, firing_range, refusals
 from kvmnet.check.station import Listener
@@ -90,6 +90,7 @@ def prepare(subject: Subject, segments: Sequence[Segment], stack: ExitStack) -> 
                       *nobodys(subject, segment, probes[2 * i:2 * i + 2]), number=probes[2 * i].number, uplinks=uplinks)
         ground = firing_range(place, doors[segment.name][1], device_mac(segment.bridge))
         grounds.append(Ground(place, ground, ends[:i] + ends[i + 1:], taken(subject, segment, stack)))
+    await_forwarding([n.nic.tap for g in grounds for n in g.idle if n.station])
     return grounds
 
 

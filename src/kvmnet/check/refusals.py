@@ -90,6 +90,8 @@ def host_is_closed(place: Place) -> Finding | None:
     high = next(p for p in iter(lambda: 20000 + secrets.randbelow(40000), 0) if p not in opened)
     ports = [p for p in (*COMMON, high) if p not in opened]
     answers = knock(station, target, [*ports, 53], SHORT)
+    if not ping(station, target).answered:
+        return failed(f"cannot be proved: {target} stopped answering echo")
     if wrong := [f"{port} ({answers[port]})" for port in ports if port in answers]:
         return failed(f"{target} answers on TCP {', '.join(wrong)}, which the document does not open")
     heard = "is open on 53" if answers.get(53) == "open" else "answers echo"
@@ -110,6 +112,8 @@ def no_way_out(place: Place, family: int) -> Finding | None:
     echo = ping(station, target, via=via, patience=SHORT, nonce=nonce)
     if echo.answered:
         return failed(f"{target} answers echo")
+    if not ping(station, via).answered:
+        return failed(f"cannot be proved: {via} stopped answering echo")
     if any(ear.carried(nonce) for ear in place.uplinks):
         return failed(f"a packet for {target} left by an uplink")
     if echo.refused and "prohibited" in echo.words:
@@ -172,6 +176,8 @@ def attempt(place: Place, there: Beyond, family: int) -> Try | None:
     via = place.segment.address if family == 4 else place.segment.address6
     if not target or not gateway(there.segment, family):
         return None
+    # Now the host knows the far probe's MAC: a packet that gets through arrives at once, before the control.
+    ping(there.far, gateway(there.segment, family))
     nonce = os.urandom(12)
     packet = frames.echo(station.address_for(target), target, secrets.randbits(16), nonce)
     return Try(target, frames.ether(station.resolve(via), station.mac, frames.family(packet), packet), nonce)

@@ -17,7 +17,7 @@ from kvmnet.check import frames
 from kvmnet.check.frames import ARP, BROADCAST, IP4, IP6, NOBODY, Packet
 from kvmnet.host.packets import Gone, Tap
 
-PATIENCE = 1.5
+PATIENCE = 2.0
 """Seconds to wait for an answer; questions are repeated meanwhile."""
 AGAIN = 0.5
 """Seconds until a question is asked once more."""
