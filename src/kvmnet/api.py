@@ -140,12 +140,18 @@ class Host:
         from kvmnet.spec.load import loads
         history = self.engine.history
         if number is None:
-            confirmed = history.revisions(10, Status.CONFIRMED)
-            if len(confirmed) < 2:
-                raise KvmnetError("there is no earlier revision to go back to", "see: kvmnet history")
-            number = confirmed[1].number
+            number = self.before_the_present()
         text = history.document(number)
         return loads(text or EMPTY, f"revision {number}")
+
+    def before_the_present(self) -> int:
+        """The newest confirmed revision with another document than the last one (a repair has the same)."""
+        history = self.engine.history
+        last, *earlier = [r.number for r in history.revisions(100, Status.CONFIRMED)] or [0]
+        for number in earlier:
+            if history.document(number) != history.document(last):
+                return number
+        raise KvmnetError("there is no earlier revision to go back to", "see: kvmnet history")
 
     def plan_destroy(self) -> Planned:
         """Everything of ours gone and everything borrowed given back."""

@@ -1,6 +1,7 @@
 """A plan that was saved is made as it was shown, or not at all."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,13 @@ from kvmnet.host.paths import Paths
 from lib.netns import sh
 
 pytestmark = [pytest.mark.net, pytest.mark.usefixtures("netns")]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(netns: None, paths: Paths) -> Iterator[None]:
+    yield
+    Host(paths).change(Host(paths).plan_destroy)
+
 
 DOCUMENT = """\
 version: 1

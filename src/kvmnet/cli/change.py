@@ -175,8 +175,8 @@ def recover(as_json: bool) -> int:
 def rollback(revision: int | None, confirm_within: int | None, yes: bool, as_json: bool) -> int:
     """Go back to REVISION of `kvmnet history`.
 
-    Without REVISION: undo the change that waits for its confirmation, else go to the revision before the
-    present one. Going back is a change like any other and gets a number of its own.
+    Without REVISION: undo the change that waits for its confirmation, else go to the newest
+    revision with another document than the present one. Going back is a change like any other and gets a number of its own.
     """
     here = host()
     if revision is None and here.unconfirmed() is not None:
@@ -187,7 +187,8 @@ def rollback(revision: int | None, confirm_within: int | None, yes: bool, as_jso
     def show(planned: Planned) -> None:
         if not as_json:
             say(f"going back to {planned.source}")
-            show_plan(here, planned)
+            if planned.steps:
+                show_plan(here, planned)
 
     result = carry_out(here, lambda: here.plan_revision(revision), show, yes=yes, confirm=confirm_within)
     return report(here, result, as_json)
