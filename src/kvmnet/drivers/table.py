@@ -5,11 +5,11 @@ from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
 from kvmnet.drivers.files.driver import FileDriver
 from kvmnet.drivers.linux.driver import LinuxDriver
 from kvmnet.drivers.nftables.driver import NftablesDriver
-from kvmnet.drivers.qemu.driver import GuestNicDriver
+from kvmnet.drivers.qemu.guests import Guests
 from kvmnet.engine.driver import Driver
 from kvmnet.host.paths import Paths
 
 
 def drivers(paths: Paths) -> tuple[Driver, ...]:
     """Every driver of a host whose state lies in *paths*."""
-    return (LinuxDriver(), NftablesDriver(paths), DnsmasqDriver(paths), GuestNicDriver(paths), FileDriver(paths))
+    return (LinuxDriver(), NftablesDriver(paths), DnsmasqDriver(paths), Guests(paths), FileDriver(paths))
