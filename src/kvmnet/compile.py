@@ -26,6 +26,10 @@ from kvmnet.policy.keeper import guard_keeper
 from kvmnet.spec.models import Mode, Network, Nic, Spec, Vm
 from kvmnet.spec.names import bridge_name, nic_name, tap_name
 
+ROOT = 0
+"""uid that owns a tap which nobody else shall open: one without an owner can be opened by every user
+(tun_not_capable() in drivers/net/tun.c)."""
+
 MODES = {Mode.NAT: nat.wire, Mode.ROUTED: routed.wire, Mode.ISOLATED: isolated.wire, Mode.BRIDGE: bridge.wire}
 
 
@@ -185,7 +189,7 @@ def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: st
     return Link(name=nic.tap, type="tap", mtu=segment.mtu, mac=mac, up=True, master=segment.bridge, guard=nic.tap,
                 keeper=keeper, alias=f"kvmnet nic {nic.vm}/{nic.nic}", addrgenmode="none",
                 multi_queue=queue_pairs(declared, vm) > 1,
-                user=facts.users.get(vm.owner, -1) if vm.owner else -1,
+                user=facts.users.get(vm.owner, ROOT) if vm.owner else ROOT,
                 isolated=isolated, hairpin=False, learning=True, flood=True, mcast_flood=True,
                 bpdu_guard=segment.network.stp and declared.guard != "off", neigh_suppress=False)
 

@@ -44,7 +44,7 @@ def plain_guard(tap: str, end: End, **more: Iterable[str] | Iterable[int]) -> Ni
 def guard_script(guards: Iterable[NicGuard]) -> str:
     """The nft script that puts the guard and *guards* in place, and the host's closed door for taps."""
     _, added = change((), guards)
-    taps = NftTable(name="inet kvmnet-keeper", text=HELD["inet kvmnet-keeper"].replace("}; ", "}\n"))
+    taps = NftTable(name="inet kvmnet-keeper", text=HELD["inet kvmnet-keeper"].partition("; chain forward")[0] + "\n")
     return "\n".join((*table_lines(guard_table()), *element_lines("add", added), *table_lines(taps))) + "\n"
 
 

@@ -9,9 +9,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from kvmnet.drivers.files.driver import services_in_use
+from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.linux.driver import LinuxDriver
-from kvmnet.drivers.linux.resources import Address, Link, Route
+from kvmnet.drivers.linux.resources import Address, Link, Route, Sysctl
+from kvmnet.engine.borrow import load_originals
 from kvmnet.engine.driver import Seen
+from kvmnet.engine.journal import Codec
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.facts.features import features
 from kvmnet.facts.model import Facts
@@ -26,6 +29,9 @@ LIMITS = {
     "nf_conntrack_max": "net/netfilter/nf_conntrack_max",
 }
 """Limit -> where it is under /proc/sys. Those that this namespace does not show are left out."""
+
+SWITCHES = {4: "net/ipv4/ip_forward", 6: "net/ipv6/conf/all/forwarding"}
+"""IP version -> the switch that makes the whole host a router."""
 
 CLIENTS = ("dhclient", "udhcpc", "dhcpcd", "systemd-networkd", "NetworkManager", "connmand")
 WHOLE_HOST = frozenset({"dhcpcd", "systemd-networkd", "NetworkManager", "connmand"})
@@ -46,6 +52,7 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: It
         resolvers=resolvers(),
         users=uids(users),
         limits=limits(),
+        routing=routing(paths),
         services=services_in_use(paths),
         dhcp_clients=dhcp_clients(links) if any(
             isinstance(r, Address) and r.dynamic == "dhcp" for r in seen.state.values()) else {},
@@ -100,6 +107,19 @@ def limits(root: Path = Path("/proc/sys")) -> dict[str, int]:
         with contextlib.suppress(OSError, ValueError):
             found[name] = int((root / path).read_text(encoding="ascii"))
     return found
+
+
+def routing(paths: Paths, root: Path = Path("/proc/sys")) -> frozenset[int]:
+    """IP versions that the host forwards, and that it did before we switched anything on."""
+    lent = load_originals(paths.originals, Codec(to_json, from_json))
+    found = set()
+    for version, name in SWITCHES.items():
+        before = lent.get(Key(Sysctl.kind, name))
+        value = before.value.value if before and isinstance(before.value, Sysctl) else None
+        with contextlib.suppress(OSError):
+            if (value or (root / name).read_text(encoding="ascii").strip()) != "0":
+                found.add(version)
+    return frozenset(found)
 
 
 def dhcp_clients(links: Iterable[str], proc: Path = Path("/proc")) -> dict[str, str]:

@@ -24,6 +24,8 @@ class Facts:
     """User name -> uid, for those that the document names."""
     limits: Mapping[str, int] = field(default_factory=dict)
     """Kernel limits: gc_thresh3 (IPv4), gc_thresh3_6, nf_conntrack_max."""
+    routing: frozenset[int] = frozenset({4, 6})
+    """IP versions that the host forwards without us (net.ipv4.ip_forward, net.ipv6.conf.all.forwarding)."""
     dhcp_clients: Mapping[str, str] = field(default_factory=dict)
     """Device -> the daemon that gets its address by DHCP (``dhclient, pid 812``); '' names one that
     looks after every device (NetworkManager)."""

@@ -28,6 +28,7 @@ def wire(segment: Segment, facts: Facts, device: str = "") -> Part:
         assert isinstance(nic, Link) and nic.mac
         part.resources.append(replace(own_bridge(segment, nic.mac), addrgenmode=link_local_mode(nic)))
         part.policy.routers.add((segment.bridge, nic.mac))
+        part.policy.outer.add(segment.bridge)
         resources, borrowed, notes = take_uplink(device, segment.bridge, facts)
         part.resources += resources
         part.borrowed |= borrowed

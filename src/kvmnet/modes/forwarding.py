@@ -40,6 +40,7 @@ def forwarding(part: Part, families: frozenset[int], devices: tuple[str, str], f
             wanted += every_device(facts, exempt={bridge})
             part.notes.append("IPv6 forwarding is one switch for the whole host on this kernel: every interface "
                               "becomes a router (net.ipv6.conf.all.forwarding=1)")
+    part.policy.lent |= {(devices[1], version) for version in families - facts.routing if devices[1]}
     part.resources += wanted
     part.borrowed |= {s.key for s in wanted if s.dev != bridge}
 

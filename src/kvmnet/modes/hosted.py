@@ -20,6 +20,8 @@ def hosted(segment: Segment) -> Part:
     allow_services(part, segment)
     part.policy.hosted.add(bridge)
     part.policy.sources |= forwardable(segment)
+    part.policy.inside |= {p for p, address in ((segment.network.subnet, segment.address),
+                                               (segment.network.subnet6, segment.address6)) if p and address}
     return part
 
 
@@ -62,7 +64,7 @@ def allow_services(part: Part, segment: Segment) -> None:
             policy.services.add((bridge, "udp", 69))
     if network.dns.enabled and (segment.address or segment.address6):
         policy.services |= {(bridge, "udp", 53), (bridge, "tcp", 53)}
-    policy.services |= {(bridge, a.protocol, a.port) for a in network.allow}
+    policy.allowed |= {(bridge, a.protocol, a.port) for a in network.allow}
     if (meta := network.metadata) and segment.address:
         policy.metadata.add((bridge, meta.address, meta.port, segment.address, meta.to_port))
 

@@ -64,6 +64,14 @@ class HostPolicy:
     """(bridge, prefix): what may be forwarded from guests of a hosted bridge."""
     services: set[tuple[str, str, int]] = field(default_factory=set)
     """(bridge, protocol, port) of the host that guests may reach."""
+    allowed: set[tuple[str, str, int]] = field(default_factory=set)
+    """The same on whatever address the host has: what the document allows."""
+    outer: set[str] = field(default_factory=set)
+    """Bridges of ours that took an uplink: the host's own traffic and others' pass there too."""
+    inside: set[str] = field(default_factory=set)
+    """Prefixes of the networks that the host is on: no other device may bring packets from them."""
+    lent: set[tuple[str, int]] = field(default_factory=set)
+    """(device, IP version): ways out that forward because of us, on a host that is no router itself."""
     masquerade: set[tuple[str, str]] = field(default_factory=set)
     """(output device, source prefix)."""
     forwards: set[tuple[str, str, int, str, int, str]] = field(default_factory=set)

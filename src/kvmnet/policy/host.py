@@ -1,9 +1,15 @@
 """The host's own table, ``inet kvmnet``: what guests may do with the host and through it. Pure.
 
-* input: from guests (known by the mark that their guard set, whatever the bridge) the host answers
-  DHCP, DNS, ND and echo, what the document allows, and its own connections' replies. Nothing else.
+* input: from guests the host answers DHCP, DNS, ND and echo, what the document allows, and its own
+  connections' replies. Nothing else. DHCP and DNS are those of the guest's own network: a resolver
+  that the host has on another address would be a way out. Guests are known by the mark that their
+  guard set, and by their bridge where nobody else is on it: others may overwrite marks.
 * forward: between bridges of ours and anything else only where the document says so. Pairs of
-  devices are one set lookup. What passes is marked, so that the keeper can drop what no rule saw.
+  devices are one set lookup, also for replies: an ICMP error can be forged from any network, and
+  what was open must not outlive its permission. What passes is marked, so that the keeper can drop
+  what no rule saw. On a bridge that took an uplink others pass as they did before.
+* An uplink that forwards only because of us leads to guests, and to nothing else of the host's.
+* taps also refuses a guest's address as source on any other device.
   Frames that only cross a bridge come by here where bridge netfilter is on; a packet for the host's own
   MAC is no such frame: the host would send it back out, past the isolation of ports.
 * taps: a packet that comes in on a tap itself, not on its bridge, went past the guard (LLDP's address).
@@ -23,24 +29,48 @@ from kvmnet.modes.segment import HostPolicy
 from kvmnet.policy.marks import GUEST, ROUTED
 
 NAME = "inet kvmnet"
+PROTOCOLS = {4: "ipv4", 6: "ipv6"}
 
 BASE = f"""\
 chain taps {{
 type filter hook prerouting priority -400; policy accept;
 iifname "kvt-*" counter drop
+ip saddr @inside4 iifname != "lo" iifname . ip saddr != @sources4 counter drop
+ip6 saddr @inside6 iifname != "lo" iifname . ip6 saddr != @sources6 counter drop
 }}
 chain forward {{
 type filter hook forward priority -10; policy accept;
+iifname @outer goto segment
 iifname "kvb-*" goto guests
-oifname "kvb-*" goto guests
+oifname "kvb-*" oifname != @outer goto judge
+iifname . meta nfproto @lent ct state new goto transit
+oifname @outer goto pass
+}}
+chain segment {{
+iifname . oifname @bridged iifname . ether daddr != @routers goto pass
+oifname "kvb-*" oifname != @outer goto judge
+meta mark & {GUEST:#010x} == {GUEST:#010x} goto refuse
+iifname . meta nfproto @lent ct state new goto transit
+goto pass
+}}
+chain transit {{
+ct status dnat goto pass
+counter drop
 }}
 chain guests {{
 iifname . oifname @bridged iifname . ether daddr != @routers goto pass
-iifname @hosted iifname . ip saddr != @sources4 counter drop
-iifname @hosted iifname . ip6 saddr != @sources6 counter drop
-ct state vmap {{ established : goto pass, related : goto pass, invalid : drop }}
+iifname . ip saddr != @sources4 counter drop
+iifname . ip6 saddr != @sources6 counter drop
+goto judge
+}}
+chain judge {{
+iifname . oifname @paths ct state {{ established, related }} goto pass
+ct state invalid drop
 iifname . oifname @reach goto pass
-ct status dnat iifname @inward goto pass
+iifname . oifname @handed ct status dnat goto pass
+goto refuse
+}}
+chain refuse {{
 counter reject with icmpx type admin-prohibited
 }}
 chain pass {{
@@ -50,13 +80,15 @@ accept
 chain input {{
 type filter hook input priority -10; policy accept;
 meta mark & {GUEST:#010x} == {GUEST:#010x} goto host
+iifname @hosted goto host
 }}
 chain host {{
-ct state vmap {{ established : accept, related : accept, invalid : drop }}
-iifname . meta l4proto . th dport @services accept
-icmp type echo-request accept
-icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report }} accept
-ct status dnat iifname . ct original ip daddr @metadata accept
+ct state vmap {{ established : goto pass, related : goto pass, invalid : drop }}
+iifname . meta l4proto . th dport @services fib daddr . iif type {{ local, broadcast, multicast }} goto pass
+iifname . meta l4proto . th dport @allowed goto pass
+icmp type echo-request goto pass
+icmpv6 type {{ echo-request, nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, mld-listener-report, mld2-listener-report }} goto pass
+ct status dnat iifname . ct original ip daddr @metadata goto pass
 counter drop
 }}
 """
@@ -64,21 +96,33 @@ counter drop
 
 def host_table(policy: HostPolicy) -> NftTable:
     """The whole table for the merged policy of all networks."""
+    given = {(device, forward[5]) for device in policy.inward for forward in policy.forwards}
     body = [
-        named_set("reach", "ifname . ifname", (f'"{a}" . "{b}"' for a, b in policy.reach)),
+        named_set("reach", "ifname . ifname", pairs(policy.reach)),
         named_set("bridged", "ifname . ifname", (f'"{b}" . "{b}"' for b in policy.bridged)),
         named_set("routers", "ifname . ether_addr", (f'"{b}" . {mac}' for b, mac in policy.routers)),
-        named_set("inward", "ifname", (f'"{d}"' for d in policy.inward)),
+        named_set("paths", "ifname . ifname", pairs({p for a, b in (*policy.reach, *given) for p in ((a, b), (b, a))})),
+        named_set("handed", "ifname . ifname", pairs(given)),
+        named_set("outer", "ifname", (f'"{b}"' for b in policy.outer)),
+        named_set("lent", "ifname . nf_proto", (f'"{d}" . {PROTOCOLS[v]}' for d, v in policy.lent)),
+        named_set("inside4", "ipv4_addr", (p for p in policy.inside if ":" not in p), "interval"),
+        named_set("inside6", "ipv6_addr", (p for p in policy.inside if ":" in p), "interval"),
         named_set("hosted", "ifname", (f'"{b}"' for b in policy.hosted)),
         named_set("sources4", "ifname . ipv4_addr", prefixes(policy.sources, 4), "interval"),
         named_set("sources6", "ifname . ipv6_addr", prefixes(policy.sources, 6), "interval"),
         named_set("services", "ifname . inet_proto . inet_service",
                   (f'"{d}" . {proto} . {port}' for d, proto, port in policy.services)),
+        named_set("allowed", "ifname . inet_proto . inet_service",
+                  (f'"{d}" . {proto} . {port}' for d, proto, port in policy.allowed)),
         named_set("metadata", "ifname . ipv4_addr", (f'"{d}" . {asked}' for d, asked, *_ in policy.metadata)),
         BASE.rstrip(),
         *nat_chains(policy),
     ]
     return NftTable(name=NAME, text="\n".join(part for part in body if part) + "\n")
+
+
+def pairs(devices: Iterable[tuple[str, str]]) -> list[str]:
+    return [f'"{a}" . "{b}"' for a, b in devices]
 
 
 def named_set(name: str, key: str, elements: Iterable[str], flags: str = "") -> str:

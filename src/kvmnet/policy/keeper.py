@@ -13,7 +13,7 @@ from kvmnet.policy.guard import PRIORITY
 from kvmnet.policy.marks import GUEST, ROUTED
 
 AFTER_HOST_TABLE = -9
-"""Just after the forward chain of ``inet kvmnet``, which marks what it lets pass."""
+"""Just after the forward and input chains of ``inet kvmnet``, which mark what they let pass."""
 
 HELD = {
     "bridge kvmnet-keeper": (
@@ -25,7 +25,9 @@ HELD = {
         'chain prerouting { type filter hook prerouting priority -400; iifname "kvt-*" counter drop; }; '
         f"chain forward {{ type filter hook forward priority {AFTER_HOST_TABLE}; "
         f'iifname "kvb-*" meta mark & {ROUTED:#x} == 0 counter drop; '
-        f'oifname "kvb-*" meta mark & {ROUTED:#x} == 0 counter drop; }};'),
+        f'oifname "kvb-*" meta mark & {ROUTED:#x} == 0 counter drop; }}; '
+        f"chain input {{ type filter hook input priority {AFTER_HOST_TABLE}; "
+        f"meta mark & {GUEST | ROUTED:#x} == {GUEST:#x} counter drop; }};"),
 }
 """Table -> its declarations, on one line each. The mark comes first: it is the cheaper look."""
 
