@@ -140,9 +140,13 @@ def wire_network(out: Compiled, policy: HostPolicy, segment: Segment, spec: Spec
 
 
 def protected(segment: Segment) -> tuple[str, ...]:
-    """Addresses that no guest of the network may ever use: the host's and the routers'."""
+    """Addresses that no guest of the network may ever use, unless they are declared for it: the host's,
+    the routers', and link-locals of other guests (those of VRRP routers, RFC 9568), which the guard
+    would otherwise give to the first that uses them."""
     network = segment.network
-    return tuple(a for a in (segment.address, segment.address6, network.gateway, network.gateway6) if a)
+    fixed = (segment.address, segment.address6, network.gateway, network.gateway6)
+    declared = {a for nic in segment.nics for a in (nic.ip6, *nic.prefixes) if a.startswith("fe80:") and "/" not in a}
+    return (*(a for a in fixed if a), *sorted(declared))
 
 
 def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]], facts: Facts,
@@ -150,9 +154,10 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
     """Guard, tap and, for guests that run, device of every NIC."""
     for network, placed in nics.items():
         segment = out.segments[network]
+        kept = protected(segment)
         for nic in placed:
             vm = spec.vms[nic.vm]
-            out.add(guard_of(nic, segment), tap_of(nic, vm, segment, facts, keeper))
+            out.add(guard_of(nic, segment, kept), tap_of(nic, vm, segment, facts, keeper))
     devices: dict[str, list[GuestNic]] = {}
     for placed in nics.values():
         for nic in placed:
@@ -165,13 +170,13 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
             out.add(*found)
 
 
-def guard_of(nic: NicOnNetwork, segment: Segment) -> NicGuard:
+def guard_of(nic: NicOnNetwork, segment: Segment, kept: tuple[str, ...]) -> NicGuard:
     declared: Nic = nic.declared
     hosts, prefixes = split_extra(declared)
     return nic_guard(nic.tap, level=declared.guard, macs=(nic.mac, *declared.extra.macs),
                      addresses=tuple(a for a in (nic.ip, nic.ip6, *hosts) if a), prefixes=prefixes,
                      vlans=declared.trunk, roles=declared.extra.roles, bridge=segment.bridge,
-                     protected=protected(segment))
+                     protected=kept)
 
 
 def split_extra(nic: Nic) -> tuple[tuple[str, ...], tuple[str, ...]]:

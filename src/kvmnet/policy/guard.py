@@ -16,7 +16,8 @@ delivered to the port itself and teach the FDB their source; the input chain cat
 
 IPv6 link-local addresses need not be declared (RFC 7217): the first NIC of a network that uses one
 owns it for ``CLAIM`` since its last use. Addresses of the EUI-64 form cannot be claimed: those of the
-declared MACs are bound beforehand, and the bridge's own is of this form.
+declared MACs are bound beforehand, and the bridge's own is of this form. Nor can those that are
+protected: the gateway's, and what the document declares for another NIC of the network.
 
 Two tests for "not equal" on neighbouring fields never stand in one rule: nft 1.0.6 merges them into
 one comparison of both, which is true as soon as one differs (a DHCPv6 server on an odd port passed).
@@ -59,7 +60,7 @@ REASONS = {
     4: "ARP sender is not the NIC's own, or the message is malformed",
     5: "IPv4 source address is not the NIC's own",
     6: "IPv6 source address is not the NIC's own",
-    7: "DHCP server message without the role dhcp-server, or a request in the name of another MAC",
+    7: "DHCP server message without the role dhcp-server, or a request in the name of another MAC or of a relay",
     8: "router message (advertisement, redirect) without the role router",
     9: "multicast query without the role querier",
     10: "IPv6 extension header or protocol that hides what follows",
@@ -178,7 +179,7 @@ chain ip_up {
 }
 chain udp4 {
     ip frag-off & 0x1fff != 0 goto pass
-    udp dport 67 udp sport 68 @th,64,8 1 @th,80,8 6 iifname . @th,288,48 @mac goto pass
+    udp dport 67 udp sport 68 @th,64,8 1 @th,80,8 6 @th,256,32 0 iifname . @th,288,48 @mac goto pass
     iifname @dhcp_server udp dport 0-65535 goto pass
     meta mark set 7 goto refuse
 }
@@ -210,13 +211,13 @@ chain local6 {
     goto ip6_up
 }
 chain local6_own {
+    iifname . @nh,64,128 @not6 meta mark set 12 goto refuse
     iifname . @nh,64,128 != @learned jump local6_new
     meta mark set iifname map @zone
     update @claimed { meta mark . @nh,64,128 } update @learned { iifname . @nh,64,128 } meta mark set 0 return
     meta mark set 12 goto refuse
 }
 chain local6_new {
-    iifname . @nh,64,128 @not6 meta mark set 12 goto refuse
     @nh,152,16 0xfffe meta mark set 12 goto refuse
     meta mark set iifname map @zone
     meta mark . @nh,64,128 @claimed meta mark set 12 goto refuse
@@ -230,13 +231,13 @@ chain target6 {
     meta mark set 11 goto refuse
 }
 chain target6_own {
+    iifname . @th,64,128 @not6 meta mark set 12 goto refuse
     iifname . @th,64,128 != @learned jump target6_new
     meta mark set iifname map @zone
     update @claimed { meta mark . @th,64,128 } update @learned { iifname . @th,64,128 } meta mark set 0 return
     meta mark set 12 goto refuse
 }
 chain target6_new {
-    iifname . @th,64,128 @not6 meta mark set 12 goto refuse
     @th,152,16 0xfffe meta mark set 12 goto refuse
     meta mark set iifname map @zone
     meta mark . @th,64,128 @claimed meta mark set 12 goto refuse
@@ -273,8 +274,13 @@ chain ah6 {
 chain udp6 {
     udp dport 546 goto dhcp6
     udp sport 547 goto dhcp6
+    udp dport 547 goto ask6
     udp dport 0-65535 goto pass
     meta mark set 10 goto refuse
+}
+chain ask6 {
+    @th,64,8 { 1, 3-6, 8-9, 11 } goto pass
+    goto dhcp6
 }
 chain dhcp6 {
     iifname @dhcp_server goto pass

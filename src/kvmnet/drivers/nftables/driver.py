@@ -204,8 +204,9 @@ class NftablesDriver:
 
     def begin(self, steps: Sequence[Step], progress: Progress) -> None:
         """As ``apply``, but listings of new texts may still be under way, and a keeper's start while there is
-        no guard yet: it has ended before the next transaction, which makes the guard."""
-        self.wait()
+        no guard yet: it has ended before the transaction that makes the first guard of a NIC."""
+        if self.standing is None or GUARD in self.standing.tables or any(s.key.kind == NicGuard.kind for s in steps):
+            self.wait()
         if self.standing is None:
             self.observe({})
         assert self.standing is not None
@@ -307,9 +308,14 @@ def terse(name: str) -> str:
 
 
 def touches_memory(step: Step) -> bool:
-    """A table that is replaced, or a NIC that goes."""
-    return (isinstance(step, Update) and step.key.name == GUARD) or \
-        (isinstance(step, Delete) and step.key.kind == NicGuard.kind)
+    """A table that is replaced, or a NIC that goes, be it to another network."""
+    match step:
+        case Update(NicGuard() as before, NicGuard() as after):
+            return after.zone not in (None, before.zone)
+        case Update():
+            return step.key.name == GUARD
+        case _:
+            return isinstance(step, Delete) and step.key.kind == NicGuard.kind
 
 
 def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], Standing]:
@@ -341,7 +347,7 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
     script += [line for table in loaded.values() for line in table_lines(table)]
     if GUARD not in after.tables:
         return script, after
-    left = {n for n in standing.guards if n not in after.guards}
+    left = {n for n, g in standing.guards.items() if n not in after.guards or after.guards[n].zone != g.zone}
     after.memory = forget(after.memory, left, standing)
     if GUARD in loaded:
         return script + after.contents(), after
