@@ -238,5 +238,7 @@ def boot(as_json: bool) -> int:
     last = here.engine.history.last_confirmed()
     if last is None:
         say("no confirmed revision: nothing to apply")
+        if as_json:
+            print_json({"outcome": "unchanged", "changed": 0, "revision": None, "confirm_within": None})
         return 0
     return report(here, here.change(lambda: here.plan_revision(last.number)), as_json)
