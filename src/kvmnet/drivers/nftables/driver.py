@@ -11,12 +11,13 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import unified_diff
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_hex
 
 from kvmnet.drivers.nftables.holder import Holder
 from kvmnet.drivers.nftables.resources import GuardKeeper, NftTable, NicGuard
@@ -71,9 +72,17 @@ class Texts:
         listing = self.listing_of(table)
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_whole(self.file(table.name, listing), json.dumps({"table": table.name, "text": table.text}))
-        for old in sorted(self.folder.iterdir(), key=lambda f: f.stat().st_mtime)[:-TEXTS_KEPT]:
-            old.unlink(missing_ok=True)
+        self.forget_oldest()
         return listing
+
+    def forget_oldest(self) -> None:
+        """Keep the newest texts. Another table's text may be written at the same time."""
+        ages = []
+        for file in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                ages.append((file.stat().st_mtime, file))
+        for _, file in sorted(ages)[:-TEXTS_KEPT]:
+            file.unlink(missing_ok=True)
 
     def file(self, name: str, listing: str) -> Path:
         return self.folder / sha256(f"{name}\n{listing}".encode()).hexdigest()[:32]
@@ -381,7 +390,7 @@ def forget(memory: Elements, gone: set[str], standing: Standing) -> Elements:
 
 def write_whole(file: Path, text: str) -> None:
     """Replace a file so that a reader sees the old text or the new one, never a part."""
-    fresh = file.with_suffix(".new")
+    fresh = file.with_suffix(f".{token_hex(4)}.new")
     fresh.write_text(text)
     fresh.chmod(0o600)
     fresh.replace(file)
