@@ -14,6 +14,7 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import blake2s
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.files import make_directory, readable_errors
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
+from kvmnet.host.side import Begun
 
 FEW = 16
 """Stale leases that are released one by one; for more, a restart is quicker."""
@@ -52,6 +54,7 @@ class DnsmasqDriver:
 
     def __init__(self, paths: Paths):
         self.paths = paths
+        self.under_way: Begun[None] | None = None
 
     def unavailable(self) -> str | None:
         return missing("dnsmasq")
@@ -60,6 +63,7 @@ class DnsmasqDriver:
 
     def observe(self, intent: Wanted) -> Seen:
         """Our servers and their reservations. Other people's dnsmasqs have no name here."""
+        self.wait()
         seen = Seen()
         for directory in sorted(self.paths.dnsmasq("x").parent.glob("*")):
             self.observe_network(directory.name, seen)
@@ -85,9 +89,27 @@ class DnsmasqDriver:
     # -- apply -------------------------------------------------------------------------------------
 
     def apply(self, steps: Sequence[Step], progress: Progress) -> None:
+        self.begin(steps, progress)
+        self.wait()
+
+    def begin(self, steps: Sequence[Step], progress: Progress) -> None:
+        """As ``apply``, but beside the steps of others that follow, unless a server goes: its link goes next."""
+        self.wait()
+        if any(work.stop for work in by_network(steps).values()):
+            self.work_off(steps)
+        else:
+            self.under_way = Begun(partial(self.work_off, steps))
+        progress(len(steps))
+
+    def wait(self) -> None:
+        """Until nothing of ours is under way. Raises StepFailed for what did not work."""
+        work, self.under_way = self.under_way, None
+        if work is not None:
+            work.result()
+
+    def work_off(self, steps: Sequence[Step]) -> None:
         for network, work in by_network(steps).items():
             self.apply_network(network, work)
-            progress(len(work.steps))
 
     def apply_network(self, network: str, work: Work) -> None:
         files, key = self.files(network), Key("dnsmasq", network)
