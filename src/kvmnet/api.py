@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvmnet.before import Before, digest, keep, read, short
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.linux.resources import Link, Route
 from kvmnet.drivers.nftables.driver import NftablesDriver
@@ -28,7 +29,7 @@ from kvmnet.engine.transaction import Engine, Event, Result
 from kvmnet.errors import ConflictError, KvmnetError, SpecError
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.paths import Paths
-from kvmnet.host.side import begun
+from kvmnet.host.side import Begun, begun
 from kvmnet.planned import EMPTY, Planned, read_saved
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ class Host:
 
     def __init__(self, paths: Paths | None = None):
         self.paths = paths or Paths.from_environment()
+        self.judged = Facts()
+        """What the last document was compiled for."""
 
     @cached_property
     def engine(self) -> Engine:
@@ -75,18 +78,47 @@ class Host:
         """
         engine = self.engine  # made here: a thread would make another
         with begun(lambda: engine.observe({})) as look:
-            from kvmnet.spec.load import load, loads
-            saved = read_saved(path)
-            document = loads(saved["document"], saved["source"]) if saved else load(path)
-            planned = self.plan_document(document, adopt=adopt, seen=look.result())
+            return self.plan_file(path, look, adopt)
+
+    def plan_file(self, path: Path, look: Begun[Seen], adopt: bool) -> Planned:
+        from kvmnet.spec.load import load, loads
+        saved = read_saved(path)
+        document = loads(saved["document"], saved["source"]) if saved else load(path)
+        planned = self.plan_document(document, adopt=adopt, seen=look.result())
         if saved:
             refuse_another(planned, saved, path)
         return planned
 
+    def plan_to_apply(self, path: Path, *, adopt: bool = False) -> Planned:
+        """As ``plan``, by the writer. A document that was found to be in force before, and still is, is not
+        read again (see before.py)."""
+        engine, kept, text = self.engine, self.paths.run / "before", content(path)
+        with begun(lambda: engine.observe({})) as look:
+            before = None if adopt else read(kept, text)
+            if before and (planned := self.plan_before(before, text, path, look)):
+                return planned
+            planned = self.plan_file(path, look, adopt)
+        document = planned.document
+        if document and not planned.steps and document.text.encode() == text:
+            keep(kept, Before(digest(text, self.judged, engine.history.allocations()), short(text), *asked(document),
+                              planned.wanted, planned.borrowed, planned.notes))
+        return planned
+
+    def plan_before(self, before: Before, text: bytes, path: Path, look: Begun[Seen]) -> Planned | None:
+        """The plan of a document as it was understood before; None when that may have changed, or when
+        something is to be done."""
+        seen, engine = look.result(), self.engine
+        given = engine.history.allocations()
+        if before.digest != digest(text, self.facts_about(seen, before.users, before.uplinks), given):
+            return None
+        engine.dispatch.look_up(seen, engine.with_lent(before.wanted))
+        inner = engine.plan(seen, before.wanted, before.borrowed)
+        return None if inner.steps else Planned(str(path), None, None, given, inner, before.notes, text.decode())
+
     def plan_document(self, document: Document, *, adopt: bool = False, seen: Seen | None = None) -> Planned:
         """What *document* would change."""
         seen = seen or self.engine.observe({})
-        facts = self.facts(seen, document)
+        self.judged = facts = self.facts(seen, document)
         compiled, allocations = self.compile(document, facts)
         if any(k in seen.state and k not in seen.ours and k not in compiled.borrowed and isinstance(r, Resource)
                for k, r in compiled.wanted.items()):  # what lives by itself is ours only while it is wanted
@@ -99,15 +131,15 @@ class Host:
                        (*compiled.notes, *map(str, blocked)))
 
     def facts(self, seen: Seen, document: Document | None = None) -> Facts:
+        return self.facts_about(seen, *(asked(document) if document else ((), ())))
+
+    def facts_about(self, seen: Seen, users: Sequence[str], uplinks: Sequence[str]) -> Facts:
+        """Facts for a document that names these users and has these devices join a bridge."""
         from kvmnet.drivers.qemu.folder import running_folders
         from kvmnet.facts.collect import facts_of
-        spec = document.spec if document else None
-        owners = {vm.owner for vm in spec.vms.values() if vm.owner} if spec else set()
-        bridged = {n.uplink for n in spec.networks.values() if n.mode == "bridge" and n.uplink} if spec else set()
-        uplinks = [u.device for name, u in spec.uplinks.items() if name in bridged] if spec else []
         present = {home.name: tuple(n.partition("/")[2] for n in home.record())
                    for home in running_folders(self.paths)}
-        found = facts_of(seen, self.paths, users=owners, uplinks=uplinks, running=present)
+        found = facts_of(seen, self.paths, users=users, uplinks=uplinks, running=present)
         return replace(found, state={**found.state, **self.given_back(seen)})
 
     def given_back(self, seen: Seen) -> dict[Key, Resource]:
@@ -194,17 +226,22 @@ class Host:
     def apply_file(self, path: Path, *, confirm: float | None = None, adopt: bool = False,
                    listen: Listen = silent) -> Result:
         """Plan and apply under one lock, looking at the host once."""
-        return self.change(lambda: self.plan(path, adopt=adopt), confirm=confirm, listen=listen)
+        return self.change(lambda: self.plan_to_apply(path, adopt=adopt), confirm=confirm, listen=listen)
 
     def confirm(self) -> int | None:
         return self.engine.confirm()
 
     def recover(self) -> str:
-        """What was found and done, in words."""
-        found = self.engine.recover()
+        """What was found and done, in words: a change that was cut off, probes of a check that was killed."""
+        from kvmnet.check.probe import sweep
+        with self.engine.writing("kvmnet recover", timeout=10):
+            found = self.engine.recover()
+            swept = sweep(self.paths) if found.left is None else 0
         words = found.what.value
         if found.revision is not None:
             words += f" (revision {found.revision})"
+        if swept:
+            words += f"; {swept} leftover(s) of a killed check removed"
         return words if found.left is None else f"{words}; {found.left:.0f} s left"
 
     def unconfirmed(self) -> float | None:
@@ -349,3 +386,19 @@ def execute_in(name: str, program: Sequence[str] | str, paths: Paths, timeout: f
     from kvmnet.guests.launch import execute
     result = execute(name, program, paths, timeout)
     return result.code, result.out, result.err
+
+
+def asked(document: Document) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What facts are asked about for *document*: its users, and the devices that join a bridge."""
+    spec = document.spec
+    bridged = {n.uplink for n in spec.networks.values() if n.mode == "bridge" and n.uplink}
+    return (tuple(sorted({vm.owner for vm in spec.vms.values() if vm.owner})),
+            tuple(u.device for name, u in spec.uplinks.items() if name in bridged))
+
+
+def content(path: Path) -> bytes:
+    """The file's bytes; none when it cannot be read, which is said when it is loaded."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError):
+        return b""
