@@ -35,6 +35,8 @@ class Planned:
     allocations: Allocations
     inner: transaction.Planned
     notes: tuple[str, ...] = ()
+    text: str = ""
+    """The document, where it did not have to be read."""
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -60,7 +62,7 @@ class Planned:
     @property
     def change(self) -> Change:
         """What history keeps of it."""
-        return Change(self.document.text if self.document else EMPTY, self.source, f"kvmnet {self.source}",
+        return Change(self.document.text if self.document else self.text or EMPTY, self.source, f"kvmnet {self.source}",
                       self.allocations)
 
     def to_json(self) -> dict[str, Any]:

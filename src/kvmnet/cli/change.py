@@ -101,7 +101,8 @@ def apply(file: Path | None, confirm_within: int | None, yes: bool, adopt: bool,
 
     bar = Bar(as_json)
     try:
-        result = carry_out(here, lambda: here.plan(path, adopt=adopt), show, yes=yes, confirm=confirm_within,
+        make = here.plan_to_apply if yes else here.plan
+        result = carry_out(here, lambda: make(path, adopt=adopt), show, yes=yes, confirm=confirm_within,
                            adopt=adopt, listen=bar.hear)
     finally:
         bar.end()
