@@ -14,8 +14,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import NamedTuple
 
-import kvmnet
-
+ROOT = Path(__file__).parents[1]
 SWITCHES = ("iptables", "ip6tables", "arptables")
 DEADLINE = 300.0
 """Seconds that one command may take."""
@@ -50,12 +49,12 @@ class World:
         self.folder.chmod(0o755)  # dnsmasq gives up root and enters
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "KVMNET_"))}
         self.env = {**kept, "KVMNET_STATE_DIR": str(self.folder / "state"), "KVMNET_RUN_DIR": str(self.folder / "run"),
-                    "PYTHONPATH": str(Path(__file__).parents[1])}
+                    "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         for name in SWITCHES:  # new namespaces of some kernels have them on; plain Debian has not
             with suppress(FileNotFoundError):
                 Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}").write_text("0")
-        self.run([sys.executable, "-m", "compileall", "-q", str(Path(kvmnet.__file__).parent)])
+        self.run([sys.executable, "-m", "compileall", "-q", str(ROOT / "src/kvmnet")])
 
     def run(self, argv: Sequence[str], *, codes: Sequence[int] = (0,)) -> Spent:
         """What one whole process took. Raises SystemExit when it fails."""
