@@ -19,7 +19,7 @@ from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.table import drivers
 from kvmnet.engine.borrow import load_originals
-from kvmnet.engine.driver import Seen
+from kvmnet.engine.driver import Seen, StepFailed
 from kvmnet.engine.fingerprint import Fingerprint
 from kvmnet.engine.history import Revision, Status
 from kvmnet.engine.journal import Codec, Phase
@@ -236,7 +236,10 @@ class Host:
         from kvmnet.check.probe import sweep
         with self.engine.writing("kvmnet recover", timeout=10):
             found = self.engine.recover()
-            swept = sweep(self.paths) if found.left is None else 0
+            try:
+                swept = sweep(self.paths) if found.left is None else 0
+            except StepFailed as failed:
+                raise KvmnetError(f"what a killed check left cannot be removed: {failed}", failed.hint) from failed
         words = found.what.value
         if found.revision is not None:
             words += f" (revision {found.revision})"

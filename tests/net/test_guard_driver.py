@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.nftables.resources import NftTable
+from kvmnet.drivers.nftables.wire import element
 from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import before_image, plan
 from kvmnet.engine.resource import Key, Resource
@@ -92,6 +93,21 @@ def test_a_rule_deleted_by_another_hand_is_drift_that_can_be_read(paths: Paths) 
     assert "0xa000063" not in sh("nft list table bridge kvmnet")
     sh("nft delete element inet kvmnet reach '{ \"kvb-b\" . \"kvb-c\" }'")
     assert converge(driver, wanted) == 1
+
+
+def test_any_element_that_another_hand_takes_or_adds_is_mended(paths: Paths) -> None:
+    wanted = state(guard_table(), HOST, WIDE, PLAIN, LOOSE, OPEN)
+    converge(NftablesDriver(paths), wanted)
+    pairs = sorted({pair for guard in (WIDE, PLAIN, LOOSE, OPEN) for pair in element(guard)})
+    assert len(pairs) > 30
+    for name, item in pairs:
+        sh(f"nft 'delete element bridge kvmnet {name} {{ {item} }}'")
+        assert converge(NftablesDriver(paths), wanted), (name, item)
+    for name, item in (("own4", '"kvt-x" . 0x0a000009'), ("zone", '"kvt-x" : 7'), ("mac", '"kvt-a-0" . 0x020000000009'),
+                       ("open", '"kvt-a-0"'), ("loose", '"kvt-a-0"'), ("vlans", '"kvt-a-0" . 7')):
+        sh(f"nft 'add element bridge kvmnet {name} {{ {item} }}'")
+        assert converge(NftablesDriver(paths), wanted), (name, item)
+    assert converge(NftablesDriver(paths), wanted) == 0
 
 
 def test_lost_memory_of_texts_costs_one_reload(paths: Paths) -> None:

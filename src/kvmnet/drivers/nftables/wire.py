@@ -37,7 +37,8 @@ def element(guard: NicGuard) -> tuple[tuple[str, str], ...]:
 
 def _elements(guard: NicGuard) -> Iterator[tuple[str, str]]:
     nic = f'"{guard.name}"'
-    yield "zone", f"{nic} : {guard.zone or 0:#010x}"
+    if guard.zone:  # 0 when seen: somebody took the element away
+        yield "zone", f"{nic} : {guard.zone:#010x}"
     if guard.level == "open":
         yield "open", nic
     if guard.level == "mac":
