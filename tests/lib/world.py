@@ -26,6 +26,7 @@ from typing import Any
 from uuid import uuid4
 
 from kvmnet.api import Host
+from kvmnet.drivers.nftables.wire import canonical, read_tables
 from kvmnet.engine.transaction import Result
 from kvmnet.facts.model import Allocation
 from kvmnet.host.clock import wait_until
@@ -345,7 +346,7 @@ def connect(upstream: str) -> None:
 def snapshot() -> dict[str, Any]:
     """Everything of this namespace that an operator could miss, without what counts or runs down."""
     return {"links": links(), "routes": routes(), "rules": sh("ip rule; ip -6 rule").splitlines(),
-            "nft": sh("nft -s list ruleset"), "neighbours": sh("ip neigh show proxy; ip -6 neigh show proxy"),
+            "nft": {n: canonical(body).splitlines() for n, body in read_tables(sh("nft -s list ruleset")).items()}, "neighbours": sh("ip neigh show proxy; ip -6 neigh show proxy"),
             "forwarding": sh("sysctl -a -r '(forwarding|accept_ra|proxy_ndp|proxy_arp)$' 2>/dev/null").splitlines()}
 
 
@@ -366,7 +367,7 @@ def routes() -> list[str]:
 
 def same(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Fail with the lines of two snapshots that differ."""
-    a, b = (json.dumps(x, indent=1).replace(", '", ",\n'").splitlines() for x in (before, after))
+    a, b = (json.dumps(x, indent=1, sort_keys=True).splitlines() for x in (before, after))
     found = [line for line in unified_diff(a, b, lineterm="", n=1) if not line.startswith(("---", "+++", "@@"))]
     assert not found, "\n" + "\n".join(found)
 

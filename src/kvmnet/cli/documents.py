@@ -20,9 +20,9 @@ def init(file: Path, uplink: str | None, force: bool) -> None:
     if str(file) == "-":
         click.echo(text, nl=False)
         return
-    if file.exists() and not force:
-        raise KvmnetError(f"{file} exists already", "add --force to write over it, or name another file")
     try:
+        if file.exists() and not force:
+            raise KvmnetError(f"{file} exists already", "add --force to write over it, or name another file")
         file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise KvmnetError(f"cannot write {file}: {error.strerror}") from error

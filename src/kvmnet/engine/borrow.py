@@ -56,6 +56,8 @@ def remember(originals: Originals, seen: State, steps: Iterable[Step], ours: Set
              borrowed: Set[Key]) -> dict[Key, Original]:
     """*originals* with what *steps* change of foreign objects for the first time."""
     known = dict(originals)
+    steps = tuple(steps)
+    adopted = {s.key for s in steps if isinstance(s, Create) and s.key not in borrowed}
     for step in steps:
         match step:
             case Update(before, after) if after.key in borrowed and after.key not in ours:
@@ -65,7 +67,7 @@ def remember(originals: Originals, seen: State, steps: Iterable[Step], ours: Set
                 keep_first(known, narrow(was, set(diff(before, after))))
             case Delete(before, along):
                 for key in (before.key, *along):
-                    if key not in ours:
+                    if key not in ours and key not in adopted:  # what was taken over is ours for good
                         keep_whole(known, seen[key])
             case Create(after) if after.key in borrowed and after.key not in known:
                 known[after.key] = Original(Absent(after.key))

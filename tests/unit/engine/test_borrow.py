@@ -77,3 +77,10 @@ def test_what_did_not_exist_is_removed_again() -> None:
     known = remember({}, {ETH0.key: ETH0}, [Create(extra)], set(), {key})
     assert known == {key: Original(Absent(key))}
     assert release(known, {}, {ETH0.key: ETH0, key: extra}).wanted == {key: Absent(key)}
+
+
+def test_what_was_taken_over_is_not_lent() -> None:
+    """An adopted tap that had to be made again: destroy removes it, nothing of it is given back."""
+    before, after = (Link(name="kvt-1", type="tap", user=uid, mac=mac) for uid, mac in ((-1, "02:00:00:00:00:01"), (0, None)))
+    assert remember({}, {before.key: before}, (Delete(before), Create(after)), set(), set()) == {}
+    assert before.key in remember({}, {before.key: before}, (Delete(before),), set(), set())
