@@ -26,6 +26,8 @@ from kvmnet.policy.keeper import guard_keeper
 from kvmnet.spec.models import Mode, Network, Nic, Spec, Vm
 from kvmnet.spec.names import bridge_name, nic_name, tap_name
 
+SEGMENTS = frozenset({"physical", "bond", "team", "vlan", "vxlan"})
+"""Types of links that lead a bridge to other machines."""
 ROOT = 0
 """uid that owns a tap which nobody else shall open: one without an owner can be opened by every user
 (tun_not_capable() in drivers/net/tun.c)."""
@@ -63,7 +65,7 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
             policy.reach |= {ends, ends[::-1]}
     if spec.networks:
         keeper = guard_keeper()
-        out.add(guard_table(), keeper, host_table(policy), *unmanaged(facts.services))
+        out.add(guard_table(outer_ports(out, spec, facts)), keeper, host_table(policy), *unmanaged(facts.services))
         attach_nics(out, spec, nics, facts, keeper.name)
     claim_uplinks(out, spec)
     return out
@@ -147,6 +149,20 @@ def protected(segment: Segment) -> tuple[str, ...]:
     fixed = (segment.address, segment.address6, network.gateway, network.gateway6)
     declared = {a for nic in segment.nics for a in (nic.ip6, *nic.prefixes) if a.startswith("fe80:") and "/" not in a}
     return (*(a for a in fixed if a), *sorted(declared))
+
+
+def outer_ports(out: Compiled, spec: Spec, facts: Facts) -> set[tuple[str, str]]:
+    """(device, bridge) of the ports by which somebody else's segment is reached: uplinks, and the host's
+    own NICs on bridges that were there before."""
+    found = set()
+    for name, network in spec.networks.items():
+        if network.mode is Mode.BRIDGE:
+            bridge = out.segments[name].bridge
+            if network.uplink and not network.bridge:
+                found.add((spec.uplinks[network.uplink].device, bridge))
+            found |= {(link.name, bridge) for link in facts.state.values()
+                      if network.bridge and isinstance(link, Link) and link.master == bridge and link.type in SEGMENTS}
+    return found
 
 
 def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]], facts: Facts,

@@ -17,7 +17,7 @@ from kvmnet.engine.plan import plan
 from kvmnet.engine.resource import Key
 from kvmnet.facts.model import Facts
 from kvmnet.host.paths import Paths
-from kvmnet.policy.guard import guard_table, nic_guard
+from kvmnet.policy.guard import advertisers, guard_table, nic_guard
 from kvmnet.spec.allocate import allocate
 from kvmnet.spec.load import loads
 from lib.frames import (
@@ -238,3 +238,39 @@ vms:
     assert forbidden == {"gw1": (), "gw2": (), "any": (VIRTUAL,)}
     tap = wanted[Key("link", "kvt-any-0")]
     assert isinstance(tap, Link) and tap.user == 0
+
+
+def test_a_router_outside_keeps_its_link_local(wired: Lab) -> None:
+    """It advertises itself; the guest that used the address before, and every other, may not any more."""
+    wired.guard()
+    sh(f"nft -f - <<'X'\ntable bridge kvmnet {{\n{advertisers([(wired.outside.name, BRIDGE)])}}}\nX")
+    router, free = "fe80::1", "fe80::2"
+
+    def stolen(address: str) -> list[bytes]:
+        return [v6(OUTSIDE, UDP, udp(address, OUTSIDE.ip6, 9, 9), address),
+                v6(OUTSIDE, ICMP6, na(OUTSIDE, address))]
+
+    assert [wired.leaked([frame])["outside"] for frame in stolen(router)] == [1, 1]
+    nonce = os.urandom(12)
+    wired.outside.send(ether(multicast_mac("ff02::1"), OUTSIDE.mac, IP6, ip6(
+        router, "ff02::1", ICMP6, icmp6(router, "ff02::1", 134, RA))) + nonce)
+    wired.victim.wait(nonce)
+    assert [wired.leaked([frame])["outside"] for frame in stolen(router)] == [0, 0]
+    assert [wired.leaked([frame])["outside"] for frame in stolen(free)] == [1, 1]
+
+
+def test_the_compiler_names_the_ports_that_lead_outside() -> None:
+    text = """
+version: 1
+uplinks: {wan: {device: eth7}}
+networks:
+  office: {mode: bridge, uplink: wan, subnet: 192.0.2.0/24}
+  prod: {mode: bridge, bridge: vmbr0}
+vms: {}
+"""
+    links = (Link(name="eth7", type="physical", mac="52:54:00:00:00:07", mtu=1500),
+             Link(name="eth8", type="physical", master="vmbr0"), Link(name="vmbr0", type="bridge"),
+             Link(name="tap9", type="tap", master="vmbr0"))
+    wanted = compile_spec(loads(text, "test").spec, Facts(state={link.key: link for link in links}), {}).wanted
+    rules = getattr(wanted[Key("nft-table", "bridge kvmnet")], "text", "")
+    assert {d for d in ("eth7", "eth8", "tap9") if f'"{d}"' in rules} == {"eth7", "eth8"}

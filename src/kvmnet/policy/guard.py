@@ -17,7 +17,8 @@ delivered to the port itself and teach the FDB their source; the input chain cat
 IPv6 link-local addresses need not be declared (RFC 7217): the first NIC of a network that uses one
 owns it for ``CLAIM`` since its last use. Addresses of the EUI-64 form cannot be claimed: those of the
 declared MACs are bound beforehand, and the bridge's own is of this form. Nor can those that are
-protected: the gateway's, and what the document declares for another NIC of the network.
+protected: the gateway's, what the document declares for another NIC of the network, and those of
+routers that were heard on the segment that an uplink leads to.
 
 Two tests for "not equal" on neighbouring fields never stand in one rule: nft 1.0.6 merges them into
 one comparison of both, which is true as soon as one differs (a DHCPv6 server on an odd port passed).
@@ -95,6 +96,7 @@ set querier { typeof iifname; }
 map zone { typeof iifname : meta mark; }
 set learned { typeof iifname . @nh,64,128; size 1048576; flags dynamic,timeout; timeout ${claim}; }
 set claimed { typeof meta mark . @nh,64,128; size 1048576; flags dynamic,timeout; timeout ${claim}; }
+set advertised { typeof meta mark . @nh,64,128; size 65536; flags dynamic,timeout; timeout ${claim}; }
 set claims { typeof iifname; size 65536; flags dynamic,timeout; timeout 2h; }
 set dropped { typeof iifname . meta mark; size 262144; flags dynamic,timeout; counter; timeout 1d; }
 chain prerouting {
@@ -212,6 +214,8 @@ chain local6 {
 }
 chain local6_own {
     iifname . @nh,64,128 @not6 meta mark set 12 goto refuse
+    meta mark set iifname map @zone
+    meta mark . @nh,64,128 @advertised meta mark set 12 goto refuse
     iifname . @nh,64,128 != @learned jump local6_new
     meta mark set iifname map @zone
     update @claimed { meta mark . @nh,64,128 } update @learned { iifname . @nh,64,128 } meta mark set 0 return
@@ -232,6 +236,8 @@ chain target6 {
 }
 chain target6_own {
     iifname . @th,64,128 @not6 meta mark set 12 goto refuse
+    meta mark set iifname map @zone
+    meta mark . @th,64,128 @advertised meta mark set 12 goto refuse
     iifname . @th,64,128 != @learned jump target6_new
     meta mark set iifname map @zone
     update @claimed { meta mark . @th,64,128 } update @learned { iifname . @th,64,128 } meta mark set 0 return
@@ -330,9 +336,22 @@ chain neighbour6 {
 """).substitute(priority=PRIORITY, guest=f"{GUEST:#x}", claim=CLAIM, rate=CLAIMS_PER_HOUR)
 
 
-def guard_table() -> NftTable:
-    """The guard of this network namespace; the same text whatever NICs there are."""
-    return NftTable(name=TABLE, text=TEXT)
+def guard_table(outside: Iterable[tuple[str, str]] = ()) -> NftTable:
+    """The guard of this network namespace; the same text whatever NICs there are.
+
+    ``outside``: (device, its bridge) of ports that lead to somebody else's segment. Routers that
+    advertise themselves there keep their link-local addresses, though nobody declared them.
+    """
+    return NftTable(name=TABLE, text=TEXT + advertisers(outside))
+
+
+def advertisers(outside: Iterable[tuple[str, str]]) -> str:
+    """The chain that remembers routers outside; '' where there is no such port."""
+    rules = [f"    iifname \"{device}\" icmpv6 type nd-router-advert {words}" for device, bridge in sorted(outside)
+             for words in (f"meta mark set {zone_of(bridge):#x} update @advertised {{ meta mark . @nh,64,128 }}",
+                           "meta mark set 0")]
+    head = f"    type filter hook prerouting priority {PRIORITY}; policy accept;"
+    return "\n".join(("chain advertisers {", head, *rules, "}", "")) if rules else ""
 
 
 def nic_guard(tap: str, level: str, macs: Iterable[str], addresses: Iterable[str],
