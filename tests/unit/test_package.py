@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from kvmnet import __version__
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src"
-VERSION = "kvmnet-0.1.0"
+VERSION = f"kvmnet-{__version__}"
 
 
 @pytest.fixture(scope="module")
