@@ -1,0 +1,257 @@
+"""The lab: a full Debian kernel under QEMU, with this machine's root in it, driven from here.
+
+The root is shared read-only under an overlay in memory, so the checkout, its virtual environment and
+every installed tool work at their own paths, and nothing that happens inside reaches the machine. There is no
+network card. An agent inside (lab_agent.py) does one thing at a time; every request has a deadline.
+"""
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic
+from types import TracebackType
+from typing import Any
+
+from kvmnet.host.run import find
+from lib.lab_agent import PORT
+from lib.lab_image import ROOT, LabImage, image_folder, initrd
+
+PROGRAM = "qemu-system-x86_64"
+CPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+svm,+npt"
+"""AMD's virtualisation is what TCG emulates: with it, guests inside the lab have KVM. ``max`` costs
+10 s more at boot."""
+MEMORY = "2G"
+WORDS = ("console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on tsc=reliable "
+         "no_timer_check nokaslr audit=0 rdinit=/init")
+AGENT = Path(__file__).with_name("lab_agent.py")
+BOOT_TIMEOUT = 120.0
+GRACE = 30.0
+"""Seconds that the agent gets on top of a request's own, to end it and to say so."""
+WARM = ("kvmnet.api", "kvmnet.compile", "kvmnet.spec.load", "kvmnet.spec.checks", "kvmnet.facts.firewalls",
+        "kvmnet.facts.features", "kvmnet.check.prove", "kvmnet.guests.launch", "pytest", "lib.lab_pytest")
+"""Modules that the agent loads once, for all that follows."""
+ENVIRONMENT = {"KVMNET_STATE_DIR": "/run/lab/state", "KVMNET_RUN_DIR": "/run/kvmnet", "KVMNET_ETC_DIR": "/run/lab/etc"}
+Stream = Generator[tuple[str, bytes], None, dict[str, Any]]
+Listen = Callable[[str, bytes], None]
+TAIL = 40
+"""Lines of the console shown with a failure."""
+
+
+class LabFailed(Exception):
+    """The lab did not do what it was asked. With what the console said last."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a program in the lab did."""
+
+    code: int
+    """Exit code; 128 + N for signal N."""
+    out: str
+    err: str
+    late: bool = False
+    """It was ended because its time was over."""
+
+
+@dataclass
+class Lab:
+    """A running lab. Made by ``boot``."""
+
+    process: subprocess.Popen[bytes]
+    port: socket.socket
+    console: Path
+    env: dict[str, str]
+    buffer: bytes = b""
+    owed: int = 0
+    """Answers of requests that nobody waited for yet."""
+    broken: str = ""
+
+    # -- what tests use ----------------------------------------------------------------------
+
+    def run(self, script: str, timeout: float = 30.0, *, netns: str = "", env: Mapping[str, str] | None = None) -> Result:
+        """Run a shell script as root, in the named network namespace if one is given."""
+        return self.program(["bash", "-c", script], timeout, netns=netns, env=env)
+
+    def sh(self, script: str, timeout: float = 30.0, *, netns: str = "") -> str:
+        """Output of a shell script that must succeed."""
+        return self.must(script, self.run(f"set -e\n{script}", timeout, netns=netns))
+
+    def python(self, code: str, timeout: float = 60.0, *, netns: str = "", env: Mapping[str, str] | None = None) -> Result:
+        """Run Python code in a fork of the agent: kvmnet is loaded, ``from lib...`` works."""
+        return self.work("python", {"code": code, "name": "<lab>"}, timeout, netns=netns, env=env)
+
+    def program(self, argv: Sequence[str], timeout: float = 30.0, *, netns: str = "",
+                env: Mapping[str, str] | None = None, listen: Listen | None = None) -> Result:
+        """Run a program. ``listen`` is given its output as it comes, as (out or err, bytes)."""
+        return self.work("program", {"argv": list(argv)}, timeout, netns=netns, env=env, listen=listen)
+
+    def put(self, content: bytes | Path, path: str, mode: int = 0o644) -> None:
+        """A file of the lab's own, with *content* or that of a file out here."""
+        data = content.read_bytes() if isinstance(content, Path) else content
+        finish(self.ask({"op": "put", "path": path, "data": base64.b64encode(data).decode(), "mode": mode}, 60))
+
+    def get(self, path: str) -> bytes:
+        """Content of a file in the lab."""
+        return b"".join(data for _, data in self.ask({"op": "get", "path": path}, 60))
+
+    @contextmanager
+    def netns(self, *names: str) -> Iterator[None]:
+        """Named network namespaces, with loopback up; what is left running in the lab ends with them."""
+        self.sh("".join(f"ip netns add {n}; ip -n {n} link set lo up\n" for n in names))
+        try:
+            yield
+        finally:
+            self.clear()
+
+    def clear(self) -> None:
+        """End what requests have left running and delete named namespaces."""
+        finish(self.ask({"op": "clear"}, 30))
+
+    def must(self, what: str, result: Result) -> str:
+        """Output of something that has to have succeeded."""
+        if result.code:
+            raise AssertionError(f"in the lab: {what}\n{'its time was over' if result.late else f'exit {result.code}'}: "
+                                 f"{result.err}{result.out}\n{self.said()}")
+        return result.out
+
+    def warm(self) -> None:
+        """Have the agent load kvmnet and pytest; the next request waits for it."""
+        self.send({"op": "warm", "modules": WARM, "path": [str(ROOT / "tests"), str(ROOT / "src")]})
+        self.owed += 1
+
+    def said(self) -> str:
+        """The end of the console's log."""
+        lines = self.console.read_text(errors="replace").splitlines()
+        return "\n".join(["-- the lab's console --", *lines[-TAIL:]])
+
+    # -- the wire ----------------------------------------------------------------------------
+
+    def work(self, operation: str, request: dict[str, Any], timeout: float, *, netns: str = "",
+             env: Mapping[str, str] | None = None, listen: Listen | None = None) -> Result:
+        stream = self.stream(operation, request, timeout, netns=netns, env=env)
+        parts = {"out": b"", "err": b"", "note": b""}
+        while True:
+            try:
+                name, data = next(stream)
+            except StopIteration as end:
+                return Result(end.value["code"], parts["out"].decode(errors="replace"),
+                              parts["err"].decode(errors="replace"), end.value["late"])
+            parts[name] += data
+            if listen:
+                listen(name, data)
+
+    def stream(self, operation: str, request: dict[str, Any], timeout: float, *, netns: str = "",
+               env: Mapping[str, str] | None = None) -> Stream:
+        """Have a child of the agent do something: what it says, as (out, err or note; bytes), as it comes."""
+        return self.ask({"op": operation, **request, "timeout": timeout, "netns": netns, "cwd": str(ROOT),
+                         "env": {**self.env, **(env or {})}}, timeout)
+
+    def ask(self, request: dict[str, Any], timeout: float) -> Stream:
+        """Send a request; the parts of its answer, and then its end. Raises LabFailed when nothing comes in time."""
+        while self.owed:
+            self.owed -= 1
+            finish(self.parts(monotonic() + BOOT_TIMEOUT))
+        self.send(request)
+        return (yield from self.parts(monotonic() + timeout + GRACE))
+
+    def parts(self, deadline: float) -> Stream:
+        while True:
+            line = self.line(deadline)
+            if "failed" in line:
+                raise LabFailed(line["failed"])
+            if "code" in line:
+                return line
+            for name, value in line.items():
+                yield name, base64.b64decode(value)
+
+    def send(self, request: dict[str, Any]) -> None:
+        if self.broken:
+            raise LabFailed(self.broken)
+        try:
+            self.port.settimeout(GRACE)
+            self.port.sendall(json.dumps(request).encode() + b"\n")
+        except OSError as error:
+            raise self.failed(f"the lab takes no request: {error}") from error
+
+    def line(self, deadline: float) -> dict[str, Any]:
+        while b"\n" not in self.buffer:
+            left = deadline - monotonic()
+            try:
+                self.port.settimeout(max(left, 0.01))
+                data = self.port.recv(1 << 18)
+            except TimeoutError:
+                raise self.failed("the lab does not answer") from None
+            except OSError as error:
+                raise self.failed(f"the lab cannot be heard: {error}") from error
+            if not data:
+                raise self.failed("the lab has ended")
+            self.buffer += data
+        text, _, self.buffer = self.buffer.partition(b"\n")
+        found: dict[str, Any] = json.loads(text)
+        return found
+
+    def failed(self, why: str) -> LabFailed:
+        """This lab is of no more use."""
+        self.broken = why
+        self.end()
+        return LabFailed(f"{why}\n{self.said()}")
+
+    def end(self) -> None:
+        """End QEMU, by its own process."""
+        self.port.close()
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.end()
+
+
+@contextmanager
+def boot(image: LabImage, *, terminal: bool = False) -> Iterator[Lab]:
+    """A lab that answers. ``terminal``: its console is this process's terminal. Raises LabFailed."""
+    with TemporaryDirectory(prefix="kvmnet-lab-") as scratch:
+        folder = Path(scratch)
+        with start(image, folder, terminal) as lab:
+            lab.line(monotonic() + BOOT_TIMEOUT)
+            yield lab
+
+
+def start(image: LabImage, folder: Path, terminal: bool) -> Lab:
+    console, disk = folder / "console.log", folder / "initrd"
+    console.touch()
+    disk.write_bytes(initrd(image, (sys.executable, str(AGENT))))
+    ours, theirs = socket.socketpair()
+    serial = "stdio" if terminal else "null"
+    argv = [
+        "setpriv", "--pdeathsig", "KILL", find(PROGRAM) or PROGRAM, "-nodefaults", "-no-user-config", "-display", "none",
+        "-machine", "q35", "-accel", "tcg", "-cpu", CPU, "-smp", str(min(2, os.cpu_count() or 1)), "-m", MEMORY,
+        "-no-reboot", "-kernel", str(image.kernel), "-initrd", str(disk), "-append", WORDS,
+        "-chardev", f"{serial},id=tty,signal=off,logfile={console}" if terminal else f"null,id=tty,logfile={console}",
+        "-serial", "chardev:tty", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
+        "-chardev", f"socket,id=agent,fd={theirs.fileno()}", "-device", f"virtserialport,chardev=agent,name={PORT}",
+        "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
+        "-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]
+    with theirs, console.open("ab") as words:
+        process = subprocess.Popen(argv, stdin=None if terminal else subprocess.DEVNULL, pass_fds=[theirs.fileno()],
+                                   stderr=None if terminal else words)
+    return Lab(process, ours, console, {**ENVIRONMENT, "KVMNET_IMAGE_DIR": str(image_folder())})
+
+
+def finish(stream: Stream) -> None:
+    for _ in stream:
+        pass
