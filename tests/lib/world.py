@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import selectors
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from difflib import unified_diff
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import monotonic
 from typing import Any
 from uuid import uuid4
 
@@ -171,6 +173,27 @@ class Place:
                 return s.recv(200).decode()
             except OSError:
                 return ""
+
+    def any(self, address: str, port: int, timeout: float = SOON) -> str:
+        """The first answer by TCP or UDP, both asked at once; '' when neither comes."""
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with self.socket(family, socket.SOCK_STREAM) as tcp, self.socket(family, socket.SOCK_DGRAM) as udp:
+            waiting = []
+            for s in (tcp, udp):
+                s.setblocking(False)
+                with suppress(OSError):
+                    s.connect_ex((address, port))
+                    waiting.append(s)
+            with suppress(OSError):
+                udp.send(b"?")
+            deadline = monotonic() + timeout
+            while waiting and (left := deadline - monotonic()) > 0:
+                for s in select.select(waiting, [], [], left)[0]:
+                    try:
+                        return s.recv(200).decode()
+                    except OSError:
+                        waiting.remove(s)
+        return ""
 
     def pings(self, address: str, size: int = 56, timeout: float = 1.0) -> bool:
         """Whether an echo of *size* bytes of payload is answered, without fragmentation."""

@@ -246,7 +246,7 @@ class Attempt:
 
     def made(self, net: World, timeout: float = NEVER) -> str:
         place: Place | Guest = net.outside if self.who == "outside" else net.guest(self.who)
-        return place.tcp(self.address, self.port, timeout) or place.udp(self.address, self.port, timeout)
+        return place.any(self.address, self.port, timeout)
 
 
 REFUSED = [
