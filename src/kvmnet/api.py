@@ -280,6 +280,9 @@ class Host:
 
     def running(self) -> Mapping[str, Any]:
         """Guests that kvmnet runs now, by name."""
+        from kvmnet.drivers.qemu.folder import running_folders
+        if not running_folders(self.paths):
+            return {}
         from kvmnet.guests.launch import running
         return running(self.paths)
 
