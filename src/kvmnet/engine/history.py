@@ -161,11 +161,22 @@ class History:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One durable transaction, on a database of the current version."""
         make_directory(self.path.parent)
+        self.keep_private()
         with self.connected("rwc") as db:
             self.upgrade(db)
             db.execute("BEGIN IMMEDIATE")
             yield db
             db.execute("COMMIT")
+
+    def keep_private(self) -> None:
+        """Documents are root's own, as the file was perhaps that they came from. SQLite gives its journal
+        the mode of the database."""
+        with readable_errors(self.path, "open"):
+            fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                os.fchmod(fd, 0o600)
+            finally:
+                os.close(fd)
 
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection | None]:

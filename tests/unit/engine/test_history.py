@@ -38,6 +38,13 @@ def test_a_revision_says_who_when_and_from_where(book: History, monkeypatch: pyt
     assert last is not None and (last.number, last.message) == (number, "fine") and last.finished
 
 
+def test_documents_are_for_nobody_else_to_read(book: History) -> None:
+    book.path.parent.mkdir(parents=True)
+    book.path.touch(0o644)
+    book.begin(Change(DOCUMENT, "/etc/kvmnet.yaml"), COUNTS)
+    assert book.path.stat().st_mode & 0o777 == 0o600
+
+
 def test_numbers_are_never_used_twice(book: History) -> None:
     assert [book.begin(Change("", ""), COUNTS) for _ in range(3)] == [1, 2, 3]
     book.abandon_pending("restart")
