@@ -17,6 +17,7 @@ only for port settings that a fresh port has not. Traps that decide the order, a
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeVar, cast
 
 from kvmnet.drivers.linux.attrs import BRIDGE, LINK, PORT, Attr, join_alias
@@ -35,12 +36,13 @@ class Line(NamedTuple):
     gone: bool = False
 
     def __str__(self) -> str:
-        return " ".join(quote(w) for w in self.words)
+        return " ".join(map(quote, self.words))
 
 
 PLAIN = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~:/@%+,=|")
 
 
+@lru_cache(maxsize=4096)
 def quote(word: str) -> str:
     """*word* as ``ip -batch`` splits it (makeargs() in iproute2/lib/utils.c): quotes, no escapes."""
     if word and PLAIN.issuperset(word):

@@ -85,6 +85,9 @@ def gather(pairs: Iterable[tuple[str, str]]) -> Elements:
 
 def change(before: Iterable[NicGuard], after: Iterable[NicGuard]) -> tuple[Elements, Elements]:
     """Elements to delete and elements to add, so that *after* stands where *before* stood."""
+    before, after = list(before), list(after)
+    if not before:  # all the pairs of different guards differ
+        return {}, gather(pair for guard in after for pair in element(guard))
     old = {pair for guard in before for pair in element(guard)}
     new = {pair for guard in after for pair in element(guard)}
     return gather(sorted(old - new)), gather(sorted(new - old))
