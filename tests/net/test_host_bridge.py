@@ -81,6 +81,21 @@ def test_the_uplink_joins_a_bridge_and_comes_back(net: World) -> None:
     same(before, snapshot())
 
 
+def test_a_detached_uplink_is_attached_again_with_the_hosts_addresses() -> None:
+    with world() as net:
+        before = snapshot()
+        net.service(net.outside, "outside", 80)
+        net.apply(BRIDGED)
+        sh("ip link set eth0 nomaster")
+        assert net.here.tcp(OUTSIDE, 80, NEVER) == "" and net.drift() == ["update link eth0"]
+        net.apply(BRIDGED)
+        assert net.drift() == [] and net.here.tcp(OUTSIDE, 80) == f"outside {HOST}"
+        sh("ip link set eth0 nomaster")
+        net.destroy()
+        steady()
+        same(before, snapshot())
+
+
 def test_a_bridge_of_the_host_is_used_as_it_is(net: World) -> None:
     sh("ip link add br9 type bridge forward_delay 0; ip link set br9 up")
     sh("ip addr flush dev eth0; ip link set eth0 master br9; ip addr add 192.0.2.2/24 dev br9")

@@ -5,7 +5,7 @@ import contextlib
 import os
 import pwd
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 
 from kvmnet.drivers.files.driver import services_in_use
@@ -38,14 +38,14 @@ WHOLE_HOST = frozenset({"dhcpcd", "systemd-networkd", "NetworkManager", "connman
 """Daemons that look after every device unless their command line names one."""
 
 
-def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Iterable[str] = (),
+def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Collection[str] = (),
              running: Mapping[str, tuple[str, ...]] | None = None) -> Facts:
     """Facts for compiling. ``seen``: everything observed. ``users``: names that the document gives.
     ``uplinks``: devices that join a bridge: what names them elsewhere is read too. ``running``: guests
     that run -> their NICs."""
     links = {r.name: r for r in seen.state.values() if isinstance(r, Link)}
     return Facts(
-        state={**seen.state, **device_settings(links, seen)},
+        state={**seen.state, **device_settings(links, seen, set(uplinks))},
         features=features(paths.run / "features.json"),
         cpus=len(os.sched_getaffinity(0)),
         running=dict(running or {}),
@@ -60,16 +60,16 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: It
         ruleset=foreign_ruleset() if uplinks else "")
 
 
-def device_settings(links: Mapping[str, Link], seen: Seen) -> dict[Key, Resource]:
-    """Settings of the host's own devices that hold addresses or are ports of our bridges, and of the
-    bridges that took them."""
+def device_settings(links: Mapping[str, Link], seen: Seen, uplinks: Set[str]) -> dict[Key, Resource]:
+    """Settings of the host's own devices that hold addresses, are ports of our bridges or are to be, and of
+    the bridges that took them."""
     addressed = {r.dev for r in seen.state.values() if isinstance(r, Address)}
     asked: dict[str, None] = {}
     for link in links.values():
         if link.key in seen.ours or link.type == "loopback":
             continue
         master = link.master if link.master and Key(Link.kind, link.master) in seen.ours else ""
-        if master or link.name in addressed:
+        if master or link.name in addressed or link.name in uplinks:
             asked.update(dict.fromkeys(uplink_sysctls(link.name, master or "default")))
     return {s.key: s for s in LinuxDriver(asked).observe_sysctls({}, links)}
 
