@@ -125,8 +125,10 @@ class Host:
             seen = self.engine.observe(compiled.wanted)
         self.engine.dispatch.look_up(seen, self.engine.with_lent(compiled.wanted))
         inner = self.engine.plan(seen, compiled.wanted, compiled.borrowed, adopt)
+        from kvmnet.facts.collect import bridge_netfilter
         from kvmnet.facts.firewalls import blockers, foreign_tables, packets
-        blocked = blockers(foreign_tables(seen), packets(compiled.segments.values()))
+        foreign = foreign_tables(seen)
+        blocked = blockers(foreign, packets(compiled.segments.values(), bridge_netfilter())) if foreign else ()
         return Planned(document.source, document, compiled, allocations, inner,
                        (*compiled.notes, *map(str, blocked)))
 

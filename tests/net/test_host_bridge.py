@@ -188,6 +188,23 @@ def test_a_foreign_firewall_that_drops_our_traffic_is_named_with_its_cure() -> N
         assert wait_until(lambda: app.tcp(OUTSIDE, 80, NEVER), 3) == f"outside {HOST}" and app.lease()
 
 
+def test_with_bridge_netfilter_on_a_foreign_firewall_also_stops_guests_among_themselves() -> None:
+    with world(call_iptables=1) as net:
+        net.apply(ADOPTED.replace("bridge: br9", "uplink: wan, subnet: 192.0.2.0/24, gateway: 192.0.2.1")
+                  .replace("networks:", "uplinks: {wan: {device: eth0}}\nnetworks:"))
+        one, two = net.guest("one").use("192.0.2.60/24"), net.guest("two").use("192.0.2.61/24")
+        net.service(two, "two", 80)
+        assert one.tcp("192.0.2.61", 80)
+        sh("nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'")
+        assert one.tcp("192.0.2.61", 80, NEVER) == ""
+        document = net.host.current()
+        assert document is not None
+        (note,) = (n for n in net.host.plan_document(document).notes if n.startswith("ip filter"))
+        assert "guests of prod send each other" in note and "iptables -I FORWARD -i kvb-+ -j ACCEPT" in note
+        sh("nft insert rule ip filter FORWARD iifname '\"kvb-*\"' accept")
+        assert one.tcp("192.0.2.61", 80) == "two 192.0.2.60"
+
+
 def test_two_hosts_on_one_machine_do_not_meet() -> None:
     """Each namespace with its own directories is a host of its own, also by the names of its things."""
     with world() as first, named_netns("kvt-far-far") as far:

@@ -109,6 +109,16 @@ def limits(root: Path = Path("/proc/sys")) -> dict[str, int]:
     return found
 
 
+def bridge_netfilter(root: Path = Path("/proc/sys/net/bridge")) -> frozenset[int]:
+    """IP versions whose frames pass the IP hooks on every bridge of this namespace."""
+    found = set()
+    for version, name in ((4, "bridge-nf-call-iptables"), (6, "bridge-nf-call-ip6tables")):
+        with contextlib.suppress(OSError):
+            if (root / name).read_text(encoding="ascii").strip() == "1":
+                found.add(version)
+    return frozenset(found)
+
+
 def routing(paths: Paths, root: Path = Path("/proc/sys")) -> frozenset[int]:
     """IP versions that the host forwards, and that it did before we switched anything on."""
     lent = load_originals(paths.originals, Codec(to_json, from_json))

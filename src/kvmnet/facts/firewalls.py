@@ -8,7 +8,7 @@ are judged; a rule with any other condition is taken for one that does not match
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -67,10 +67,14 @@ class Rule:
     text: str
 
 
-def packets(segments: Iterable[Segment]) -> list[Packet]:
-    """What has to pass for the networks of a document: one packet of each kind."""
+def packets(segments: Iterable[Segment], bridged: Set[int] = frozenset()) -> list[Packet]:
+    """What has to pass for the networks of a document: one packet of each kind. ``bridged``: IP versions
+    whose frames pass the IP hooks on every bridge (net.bridge.bridge-nf-call-iptables, -ip6tables)."""
     found = []
     for s in segments:
+        found += [Packet(way="forward", version=version, iif=s.bridge, oif=s.bridge,
+                         words=f"what guests of {s.name} send each other (bridge netfilter is on for all bridges)")
+                  for version in sorted(bridged)]
         if not s.bridge.startswith(BRIDGE):
             continue
         for version, address in ((4, s.address), (6, s.address6)):

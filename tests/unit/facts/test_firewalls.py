@@ -158,3 +158,12 @@ def test_what_has_to_pass_for_each_mode() -> None:
     assert of("isolated", dns={"enabled": False}) == {"input new kvb-lan 67"}
     assert of("nat", uplink="wan") == services | {"forward new kvb-lan eth0", "forward established eth0 kvb-lan"}
     assert of("routed", uplink="wan") == services | {"forward new kvb-lan eth0", "forward new eth0 kvb-lan"}
+
+
+def test_bridge_netfilter_sends_frames_between_guests_through_forward() -> None:
+    segment = Segment(name="lab", network=Network.model_validate({"mode": "isolated"}), bridge="kvb-lab", mtu=1500,
+                      address="", address6="", way_out="", nics=())
+    assert packets([segment]) == []
+    (finding,) = blockers([NftTable(name="ip filter", text=DOCKER % "")], packets([segment], {4, 6}))
+    assert finding.lost == ("what guests of lab send each other (bridge netfilter is on for all bridges)",)
+    assert blockers([NftTable(name="ip filter", text=DOCKER % '\n\t\tiifname "kvb-*" accept')], packets([segment], {4})) == []
