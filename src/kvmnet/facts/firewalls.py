@@ -40,6 +40,11 @@ class Packet:
     port: int = 0
     words: str
 
+    @property
+    def bridge(self) -> str:
+        """The end of it that is a guest network."""
+        return self.oif if self.oif.startswith(BRIDGE) else self.iif
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -117,14 +122,16 @@ def blockers(tables: Iterable[NftTable], wanted: Iterable[Packet]) -> list[Findi
                   for m in CHAIN.finditer(table.text or "")}
         for chain in bases:
             lost: dict[str, str] = {}
+            bridges: set[str] = set()
             for packet in wanted:
                 if chain.hook in HOOKS[packet.way] and family in FAMILIES[packet.version]:
                     verdict = walk(chains, chain.chain, packet) or f"policy {chain.policy}"
                     if verdict not in ("accept", "policy accept"):
                         lost.setdefault(packet.words, verdict)
+                        bridges.add(packet.bridge)
             if lost:
                 found.append(Finding(table.name, chain.chain, chain.hook, next(iter(lost.values())), tuple(lost),
-                                     cure(table.name, chain.chain, chain.hook, chains)))
+                                     cure(table.name, chain.chain, chain.hook, chains, bridges)))
     return found
 
 
@@ -211,20 +218,24 @@ def within(port: int, text: str) -> bool:
 
 # -- what to do ------------------------------------------------------------------------------------
 
-def cure(table: str, chain: str, hook: str, chains: Mapping[str, list[Rule]]) -> str:
+def cure(table: str, chain: str, hook: str, chains: Mapping[str, list[Rule]], bridges: Iterable[str]) -> str:
     """Commands of the firewall's own tool, or of nft, that let our bridges pass."""
     family, name = table.split(maxsplit=1)
-    tool = "ip6tables" if family == "ip6" else "iptables"
+    through = hook in ("forward", "postrouting")
+    networks = sorted({f"{BRIDGE}NETWORK" if b.startswith(BRIDGE) else b for b in bridges})
     if name == "firewalld":
-        return f"firewall-cmd --permanent --zone=trusted --add-interface={BRIDGE}NETWORK for each network, then " \
-               "firewall-cmd --reload"
-    if any(c.startswith(("ufw-", "ufw6-")) for c in chains):
-        return f"ufw route allow in on {BRIDGE}NETWORK and ufw route allow out on {BRIDGE}NETWORK" if hook == "forward" \
-            else f"ufw allow in on {BRIDGE}NETWORK"
-    if name == "filter" and family in ("ip", "ip6") and chain.isupper():
+        commands = [f"firewall-cmd --permanent --zone=trusted --add-interface={b}" for b in networks]
+        commands.append("firewall-cmd --reload")
+    elif any(c.startswith(("ufw-", "ufw6-")) for c in chains):
+        commands = [f"ufw route allow {way} on {b}" for b in networks for way in ("in", "out")] if through else \
+            [f"ufw allow in on {b}" for b in networks]
+    elif name == "filter" and family in ("ip", "ip6") and chain.isupper():
+        tool = "ip6tables" if family == "ip6" else "iptables"
         place = "DOCKER-USER" if hook == "forward" and "DOCKER-USER" in chains else chain
-        commands = [f"{tool} -I {place} -i {BRIDGE}+ -j ACCEPT"]
-        commands += [f"{tool} -I {place} -o {BRIDGE}+ -j ACCEPT"] if hook == "forward" else []
-        return " and ".join(commands)
-    ends = ("iifname", "oifname") if hook in ("forward", "postrouting") else ("iifname",)
-    return " and ".join(f"nft insert rule {table} {chain} {end} '\"{BRIDGE}*\"' accept" for end in ends)
+        patterns = [f"{BRIDGE}+" if b.startswith(BRIDGE) else b for b in networks]
+        commands = [f"{tool} -I {place} {way} {p} -j ACCEPT" for p in patterns for way in (("-i", "-o") if through else ("-i",))]
+    else:
+        patterns = [f"{BRIDGE}*" if b.startswith(BRIDGE) else b for b in networks]
+        commands = [f"nft insert rule {table} {chain} {way} '\"{p}\"' accept" for p in patterns
+                    for way in (("iifname", "oifname") if through else ("iifname",))]
+    return " and ".join(commands)

@@ -1,6 +1,8 @@
 """Foreign firewalls, as nft lists them: which lose our traffic, and what is said."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from kvmnet.drivers.nftables.resources import NftTable
@@ -112,7 +114,7 @@ def test_new_connections_from_outside_fall_to_the_last_rule() -> None:
     asked = Packet(way="forward", version=6, iif="eth0", oif="kvb-lan", words="in")
     finding = found("inet firewalld", FIREWALLD % "", (asked,))["filter_FORWARD"]
     assert finding.lost == ("in",) and finding.why == "drop"
-    assert "nft insert" not in finding.cure
+    assert "--add-interface=kvb-NETWORK and firewall-cmd --reload" in finding.cure
 
 
 def test_ufw_is_told_in_its_own_words() -> None:
@@ -166,4 +168,7 @@ def test_bridge_netfilter_sends_frames_between_guests_through_forward() -> None:
     assert packets([segment]) == []
     (finding,) = blockers([NftTable(name="ip filter", text=DOCKER % "")], packets([segment], {4, 6}))
     assert finding.lost == ("what guests of lab send each other (bridge netfilter is on for all bridges)",)
+    adopted = replace(segment, bridge="vmbr0")
+    (finding,) = blockers([NftTable(name="ip filter", text=DOCKER % "")], packets([segment, adopted], {4}))
+    assert finding.cure.count("-i vmbr0 ") == finding.cure.count("-i kvb-+ ") == 1
     assert blockers([NftTable(name="ip filter", text=DOCKER % '\n\t\tiifname "kvb-*" accept')], packets([segment], {4})) == []
