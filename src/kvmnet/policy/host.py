@@ -144,9 +144,11 @@ def prefixes(pairs: Iterable[tuple[str, str]], family: int) -> list[str]:
     out = []
     for device, found in by_device.items():
         nets = sorted((ip_network(p) for p in set(found)), key=lambda n: (n.network_address, n.prefixlen))
-        kept = [n for i, n in enumerate(nets)
-                if not any(n != m and n.subnet_of(m) for m in nets[:i])]  # type: ignore[arg-type]
-        out += [f'"{device}" . {n}' for n in kept]
+        last = None
+        for net in nets:  # what lies inside another comes right after it
+            if last is None or not net.subnet_of(last):  # type: ignore[arg-type]
+                out.append(f'"{device}" . {net}')
+                last = net
     return out
 
 
