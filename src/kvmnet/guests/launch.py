@@ -15,7 +15,18 @@ from kvmnet.drivers.qemu.agent import Agent, AgentError, Result
 from kvmnet.drivers.qemu.arguments import TINY_WORDS, Descriptors, arguments
 from kvmnet.drivers.qemu.devices import Handles, device_id
 from kvmnet.drivers.qemu.folder import GuestFolder, folder, folders
-from kvmnet.drivers.qemu.process import KVM, account, finish, identity, kill, let_go, reap, spawn, writers_of
+from kvmnet.drivers.qemu.process import (
+    KVM,
+    account,
+    apart,
+    finish,
+    identity,
+    kill,
+    let_go,
+    reap,
+    spawn,
+    writers_of,
+)
 from kvmnet.drivers.qemu.qmp import Monitor, QmpError
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.qemu.sockets import listen
@@ -89,7 +100,7 @@ def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Acce
         raise KvmnetError(f"guest {name} is not run by kvmnet", hint=f"vms.{name}.run says how to run it")
     chosen = accelerator(vm.run, accel)
     boot = boot_files(vm.run, nics, paths, progress, name)
-    who = account(vm.run.user)
+    who = apart(account(vm.run.user), home.path)
     home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     home.forget()
     progress(f"starting guest {name} ({chosen})")

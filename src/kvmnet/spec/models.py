@@ -314,7 +314,7 @@ class Run(Part):
     machine: Literal["pc", "q35"] = "q35"
     """Machine type; q35 gets spare PCIe ports for hot-plug."""
     user: Line = "nobody"
-    """User that QEMU becomes once its devices are open."""
+    """User that QEMU runs as; nobody: each guest as a user of its own, without a name."""
 
 
 class Vm(Part):

@@ -8,7 +8,8 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import blake2s
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,6 +19,9 @@ from kvmnet.host.process import Process, start_time
 from kvmnet.host.run import find, missing
 
 KVM = Path("/dev/kvm")
+SHARED = "nobody"
+OWN_USERS = range(0x7000_0000, 0x8000_0000)
+"""Numbers that no distribution, container or systemd gives away (systemd.io/UIDS-GIDS)."""
 Child: TypeAlias = "subprocess.Popen[bytes]"
 
 
@@ -46,6 +50,26 @@ def account(user: str) -> Account:
         if device.st_mode & 0o060 == 0o060 and device.st_gid != 0:
             groups = (device.st_gid,)
     return Account(user, entry.pw_uid, entry.pw_gid, groups)
+
+
+def apart(who: Account, guest: Path) -> Account:
+    """*who*, or for ``nobody`` a user that only the guest of this run folder has: processes of one user
+    may write each other's memory (/proc/PID/mem), so that a QEMU that was taken over by its guest
+    would have those of all others, and their NICs. Where such users do not exist (in a container
+    with few), it stays nobody."""
+    own = OWN_USERS.start + int.from_bytes(blake2s(os.fsencode(guest), digest_size=4).digest(), "big") % len(OWN_USERS)
+    if who.name != SHARED or not (mapped("uid_map", own) and mapped("gid_map", own)):
+        return who
+    return replace(who, name=f"{SHARED} (uid {own})", uid=own, gid=own)
+
+
+def mapped(which: str, number: int) -> bool:
+    """Whether a user or group of this number exists in our user namespace (user_namespaces(7))."""
+    try:
+        rows = [list(map(int, line.split())) for line in Path("/proc/self", which).read_text().splitlines()]
+    except (OSError, ValueError):
+        return False
+    return any(first <= number < first + count for first, _, count in rows)
 
 
 def group_name(gid: int) -> str:
