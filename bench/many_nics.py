@@ -11,6 +11,7 @@ import json
 import sys
 import tempfile
 from collections import defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 from bench.claim import Claim, ratio, seconds
@@ -83,10 +84,15 @@ def main() -> None:
     options.add_argument("--looks", type=int, default=3, help="repeated applies in one round")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="kvmnet-bench-") as folder:
-        bench = Bench(World(Path(folder)), asked.nics)
-        for done in range(asked.rounds):
-            bench.round(asked.looks)
-            print(f"{asked.nics:,} NICs: round {done + 1} of {asked.rounds}", file=sys.stderr)
+        world = World(Path(folder))
+        bench = Bench(world, asked.nics)
+        try:
+            for done in range(asked.rounds):
+                bench.round(asked.looks)
+                print(f"{asked.nics:,} NICs: round {done + 1} of {asked.rounds}", file=sys.stderr)
+        finally:
+            with suppress(SystemExit):  # a round that failed leaves daemons behind
+                world.kvmnet("destroy", "--yes")
         print(json.dumps({"claims": [c.to_json() for c in bench.claims()], "seconds": bench.taken}))
 
 
