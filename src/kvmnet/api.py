@@ -126,9 +126,9 @@ class Host:
         self.engine.dispatch.look_up(seen, self.engine.with_lent(compiled.wanted))
         inner = self.engine.plan(seen, compiled.wanted, compiled.borrowed, adopt)
         from kvmnet.facts.collect import bridge_netfilter
-        from kvmnet.facts.firewalls import blockers, foreign_tables, packets
-        foreign = foreign_tables(seen)
-        blocked = blockers(foreign, packets(compiled.segments.values(), bridge_netfilter())) if foreign else ()
+        from kvmnet.facts.firewalls import blockers, foreign_tables, own_forwards, packets
+        segments, bridged = compiled.segments.values(), bridge_netfilter()
+        blocked = [*own_forwards(segments, bridged), *blockers(foreign_tables(seen), packets(segments, bridged))]
         return Planned(document.source, document, compiled, allocations, inner,
                        (*compiled.notes, *map(str, blocked)))
 

@@ -134,6 +134,8 @@ def test_forwarded_ports_lead_to_the_guest_from_everywhere(net: World) -> None:
     through_bridge = sh("sysctl -n net.bridge.bridge-nf-call-iptables").strip() == "1"
     if through_bridge:
         assert app.tcp(HOST, 8080) and app.tcp(HOST, 8081) and app.udp(HOST, 5353) and app.tcp(HOST6, 8080)
+        assert web.tcp(HOST, 8080, NEVER) == ""
+        assert any("not those forwarded to themselves" in note for note in net.plan(DOCUMENT).notes), "and that is said"
         return
     for guest in (web, app):  # hairpin: answers have to come back through the host
         assert guest.tcp(HOST, 8080) == guest.tcp(HOST, 8081) == "web 192.168.100.1", guest.vm

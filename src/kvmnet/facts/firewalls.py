@@ -105,6 +105,15 @@ def through(s: Segment, version: int) -> list[Packet]:
                    words=f"what comes for {s.name} from outside")]
 
 
+def own_forwards(segments: Iterable[Segment], bridged: Set[int]) -> list[str]:
+    """Notes on forwarded ports that their own guest cannot use while bridge netfilter is on everywhere: the
+    kernel then bridges what is redirected to the same bridge (br_nf_pre_routing_finish()), and a bridge
+    sends no frame back to the port that it came by."""
+    return [f"net.bridge.bridge-nf-call-iptables is on for every bridge: guests of {s.name} reach ports forwarded to "
+            "others, but not those forwarded to themselves, by the host's address" for s in segments
+            if bridged and s.network.forwards]
+
+
 def foreign_tables(seen: Seen) -> list[NftTable]:
     """The tables that are not ours."""
     return [r for r in seen.state.values() if isinstance(r, NftTable) and r.key not in seen.ours]
