@@ -38,7 +38,7 @@ BOOT_TIMEOUT = 120.0
 GRACE = 30.0
 """Seconds that the agent gets on top of a request's own, to end it and to say so."""
 WARM = ("kvmnet.api", "kvmnet.compile", "kvmnet.spec.load", "kvmnet.spec.checks", "kvmnet.facts.firewalls",
-        "kvmnet.facts.features", "kvmnet.check.prove", "kvmnet.guests.launch", "pytest", "lib.lab_pytest")
+        "kvmnet.facts.features", "kvmnet.check.prove", "kvmnet.guests.launch", "pytest")
 """Modules that the agent loads once, for all that follows."""
 ENVIRONMENT = {"KVMNET_STATE_DIR": "/run/lab/state", "KVMNET_RUN_DIR": "/run/kvmnet", "KVMNET_ETC_DIR": "/run/lab/etc"}
 Stream = Generator[tuple[str, bytes], None, dict[str, Any]]

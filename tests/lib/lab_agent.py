@@ -14,6 +14,7 @@ import json
 import os
 import selectors
 import signal
+import subprocess
 import sys
 import termios
 import time
@@ -30,6 +31,8 @@ ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
                "LANG": "C.UTF-8", "TERM": "linux", "KVMNET_LAB": "1"}
 NOTES = 3
 """Descriptor on which a child says things that are neither output nor errors: a line of JSON each."""
+DEVICE_MODULES = ("tun", "vhost_net")
+"""Those that a Debian host loads when their device file, which systemd makes, is opened."""
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 libc = ctypes.CDLL(None, use_errno=True)
 Request = dict[str, Any]
@@ -42,6 +45,7 @@ def main() -> NoReturn:
         folder.mkdir(parents=True, exist_ok=True)
     libc.mount(b"/run/netns", b"/run/netns", b"none", 4096, None)          # MS_BIND
     libc.mount(b"none", b"/run/netns", b"none", 1 << 20, None)             # MS_SHARED
+    subprocess.run(["modprobe", "-a", *DEVICE_MODULES], check=True)
     port = Port(find_port())
     port.say(hello=os.uname().release, up=time.clock_gettime(time.CLOCK_BOOTTIME))
     while request := port.request():
@@ -244,8 +248,22 @@ def python(request: Request) -> int:
 
 def pytest(request: Request) -> int:
     tests = importlib.import_module("pytest")
-    plugin = importlib.import_module("lib.lab_pytest").Teller(NOTES)
-    return int(tests.main(request["args"], plugins=[plugin]))
+    return int(tests.main(request["args"], plugins=[Teller()]))
+
+
+class Teller:
+    """pytest plugin: every report as a line of JSON on the descriptor for notes."""
+
+    def __init__(self) -> None:
+        self.stream = os.fdopen(NOTES, "w", buffering=1)
+        self.config: Any = None
+
+    def pytest_configure(self, config: Any) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
+        self.stream.write(json.dumps(data, default=str) + "\n")
 
 
 def terminal(request: Request) -> int:

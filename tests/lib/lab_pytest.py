@@ -27,22 +27,6 @@ START, EACH = 120.0, 20.0
 HOLDER = pytest.StashKey["Holder"]()
 
 
-class Teller:
-    """Inside: every report as a line of JSON on a descriptor."""
-
-    def __init__(self, fd: int):
-        self.stream = os.fdopen(fd, "w", buffering=1)
-        self.config: pytest.Config | None = None
-
-    def pytest_configure(self, config: pytest.Config) -> None:
-        self.config = config
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        assert self.config is not None
-        data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
-        self.stream.write(json.dumps(data, default=str) + "\n")
-
-
 @dataclass
 class Batch:
     """The tests of one file, on their way through the lab."""
@@ -58,15 +42,23 @@ class Batch:
     def of(self, nodeid: str) -> list[dict[str, Any]]:
         """The reports of one test, waiting for them."""
         while not self.over and not any(r["when"] == "teardown" for r in self.reports.get(nodeid, ())):
-            try:
-                name, data = next(self.stream)
-            except StopIteration as end:
-                self.over = "its time was over" if end.value["late"] else f"exit {end.value['code']}"
-            except LabFailed as failed:
-                self.over = str(failed)
-            else:
-                self.take(name, data)
+            self.step()
         return self.reports.get(nodeid, [])
+
+    def finish(self) -> None:
+        """Wait for its end: the lab does one thing at a time."""
+        while not self.over:
+            self.step()
+
+    def step(self) -> None:
+        try:
+            name, data = next(self.stream)
+        except StopIteration as end:
+            self.over = "its time was over" if end.value["late"] else f"exit {end.value['code']}"
+        except LabFailed as failed:
+            self.over = str(failed)
+        else:
+            self.take(name, data)
 
     def take(self, name: str, data: bytes) -> None:
         if name != "note":
@@ -88,6 +80,8 @@ class Holder:
         self.times: dict[str, float] = {}
 
     def lab(self) -> Lab:
+        for batch in self.batches.values():
+            batch.finish()
         if self.current is None or self.current.broken:
             self.end()
             began = monotonic()
@@ -95,7 +89,7 @@ class Holder:
             self.note("boot", began)
             began = monotonic()
             self.current.warm()
-            self.current.run("true")
+            self.current.run("true")          # waits for it
             self.note("loading kvmnet and pytest", began)
         return self.current
 
@@ -105,7 +99,7 @@ class Holder:
     def batch(self, item: pytest.Item) -> Batch:
         file = item.nodeid.partition("::")[0]
         found = self.batches.get(file)
-        if found is None or (found.over and item.nodeid not in found.reports):
+        if found is None or (found.over and found.reports and item.nodeid not in found.reports):
             ids = [i.nodeid for i in item.session.items if i.nodeid.partition("::")[0] == file and goes_inside(i)]
             if found is not None:
                 ids = ids[ids.index(item.nodeid):]
@@ -145,12 +139,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     if not goes_inside(item):
         return None
-    holder, began = item.config.stash[HOLDER], monotonic()
+    holder = item.config.stash[HOLDER]
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in carried_out(item, holder):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
-    holder.note(item.nodeid.partition("::")[0], began)
     return True
 
 
@@ -161,7 +154,9 @@ def carried_out(item: pytest.Item, holder: Holder) -> Iterator[pytest.TestReport
     except LabFailed as failed:
         yield broken(item, str(failed))
         return
+    began = monotonic()
     reports = batch.of(item.nodeid)
+    holder.note(item.nodeid.partition("::")[0], began)
     for data in reports:
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
         if isinstance(report.longrepr, list):

@@ -30,10 +30,21 @@ PROBES: dict[str, str] = {
     "conntrack": "nft 'add chain inet t c; add rule inet t c ct state established accept'",
     "nft-netdev-egress": "nft 'add table netdev t; add chain netdev t c "
                          "{ type filter hook egress device t0 priority 0; }'",
+    "vlan": "ip link add link b0 name v0 type vlan id 10",
+    "bond": "test -e /sys/module/bonding || modprobe -qn bonding",
+    "macvlan": "ip link add link b0 name m0 type macvlan mode bridge",
+    "macvtap": "ip link add link b0 name m1 type macvtap mode bridge",
+    "vxlan": "ip link add x0 type vxlan id 1 dstport 4789",
+    "vrf": "ip link add r0 type vrf table 100",
+    "wireguard": "ip link add w0 type wireguard",
     "ipv6": "test -d /proc/sys/net/ipv6/conf/all",
     "ipv6-force-forwarding": "test -e /proc/sys/net/ipv6/conf/all/force_forwarding",
 }
-"""Feature -> shell command that succeeds when the kernel can, in this order, in one scratch namespace."""
+"""Feature -> shell command that succeeds when the kernel can, in this order, in one scratch namespace.
+
+A bond is not made: the module, when the kernel loads it by itself, makes a bond0 in the host's own
+namespace (drivers/net/bonding/bond_main.c, max_bonds).
+"""
 
 MISSING: dict[str, str] = {
     "port-isolated": "the kernel or iproute2 is older than Linux 4.18",
@@ -44,6 +55,13 @@ MISSING: dict[str, str] = {
     "nft-bridge-reject": "the kernel lacks reject in bridges (CONFIG_NFT_BRIDGE_REJECT)",
     "bridge-vlan-filtering": "the kernel lacks VLANs in bridges (CONFIG_BRIDGE_VLAN_FILTERING)",
     "nft-netdev-egress": "the kernel lacks the egress hook (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
+    "vlan": "the kernel lacks VLAN devices (CONFIG_VLAN_8021Q)",
+    "bond": "the kernel lacks bonds (CONFIG_BONDING)",
+    "macvlan": "the kernel lacks macvlan (CONFIG_MACVLAN)",
+    "macvtap": "the kernel lacks macvtap (CONFIG_MACVTAP)",
+    "vxlan": "the kernel lacks VXLAN (CONFIG_VXLAN)",
+    "vrf": "the kernel lacks VRFs (CONFIG_NET_VRF)",
+    "wireguard": "the kernel lacks WireGuard (CONFIG_WIREGUARD)",
     "ipv6": "IPv6 is switched off (ipv6.disable=1)",
     "ipv6-force-forwarding": "the kernel is older than Linux 6.17",
 }
