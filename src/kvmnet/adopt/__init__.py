@@ -1,0 +1,1 @@
+"""Taking over what a host has: from its kernel or its configuration files to a document, and back."""
