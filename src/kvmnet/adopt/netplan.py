@@ -10,7 +10,20 @@ from typing import Any
 
 from kvmnet.adopt import verdicts as v
 from kvmnet.adopt.keys import YamlFile, items, leaves, mapping, texts
-from kvmnet.adopt.model import Address, Bond, Bridge, Draft, Dynamic, Layout, Nic, Outcome, Place, Route, Source, Vlan
+from kvmnet.adopt.model import (
+    Address,
+    Bond,
+    Bridge,
+    Draft,
+    Dynamic,
+    Layout,
+    Nic,
+    Outcome,
+    Place,
+    Route,
+    Source,
+    Vlan,
+)
 from kvmnet.spec.tree import join
 
 COMMON: dict[str, v.Verdict] = {
