@@ -73,7 +73,7 @@ def guest_lines(layout: Layout, names: dict[str, str]) -> list[str]:
     if not found:
         return []
     lines = ["", "# Guests that others run, on taps of their own. They stay as they are. To have one guarded, take it over:",
-             "# uncomment it, and let its hypervisor open the tap that `kvmnet vm show NAME` prints.", "# vms:"]
+             "# uncomment it, and let its hypervisor open the tap that `kvmnet vm arguments NAME` prints.", "# vms:"]
     taken: set[str] = set()
     for guest, ports in found.items():
         nics = ", ".join(f"{{network: {names.get(p.bridge) or p.bridge or '?'}" + (f", model: {p.model}" if p.model else "")

@@ -29,6 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("look:status", "Everything wanted and seen, at a glance."),
     "history": ("look:history", "Who applied what, when, from which file."),
     "check": ("look:check", "Prove with packets what the document promises."),
+    "import": ("adopt:import_", "Write a document from a running host or its configuration files."),
+    "export": ("adopt:export", "Write the uplink part as netplan, networkd or nmstate files."),
     "vm": ("guests:vm", "Start, stop, list and enter guests."),
 }
 PRIVILEGES = "run it as root, or with sudo: reading and changing the network needs CAP_NET_ADMIN"

@@ -1,0 +1,195 @@
+"""What ``kvmnet import`` does: look, write a document, and plan it to say what it would change."""
+from __future__ import annotations
+
+import json
+import pwd
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from kvmnet.adopt.document import left_lines, write
+from kvmnet.adopt.live import Host as LiveHost
+from kvmnet.adopt.live import layout_of
+from kvmnet.adopt.model import Element, Outcome
+from kvmnet.adopt.restore import restore
+from kvmnet.adopt.sources import import_files
+from kvmnet.adopt.tap_holders import holders
+from kvmnet.api import Host
+from kvmnet.engine.driver import Seen
+from kvmnet.errors import KvmnetError
+from kvmnet.facts.collect import command_lines, namespace_of, resolvers
+from kvmnet.host import run as tools
+from kvmnet.host.process import namespace_id
+from kvmnet.spec.load import loads
+
+LIBVIRT = ("run/libvirt/network", "var/lib/libvirt/dnsmasq")
+FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """The document, and what became of each element of the input."""
+
+    text: str
+    elements: tuple[Element, ...]
+    origin: str
+    """Where it comes from: ``host``, ``revision 3``, ``marks on this host``, or the files."""
+    changes: tuple[str, ...] | None = None
+    """What apply would do with it on this host; None when it was not planned."""
+
+    def of(self, outcome: Outcome) -> list[Element]:
+        return [e for e in self.elements if e.outcome is outcome]
+
+    def to_json(self) -> dict[str, Any]:
+        """Stable data for other programs."""
+        return {"format": 1, "document": self.text, "origin": self.origin, "changes": self.changes,
+                **{o.value: [row(e) for e in self.of(o)] for o in Outcome}}
+
+
+def row(element: Element) -> dict[str, Any]:
+    return {"file": element.place.file, "line": element.place.line, "path": element.path, "value": element.value,
+            "words": element.words, "feature": element.feature, "device": element.device}
+
+
+# -- from files ------------------------------------------------------------------------------------
+
+def import_format(name: str, paths: Sequence[Path]) -> Imported:
+    """A document from the files of one format. Raises KvmnetError, SpecError."""
+    layout, read = import_files(name, paths)
+    written = write(layout, [f"Written by kvmnet import from {name}: {', '.join(read)}.",
+                             "The host keeps its own configuration; this document only borrows from it."])
+    loads(written.text, "the document written by import")
+    return Imported(written.text, (*layout.elements, *written.refused), ", ".join(read))
+
+
+# -- from the host ---------------------------------------------------------------------------------
+
+def import_host(host: Host) -> Imported:
+    """The document of this host: the one in force, or one read back from the marks of ours, or one for what
+    others have made. Raises what Host.plan_document raises."""
+    seen = host.engine.observe({})
+    live = look(host, seen)
+    foreign = layout_of(live)
+    document = in_force(host)
+    if document is not None:
+        text, origin = document
+    elif (data := restore(seen, runs(host), resolvers(), user_names())) is not None:
+        text, origin = restored_text(data), "marks on this host"
+    else:
+        return first_import(host, foreign)
+    changes, _ = planned(host, text, seen)
+    left = foreign_only(foreign.elements)
+    if origin == "marks on this host":
+        left = (*left, *(Element(path=c, outcome=Outcome.UNSUPPORTED, words="could not be read back; apply would do this")
+                         for c in changes))
+        text += "\n".join((*left_lines(left), ""))
+    return Imported(text, left, origin, changes)
+
+
+def in_force(host: Host) -> tuple[str, str] | None:
+    """The applied document as it was written, from history."""
+    with suppress(KvmnetError):
+        document = host.current()
+        if document is not None:
+            return document.text, f"revision {host.revision}"
+    return None
+
+
+def foreign_only(elements: Sequence[Element]) -> tuple[Element, ...]:
+    """With a document in force, what is not in it stays with the host."""
+    return tuple(replace(e, outcome=Outcome.KEPT) if e.outcome is Outcome.MAPPED else e for e in elements)
+
+
+def first_import(host: Host, layout: Any) -> Imported:
+    """A document for a host that kvmnet never touched."""
+    title = "Written by kvmnet import from the running host."
+    written = write(layout, [title])
+    changes, notes = planned(host, written.text, None)
+    said = "Applied on this host it changes nothing." if not changes else \
+        f"Applied on this host it makes {len(changes)} things, none of them foreign: see kvmnet plan."
+    named = [e for e in layout.elements if e.outcome is Outcome.FOREIGN]
+    heading = [title, said, *(f"left alone: {e}" for e in named), *(f"note: {n}" for n in notes)]
+    text = write(layout, heading).text
+    return Imported(text, (*layout.elements, *written.refused), "host", changes)
+
+
+def planned(host: Host, text: str, seen: Seen | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What apply would do: (steps, notes)."""
+    plan = host.plan_document(loads(text, "the document written by import"), seen=seen)
+    return tuple(f"{type(s).__name__.lower()} {s.key}" for s in plan.steps), plan.notes
+
+
+def restored_text(data: Mapping[str, Any]) -> str:
+    return ("# Written by kvmnet import from the marks on this host: its history is lost.\n"
+            + yaml.safe_dump(dict(data), sort_keys=False, default_flow_style=None, width=110, allow_unicode=True))
+
+
+def runs(host: Host) -> dict[str, dict[str, Any]]:
+    """How the guests that kvmnet runs were started, from their recorded command lines."""
+    from kvmnet.drivers.qemu.folder import folder
+    found = {}
+    for name in host.running():
+        words: list[str] = []
+        with suppress(OSError, ValueError):
+            words = shlex.split(folder(host.paths, name).command.read_text(encoding="utf-8"))
+        options = dict(pairwise(words[1:]))
+        run: dict[str, Any] = {"memory": options.get("-m", "256M").partition(",")[0], "cpus": int(
+            options.get("-smp", "1").partition(",")[0])}
+        if run["memory"].isdigit():
+            run["memory"] += "M"
+        kernel = options.get("-kernel", "")
+        if not kernel or kernel.startswith((str(host.paths.images), "/dev/fd", "/proc")):
+            run["image"] = "tiny"
+        else:
+            run |= {k: options[f"-{k}"] for k in ("kernel", "initrd", "append") if f"-{k}" in options}
+        found[name] = run
+    return found
+
+
+def user_names() -> dict[int, str]:
+    return {entry.pw_uid: entry.pw_name for entry in pwd.getpwall()}
+
+
+# -- looking ---------------------------------------------------------------------------------------
+
+def look(host: Host, seen: Seen) -> LiveHost:
+    """Everything that the document is written from. Only reads."""
+    details = {d["ifname"]: d for d in json.loads(tools.run(("ip", "-json", "-details", "link", "show")) or "[]")
+               if "ifname" in d}
+    return LiveHost(seen, details, holders(), dict(libvirt_networks()), dict(foreign_dnsmasq(host)), forwarding())
+
+
+def libvirt_networks(root: Path = Path("/")) -> Iterator[tuple[str, str]]:
+    """Bridge -> libvirt's network, from its status files."""
+    import re
+    for place, pattern in zip(LIBVIRT, ("*.xml", "*.conf"), strict=True):
+        for file in sorted((root / place).glob(pattern)):
+            with suppress(OSError):
+                text = file.read_text(encoding="utf-8", errors="replace")
+                found = re.search(r"<bridge name=['\"]([^'\"]+)", text) or re.search(r"(?m)^interface=(\S+)", text)
+                if found:
+                    yield found[1], file.stem
+
+
+def foreign_dnsmasq(host: Host) -> Iterator[tuple[int, str]]:
+    here, run = namespace_id(), str(host.paths.run)
+    for pid, words in command_lines(Path("/proc")):
+        if Path(words[0]).name == "dnsmasq" and namespace_of(Path("/proc"), pid) == here:
+            line = " ".join(filter(None, words))
+            if run not in line:
+                yield pid, line
+
+
+def forwarding(root: Path = Path("/proc/sys")) -> dict[str, str]:
+    found = {}
+    for name in FORWARDING:
+        with suppress(OSError):
+            if (value := (root / name).read_text(encoding="ascii").strip()) != "0":
+                found[name] = value
+    return found

@@ -1,0 +1,283 @@
+"""The document of a host that kvmnet set up, from what is seen of it, when its history is lost. Pure.
+
+Names come from the marks on links (``kvmnet network lan``, ``kvmnet nic web1/nic0``), the rest from guards,
+reservations, the configuration of dnsmasq and the host's own table. The caller plans the result: what it
+would still change is what could not be read back.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any
+
+from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
+from kvmnet.drivers.linux.resources import Address, Link, ProxyNeighbour
+from kvmnet.drivers.nftables.resources import NftTable, NicGuard
+from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.engine.driver import Seen
+from kvmnet.engine.resource import Key
+from kvmnet.spec.models import Offloads
+
+NETWORK, NIC = "kvmnet network ", "kvmnet nic "
+DEFAULTS = {("udp", 67), ("udp", 547), ("udp", 53), ("tcp", 53)}
+"""Services of the host that networks open by themselves."""
+Tree = dict[str, Any]
+
+
+@dataclass(slots=True)
+class Ours:
+    """What carries our mark, by what it is."""
+
+    seen: Seen
+    bridges: dict[str, str] = field(default_factory=dict)
+    """Bridge -> network."""
+    taps: dict[str, tuple[str, str, Link]] = field(default_factory=dict)
+    """Tap -> (guest, NIC, link)."""
+    table: str = ""
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [r for k, r in self.seen.state.items() if isinstance(r, kind) and k in self.seen.ours]
+
+    def get(self, kind: type[Any], name: str) -> Any:
+        return self.seen.state.get(Key(kind.kind, name))
+
+
+def gathered(seen: Seen) -> Ours:
+    ours = Ours(seen)
+    for link in ours.of(Link):
+        alias = link.alias or ""
+        if alias.startswith(NETWORK):
+            ours.bridges[link.name] = alias.removeprefix(NETWORK)
+        elif alias.startswith(NIC) and "/" in alias:
+            vm, _, nic = alias.removeprefix(NIC).partition("/")
+            ours.taps[link.name] = (vm, nic, link)
+    table = ours.get(NftTable, "inet kvmnet")
+    ours.table = (table.text or "") if isinstance(table, NftTable) else ""
+    return ours
+
+
+def restore(seen: Seen, runs: Mapping[str, Tree], resolvers: tuple[str, ...] = (),
+            users: Mapping[int, str] | None = None) -> Tree | None:
+    """The document as data; None when nothing of ours is there. ``runs``: guest that kvmnet runs -> its ``run``.
+    ``users``: uid -> name."""
+    ours = gathered(seen)
+    if not ours.bridges and not ours.taps:
+        return None
+    uplinks: dict[str, str] = {}
+    networks = {name: network(ours, bridge, name, uplinks, resolvers) for bridge, name in sorted(ours.bridges.items())}
+    adopted = {link.master: link.master for _, _, link in ours.taps.values() if link.master not in ours.bridges}
+    for bridge in sorted(filter(None, adopted)):
+        networks[re.sub(r"[^A-Za-z0-9_-]", "-", bridge)] = {"mode": "bridge", "bridge": bridge}
+    peers(ours, networks, uplinks)
+    vms = guests(ours, networks, runs, users or {})
+    forwards(ours, networks, vms)
+    out: Tree = {"version": 1}
+    if uplinks:
+        out["uplinks"] = {name: {"device": device} for device, name in uplinks.items()}
+    return out | {"networks": networks} | ({"vms": vms} if vms else {})
+
+
+# -- networks --------------------------------------------------------------------------------------
+
+def network(ours: Ours, bridge: str, name: str, uplinks: dict[str, str], resolvers: tuple[str, ...]) -> Tree:
+    link = ours.get(Link, bridge)
+    port = next((x.name for x in ours.seen.state.values() if isinstance(x, Link) and x.master == bridge
+                 and x.key not in ours.seen.ours), "")
+    out: Tree = {"mode": "isolated"}
+    own = [a for a in ours.of(Address) if a.dev == bridge and a.scope == "global"]
+    prefixes = {str(ip_interface(a.name.split()[1]).network) for a in own}
+    nat = {m[2]: m[1] for m in re.finditer(r'oifname "([^"]+)" ip6? saddr (\S+) masquerade', ours.table)}
+    outward = [b for a, b in pairs(ours.table, "reach") if a == bridge and b not in ours.bridges]
+    if port:
+        out = {"mode": "bridge", "uplink": uplink(port, uplinks)}
+        own = [a for a in own if ours.get(DnsmasqServer, name) is not None]
+    elif found := next((nat[p] for p in sorted(prefixes) if p in nat), ""):
+        out = {"mode": "nat", "uplink": uplink(found, uplinks)}
+    elif outward:
+        out = {"mode": "routed", "uplink": uplink(outward[0], uplinks)}
+        if any(p.dev == outward[0] for p in ours.of(ProxyNeighbour)):
+            out["proxy"] = True
+    for address in own:
+        ip = ip_interface(address.name.split()[1])
+        six = "6" if ip.version == 6 else ""
+        out[f"subnet{six}"], first = str(ip.network), ip.network[1]
+        if port or ip.ip != first:
+            out[f"address{six}"] = str(ip.ip)
+    if link.mtu != 1500 or port:
+        out["mtu"] = link.mtu
+    if link.stp:
+        out["stp"] = True
+    services = [(p, int(n)) for b, p, n in triples(ours.table, "services") if b == bridge]
+    if allow := [{"protocol": p, "port": n} for p, n in sorted(services) if (p, n) not in DEFAULTS]:
+        out["allow"] = allow
+    return out | served(ours.get(DnsmasqServer, name), out, resolvers)
+
+
+def uplink(device: str, uplinks: dict[str, str]) -> str:
+    name = re.sub(r"[^A-Za-z0-9_-]", "-", device)
+    return uplinks.setdefault(device, name)
+
+
+def named(table: str, name: str) -> str:
+    """Elements of a set of the table, as text."""
+    found = re.search(rf"set {name} \{{(.*?)\n\s*\}}", table, re.S)
+    return found[1] if found else ""
+
+
+def pairs(table: str, name: str) -> list[tuple[str, str]]:
+    return re.findall(r'"([^"]+)" \. "([^"]+)"', named(table, name))
+
+
+def triples(table: str, name: str) -> list[tuple[str, str, str]]:
+    return re.findall(r'"([^"]+)" \. (\w+) \. (\d+)', named(table, name))
+
+
+def served(server: Any, network: Tree, resolvers: tuple[str, ...]) -> Tree:
+    """DHCP and DNS as the configuration of dnsmasq has them."""
+    lines = list(server.config or ()) if isinstance(server, DnsmasqServer) else []
+    if not lines:
+        return {} if network["mode"] == "bridge" else {"dhcp": {"enabled": False}, "dns": {"enabled": False}, "ra": "off"}
+    out: Tree = {}
+    dns: Tree = {}
+    values = [line.partition("=")[::2] for line in lines]
+    upstream = [value for key, value in values if key == "server"]
+    domain = next((value for key, value in values if key == "domain"), "")
+    if domain and domain != server.name.lower():
+        dns["domain"] = domain
+    if ("port", "0") in values:
+        dns["enabled"] = False
+    elif upstream != ([] if network["mode"] == "isolated" else list(resolvers)):
+        dns["upstream"] = upstream
+    ranges = [value.split(",") for key, value in values if key == "dhcp-range"]
+    lease = next((r[-1] for r in ranges if "ra-only" not in r and "ra-stateless" not in r), "")
+    dhcp: Tree = {}
+    if not lease:
+        dhcp["enabled"] = False
+    elif lease != "43200":
+        dhcp["lease"] = lease
+    for r in ranges:
+        if "static" not in r and not r[1].startswith("ra-"):
+            dhcp["dynamic"] = True
+            out["pool6" if ":" in r[0] else "pool"] = f"{r[0]}-{r[1]}"
+        elif r[1].startswith("ra-"):
+            out["ra"] = "autoconf"
+    if network.get("subnet6") and not any(key == "ra-param" for key, _ in values) and network["mode"] != "bridge":
+        out["ra"] = "off"
+    router = next((value.partition(",")[2] for key, value in values if value.startswith("option:router")), "")
+    if router and network["mode"] in ("bridge", "isolated"):
+        out["gateway"] = router
+    hosts = [value.split(",") for key, value in values if key == "host-record"]
+    for *names, address in hosts:
+        dns.setdefault("hosts", {}).setdefault(names[-1], []).append(address)
+    return out | ({"dhcp": dhcp} if dhcp else {}) | ({"dns": dns} if dns else {})
+
+
+def peers(ours: Ours, networks: Tree, uplinks: Mapping[str, str]) -> None:
+    for a, b in pairs(ours.table, "reach"):
+        if a in ours.bridges and b in ours.bridges and a < b:
+            networks[ours.bridges[a]].setdefault("peers", []).append(ours.bridges[b])
+
+
+def forwards(ours: Ours, networks: Tree, vms: Tree) -> None:
+    """Ports handed to guests: the map for every address, and the rules for one address."""
+    owner = {str(n[k]): (vm, n["network"], n["name"]) for vm, w in vms.items() for n in w["nics"]
+             for k in ("ip", "ip6") if n.get(k, "none") != "none"}
+    body = re.search(r"chain dstnat \{(.*?)\n\s*\}", ours.table, re.S)
+    text = body[1] if body else ""
+    found = [("", *m) for m in re.findall(r"(tcp|udp) \. (\d+) : ([0-9a-f.:]+) \. (\d+)", text)]
+    found += re.findall(r"daddr (\S+) (tcp|udp) dport (\d+) dnat ip6? to \[?([0-9a-f.:]+?)\]?:(\d+)", text)
+    done: set[tuple[str, ...]] = set()
+    for address, protocol, port, guest, to_port in found:
+        if guest not in owner:
+            continue
+        vm, network, nic = owner[guest]
+        if (address, protocol, port, vm) in done:
+            continue
+        done.add((address, protocol, port, vm))
+        row: Tree = {"protocol": protocol, "port": int(port), "to": f"{vm}/{nic}", "to_port": int(to_port)}
+        networks[network].setdefault("forwards", []).append(row | ({"address": address} if address else {}))
+
+
+# -- guests ----------------------------------------------------------------------------------------
+
+def guests(ours: Ours, networks: Tree, runs: Mapping[str, Tree], users: Mapping[int, str]) -> Tree:
+    found: dict[str, dict[str, Tree]] = {}
+    owners: dict[str, str] = {}
+    for tap, (vm, nic, link) in sorted(ours.taps.items()):
+        of = ours.bridges.get(link.master or "") or re.sub(r"[^A-Za-z0-9_-]", "-", link.master or "")
+        if of in networks:
+            found.setdefault(vm, {})[nic] = card(ours, tap, vm, nic, link, of, networks[of])
+            if link.user is not None and link.user >= 0:
+                owners[vm] = users.get(link.user, str(link.user))
+    vms: Tree = {}
+    for vm, nics in sorted(found.items()):
+        order = sorted(nics, key=lambda n: (not re.fullmatch(r"nic\d+", n), len(n), n))
+        head: Tree = {"run": runs[vm]} if vm in runs else {"owner": owners[vm]} if vm in owners else {}
+        vms[vm] = head | {"nics": [nics[n] for n in order]}
+        default = [n.get("hostname") for n in vms[vm]["nics"]]
+        for i, nic in enumerate(vms[vm]["nics"]):
+            if default[i] == (vm if i == 0 else f"{vm}-{nic['name']}"):
+                del nic["hostname"]
+    return vms
+
+
+def card(ours: Ours, tap: str, vm: str, nic: str, link: Link, name: str, network: Tree) -> Tree:
+    guard: NicGuard | None = ours.get(NicGuard, tap)
+    device: GuestNic | None = ours.get(GuestNic, f"{vm}/{nic}")
+    mine = [r for r in ours.of(Reservation) if r.server == name and (
+        r.name.split()[1] in ((guard.macs or ()) if guard else ()) or r.hostname == vm)]
+    held = mine[0] if mine else None
+    macs = list((guard.macs or ()) if guard else ())
+    mac = held.name.split()[1] if held else device.mac if device else f"52{link.mac[2:]}" \
+        if network.get("bridge") and link.mac and f"52{link.mac[2:]}" in macs else next(iter(macs), "")
+    addresses = [a for a in ((guard.addresses or ()) if guard else ()) if not ip_address(a).is_link_local]
+    out: Tree = {"network": name, "name": nic, "mac": mac}
+    for option, version in (("ip", 4), ("ip6", 6)):
+        own = (getattr(held, option) or "") if held else next(
+            (a for a in addresses if ip_address(a).version == version), "")
+        out[option] = own or "none"
+    if held and held.hostname:
+        out["hostname"] = held.hostname.partition(".")[0]
+    if guard:
+        out |= guarded(guard, out, [m for m in macs if m != mac], addresses)
+    out["isolated"] = bool(link.isolated)
+    mtu = next((int(t[3:]) for t in (held.tags or ()) if t.startswith("mtu")), None) if held else None
+    if device:
+        out |= hardware(device)
+        mtu = device.host_mtu or mtu
+    if mtu and mtu != network.get("mtu", 1500):
+        out["mtu"] = mtu
+    if not device and link.multi_queue:
+        out["queues"] = 2
+    return out
+
+
+def guarded(guard: NicGuard, nic: Tree, macs: list[str], addresses: list[str]) -> Tree:
+    out: Tree = {}
+    if guard.level != "full":
+        out["guard"] = {"mac": "mac", "open": "off"}.get(guard.level or "", "full")
+    more = [a for a in addresses if a not in (nic["ip"], nic["ip6"])]
+    extra = {"macs": macs, "addresses": [*more, *(str(ip_network(p)) for p in guard.prefixes or ())],
+             "roles": list(guard.roles or ())}
+    if extra := {k: w for k, w in extra.items() if w}:
+        out["extra"] = extra
+    if guard.vlans:
+        out["trunk"] = list(guard.vlans)
+    return out
+
+
+def hardware(device: GuestNic) -> Tree:
+    """What a running guest's QEMU has."""
+    out: Tree = {"model": device.model, "queues": device.queues, "link": "up" if device.link else "down"}
+    if device.pci:
+        out["pci"] = device.pci
+    if device.bootindex is not None and device.bootindex >= 0:
+        out["boot"] = device.bootindex
+    if device.model in ("virtio", "virtio-transitional"):
+        out |= {"vhost": "on" if device.vhost else "off", "rx_ring": device.rx_ring, "tx_ring": device.tx_ring,
+                "packed": bool(device.packed)}
+        if off := {n: False for n in Offloads.model_fields if n not in (device.offloads or ())}:
+            out["offloads"] = off
+    return out
