@@ -4,26 +4,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvmnet.adopt.model import Bridge, Device, Element, GuestPort, Layout, Outcome
 from kvmnet.spec.names import BRIDGE, PROBE, TAP
 from kvmnet.spec.values import interface
 
 RESERVED = (TAP, BRIDGE, PROBE)
-LEFT = (Outcome.LATER, Outcome.UNSUPPORTED)
-"""Outcomes that the document itself mentions, as comments at its end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """The text, and what could not be written after all."""
+    """The text, and every element with what became of it in the end."""
 
     text: str
-    refused: tuple[Element, ...]
+    elements: tuple[Element, ...]
 
 
-def write(layout: Layout, heading: Sequence[str], elements: Sequence[Element] | None = None) -> Written:
+def write(layout: Layout, heading: Sequence[str]) -> Written:
     """The smallest document for *layout*. ``heading``: lines of its first comment."""
     refused: list[Element] = []
     lines = [f"# {line}".rstrip() for line in heading]
@@ -35,8 +33,10 @@ def write(layout: Layout, heading: Sequence[str], elements: Sequence[Element] | 
     if networks:
         lines += ["", "# Bridges of the host, used as they are: nothing of them is changed.", "networks:", *networks]
     lines += guest_lines(layout, names)
-    lines += left_lines([*(layout.elements if elements is None else elements), *refused])
-    return Written("\n".join(lines) + "\n", tuple(refused))
+    unwritten = {e.device: e.words for e in refused}
+    elements = (*(replace(e, outcome=Outcome.UNSUPPORTED, words=unwritten[e.device])
+                  if e.outcome is Outcome.MAPPED and e.device in unwritten else e for e in layout.elements), *refused)
+    return Written("\n".join([*lines, *left_lines(elements)]) + "\n", elements)
 
 
 def uplink_lines(layout: Layout, refused: list[Element]) -> Iterator[str]:

@@ -65,7 +65,7 @@ def import_format(name: str, paths: Sequence[Path]) -> Imported:
     written = write(layout, [f"Written by kvmnet import from {name}: {', '.join(read)}.",
                              "The host keeps its own configuration; this document only borrows from it."])
     loads(written.text, "the document written by import")
-    return Imported(written.text, (*layout.elements, *written.refused), ", ".join(read))
+    return Imported(written.text, written.elements, ", ".join(read))
 
 
 # -- from the host ---------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def first_import(host: Host, layout: Any) -> Imported:
     named = [e for e in layout.elements if e.outcome is Outcome.FOREIGN]
     heading = [title, said, *(f"left alone: {e}" for e in named), *(f"note: {n}" for n in notes)]
     text = write(layout, heading).text
-    return Imported(text, (*layout.elements, *written.refused), "host", changes)
+    return Imported(text, written.elements, "host", changes)
 
 
 def planned(host: Host, text: str, seen: Seen | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

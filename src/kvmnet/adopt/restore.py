@@ -233,7 +233,7 @@ def card(ours: Ours, tap: str, vm: str, nic: str, link: Link, name: str, network
     mac = held.name.split()[1] if held else device.mac if device else f"52{link.mac[2:]}" \
         if network.get("bridge") and link.mac and f"52{link.mac[2:]}" in macs else next(iter(macs), "")
     addresses = [a for a in ((guard.addresses or ()) if guard else ()) if not ip_address(a).is_link_local]
-    out: Tree = {"network": name, "name": nic, "mac": mac}
+    out: Tree = {"network": name, "name": nic} | ({"mac": mac} if mac else {})
     for option, version in (("ip", 4), ("ip6", 6)):
         own = (getattr(held, option) or "") if held else next(
             (a for a in addresses if ip_address(a).version == version), "")

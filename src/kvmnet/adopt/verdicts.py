@@ -5,6 +5,7 @@ nothing else: ``LATER`` becomes ``MAPPED``.
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from ipaddress import ip_interface, ip_network
 from typing import NamedTuple
@@ -38,6 +39,12 @@ NAMELESS = Verdict(Outcome.UNSUPPORTED, "matches no single device by its name: w
 BAD_VALUE = Verdict(Outcome.UNSUPPORTED, "this value cannot be read")
 
 
+SECRET = re.compile(r"(pass(word|phrase)?|psk|secret|(?<!dhcp-)key|wep[_-]?key\d?|private[_-]?key|preshared[_-]?key)"
+                    r"(s|file)?(\.\w+|\[\d+\])?$", re.I)
+"""Ends the name of a setting whose value is nobody's business."""
+HIDDEN = "(hidden)"
+
+
 class Notes:
     """Collects one element per key, then settles what depends on the whole."""
 
@@ -45,7 +52,8 @@ class Notes:
         self.draft = draft
 
     def add(self, place: Place, path: str, value: object, verdict: Verdict, device: str = "") -> None:
-        self.draft.elements.append(Element(place=place, path=path, value=one_line(value), outcome=verdict.outcome,
+        shown = HIDDEN if SECRET.search(path) and value not in (None, "", {}, []) else one_line(value)
+        self.draft.elements.append(Element(place=place, path=path, value=shown, outcome=verdict.outcome,
                                            words=verdict.words, feature=verdict.feature, device=device))
 
     def settle(self) -> None:
