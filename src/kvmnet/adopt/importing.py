@@ -22,13 +22,14 @@ from kvmnet.adopt.sources import import_files
 from kvmnet.adopt.tap_holders import holders
 from kvmnet.api import Host
 from kvmnet.engine.driver import Seen
-from kvmnet.errors import KvmnetError
+from kvmnet.errors import KvmnetError, SpecError
 from kvmnet.facts.collect import command_lines, namespace_of, resolvers
 from kvmnet.host import run as tools
 from kvmnet.host.process import namespace_id
 from kvmnet.spec.load import loads
 
 LIBVIRT = ("run/libvirt/network", "var/lib/libvirt/dnsmasq")
+MARKS = "marks on this host"
 FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 
@@ -80,14 +81,20 @@ def import_host(host: Host) -> Imported:
     if document is not None:
         text, origin = document
     elif (data := restore(seen, runs(host), resolvers(), user_names())) is not None:
-        text, origin = restored_text(data), "marks on this host"
+        text, origin = restored_text(data), MARKS
     else:
         return first_import(host, foreign)
-    changes, _ = planned(host, text, seen)
     left = foreign_only(foreign.elements)
-    if origin == "marks on this host":
-        left = (*left, *(Element(path=c, outcome=Outcome.UNSUPPORTED, words="could not be read back; apply would do this")
-                         for c in changes))
+    changes: tuple[str, ...] | None = None
+    try:
+        changes, _ = planned(host, text, seen)
+        lost = [Element(path=c, outcome=Outcome.UNSUPPORTED, words="could not be read back; apply would do this")
+                for c in changes]
+    except SpecError as wrong:
+        lost = [Element(path=p.path, outcome=Outcome.UNSUPPORTED, words=f"kvmnet would refuse the document: {p.message}")
+                for p in wrong.problems]
+    if origin == MARKS:
+        left = (*left, *lost)
         text += "\n".join((*left_lines(left), ""))
     return Imported(text, left, origin, changes)
 
