@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from kvmnet.adopt.importing import import_host
-from kvmnet.adopt.model import Outcome
+from kvmnet.adopt.model import Outcome, Source
 from kvmnet.adopt.sources import FORMATS
 from kvmnet.api import Host
 from kvmnet.host.paths import Paths
 from kvmnet.spec.load import loads
 from lib.netns import sh
 from lib.tap import Tap
-from lib.world import same, snapshot, steady, world
+from lib.world import HOST, HOST6, ROUTER, ROUTER6, same, snapshot, steady, world
 
 pytestmark = pytest.mark.net
 
@@ -161,10 +160,7 @@ def test_without_its_history_the_document_is_read_back() -> None:
     with world() as net:
         net.apply(DOCUMENT)
         assert net.drift() == []
-        lost = net.paths.state.with_name("lost")
-        shutil.move(net.paths.database, lost)
-        try:
-            net.paths.journal.unlink(missing_ok=True)
+        with lost_history(net.paths):
             found = import_host(Host(net.paths))
             assert found.origin == "marks on this host"
             assert found.changes == (), (found.changes, found.text)
@@ -177,9 +173,49 @@ def test_without_its_history_the_document_is_read_back() -> None:
             spec = loads(found.text).spec
             assert spec.vms["web"].nics[0].ip == "192.168.100.10"
             assert spec.networks["lan"].mode == "nat" and len(spec.networks["lan"].forwards) == 2
-        finally:
-            net.paths.database.unlink(missing_ok=True)
-            shutil.move(lost, net.paths.database)
+
+
+BRIDGED = """
+version: 1
+uplinks: {wan: {device: eth0}}
+networks:
+  office: {mode: bridge, uplink: wan, subnet: 192.0.2.0/24, gateway: 192.0.2.1}
+  old: {mode: bridge, bridge: br7}
+  lan: {mode: nat, uplink: wan, subnet: 192.168.100.0/24, address: 192.168.100.254, dns: {upstream: [9.9.9.9], domain: corp.example}}
+vms:
+  a: {nics: [{network: office, ip: 192.0.2.50}, {network: old, mac: "52:54:00:00:00:07", ip: none, ip6: none}]}
+  b: {owner: nobody, nics: [{network: lan, hostname: bee}]}
+"""
+
+
+def test_bridges_on_the_uplink_and_adopted_ones_are_read_back_and_exported() -> None:
+    with world() as net:
+        sh("ip link add br7 type bridge; ip link set br7 up")
+        net.apply(BRIDGED)
+        assert net.drift() == []
+        done = cli("export", "--to", "netplan")
+        assert done.returncode == 0, done.stderr
+        layout = FORMATS["netplan"].parse([Source("x", done.stdout)])
+        assert [(b.name, b.ports) for b in layout.bridges] == [("br-office", ("eth0",))]
+        assert {(a.dev, a.cidr) for a in layout.addresses} == {("br-office", f"{HOST}/24"), ("br-office", f"{HOST6}/64")}
+        assert {(r.dev, r.dst, r.via) for r in layout.routes} == {
+            ("br-office", "0.0.0.0/0", ROUTER), ("br-office", "::/0", ROUTER6)}
+        with lost_history(net.paths):
+            found = import_host(Host(net.paths))
+            assert found.changes == (), (found.changes, found.text)
+            spec = loads(found.text).spec
+            assert {n: w.mode.value for n, w in spec.networks.items()} == {"office": "bridge", "br7": "bridge", "lan": "nat"}
+
+
+@contextmanager
+def lost_history(paths: Paths) -> Iterator[None]:
+    lost = paths.database.with_name("lost")
+    paths.database.rename(lost)
+    try:
+        yield
+    finally:
+        paths.database.unlink(missing_ok=True)
+        lost.rename(paths.database)
 
 
 @pytest.mark.parametrize("target", ["netplan", "networkd", "nmstate"])
@@ -200,8 +236,7 @@ def test_what_is_exported_is_imported_again(netns: None, paths: Paths, tmp_path:
     assert [(r.dst, r.via, r.metric) for r in layout.routes] == [("0.0.0.0/0", "192.0.2.1", 50)]
 
 
-def source(file: Path) -> object:
-    from kvmnet.adopt.model import Source
+def source(file: Path) -> Source:
     return Source(str(file), file.read_text())
 
 

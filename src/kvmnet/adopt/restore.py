@@ -37,6 +37,11 @@ class Ours:
     """Tap -> (guest, NIC, link)."""
     table: str = ""
 
+    def port(self, bridge: str) -> str:
+        """The NIC of the host that a bridge of ours took, or ''."""
+        return next((x.name for x in self.seen.state.values() if isinstance(x, Link) and x.master == bridge
+                     and x.key not in self.seen.ours), "") if bridge in self.bridges else ""
+
     def of(self, kind: type[Any]) -> list[Any]:
         return [r for k, r in self.seen.state.items() if isinstance(r, kind) and k in self.seen.ours]
 
@@ -70,7 +75,7 @@ def restore(seen: Seen, runs: Mapping[str, Tree], resolvers: tuple[str, ...] = (
     adopted = {link.master: link.master for _, _, link in ours.taps.values() if link.master not in ours.bridges}
     for bridge in sorted(filter(None, adopted)):
         networks[re.sub(r"[^A-Za-z0-9_-]", "-", bridge)] = {"mode": "bridge", "bridge": bridge}
-    peers(ours, networks, uplinks)
+    peers(ours, networks)
     vms = guests(ours, networks, runs, users or {})
     forwards(ours, networks, vms)
     out: Tree = {"version": 1}
@@ -83,20 +88,19 @@ def restore(seen: Seen, runs: Mapping[str, Tree], resolvers: tuple[str, ...] = (
 
 def network(ours: Ours, bridge: str, name: str, uplinks: dict[str, str], resolvers: tuple[str, ...]) -> Tree:
     link = ours.get(Link, bridge)
-    port = next((x.name for x in ours.seen.state.values() if isinstance(x, Link) and x.master == bridge
-                 and x.key not in ours.seen.ours), "")
+    port = ours.port(bridge)
     out: Tree = {"mode": "isolated"}
     own = [a for a in ours.of(Address) if a.dev == bridge and a.scope == "global"]
     prefixes = {str(ip_interface(a.name.split()[1]).network) for a in own}
     nat = {m[2]: m[1] for m in re.finditer(r'oifname "([^"]+)" ip6? saddr (\S+) masquerade', ours.table)}
-    outward = [b for a, b in pairs(ours.table, "reach") if a == bridge and b not in ours.bridges]
+    outward = [b for a, b in pairs(ours.table, "reach") if a == bridge and (b not in ours.bridges or ours.port(b))]
     if port:
         out = {"mode": "bridge", "uplink": uplink(port, uplinks)}
         own = [a for a in own if ours.get(DnsmasqServer, name) is not None]
     elif found := next((nat[p] for p in sorted(prefixes) if p in nat), ""):
-        out = {"mode": "nat", "uplink": uplink(found, uplinks)}
+        out = {"mode": "nat", "uplink": uplink(ours.port(found) or found, uplinks)}
     elif outward:
-        out = {"mode": "routed", "uplink": uplink(outward[0], uplinks)}
+        out = {"mode": "routed", "uplink": uplink(ours.port(outward[0]) or outward[0], uplinks)}
         if any(p.dev == outward[0] for p in ours.of(ProxyNeighbour)):
             out["proxy"] = True
     for address in own:
@@ -174,9 +178,10 @@ def served(server: Any, network: Tree, resolvers: tuple[str, ...]) -> Tree:
     return out | ({"dhcp": dhcp} if dhcp else {}) | ({"dns": dns} if dns else {})
 
 
-def peers(ours: Ours, networks: Tree, uplinks: Mapping[str, str]) -> None:
+def peers(ours: Ours, networks: Tree) -> None:
+    """Networks that reach each other; a bridge with the uplink in it is a way out, and taken for no peer."""
     for a, b in pairs(ours.table, "reach"):
-        if a in ours.bridges and b in ours.bridges and a < b:
+        if a in ours.bridges and b in ours.bridges and a < b and not (ours.port(a) or ours.port(b)):
             networks[ours.bridges[a]].setdefault("peers", []).append(ours.bridges[b])
 
 
