@@ -138,25 +138,29 @@ def restored_text(data: Mapping[str, Any]) -> str:
 
 
 def runs(host: Host) -> dict[str, dict[str, Any]]:
-    """How the guests that kvmnet runs were started, from their recorded command lines."""
+    """How the guests that kvmnet runs were started, from their recorded command lines. QEMU gets its kernel and
+    disk as descriptors, so that their names are not known any more; only the own test guest is recognised."""
+    from kvmnet.drivers.qemu.arguments import TINY_WORDS
     from kvmnet.drivers.qemu.folder import folder
     found = {}
     for name in host.running():
         words: list[str] = []
         with suppress(OSError, ValueError):
             words = shlex.split(folder(host.paths, name).command.read_text(encoding="utf-8"))
-        options = dict(pairwise(words[1:]))
-        run: dict[str, Any] = {"memory": options.get("-m", "256M").partition(",")[0], "cpus": int(
-            options.get("-smp", "1").partition(",")[0])}
-        if run["memory"].isdigit():
-            run["memory"] += "M"
-        kernel = options.get("-kernel", "")
-        if not kernel or kernel.startswith((str(host.paths.images), "/dev/fd", "/proc")):
-            run["image"] = "tiny"
-        else:
-            run |= {k: options[f"-{k}"] for k in ("kernel", "initrd", "append") if f"-{k}" in options}
-        found[name] = run
+        found[name] = run_of(words, TINY_WORDS)
     return found
+
+
+def run_of(words: Sequence[str], tiny: str) -> dict[str, Any]:
+    """``run`` of a command line that ``drivers.qemu.arguments`` made."""
+    options = dict(pairwise(words))
+    memory = options.get("-m", "").removeprefix("size=").partition(",")[0].removesuffix("b")
+    run: dict[str, Any] = {"cpus": int(options.get("-smp", "1")), "machine": options.get("-machine", "q35").partition(",")[0]}
+    if memory.isdigit():
+        run["memory"] = f"{int(memory) // 2**20}M"
+    if tiny in options.get("-append", ""):
+        run["image"] = "tiny"
+    return run
 
 
 def user_names() -> dict[int, str]:

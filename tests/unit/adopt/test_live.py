@@ -2,14 +2,17 @@
 from __future__ import annotations
 
 from kvmnet.adopt.document import write
+from kvmnet.adopt.importing import run_of
 from kvmnet.adopt.live import Host, layout_of
 from kvmnet.adopt.model import Outcome, Source
 from kvmnet.adopt.netplan import parse
 from kvmnet.adopt.qemu_words import machine
 from kvmnet.adopt.tap_holders import Holder
 from kvmnet.drivers.linux.resources import Link
+from kvmnet.drivers.qemu.arguments import TINY_WORDS, Descriptors, arguments
 from kvmnet.engine.driver import Seen
 from kvmnet.spec.load import loads
+from kvmnet.spec.models import Run
 
 
 def host(*links: Link, **more: object) -> Host:
@@ -63,3 +66,10 @@ def test_secrets_are_not_repeated() -> None:
     text = "network: {wifis: {w: {access-points: {home: {password: hush}}}}, tunnels: {wg: {key: hush}}}"
     written = write(parse([Source("a.yaml", text)]), ["x"])
     assert "hush" not in written.text and "(hidden)" in written.text
+
+
+def test_how_a_guest_of_ours_was_started() -> None:
+    files = Descriptors(monitor=3, agent=4, console=5, console_log=6, kernel=7, initrd=8)
+    words = arguments("web1", Run(memory=512 * 2**20, cpus=3, image="tiny"), (), "tcg", files, f"{TINY_WORDS} kvmnet.name=web1")
+    assert run_of(words, TINY_WORDS) == {"cpus": 3, "memory": "512M", "machine": "q35", "image": "tiny"}
+    assert "image" not in run_of(arguments("x", Run(kernel="/k"), (), "tcg", files, "quiet"), TINY_WORDS)
