@@ -23,6 +23,8 @@ from kvmnet.spec.models import Offloads
 NETWORK, NIC = "kvmnet network ", "kvmnet nic "
 DEFAULTS = {("udp", 67), ("udp", 547), ("udp", 53), ("tcp", 53)}
 """Services of the host that networks open by themselves."""
+SERVICE = re.compile(r'"([^"]+)" \. (tcp|udp) \. (\d+)')
+"""(bridge, protocol, port) in a set of the host's table."""
 Tree = dict[str, Any]
 
 
@@ -113,7 +115,7 @@ def network(ours: Ours, bridge: str, name: str, uplinks: dict[str, str], resolve
         out["mtu"] = link.mtu
     if link.stp:
         out["stp"] = True
-    services = [(p, int(n)) for b, p, n in triples(ours.table, "services") if b == bridge]
+    services = {(p, int(n)) for b, p, n in SERVICE.findall(ours.table) if b == bridge}
     if allow := [{"protocol": p, "port": n} for p, n in sorted(services) if (p, n) not in DEFAULTS]:
         out["allow"] = allow
     return out | served(ours.get(DnsmasqServer, name), out, resolvers)
@@ -132,10 +134,6 @@ def named(table: str, name: str) -> str:
 
 def pairs(table: str, name: str) -> list[tuple[str, str]]:
     return re.findall(r'"([^"]+)" \. "([^"]+)"', named(table, name))
-
-
-def triples(table: str, name: str) -> list[tuple[str, str, str]]:
-    return re.findall(r'"([^"]+)" \. (\w+) \. (\d+)', named(table, name))
 
 
 def served(server: Any, network: Tree, resolvers: tuple[str, ...]) -> Tree:
@@ -214,7 +212,7 @@ def guests(ours: Ours, networks: Tree, runs: Mapping[str, Tree], users: Mapping[
         of = ours.bridges.get(link.master or "") or re.sub(r"[^A-Za-z0-9_-]", "-", link.master or "")
         if of in networks:
             found.setdefault(vm, {})[nic] = card(ours, tap, vm, nic, link, of, networks[of])
-            if link.user is not None and link.user >= 0:
+            if link.user is not None and link.user > 0:
                 owners[vm] = users.get(link.user, str(link.user))
     vms: Tree = {}
     for vm, nics in sorted(found.items()):
@@ -248,7 +246,7 @@ def card(ours: Ours, tap: str, vm: str, nic: str, link: Link, name: str, network
     if guard:
         out |= guarded(guard, out, [m for m in macs if m != mac], addresses)
     out["isolated"] = bool(link.isolated)
-    mtu = next((int(t[3:]) for t in (held.tags or ()) if t.startswith("mtu")), None) if held else None
+    mtu = own_mtu(ours.get(DnsmasqServer, name), mac or "")
     if device:
         out |= hardware(device)
         mtu = device.host_mtu or mtu
@@ -257,6 +255,13 @@ def card(ours: Ours, tap: str, vm: str, nic: str, link: Link, name: str, network
     if not device and link.multi_queue:
         out["queues"] = 2
     return out
+
+
+def own_mtu(server: Any, mac: str) -> int | None:
+    """MTU that the network's server tells this NIC alone."""
+    lines = (server.config or ()) if isinstance(server, DnsmasqServer) else ()
+    return next((int(m[1]) for line in lines if (m := re.fullmatch(r"dhcp-mac=set:mtu(\d+),(.*)", line)) and m[2] == mac),
+                None)
 
 
 def guarded(guard: NicGuard, nic: Tree, macs: list[str], addresses: list[str]) -> Tree:
