@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from kvmnet.host.run import find
 from lib.lab_agent import PORT
@@ -41,6 +42,14 @@ WARM = ("kvmnet.api", "kvmnet.compile", "kvmnet.spec.load", "kvmnet.spec.checks"
         "kvmnet.facts.features", "kvmnet.check.prove", "kvmnet.guests.launch", "pytest")
 """Modules that the agent loads once, for all that follows."""
 ENVIRONMENT = {"KVMNET_STATE_DIR": "/run/lab/state", "KVMNET_RUN_DIR": "/run/kvmnet", "KVMNET_ETC_DIR": "/run/lab/etc"}
+CALL = "/run/lab/call"
+CALLED = f"""
+import pickle
+from pathlib import Path
+function, args = pickle.loads(Path("{CALL}").read_bytes())
+Path("{CALL}").write_bytes(pickle.dumps(function(*args)))
+"""
+T = TypeVar("T")
 Stream = Generator[tuple[str, bytes], None, dict[str, Any]]
 Listen = Callable[[str, bytes], None]
 TAIL = 40
@@ -89,6 +98,13 @@ class Lab:
     def python(self, code: str, timeout: float = 60.0, *, netns: str = "", env: Mapping[str, str] | None = None) -> Result:
         """Run Python code in a fork of the agent: kvmnet is loaded, ``from lib...`` works."""
         return self.work("python", {"code": code, "name": "<lab>"}, timeout, netns=netns, env=env)
+
+    def call(self, function: Callable[..., T], *args: object, timeout: float = 60.0, netns: str = "") -> T:
+        """What *function*, of a module in tests/lib, returns for *args* in the lab; all of it goes by pickle."""
+        self.put(pickle.dumps((function, args)), CALL)
+        self.must(function.__name__, self.python(CALLED, timeout, netns=netns))
+        answer: T = pickle.loads(self.get(CALL))
+        return answer
 
     def program(self, argv: Sequence[str], timeout: float = 30.0, *, netns: str = "",
                 env: Mapping[str, str] | None = None, listen: Listen | None = None) -> Result:
@@ -248,7 +264,7 @@ def start(image: LabImage, folder: Path, terminal: bool) -> Lab:
         "-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]
     with theirs, console.open("ab") as words:
         process = subprocess.Popen(argv, stdin=None if terminal else subprocess.DEVNULL, pass_fds=[theirs.fileno()],
-                                   stderr=None if terminal else words)
+                                   stderr=None if terminal else words, env={"PATH": os.environ.get("PATH", "")})
     return Lab(process, ours, console, {**ENVIRONMENT, "KVMNET_IMAGE_DIR": str(image_folder())})
 
 
