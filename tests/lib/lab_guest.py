@@ -1,0 +1,82 @@
+"""A real guest inside the lab: KVM on the virtualisation that TCG emulates, and the kernel's own virtio backend."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+
+from kvmnet.drivers.qemu.process import KVM
+from kvmnet.guests.accel import probe
+from kvmnet.guests.launch import wait_for_agent
+from kvmnet.host.clock import wait_until
+from lib.netns import sh
+from lib.world import OUTSIDE, world
+
+DOCUMENT = """
+version: 1
+uplinks:
+  wan: {device: eth0}
+networks:
+  lan: {mode: nat, uplink: wan, subnet: 192.168.100.0/24}
+  cell: {mode: isolated, subnet: 10.10.0.0/24, dhcp: {enabled: false}, dns: {enabled: false}}
+vms:
+  web:
+    run: {memory: 256M, image: tiny}
+    nics: [{network: lan, vhost: "on"}, {network: cell, vhost: "off"}]
+"""
+PATIENCE = 60.0
+"""Seconds for each step of a guest under two emulations."""
+
+
+@dataclass(frozen=True)
+class Met:
+    """What a guest was seen to do."""
+
+    accel: str
+    reason: str
+    threads: int
+    """Kernel threads of the in-kernel backend that work for its QEMU."""
+    host_pings: bool
+    outside: str
+    """What its own ping to the outside printed."""
+    drift: list[str]
+    left: int
+    """Backend threads that are still there when it has ended."""
+    seconds: dict[str, float]
+
+
+def meet() -> Met:
+    """Start a guest with vhost on its first NIC and not on its second, ping both ways, and stop it."""
+    sh(f"modprobe kvm_amd && chmod 0666 {KVM}")
+    seconds = {}
+    with world() as made:
+        began = monotonic()
+        accel = probe(made.paths, deadline=PATIENCE)
+        seconds["accel probe"], began = monotonic() - began, monotonic()
+        made.apply(DOCUMENT)
+        seconds["apply"], began = monotonic() - began, monotonic()
+        made.host.start_guests(["web"], lambda line: None)
+        status = made.host.running()["web"]
+        wait_for_agent("web", made.paths, PATIENCE)
+        seconds["guest"], began = monotonic() - began, monotonic()
+        threads = backends(status.pid)
+        address = made.host.in_force()[1].segments["lan"].nics[0].ip
+        host_pings = wait_until(lambda: made.here.pings(address, timeout=2), PATIENCE, 0.2)
+        outside = made.host.execute("web", ["ping", "-c", "3", OUTSIDE], PATIENCE)[1]
+        seconds["pings"] = monotonic() - began
+        drift = made.drift()
+        made.host.stop_guests(["web"], lambda line: None, 1)
+        return Met(accel.name, accel.reason, threads, host_pings, outside, drift, backends(status.pid), seconds)
+
+
+def backends(pid: int) -> int:
+    """How many vhost-PID threads there are: processes of their own until Linux 6.4, then threads of QEMU."""
+    names = [*Path("/proc").glob("[0-9]*/comm"), *Path(f"/proc/{pid}/task").glob("*/comm")]
+    return sum(text.strip() == f"vhost-{pid}" for text in map(read, names))
+
+
+def read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
