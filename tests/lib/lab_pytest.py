@@ -137,9 +137,11 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
-    if not goes_inside(item):
-        return None
     holder = item.config.stash[HOLDER]
+    if not goes_inside(item):
+        if "lab" not in getattr(item, "fixturenames", ()):
+            holder.end()  # an idle lab takes half a core from the tests that follow
+        return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in carried_out(item, holder):
         item.ihook.pytest_runtest_logreport(report=report)
