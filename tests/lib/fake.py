@@ -63,6 +63,8 @@ class FakeDriver:
     def __init__(self, host: FakeHost, kinds: frozenset[str], reason: str | None = None):
         self.host, self.kinds, self.reason = host, kinds, reason
         self.looks = 0
+        if kinds == GUESTS:
+            self.sees_without_tool = True
 
     def unavailable(self) -> str | None:
         return self.reason

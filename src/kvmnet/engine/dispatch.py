@@ -32,6 +32,13 @@ class WorksBeside(Protocol):
         """Until the rest is done, too. Raises what ``apply`` raises."""
 
 
+@runtime_checkable
+class SeesWithoutTool(Protocol):
+    """A driver that looks into files and sockets, so that it sees what is there when its tool is gone, too."""
+
+    sees_without_tool: bool
+
+
 class Dispatch:
     """The drivers of one host."""
 
@@ -50,6 +57,15 @@ class Dispatch:
         if lacking:
             raise HostCannot("; ".join(lacking), "install what is missing, then try again")
 
+    def require_sight(self) -> None:
+        """Raises HostCannot when a driver cannot look: what it does not see it would leave behind."""
+        blind = dict.fromkeys(self.reason(d) or "" for d in self.drivers if not self.sees(d))
+        if blind:
+            raise HostCannot("; ".join(blind), "install what is missing, then try again")
+
+    def sees(self, driver: Driver) -> bool:
+        return isinstance(driver, SeesWithoutTool) or self.reason(driver) is None
+
     def lacks(self, kind: str) -> str | None:
         driver = self.by_kind.get(kind)
         return f"nothing on this host handles {kind}" if driver is None else self.reason(driver)
@@ -61,8 +77,8 @@ class Dispatch:
         return self.reasons[id(driver)]
 
     def observe(self, intent: Wanted, only: Sequence[Driver] | None = None) -> Seen:
-        """Everything that the drivers which can work here see, in bulk and in parallel."""
-        able = [d for d in (self.drivers if only is None else only) if self.reason(d) is None]
+        """Everything that the drivers which can look here see, in bulk and in parallel."""
+        able = [d for d in (self.drivers if only is None else only) if self.sees(d)]
         seen = Seen()
         for part in together([partial(d.observe, intent) for d in able]):
             seen.update(part)

@@ -108,6 +108,7 @@ class Engine:
              adopt: bool = False) -> Planned:
         """What would be done. Raises HostCannot, and ConflictError when strangers are in the way."""
         self.dispatch.require(wanted)
+        self.dispatch.require_sight()
         lent = load_originals(self.paths.originals, self.codec)
         full = release(lent, wanted, seen.state, seen.ours)
         ours_or_lent = frozenset(borrowed) | full.borrowed
@@ -115,6 +116,7 @@ class Engine:
             steps = plan(seen.state, full.wanted, seen.ours, ours_or_lent, adopt)
         except Conflict as conflict:
             raise ConflictError(str(conflict), "remove or rename them, or take them over with --adopt") from None
+        self.dispatch.require_kinds({step.key.kind for step in steps})
         after = remaining(remember(lent, seen.state, steps, seen.ours, ours_or_lent), wanted)
         return Planned(seen, full.wanted, ours_or_lent, steps, full.gone, after)
 

@@ -128,6 +128,17 @@ def test_a_missing_tool_stops_only_what_needs_it(host: FakeHost, paths: Paths) -
     assert engine.converge(want(LAN), change()).outcome is Outcome.CONFIRMED
 
 
+def test_what_cannot_be_seen_or_removed_is_not_left_behind(engine: Engine, host: FakeHost, paths: Paths) -> None:
+    """A destroy that does not see half of the host must not say that it removed everything."""
+    engine.converge(want(LAN, TAP, NIC), change())
+    before, made = host.state, len(engine.history.revisions())
+    for blind in ([FakeDriver(host, LINUX, "ip not found"), FakeDriver(host, GUESTS)],
+                  [FakeDriver(host, LINUX), FakeDriver(host, GUESTS, "qemu not found")]):
+        with pytest.raises(HostCannot, match="not found"):
+            Engine(blind, paths, CODEC, settle=0).converge({}, change("destroy"))
+    assert host.state == before and len(engine.history.revisions()) == made
+
+
 def test_the_undo_of_a_dead_writer_needs_its_tools_too(engine: Engine, host: FakeHost, paths: Paths) -> None:
     engine.converge(want(LAN, TAP, NIC), change())
     engine.probe = lambda point: die() if point == "step 1" else None

@@ -51,6 +51,7 @@ class Work:
 
 class DnsmasqDriver:
     kinds = frozenset(("dnsmasq", "reservation"))
+    sees_without_tool = True
 
     def __init__(self, paths: Paths):
         self.paths = paths

@@ -24,6 +24,7 @@ class Guests:
     """As ``GuestNicDriver``."""
 
     kinds = frozenset({GuestNic.kind})
+    sees_without_tool = True
 
     def __init__(self, paths: Paths):
         self.paths = paths
