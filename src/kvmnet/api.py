@@ -225,6 +225,22 @@ class Host:
             shown(planned)
             return self.engine.carry_out(planned.inner, planned.change, confirm=confirm, listen=listen)
 
+    def destroy(self, *, confirm: float | None = None, shown: Callable[[Planned], None] = lambda planned: None,
+                say: Say = lambda words: None) -> Result:
+        """Stop the guests that kvmnet runs and remove everything, under one lock. Whatever refuses the
+        removal (another writer, an unconfirmed change, a missing tool) does so before a guest is stopped.
+
+        Raises what Engine.converge raises.
+        """
+        with self.engine.writing("kvmnet destroy"):
+            self.engine.make_way()
+            planned = self.plan_destroy()
+            shown(planned)
+            if running := self.running():
+                self.stop_guests(running, say)
+                planned = self.plan_destroy()
+            return self.engine.carry_out(planned.inner, planned.change, confirm=confirm)
+
     def apply_file(self, path: Path, *, confirm: float | None = None, adopt: bool = False,
                    listen: Listen = silent) -> Result:
         """Plan and apply under one lock, looking at the host once."""

@@ -205,23 +205,23 @@ def destroy(confirm_within: int | None, yes: bool, as_json: bool) -> int:
     Addresses and MACs stay remembered, so that a later apply gives every guest the same ones.
     """
     here = host()
-    running = here.running()
 
     def show(planned: Planned) -> None:
+        running = here.running()
         if not as_json and (planned.steps or running):
             show_plan(here, planned)
             if running:
-                say(f"guests that will be stopped: {', '.join(running)}")
+                say(f"guests that will be stopped: {', '.join(running)}"
+                    + (" (going back does not start them again)" if confirm_within else ""))
 
-    if running or not yes:
+    if not yes:
         planned = here.plan_destroy()
         show(planned)
-        if (planned.steps or running) and not agreed(yes):
+        if (planned.steps or here.running()) and not agreed(yes):
             raise click.Abort
-        here.stop_guests(running, say=say if not as_json else lambda _: None)
         show = silent_plan
-    return report(here, here.change(here.plan_destroy, confirm=confirm_within, shown=show), as_json,
-                  nothing=EMPTY)
+    result = here.destroy(confirm=confirm_within, shown=show, say=say if not as_json else lambda _: None)
+    return report(here, result, as_json, nothing=EMPTY)
 
 
 def silent_plan(planned: Planned) -> None:
