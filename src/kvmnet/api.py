@@ -31,6 +31,7 @@ from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.paths import Paths
 from kvmnet.host.side import Begun, begun
 from kvmnet.planned import EMPTY, Planned, read_saved
+from kvmnet.spec import source
 
 if TYPE_CHECKING:
     from kvmnet.check.model import Progress, Report
@@ -76,14 +77,14 @@ class Host:
 
         Raises SpecError, HostCannot, ConflictError; KvmnetError when the file cannot be read.
         """
-        engine = self.engine  # made here: a thread would make another
+        engine, raw = self.engine, content(path)  # made here: a thread would make another
         with begun(lambda: engine.observe({})) as look:
-            return self.plan_file(path, look, adopt)
+            return self.plan_file(path, raw, look, adopt)
 
-    def plan_file(self, path: Path, look: Begun[Seen], adopt: bool) -> Planned:
+    def plan_file(self, path: Path, raw: bytes, look: Begun[Seen], adopt: bool) -> Planned:
         from kvmnet.spec.load import load, loads
-        saved = read_saved(path)
-        document = loads(saved["document"], saved["source"]) if saved else load(path)
+        saved = read_saved(raw, path)
+        document = loads(saved["document"], saved["source"]) if saved else load(path, raw)
         planned = self.plan_document(document, adopt=adopt, seen=look.result())
         if saved:
             refuse_another(planned, saved, path)
@@ -97,7 +98,7 @@ class Host:
             before = None if adopt else read(kept, text)
             if before and (planned := self.plan_before(before, text, path, look)):
                 return planned
-            planned = self.plan_file(path, look, adopt)
+            planned = self.plan_file(path, text, look, adopt)
         document = planned.document
         if document and not planned.steps and document.text.encode() == text:
             keep(kept, Before(digest(text, self.judged, engine.history.allocations()), short(text), *asked(document),
@@ -421,8 +422,8 @@ def asked(document: Document) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def content(path: Path) -> bytes:
-    """The file's bytes; none when it cannot be read, which is said when it is loaded."""
+    """The file's bytes; none when it cannot be read, which is said when it is loaded. A pipe is read once."""
     try:
-        return path.read_bytes()
+        return source.content(path)
     except (OSError, ValueError):
         return b""

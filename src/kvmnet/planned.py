@@ -85,16 +85,12 @@ class Planned:
             raise KvmnetError(f"cannot write {path}: {error.strerror}") from error
 
 
-def read_saved(path: Path) -> dict[str, Any] | None:
-    """The content of a plan file, or None for a document."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            if not file.read(16).startswith('{"kvmnet-plan"'):
-                return None
-            file.seek(0)
-            data: dict[str, Any] = json.load(file)
-    except (OSError, UnicodeDecodeError):
+def read_saved(raw: bytes, path: Path) -> dict[str, Any] | None:
+    """The plan that *raw*, the content of *path*, holds, or None for a document."""
+    if not raw.startswith(b'{"kvmnet-plan"'):
         return None
+    try:
+        data: dict[str, Any] = json.loads(raw)
     except ValueError as error:
         raise KvmnetError(f"{path}: not a plan: {error}", "make it again with kvmnet plan --out") from error
     return data

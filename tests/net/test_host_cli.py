@@ -123,6 +123,13 @@ def test_exit_codes(net: World, words: list[str], expected: int, monkeypatch: py
     assert expected == 0 or err.strip(), "an error says something"
 
 
+@pytest.mark.parametrize("words", [["plan", "-"], ["plan", "/dev/stdin"], ["apply", "--yes", "-"]], ids=" ".join)
+def test_a_document_may_come_through_a_pipe(fresh: World, words: list[str]) -> None:
+    done = fresh.cli(*words, text=DOCUMENT)
+    assert done.returncode == (2 if words[0] == "plan" else 0), done.stderr
+    assert "kvt-b-0" in done.stdout
+
+
 def typed(words: list[str]) -> tuple[int, str, str]:
     """Run main() in this process: (exit code, standard output, standard error)."""
     out, err = io.StringIO(), io.StringIO()

@@ -30,9 +30,9 @@ yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask first.")
 
 
 def chosen(file: Path | None) -> Path:
-    """The document that was named, or the first of the default places that has one."""
+    """The document that was named (- for standard input), or the first of the default places that has one."""
     if file is not None:
-        return file
+        return Path("/dev/stdin") if str(file) == "-" else file
     for place in DEFAULTS:
         if place.exists():
             return place

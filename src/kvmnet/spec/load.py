@@ -12,9 +12,7 @@ from pydantic import ValidationError
 from kvmnet.errors import KvmnetError, Problem, SpecError
 from kvmnet.spec import tree
 from kvmnet.spec.models import Spec
-
-LARGEST = 64 * 2**20
-"""Bytes that a document may have; 10,000 guests take about 2 MB."""
+from kvmnet.spec.source import LARGEST, content
 
 
 @dataclass(slots=True)
@@ -44,13 +42,12 @@ class Document:
         return sorted(out)
 
 
-def load(path: Path | str) -> Document:
-    """The document in the file at *path*. Raises SpecError for what is wrong in it, KvmnetError for a file
-    that cannot be read."""
+def load(path: Path | str, raw: bytes = b"") -> Document:
+    """The document in the file at *path*; *raw*: its content, where that was read before (a pipe gives it
+    once). Raises SpecError for what is wrong in it, KvmnetError for a file that cannot be read."""
     source = str(path)
     try:
-        with open(path, "rb") as file:
-            raw = file.read(LARGEST + 1)
+        raw = raw or content(path)
     except FileNotFoundError:
         raise KvmnetError(f"{source}: no such file", "kvmnet init writes one to start from") from None
     except IsADirectoryError:
