@@ -10,7 +10,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from kvmnet.check.echo import HEADERS
 from kvmnet.check.model import Claim, Execute, Finding, Subject, Verdict, failed, passed, skipped
@@ -23,6 +23,8 @@ from kvmnet.spec.models import Mode
 
 TIMEOUT = 20.0
 """Seconds for a guest's agent and the script; emulated guests are slow."""
+PATIENCE = 6
+"""Seconds for all addresses of a guest; one that has just booted has no IPv6 address for some."""
 MARK = "kvmnet-check"
 TOOLS = ("ip", "ping", "nslookup", "getent")
 HEAD = f"""\
@@ -32,6 +34,8 @@ nic() {{ for l in /sys/class/net/*; do [ "$(cat "$l/address")" = "$1" ] && echo 
 q() {{ n=$1; shift; ( out=$(eval "$*" 2>&1); c=$?; echo "{MARK} answer $n $c" $out ) & }}
 for t in {' '.join(TOOLS)}; do has $t && echo "{MARK} tool $t"; done
 ping -h 2>&1 | grep -q -- '-M ' && echo "{MARK} tool ping-M"
+"""
+LISTING = f"""\
 for l in /sys/class/net/*; do echo "{MARK} link ${{l##*/}} $(cat "$l/address") $(cat "$l/mtu")"; done
 has ip && ip -o addr | while read -r n l f a rest; do echo "{MARK} addr $l $a"; done
 """
@@ -61,6 +65,8 @@ class Question:
     command: str = ""
     tools: tuple[str, ...] = ()
     """One of these is needed."""
+    awaited: str = ""
+    """Address that the guest may still be asking for: it gets PATIENCE seconds."""
 
 
 # -- questions -------------------------------------------------------------------------------------
@@ -83,7 +89,7 @@ def about(subject: Subject, segment: Segment, nic: NicOnNetwork) -> Iterator[Que
     for family, own in ((4, nic.ip), (6, nic.ip6)):
         if not own:
             continue
-        yield ask(f"address{family}", has_address(nic, own), "", "ip")
+        yield replace(ask(f"address{family}", has_address(nic, own), "", "ip"), awaited=own)
         target = gateway(segment, family)
         if target:
             yield ask(f"gateway{family}", answered(target), echo(nic, target), "ping")
@@ -209,7 +215,14 @@ def last(words: str) -> str:
 
 def script_of(asked: Sequence[Question]) -> str:
     lines = [f"q {i} {shlex.quote(q.command)}" for i, q in enumerate(asked) if q.command]
-    return HEAD + "\n".join((*lines, "wait", ""))
+    return HEAD + awaiting([q.awaited for q in asked if q.awaited]) + LISTING + "\n".join((*lines, "wait", ""))
+
+
+def awaiting(addresses: Sequence[str]) -> str:
+    """Wait until the guest has its addresses, for PATIENCE seconds at most in all."""
+    here = " && ".join(f"echo \"$all\" | grep -q ' {address}/'" for address in addresses)
+    return (f"i=0; while has ip && [ $i -lt {PATIENCE} ] && all=$(ip -o addr) && ! {{ {here}; }}; "
+            "do i=$((i + 1)); sleep 1; done\n") if here else ""
 
 
 def read_told(output: str) -> Told:
