@@ -176,6 +176,13 @@ def test_a_missing_tool_is_named_with_its_package(net: World, tool: str, package
     same(before, snapshot())
 
 
+def test_a_search_path_without_sbin_is_enough(net: World) -> None:
+    """Debian's su leaves it so; the tools that kvmnet's own tools start must be found, too."""
+    for text in (ONE, TWO):
+        code(net.cli("apply", "--yes", net.write(text), path="/usr/local/bin:/usr/bin:/bin"), 0)
+    code(net.cli("destroy", "--yes", path="/usr/local/bin:/usr/bin:/bin"), 0)
+
+
 def every_place(tool: str) -> list[str]:
     path = os.environ["PATH"] + ":/usr/local/sbin:/usr/sbin:/sbin"
     found = [Path(d, tool) for d in path.split(":") if Path(d, tool).exists()]

@@ -19,7 +19,8 @@ PACKAGES = {
 }
 """Tool -> Debian package."""
 
-SEARCH_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/local/sbin:/usr/sbin:/sbin"))
+SEARCH_PATH = os.pathsep.join(filter(None, (os.environ.get("PATH"), "/usr/local/sbin:/usr/sbin:/sbin:/usr/bin:/bin")))
+"""Debian's `su` leaves sbin out; programs that a tool starts are found there, too."""
 
 
 class ToolFailed(Exception):
@@ -54,7 +55,7 @@ def run(argv: Sequence[str], *, stdin: str = "", timeout: float = 60) -> str:
         raise HostCannot(missing(argv[0]) or argv[0])
     with anonymous(stdin) as given, anonymous() as out, anonymous() as err:
         child = subprocess.Popen([path, *argv[1:]], stdin=given, stdout=out, stderr=err,
-                                 env={**os.environ, "LC_ALL": "C.UTF-8"}, pass_fds=inherited())
+                                 env={**os.environ, "LC_ALL": "C.UTF-8", "PATH": SEARCH_PATH}, pass_fds=inherited())
         code = end_of(child, timeout)
         if code is None:
             raise ToolFailed(argv, -1, f"no answer within {timeout:g} s")
