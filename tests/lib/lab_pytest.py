@@ -136,7 +136,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     holder = item.config.stash[HOLDER]
     if not goes_inside(item):
         if "lab" not in getattr(item, "fixturenames", ()):
@@ -146,6 +146,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     for report in carried_out(item, holder):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    item.session._setupstate.teardown_exact(nextitem)  # what the test before left standing for this one
     return True
 
 
