@@ -6,15 +6,18 @@ from collections.abc import Iterator
 import pytest
 
 from kvmnet.check.attacks import ATTACKS
+from kvmnet.check.dhcp import lease6
 from kvmnet.check.model import Claim, Verdict
 from kvmnet.check.probe import await_forwarding
 from kvmnet.check.prove import prove
+from kvmnet.check.station import Station
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
 from kvmnet.drivers.dnsmasq.resources import Reservation
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.qemu.taps import close, open_taps
 from kvmnet.engine.plan import Create
+from kvmnet.host.packets import Tap as Port
 from kvmnet.host.paths import Paths
 from kvmnet.policy.guard import nic_guard
 from lib.applied import Applied, applied
@@ -67,6 +70,19 @@ def test_each_nic_by_what_the_document_lets_it_do(here: Applied) -> None:
     own = next(c for c in report.claims if (c.subject, c.name) == ("web2/nic0", "dhcp4"))
     assert "10.1.0.3 from 10.1.0.1" in own.evidence and "MTU 1400" in own.evidence
     assert leases(here.engine.paths, "lan") == [] and here.left() == []
+
+
+def test_the_lease_of_a_guest_that_was_stopped_is_no_failure(here: Applied) -> None:
+    """The server gives the address to its holder alone: DUID-LL of the guest's MAC, and the IAID that it chose."""
+    nic = here.subject.segments["lan"].nics[0]
+    with Port.hold(nic.tap) as port, Station(port, nic.mac, nic.ip, nic.ip6, "guest") as guest:
+        guest.iaid = 0xAC042F
+        assert lease6(guest).address == nic.ip6
+    before = [x for x in leases(here.engine.paths, "lan") if x.iaid is not None]
+    assert [x.ip for x in before] == [nic.ip6]
+    assert claims(here, "web1")["dhcp6"].verdict is Verdict.PASS
+    after = [x for x in leases(here.engine.paths, "lan") if x.iaid is not None]
+    assert [(x.ip, x.iaid, x.client) for x in after] == [(x.ip, x.iaid, x.client) for x in before]
 
 
 def test_a_second_check_at_once_finds_the_taps_free(here: Applied) -> None:

@@ -119,28 +119,28 @@ class Lease6:
 
 def lease6(station: Station, patience: float = PATIENCE) -> Lease6:
     """Solicit, request, and the lease."""
-    advert = converse6(station, SOLICIT, identity(""), patience)
+    advert = converse6(station, SOLICIT, identity(station, ""), patience)
     if advert is None:
         return Lease6(error="no DHCPv6 server answers")
     offered = read_lease6(advert)
     if not offered.address:
         return offered
-    reply = converse6(station, REQUEST6, option6(SERVER_ID, offered.server) + identity(offered.address), patience)
+    reply = converse6(station, REQUEST6, option6(SERVER_ID, offered.server) + identity(station, offered.address), patience)
     if reply is None:
         return Lease6(error=f"{offered.address} is offered and not confirmed")
     return read_lease6(reply)
 
 
 def release6(station: Station, lease: Lease6) -> None:
-    """Give a lease back, so that the server forgets it."""
-    if lease.address:
-        converse6(station, RELEASE6, option6(SERVER_ID, lease.server) + identity(lease.address), 0.3)
+    """Give a lease back, so that the server forgets it; not one that the guest itself has."""
+    if lease.address and not station.borrowed:
+        converse6(station, RELEASE6, option6(SERVER_ID, lease.server) + identity(station, lease.address), 0.3)
 
 
 def converse6(station: Station, kind: int, more: bytes, patience: float) -> bytes | None:
     """The server's message in answer to one of ours, or None."""
     number = secrets.token_bytes(3)
-    message = (bytes([kind]) + number + option6(CLIENT_ID, b"\0\3\0\1" + frames.mac(station.mac))
+    message = (bytes([kind]) + number + option6(CLIENT_ID, station.duid)
                + option6(ELAPSED, b"\0\0") + option6(ORO, struct.pack("!H", DNS6)) + more)
     packet = frames.ip6(station.local, SERVERS, UDP, frames.udp(station.local, SERVERS, 546, 547, message), hops=1)
     answer = station.ask(frames.ether(frames.multicast_mac(SERVERS), station.mac, IP6, packet),
@@ -148,9 +148,9 @@ def converse6(station: Station, kind: int, more: bytes, patience: float) -> byte
     return answer.body[8:] if answer else None
 
 
-def identity(address: str) -> bytes:
+def identity(station: Station, address: str) -> bytes:
     inner = option6(IA_ADDR, frames.ip(address) + bytes(8)) if address else b""
-    return option6(IA_NA, struct.pack("!III", 7, 0, 0) + inner)
+    return option6(IA_NA, struct.pack("!III", station.iaid, 0, 0) + inner)
 
 
 def option6(code: int, data: bytes) -> bytes:

@@ -15,6 +15,8 @@ from kvmnet.check.model import DROPS, Claim, Subject, Verdict
 from kvmnet.check.promises import PROMISES, Place, Prove, single
 from kvmnet.check.refusals import Range, fire, sender_of
 from kvmnet.check.station import Station
+from kvmnet.drivers.dnsmasq.driver import leases
+from kvmnet.drivers.dnsmasq.wire import Lease
 from kvmnet.host.packets import Tap, exists, has_carrier
 from kvmnet.host.run import ToolFailed
 from kvmnet.modes.model import NicOnNetwork
@@ -43,14 +45,16 @@ class Idle:
 def taken(subject: Subject, segment: Segment, stack: ExitStack) -> list[Idle]:
     """The idle NICs of a network, their taps held until *stack* ends."""
     share = max(1, MOST // len(subject.segments))
-    return [take(nic, stack) for nic in idle_nics(subject, segment)[:share]]
+    lent = {lease.ip: lease for lease in leases(subject.paths, segment.name) if lease.iaid is not None}
+    return [take(nic, lent.get(nic.ip6), stack) for nic in idle_nics(subject, segment)[:share]]
 
 
 def idle_nics(subject: Subject, segment: Segment) -> list[NicOnNetwork]:
     return [n for n in segment.nics if n.vm not in subject.running and n.declared.link == "up"]
 
 
-def take(nic: NicOnNetwork, stack: ExitStack) -> Idle:
+def take(nic: NicOnNetwork, lent: Lease | None, stack: ExitStack) -> Idle:
+    """*lent*: the lease of its IPv6 address that a guest which was stopped has left."""
     if not exists(nic.tap):
         return Idle(nic, None)
     if has_carrier(nic.tap):
@@ -59,7 +63,18 @@ def take(nic: NicOnNetwork, stack: ExitStack) -> Idle:
         tap = stack.enter_context(Tap.hold(nic.tap))
     except ToolFailed as error:
         return Idle(nic, None, f"{nic.tap}: {error.detail}")
-    return Idle(nic, stack.enter_context(Station(tap, nic.mac, nic.ip, nic.ip6, f"{nic.vm}/{nic.nic}")))
+    station = Station(tap, nic.mac, nic.ip, nic.ip6, f"{nic.vm}/{nic.nic}")
+    if lent and lent.iaid is not None and (duid := octets(lent.client)):
+        station.stand_for(duid, lent.iaid)
+    return Idle(nic, stack.enter_context(station))
+
+
+def octets(client: str) -> bytes:
+    """A DUID as a lease file has it; none when it is none."""
+    try:
+        return bytes.fromhex(client.replace(":", ""))
+    except ValueError:
+        return b""
 
 
 def work_of(idle: Idle, place: Place, ground: Range) -> tuple[Place, list[Prove]]:

@@ -100,6 +100,13 @@ class Station(Listener):
         self.tap, self.mac, self.ip, self.ip6, self.name = tap, mac, ip, ip6, name
         self.local = frames.link_local(mac)
         self.neighbours: dict[str, str] = {}
+        self.duid, self.iaid = b"\0\3\0\1" + frames.mac(mac), 7
+        """As what it asks DHCPv6 (RFC 8415, 11 and 12)."""
+        self.borrowed = False
+
+    def stand_for(self, duid: bytes, iaid: int) -> None:
+        """Ask DHCPv6 as the guest that has a lease still: the server gives its address to nobody else."""
+        self.duid, self.iaid, self.borrowed = duid, iaid, True
 
     def __enter__(self) -> Self:
         super().__enter__()
