@@ -23,7 +23,7 @@ from kvmnet.engine.driver import Seen, StepFailed
 from kvmnet.engine.fingerprint import Fingerprint
 from kvmnet.engine.history import Revision, Status
 from kvmnet.engine.journal import Codec, Phase
-from kvmnet.engine.plan import Update
+from kvmnet.engine.plan import Step, Update
 from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.engine.transaction import Engine, Event, Result
 from kvmnet.errors import ConflictError, KvmnetError, SpecError
@@ -99,8 +99,9 @@ class Host:
             if before and (planned := self.plan_before(before, text, path, look)):
                 return planned
             planned = self.plan_file(path, text, look, adopt)
-        document = planned.document
-        if document and not planned.steps and document.text.encode() == text:
+        document, compiled = planned.document, planned.compiled
+        if (document and compiled and not planned.steps and document.text.encode() == text
+                and not self.notices(document, compiled, ())):
             keep(kept, Before(digest(text, self.judged, engine.history.allocations()), short(text), *asked(document),
                               planned.wanted, planned.borrowed, planned.notes))
         return planned
@@ -131,7 +132,16 @@ class Host:
         segments, bridged = compiled.segments.values(), bridge_netfilter()
         blocked = [*own_forwards(segments, bridged), *blockers(foreign_tables(seen), packets(segments, bridged))]
         return Planned(document.source, document, compiled, allocations, inner,
-                       (*compiled.notes, *map(str, blocked)))
+                       (*compiled.notes, *map(str, blocked), *self.notices(document, compiled, inner.steps)))
+
+    def notices(self, document: Document, compiled: Compiled, steps: Sequence[Step]) -> Sequence[str]:
+        """What the steps do not say of guests that run."""
+        from kvmnet.drivers.qemu.folder import running_folders
+        running = running_folders(self.paths)
+        if not running and not any(step.key.kind == "nic-guard" for step in steps):
+            return ()
+        from kvmnet.guests.notices import notices
+        return notices(document.spec, compiled, steps, running)
 
     def facts(self, seen: Seen, document: Document | None = None) -> Facts:
         return self.facts_about(seen, *(asked(document) if document else ((), ())))

@@ -96,8 +96,11 @@ def apply(file: Path | None, confirm_within: int | None, yes: bool, adopt: bool,
     here, path = host(), chosen(file)
 
     def show(planned: Planned) -> None:
-        if planned.steps and not as_json:
+        if not as_json and planned.steps:
             show_plan(here, planned)
+        elif not as_json:
+            for note in planned.notes:
+                say(f"note: {note}")
 
     bar = Bar(as_json)
     try:

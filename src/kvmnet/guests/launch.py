@@ -14,7 +14,7 @@ from time import monotonic
 from kvmnet.drivers.qemu.agent import Agent, AgentError, Result
 from kvmnet.drivers.qemu.arguments import TINY_WORDS, Descriptors, arguments
 from kvmnet.drivers.qemu.devices import Handles, device_id
-from kvmnet.drivers.qemu.folder import GuestFolder, folder, folders
+from kvmnet.drivers.qemu.folder import GuestFolder, folder, folders, replace
 from kvmnet.drivers.qemu.process import (
     KVM,
     account,
@@ -114,6 +114,7 @@ def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Acce
     except StepFailed as failed:
         raise HostCannot(f"guest {name}: {failed}", failed.hint) from failed
     try:
+        replace(home.run_file, vm.run.model_dump_json())
         home.save_process(identity(child.pid), chosen)
         release(home, nics)
     except BaseException:    # also an interrupt: a QEMU that waits for ever must not stay

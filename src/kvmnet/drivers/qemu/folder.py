@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.qemu.resources import GuestNic
@@ -52,6 +53,18 @@ class GuestFolder:
     def record_file(self) -> Path:
         return self.path / "nics.json"
 
+    @property
+    def run_file(self) -> Path:
+        return self.path / "run.json"
+
+    def started_with(self) -> dict[str, Any]:
+        """``run`` of the document that it was started from; empty when that is not known."""
+        try:
+            found = json.loads(self.run_file.read_text())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def process(self) -> Process | None:
         """The process that was started last, alive or not; None when there is none or it was stopped."""
         try:
@@ -91,7 +104,7 @@ class GuestFolder:
 
     def forget(self) -> None:
         """Remove what belongs to a process that has ended; the logs stay."""
-        for path in (self.monitor, self.agent, self.console, self.process_file, self.record_file):
+        for path in (self.monitor, self.agent, self.console, self.process_file, self.record_file, self.run_file):
             path.unlink(missing_ok=True)
 
 
