@@ -428,7 +428,8 @@ def asked(document: Document) -> tuple[tuple[str, ...], tuple[str, ...]]:
     spec = document.spec
     bridged = {n.uplink for n in spec.networks.values() if n.mode == "bridge" and n.uplink}
     return (tuple(sorted({vm.owner for vm in spec.vms.values() if vm.owner})),
-            tuple(u.device for name, u in spec.uplinks.items() if name in bridged))
+            tuple(dict.fromkeys(device for name, u in spec.uplinks.items() if name in bridged or u.members
+                                for device in (u.members or (u.device or "",)))))
 
 
 def content(path: Path) -> bytes:

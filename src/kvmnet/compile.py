@@ -6,25 +6,27 @@ NIC, describe the devices of guests that run, merge what the networks want of th
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from kvmnet.drivers.files.resources import unmanaged
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
-from kvmnet.engine.resource import Absent, Key, Resource
+from kvmnet.engine.resource import Absent, Key, Resource, merge
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.modes import bridge, isolated, nat, routed
 from kvmnet.modes.device import guest_nic, queue_pairs
+from kvmnet.modes.links import Way, find_ways, wire_uplinks
 from kvmnet.modes.model import NicOnNetwork
-from kvmnet.modes.segment import HostPolicy, Segment
+from kvmnet.modes.segment import HostPolicy, Part, Segment
 from kvmnet.modes.services import services
 from kvmnet.policy.guard import guard_table, nic_guard
 from kvmnet.policy.host import host_table
 from kvmnet.policy.keeper import guard_keeper
+from kvmnet.spec import ways
 from kvmnet.spec.models import Mode, Network, Nic, Spec, Vm
-from kvmnet.spec.names import bridge_name, nic_name, tap_name
+from kvmnet.spec.names import nic_name, tap_name
 
 SEGMENTS = frozenset({"physical", "bond", "team", "vlan", "vxlan"})
 """Types of links that lead a bridge to other machines."""
@@ -32,7 +34,7 @@ ROOT = 0
 """uid that owns a tap which nobody else shall open: one without an owner can be opened by every user
 (tun_not_capable() in drivers/net/tun.c)."""
 
-MODES = {Mode.NAT: nat.wire, Mode.ROUTED: routed.wire, Mode.ISOLATED: isolated.wire, Mode.BRIDGE: bridge.wire}
+MODES = {Mode.NAT: nat.wire, Mode.ROUTED: routed.wire, Mode.ISOLATED: isolated.wire}
 
 
 @dataclass(slots=True)
@@ -47,8 +49,16 @@ class Compiled:
     """Devices of every guest, running or not, in order."""
 
     def add(self, *resources: Resource | Absent) -> None:
+        """Several claims on one thing are one claim: a bond that is a bridge's port."""
         for resource in resources:
-            self.wanted[resource.key] = resource
+            before = self.wanted.get(resource.key)
+            both = isinstance(before, Resource) and isinstance(resource, Resource)
+            self.wanted[resource.key] = merge(before, resource) if both else resource  # type: ignore[arg-type]
+
+    def take(self, part: Part) -> None:
+        self.add(*part.resources)
+        self.borrowed |= part.borrowed
+        self.notes += (n for n in part.notes if n not in self.notes)
 
 
 def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled:
@@ -56,9 +66,11 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
     out = Compiled()
     nics = place_nics(spec, facts, allocations)
     policy = HostPolicy()
+    found = find_ways(spec, facts)
+    out.take(wire_uplinks(spec, facts, found))
     for name, network in spec.networks.items():
         out.segments[name] = segment = settle(name, network, spec, facts, tuple(nics.get(name, ())))
-        wire_network(out, policy, segment, spec, facts)
+        wire_network(out, policy, segment, spec, facts, found)
     for name, network in spec.networks.items():
         for peer in network.peers:
             ends = out.segments[name].bridge, out.segments[peer].bridge
@@ -67,7 +79,6 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
         keeper = guard_keeper()
         out.add(guard_table(outer_ports(out, spec, facts)), keeper, host_table(policy), *unmanaged(facts.services))
         attach_nics(out, spec, nics, facts, keeper.name)
-    claim_uplinks(out, spec)
     return out
 
 
@@ -89,24 +100,28 @@ def network_mtu(network: Network, spec: Spec, facts: Facts) -> int:
     """The network's own MTU, else the uplink's, else 1500 bytes."""
     if network.mtu:
         return network.mtu
-    device = network.bridge
-    if network.uplink:
-        uplink = spec.uplinks[network.uplink]
-        if uplink.mtu:
-            return uplink.mtu
-        device = uplink.device
-    seen = facts.state.get(Key("link", device)) if device else None
+    if network.uplink and not network.bridge:
+        return ways.mtu(network.uplink, spec, facts.state) or 1500
+    seen = facts.state.get(Key("link", network.bridge)) if network.bridge else None
     return seen.mtu if isinstance(seen, Link) and seen.mtu else 1500
 
 
 def settle(name: str, network: Network, spec: Spec, facts: Facts, nics: tuple[NicOnNetwork, ...]) -> Segment:
     hosted = network.mode is not Mode.BRIDGE
     return Segment(
-        name=name, network=network, bridge=network.bridge or bridge_name(name),
+        name=name, network=network, bridge=ways.bridge_of(name, spec, facts.features),
         mtu=network_mtu(network, spec, facts), nics=nics,
         address=host_address(network.address, network.subnet, default=hosted),
         address6=host_address(network.address6, network.subnet6, default=hosted),
-        way_out=way_out(network.uplink, spec))
+        way_out=ways.way_out(network.uplink, spec, facts.features),
+        vlan=inner_vlan(name, network, spec, facts))
+
+
+def inner_vlan(name: str, network: Network, spec: Spec, facts: Facts) -> int:
+    """VLAN of the network inside a shared bridge, or 0."""
+    if network.mode is not Mode.BRIDGE or not network.uplink or not ways.shares(name, network, spec, facts.features):
+        return 0
+    return network.vlan or ways.native(network.uplink, spec)
 
 
 def host_address(declared: str | None, subnet: str | None, *, default: bool) -> str:
@@ -116,29 +131,35 @@ def host_address(declared: str | None, subnet: str | None, *, default: bool) -> 
     return declared or (str(ip_network(subnet)[1]) if default else "")
 
 
-def way_out(uplink: str | None, spec: Spec) -> str:
-    """Device that routed packets leave by: the NIC, or the bridge that takes it."""
-    if uplink is None:
-        return ""
-    for name, network in spec.networks.items():
-        if network.mode is Mode.BRIDGE and network.uplink == uplink:
-            return network.bridge or bridge_name(name)
-    return spec.uplinks[uplink].device
-
-
-def wire_network(out: Compiled, policy: HostPolicy, segment: Segment, spec: Spec, facts: Facts) -> None:
+def wire_network(out: Compiled, policy: HostPolicy, segment: Segment, spec: Spec, facts: Facts,
+                 found: Mapping[str, Way]) -> None:
     network = segment.network
     if network.mode is Mode.BRIDGE:
-        device = spec.uplinks[network.uplink].device if network.uplink and not network.bridge else ""
-        part = bridge.wire(segment, facts, device)
+        way = found[network.uplink] if network.uplink and not network.bridge else None
+        part = bridge.wire(segment, facts, way, trunk_of(segment, spec))
+        if way and network.vlan and not segment.vlan:
+            part.notes.append(own_bridge_note(segment, facts))
     else:
         part = MODES[network.mode](segment, facts)
-    out.add(*part.resources)
-    out.borrowed |= part.borrowed
-    out.notes += part.notes
+    out.take(part)
     policy.merge(part.policy)
     if segment.address or segment.address6:
         out.add(*services(segment, facts.resolvers))
+
+
+def trunk_of(segment: Segment, spec: Spec) -> bridge.Trunk | None:
+    """What the VLAN-aware bridge of a network carries; None when it is on none."""
+    uplink = segment.network.uplink
+    if not segment.vlan or not uplink:
+        return None
+    return bridge.Trunk(ways.native(uplink, spec), tuple(sorted(ways.used(uplink, spec))),
+                        any(network.stp for _, network in ways.bridged(uplink, spec)))
+
+
+def own_bridge_note(segment: Segment, facts: Facts) -> str:
+    reason = facts.features.get(ways.FILTERING) or "the host has an address on it"
+    return (f"network {segment.name} has a bridge of its own on a sub-interface for VLAN {segment.network.vlan}: "
+            f"{reason}")
 
 
 def protected(segment: Segment) -> tuple[str, ...]:
@@ -173,7 +194,8 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
         kept = protected(segment)
         for nic in placed:
             vm = spec.vms[nic.vm]
-            out.add(guard_of(nic, segment, kept), tap_of(nic, vm, segment, facts, keeper))
+            out.add(guard_of(nic, segment, kept), tap_of(nic, vm, segment, facts, keeper),
+                    *bridge.guest_vlans(segment, nic.tap, nic.declared.trunk))
     devices: dict[str, list[GuestNic]] = {}
     for placed in nics.values():
         for nic in placed:
@@ -191,7 +213,7 @@ def guard_of(nic: NicOnNetwork, segment: Segment, kept: tuple[str, ...]) -> NicG
     hosts, prefixes = split_extra(declared)
     return nic_guard(nic.tap, level=declared.guard, macs=(nic.mac, *declared.extra.macs),
                      addresses=tuple(a for a in (nic.ip, nic.ip6, *hosts) if a), prefixes=prefixes,
-                     vlans=declared.trunk, roles=declared.extra.roles, bridge=segment.bridge,
+                     vlans=declared.trunk, roles=declared.extra.roles, bridge=segment.domain,
                      protected=kept)
 
 
@@ -213,16 +235,3 @@ def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: st
                 user=facts.users.get(vm.owner, ROOT) if vm.owner else ROOT,
                 isolated=isolated, hairpin=False, learning=True, flood=True, mcast_flood=True,
                 bpdu_guard=segment.network.stp and declared.guard != "off", neigh_suppress=False)
-
-
-def claim_uplinks(out: Compiled, spec: Spec) -> None:
-    """Settings that the document claims on NICs of the host."""
-    for uplink in spec.uplinks.values():
-        key = Key("link", uplink.device)
-        if uplink.mtu:
-            before = out.wanted.get(key)
-            claim = Link(name=uplink.device, mtu=uplink.mtu)
-            if isinstance(before, Link):
-                claim = replace(before, mtu=uplink.mtu)
-            out.add(claim)
-            out.borrowed.add(key)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from kvmnet.engine.plan import Step
     from kvmnet.modes.model import NicOnNetwork
     from kvmnet.modes.segment import Segment
+from kvmnet.spec import ways
 
 HOUR = 3600
 
@@ -111,7 +112,7 @@ def status(host: Host) -> Status | None:
         revision=last.number, source=last.source, applied=last.created, by=last.who,
         unconfirmed=host.unconfirmed(),
         drift=tuple(f"{type(s).__name__.lower()} {s.key}" for s in steps), notes=notes,
-        uplinks=tuple(uplink_status(name, u.device, seen, now) for name, u in document.spec.uplinks.items()),
+        uplinks=tuple(uplink_status(name, ways.device(name, document.spec), seen, now) for name in document.spec.uplinks),
         networks=tuple(network_status(host, s, seen, now) for s in segments.values()),
         nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped)),
         guests={row.name: row.state for row in host.guests()})

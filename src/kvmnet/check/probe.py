@@ -65,7 +65,7 @@ class Probe:
         s = self.segment
         protected = (s.address, s.address6, s.network.gateway, s.network.gateway6)
         return nic_guard(self.device, "full", [self.mac], [a for a in (self.ip, self.ip6) if a],
-                         bridge=s.bridge, protected=[a for a in protected if a])
+                         bridge=s.domain, protected=[a for a in protected if a])
 
     @property
     def reservation(self) -> Reservation:
@@ -161,6 +161,8 @@ def attach(probes: Sequence[Probe]) -> None:
         if p.segment.network.isolated_ports:
             lines.append(f"link set dev {p.device} type bridge_slave isolated on")
     run(["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
+    if vlans := [f"vlan add dev {p.device} vid {p.segment.vlan} pvid untagged\n" for p in probes if p.segment.vlan]:
+        run(["bridge", "-batch", "-"], stdin="".join(vlans))
 
 
 def await_forwarding(devices: Sequence[str]) -> None:

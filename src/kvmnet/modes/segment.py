@@ -28,6 +28,13 @@ class Segment:
     way_out: str
     """Device that routed packets leave by: the uplink, or the bridge that took it; '' for none."""
     nics: Sequence[NicOnNetwork]
+    vlan: int = 0
+    """VLAN inside a bridge that goes by them; 0 when the bridge is the network's alone."""
+
+    @property
+    def domain(self) -> str:
+        """The layer-2 segment: a bridge, or one VLAN of it."""
+        return f"{self.bridge} {self.vlan}" if self.vlan else self.bridge
 
     @property
     def cidr(self) -> str:

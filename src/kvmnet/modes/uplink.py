@@ -16,8 +16,8 @@ Time bombs, each of which would cut the host off minutes later:
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface, ip_network
 from itertools import pairwise
 
@@ -42,6 +42,8 @@ COPIED = (
                             "accept_ra_rtr_pref", "accept_redirects")),
 )
 """Settings of the NIC that the bridge takes over: a host that filters, or has no IPv6 there, goes on so."""
+SECRET = "stable_secret"
+"""A mode that needs a secret of its own on the bridge, which is not ours to copy."""
 MENTIONED = ("ipv4 arp_accept", "ipv4 route_localnet", "ipv4 src_valid_mark", "ipv6 proxy_ndp", "ipv6 hop_limit")
 """Settings of the NIC that stop to matter once it is a port; mentioned when not the default."""
 
@@ -61,40 +63,73 @@ def sysctl(device: str, setting: str) -> str:
 
 def take_uplink(device: str, bridge: str,
                 facts: Facts) -> tuple[list[Resource | Absent], set[Key], list[str]]:
-    """What makes *device* a port of *bridge*: resources, which of them are borrowed, and notes.
+    """What makes *device* a port of *bridge*: resources, which of them are borrowed, and notes. Raises what
+    ``move_host`` raises."""
+    port = join(device, bridge, facts)
+    resources, borrowed, notes = move_host((device,), bridge, facts)
+    return [port, *resources], borrowed | {port.key}, notes
 
-    The same whether the NIC has been taken already or not: what is on the bridge stays there. Raises
-    ConflictError when an address or route cannot be moved, with all reasons.
+
+def join(device: str, bridge: str, facts: Facts) -> Link:
+    """The claim that makes *device* a port of *bridge*."""
+    seen = facts.state.get(Key(Link.kind, device))
+    return Link(name=device, master=bridge, up=True,
+                bonded=False if isinstance(seen, Link) and seen.bonded else None)
+
+
+def move_host(sources: Sequence[str], target: str,
+              facts: Facts) -> tuple[list[Resource | Absent], set[Key], list[str]]:
+    """What the host has on the *sources*, the lowest first, moves to *target*: a bridge that takes a NIC, a bond
+    that takes several, a bridge that takes a bond with its members.
+
+    The same whether it has moved already or not: what is on the target stays there. Raises ConflictError
+    when an address or route cannot be moved, with all reasons.
     """
-    refuse(device, bridge, facts)
-    addresses = [a for a in facts.state.values() if isinstance(a, Address) and a.dev in (device, bridge)]
-    routes = [r for r in facts.state.values() if isinstance(r, Route) and r.dev in (device, bridge)]
-    port = Link(name=device, master=bridge, up=True)
-    resources: list[Resource | Absent] = [port, *bridge_settings(device, bridge, facts, addresses, routes)]
-    borrowed = {port.key}
-    moved: dict[Key, Resource] = {}
+    for device in sources:
+        refuse(device, target, facts, sources)
+    places = {*sources, target}
+    addresses = [a for a in facts.state.values() if isinstance(a, Address) and a.dev in places]
+    routes = [r for r in facts.state.values() if isinstance(r, Route) and r.dev in places]
+    move = Move(tuple(sources), list(bridge_settings(sources, target, facts, addresses, routes)))
     for address in addresses:
-        if address.dev == device:
-            note_move(moved, resources, borrowed, address.key, move_address(address, bridge))
-    prefixes = {ip_interface(a.name.split()[1]).network for a in moved.values()
+        if address.dev != target:
+            move.goes(address.key, move_address(address, target))
+    prefixes = {ip_interface(a.name.split()[1]).network for a in move.moved.values()
                 if isinstance(a, Address) and "noprefixroute" not in (a.flags or ())}
     for route in routes:
-        if route.dev == device:
+        if route.dev != target:
             carried = connected(route) and ip_network(route.dst or "::/0") in prefixes
-            note_move(moved, resources, borrowed, route.key, None if carried else move_route(route, bridge))
-    for key, stays in there_already(addresses, routes, device, bridge) if has_taken(device, bridge, facts) else ():
-        if stays.key not in moved:
-            note_move(moved, resources, borrowed, key, stays)
-    return [*resources, *moved.values()], borrowed, stale_references(device, facts)
+            move.goes(route.key, None if carried else move_route(route, target))
+    if any(has_taken(device, target, facts) for device in sources):
+        for device in sources:
+            for key, stays in there_already(addresses, routes, device, target):
+                move.goes(key, stays if stays.key not in move.moved else None)
+    notes = [n for device in sources for n in stale_references(device, facts)]
+    return [*move.resources, *move.moved.values()], move.borrowed, list(dict.fromkeys(notes))
 
 
-def note_move(moved: dict[Key, Resource], resources: list[Resource | Absent], borrowed: set[Key],
-              old: Key, new: Resource | None) -> None:
-    """*old* must not be on the NIC; *new*, if any, is on the bridge."""
-    resources.append(Absent(old))
-    borrowed.add(old)
-    if new is not None:
-        moved[new.key] = new
+@dataclass(slots=True)
+class Move:
+    """What is wanted of a move, as it is found out."""
+
+    sources: tuple[str, ...]
+    resources: list[Resource | Absent]
+    borrowed: set[Key] = field(default_factory=set)
+    moved: dict[Key, Resource] = field(default_factory=dict)
+
+    def goes(self, old: Key, new: Resource | None) -> None:
+        """*old* must not be on its device, nor may it come back on another source; *new*, if any, is on the
+        target."""
+        gone = [old]
+        if isinstance(new, Address):
+            gone += [Key(Address.kind, address_name(device, new.name.split()[1])) for device in self.sources]
+        elif isinstance(new, Route):
+            gone += [move_route(new, device).key for device in self.sources]
+        for key in dict.fromkeys(k for k in gone if k not in self.borrowed):
+            self.resources.append(Absent(key))
+            self.borrowed.add(key)
+        if new is not None:
+            self.moved[new.key] = new
 
 
 def move_address(address: Address, bridge: str) -> Address:
@@ -115,6 +150,11 @@ def move_route(route: Route, bridge: str) -> Route:
     name = route_name(route.dst or "default", family=route.family or 4, dev=bridge, table=route.table or "main",
                       metric=route.metric, mark=" ".join(marks))
     return replace(route, name=name, dev=bridge, replaces=route.name)
+
+
+def link_local_mode(nic: Link) -> str | None:
+    """How the bridge makes its link-local address: as the NIC did, so that the host keeps it."""
+    return None if nic.addrgenmode == SECRET else nic.addrgenmode
 
 
 def connected(route: Route) -> bool:
@@ -139,10 +179,11 @@ def there_already(addresses: list[Address], routes: list[Route], device: str,
             yield move_route(replace(route, proto=""), device).key, route
 
 
-def bridge_settings(device: str, bridge: str, facts: Facts, addresses: list[Address],
-                           routes: list[Route]) -> list[Sysctl]:
-    """Settings of the bridge: those of the NIC, and it listens to advertisements where the NIC did."""
-    listens = (accepts_advertisements(device, facts) or accepts_advertisements(bridge, facts)
+def bridge_settings(sources: Sequence[str], bridge: str, facts: Facts, addresses: list[Address],
+                    routes: list[Route]) -> list[Sysctl]:
+    """Settings of the bridge: those of the first source, and it listens to advertisements where one did."""
+    device = sources[0]
+    listens = (any(accepts_advertisements(d, facts) for d in (*sources, bridge))
                or any(a.dynamic == "ra" for a in addresses) or any(r.proto == "ra" for r in routes))
     settings = [Sysctl(name=sysctl(bridge, "ipv6 accept_ra"), value="2" if listens else "0", dev=bridge)]
     for name in COPIED:
@@ -152,11 +193,12 @@ def bridge_settings(device: str, bridge: str, facts: Facts, addresses: list[Addr
     return settings
 
 
-def refuse(device: str, bridge: str, facts: Facts) -> None:
-    """Raise ConflictError when the NIC cannot be taken, with every reason."""
+def refuse(device: str, bridge: str, facts: Facts, beside: Sequence[str] = ()) -> None:
+    """Raise ConflictError when the NIC cannot be taken, with every reason. ``beside``: what it may belong to
+    already."""
     nic = facts.state.get(Key(Link.kind, device))
     reasons = []
-    if isinstance(nic, Link) and nic.master not in (None, "", bridge):
+    if isinstance(nic, Link) and nic.master not in (None, "", bridge, *beside) and not is_ours(facts, nic.master):
         reasons.append(f"it is a port of {nic.master} already (to use that bridge: bridge: {nic.master})")
     for resource in facts.state.values():
         match resource:
@@ -170,6 +212,12 @@ def refuse(device: str, bridge: str, facts: Facts) -> None:
                 reasons.append(f"route {resource.name} shares its packets between several devices: {options}")
     if reasons:
         raise ConflictError(f"{device} cannot become a port of {bridge}: " + "; ".join(reasons), WAY_OUT)
+
+
+def is_ours(facts: Facts, device: str | None) -> bool:
+    """Whether a bridge or bond is one that kvmnet made: the plan takes the NIC out of it."""
+    link = facts.state.get(Key(Link.kind, device or ""))
+    return isinstance(link, Link) and (link.alias or "").startswith("kvmnet ")
 
 
 WAY_OUT = ("let the host's own network configuration make a bridge with this NIC and its address "

@@ -15,6 +15,7 @@ from kvmnet.spec.values import (
     Address,
     Address4,
     Address6,
+    Cidr,
     Domain,
     Duration,
     IfName,
@@ -30,6 +31,7 @@ from kvmnet.spec.values import (
     Range4,
     Range6,
     Size,
+    VlanId,
     VlanRanges,
 )
 
@@ -57,14 +59,100 @@ class Model(StrEnum):
     VMXNET3 = "vmxnet3"
 
 
-class Uplink(Part):
-    """An existing NIC of the host. It is borrowed: nothing but what is written here is changed,
-    and everything is given back by destroy."""
+class BondMode(StrEnum):
+    ROUND_ROBIN = "balance-rr"
+    ACTIVE_BACKUP = "active-backup"
+    XOR = "balance-xor"
+    BROADCAST = "broadcast"
+    LACP = "802.3ad"
+    TLB = "balance-tlb"
+    ALB = "balance-alb"
 
-    device: IfName
-    """Name of the host's NIC, e.g. ens18."""
+
+class ArpMonitor(Part):
+    """Members are watched by asking addresses by ARP, not by their carrier."""
+
+    interval: Annotated[int, Field(ge=10, le=60000)] = 1000
+    """Milliseconds between questions."""
+    targets: Annotated[tuple[Address4, ...], Field(min_length=1, max_length=16)]
+    """Addresses that answer, e.g. the gateway."""
+    check: Literal["none", "active", "backup", "all"] = "none"
+    """Which members must see an answer of the targets themselves; none counts any ARP."""
+
+
+class BondOptions(Part):
+    """How a bond uses and watches its members."""
+
+    primary: IfName | None = None
+    """active-backup, balance-tlb, balance-alb: member that is preferred; the first when not given."""
+    reselect: Literal["always", "better", "failure"] = "always"
+    """When the primary is taken again after it was lost: always, if it is faster, or only when the
+    other fails."""
+    miimon: Annotated[int, Field(ge=1, le=60000)] | None = None
+    """Milliseconds between looks at the members' carriers; 100 when neither it nor arp is given."""
+    updelay: Annotated[int, Field(ge=0, le=600000)] = 0
+    """Milliseconds that a carrier must last before the member is used; a multiple of miimon."""
+    downdelay: Annotated[int, Field(ge=0, le=600000)] = 0
+    """Milliseconds without a carrier before the member is left; a multiple of miimon."""
+    arp: ArpMonitor | None = None
+    """Watch by ARP instead of the carrier. Not in 802.3ad, balance-tlb and balance-alb."""
+    hash: Literal["layer2", "layer2+3", "layer3+4", "encap2+3", "encap3+4", "vlan+srcmac"] | None = None
+    """802.3ad, balance-xor, balance-tlb: what chooses the member for a packet. When not given: layer3+4
+    in 802.3ad, else layer2."""
+    lacp_rate: Literal["slow", "fast"] | None = None
+    """802.3ad: ask the partner for a message each 30 s or each second; slow when not given."""
+    ad_select: Literal["stable", "bandwidth", "count"] | None = None
+    """802.3ad: which group of members is used; stable when not given."""
+    min_links: Annotated[int, Field(ge=0, le=64)] = 0
+    """Members that must have a carrier for the bond to have one."""
+    peer_notify: Annotated[int, Field(ge=0, le=255)] = 1
+    """Gratuitous ARPs and unsolicited NAs sent after a failover."""
+
+
+class UplinkRoute(Part):
+    """A route of the host by an uplink."""
+
+    to: Prefix
+    """Destination prefix, e.g. 10.0.0.0/8."""
+    via: Address | None = None
+    """Next hop; directly on the link when not given."""
+    metric: Annotated[int, Field(ge=0, le=4294967295)] | None = None
+    """Preference; smaller wins. The kernel's own when not given."""
+
+
+class Uplink(Part):
+    """A way out of the host: a NIC, a bond of NICs, or a VLAN of either. NICs are borrowed: nothing but
+    what is written here is changed, and everything is given back by destroy. Bonds and VLANs are made, and
+    what the host has on a NIC moves to the bond that takes it."""
+
+    device: IfName | None = None
+    """Name of the host's NIC, e.g. ens18. With members, and with on: name of the link that is made, e.g.
+    bond0; kvu-NAME when not given. With vlan alone: the NIC that carries it."""
+    members: tuple[IfName, ...] = ()
+    """NICs of the host that make a bond."""
+    bond: BondMode | None = None
+    """How the members are used; active-backup when not given."""
+    options: BondOptions = BondOptions()
+    """Further settings of the bond."""
+    vlan: VlanId | None = None
+    """VLAN id of a sub-interface of device, or of the uplink named by on."""
+    on: Name | None = None
+    """Uplink that carries the VLAN, e.g. a bond, or another VLAN (QinQ)."""
+    protocol: Literal["802.1Q", "802.1ad"] = "802.1Q"
+    """Kind of the VLAN's tag; 802.1ad for the outer tag of QinQ."""
     mtu: Annotated[int, Field(ge=68, le=65535)] | None = None
-    """MTU in bytes to set on the NIC; left alone when not given."""
+    """MTU in bytes. Left alone when not given; of a bond its members', of a VLAN that of its carrier."""
+    mac: Mac | None = None
+    """MAC of a bond or VLAN. When not given: of a bond its first member's, of a VLAN its carrier's."""
+    addresses: tuple[Cidr, ...] = ()
+    """Addresses of the host on the uplink with their prefix lengths, beside those that it has, e.g.
+    192.0.2.5/24. In mode bridge they are on the bridge."""
+    gateway: Address4 | None = None
+    """Next hop of the host's IPv4 default route."""
+    gateway6: Address6 | None = None
+    """Next hop of the host's IPv6 default route."""
+    routes: tuple[UplinkRoute, ...] = ()
+    """Further routes of the host."""
 
 
 class DhcpRoute(Part):
@@ -165,6 +253,10 @@ class Network(Part):
     uplink: Name | None = None
     """Uplink that the network leaves by. Required for nat, routed and bridge (unless the bridge
     exists already)."""
+    vlan: VlanId | None = None
+    """mode bridge: VLAN of the uplink that the network is; the untagged one when not given. Networks of
+    one uplink share a VLAN-aware bridge; where the kernel has none, and where the host has an
+    address, the network gets a bridge of its own on a VLAN sub-interface."""
     bridge: IfName | None = None
     """mode bridge: an existing bridge of the host to use as it is. Nothing of it is changed."""
     subnet: Network4 | None = None
@@ -267,7 +359,8 @@ class Nic(Part):
     extra: Extra = Extra()
     """What it may use beyond its own MAC and addresses."""
     trunk: VlanRanges = ()
-    """VLAN ids that it may send tagged, e.g. [10, 20-29]. Inside them only the MAC is bound."""
+    """VLAN ids that it may send tagged, e.g. [10, 20-29]. Inside them only the MAC is bound. On a
+    VLAN-aware bridge they are those of the uplink; what it sends untagged is on its network."""
     isolated: bool | None = None
     """Does not reach other isolated NICs of its network; the network's isolated_ports when not given."""
     mtu: Annotated[int, Field(ge=68, le=65521)] | None = None
@@ -337,7 +430,7 @@ class Spec(Part):
     version: Literal[1]
     """Version of the document's language."""
     uplinks: dict[Name, Uplink] = Field(default_factory=dict)
-    """Existing NICs of the host, by name."""
+    """Ways out of the host, by name."""
     networks: dict[NetworkName, Network] = Field(default_factory=dict)
     """Networks, by name."""
     vms: dict[Name, Vm] = Field(default_factory=dict)

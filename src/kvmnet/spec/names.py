@@ -13,6 +13,8 @@ BRIDGE = "kvb-"
 """Reserved prefix of bridges that kvmnet makes."""
 PROBE = "kvp-"
 """Reserved prefix of the far ends of probe ports, inside their namespaces."""
+UPLINK = "kvu-"
+"""Reserved prefix of bonds and VLANs that kvmnet makes and the document gives no name."""
 ROOM = 11
 
 
@@ -27,11 +29,26 @@ def bridge_name(network: str) -> str:
     return BRIDGE + short(network)
 
 
-def short(text: str) -> str:
-    """*text* in at most 11 bytes: as it is, or 5 bytes of it and a hash."""
-    if len(text) <= ROOM:
+def shared_bridge_name(uplink: str) -> str:
+    """VLAN-aware bridge of one uplink; no network has a name that begins so."""
+    return BRIDGE + "~" + short(uplink, ROOM - 1)
+
+
+def uplink_name(uplink: str) -> str:
+    """Bond or VLAN of one uplink."""
+    return UPLINK + short(uplink)
+
+
+def carrier_name(network: str) -> str:
+    """VLAN sub-interface under the bridge of one network."""
+    return UPLINK + "~" + short(network, ROOM - 1)
+
+
+def short(text: str, room: int = ROOM) -> str:
+    """*text* in at most *room* bytes: as it is, or the beginning of it and a hash."""
+    if len(text) <= room:
         return text
-    return text[:5] + "~" + blake2s(text.encode(), digest_size=4).hexdigest()[:5]
+    return text[:room - 6] + "~" + blake2s(text.encode(), digest_size=4).hexdigest()[:5]
 
 
 def nic_name(position: int, declared: str | None) -> str:

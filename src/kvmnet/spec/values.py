@@ -221,6 +221,19 @@ def prefix(value: object) -> str:
     return found.removesuffix(single) if found.endswith(single) else found
 
 
+def cidr(value: object) -> str:
+    """An address of a host with its prefix length; the host bits stay."""
+    text = _text(value, "an address with its prefix length")
+    own, slash, length = text.partition("/")
+    parsed = address(own)
+    if not slash:
+        raise ValueError(f"{shown(text)} needs its prefix length, e.g. {parsed}/{64 if ':' in parsed else 24}")
+    most = 128 if ":" in parsed else 32
+    if not (length.isascii() and length.isdigit() and 1 <= int(length) <= most):
+        raise ValueError(f"{shown(length)} is not a prefix length: a number from 1 to {most}")
+    return f"{parsed}/{int(length)}"
+
+
 def range4(value: object) -> str:
     """IPv4 addresses FIRST-LAST, both included."""
     return _range(value, address4, IPv4Address, "192.168.1.100-192.168.1.200")
@@ -331,6 +344,8 @@ Range6 = Annotated[str, PlainValidator(range6), _schema("string", pattern="^[0-9
 Duration = Annotated[int, PlainValidator(duration), _NUMBER_OR_TEXT]
 Size = Annotated[int, PlainValidator(size), _NUMBER_OR_TEXT]
 PciSlot = Annotated[str, PlainValidator(pci_slot), _NUMBER_OR_TEXT]
+VlanId = Annotated[int, Field(ge=1, le=4094)]
+Cidr = Annotated[str, PlainValidator(cidr), _schema("string", pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")]
 PortNumber = Annotated[int, Field(ge=1, le=65535)]
 VlanRanges = Annotated[tuple[int, ...], BeforeValidator(vlan_ranges), WithJsonSchema({
     "anyOf": [{"type": ["integer", "string"]},
@@ -339,7 +354,8 @@ VlanRanges = Annotated[tuple[int, ...], BeforeValidator(vlan_ranges), WithJsonSc
 WORDS: dict[Callable[[object], Any], str] = {
     name: "name", network_name: "name, at most 32 characters", domain: "domain", interface: "device", line: "text",
     mac: "MAC address", address: "address", address4: "IPv4 address", address6: "IPv6 address",
-    network4: "IPv4 prefix", network6: "IPv6 prefix", prefix: "address or prefix", range4: "FIRST-LAST",
+    network4: "IPv4 prefix", network6: "IPv6 prefix", prefix: "address or prefix",
+    cidr: "address with its prefix length", range4: "FIRST-LAST",
     range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",
     pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
 }

@@ -1,7 +1,7 @@
 """Settings of a link, one row each: how ``ip -json`` shows it and how ``ip`` is told. Pure.
 
 A row of ``LINK`` is read from the link itself, one of ``BRIDGE`` from its bridge data, one of
-``PORT`` from what it is as a port of a bridge.
+``PORT`` from what it is as a port of a bridge, one of ``BOND`` and ``VLAN`` from the data of those types.
 """
 from __future__ import annotations
 
@@ -47,7 +47,33 @@ LINK: dict[str, Attr] = {
 }
 """In the order in which ``ip link set`` is told; alias, guard and keeper share one kernel attribute."""
 
+BOND: dict[str, Attr] = {
+    "bond_mode": number("mode"),
+    "bond_miimon": number("miimon"),
+    "bond_updelay": number("updelay"),
+    "bond_downdelay": number("downdelay"),
+    "bond_arp_interval": number("arp_interval"),
+    "bond_arp_targets": Attr(lambda d: tuple(sorted(t for t in d.get("arp_ip_target") or () if t)),
+                             lambda v: ("arp_ip_target", ",".join(v))),
+    "bond_arp_validate": Attr(lambda d: d.get("arp_validate") or "none", lambda v: ("arp_validate", v)),
+    "bond_primary": number("primary"),
+    "bond_primary_reselect": number("primary_reselect"),
+    "bond_hash": number("xmit_hash_policy"),
+    "bond_min_links": number("min_links"),
+    "bond_peer_notify": number("num_grat_arp", "num_peer_notif"),
+    "bond_lacp_rate": number("lacp_rate", "ad_lacp_rate"),
+    "bond_ad_select": number("ad_select"),
+}
+"""The mode first: it decides what the others may be."""
+
+VLAN: dict[str, Attr] = {
+    "vlan_protocol": number("protocol"),
+    "vlan_id": number("id"),
+}
+
 BRIDGE: dict[str, Attr] = {
+    "vlan_filtering": digit("vlan_filtering"),
+    "default_pvid": number("vlan_default_pvid"),
     "stp": Attr(lambda d: None if (v := d.get("stp_state")) is None else bool(v),
                 lambda v: ("stp_state", "1" if v else "0")),
     "forward_delay": number("forward_delay"),

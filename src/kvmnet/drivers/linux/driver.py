@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kvmnet.drivers.linux import wire
-from kvmnet.drivers.linux.resources import PROTO, Address, Link, ProxyNeighbour, Route, Sysctl
+from kvmnet.drivers.linux.resources import PROTO, Address, BridgeVlan, Link, ProxyNeighbour, Route, Sysctl
 from kvmnet.drivers.linux.words import Line, delete_together, lines_of
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
@@ -45,6 +45,9 @@ CURES = (
     ("Unknown device type", "the kernel lacks this device type: modprobe it, or install the full kernel package"),
     ("Device or resource busy", "the device is held by something else (open by a process, or a port elsewhere)"),
     ("/dev/net/tun", "the kernel has no TUN/TAP: modprobe tun"),
+    ("has slaves", "take every member out of the bond first"),
+    ("can not be enslaved", "only an Ethernet NIC that nothing else holds can be a member of a bond"),
+    ("Numerical result out of range", "a VLAN's MTU is at most that of the device that carries it"),
     ("Cannot find device", "the device went away while kvmnet was working: run plan again"),
 )
 """Part of the tool's message -> what to do."""
@@ -58,17 +61,19 @@ READS = (
 )
 """What ``ip -json`` is asked for, side by side."""
 
-GONE = ("No such process", "Cannot find device", "Cannot assign requested address", "No such device",
+GONE = ("No such process", "Cannot find device", "Cannot find bridge device", "Cannot assign requested address", "No such device",
         "No such file or directory")
 """What ``ip`` says when a thing that is to be deleted does not exist any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Lines for one ``ip -batch``, and how many steps they make."""
+    """Lines for one batch, and how many steps they make."""
 
     lines: tuple[Line, ...]
     steps: int
+    tool: str = "ip"
+    """ip or bridge: both are iproute2's and read batches alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,7 @@ class Setting:
 class LinuxDriver:
     """``ask``: sysctl paths that are read besides those of the intent."""
 
-    kinds = frozenset({Link.kind, Address.kind, Route.kind, ProxyNeighbour.kind, Sysctl.kind})
+    kinds = frozenset({Link.kind, BridgeVlan.kind, Address.kind, Route.kind, ProxyNeighbour.kind, Sysctl.kind})
 
     def __init__(self, ask: Iterable[str] = ()):
         self.ask = tuple(ask)
@@ -123,6 +128,11 @@ class LinuxDriver:
             seen.state[setting.key] = setting
             if setting.dev in own:
                 seen.ours.add(setting.key)
+        if any(link.vlan_filtering for link in links.values()):
+            for vlan in wire.parse_vlans(ip_json("vlan", "show", tool="bridge"), links):
+                seen.state[vlan.key] = vlan
+                if vlan.bridge in own:
+                    seen.ours.add(vlan.key)
         return seen
 
     def links_of(self, listed: Iterable[wire.Json]) -> dict[str, Link]:
@@ -135,7 +145,7 @@ class LinuxDriver:
             if link is not None:
                 found[link.name] = link
                 self.last[link.name] = item, link
-        return found
+        return wire.with_members(found)
 
     def look_up(self, asked: Wanted, seen: Seen) -> Seen:
         """The kernel settings among *asked*, without a look at the rest of the host."""
@@ -157,7 +167,7 @@ class LinuxDriver:
                     write_sysctl(part)
                     progress(1)
                 case Batch():
-                    run_batch(part.lines)
+                    run_batch(part.lines, part.tool)
                     progress(part.steps)
         for dev in dict.fromkeys(s.after.dev for s in steps if isinstance(s, Create) and isinstance(s.after, Route)
                                  and s.after.proto == wire.ADVERTISED):
@@ -171,7 +181,7 @@ class LinuxDriver:
                 case Setting():
                     found.append(Command(("sysctl", "-w", f"{part.path}={part.value}"), keys=(part.key,)))
                 case Batch():
-                    found.append(Command(("ip", "-batch", "-"), batch_text(part.lines),
+                    found.append(Command((part.tool, "-batch", "-"), batch_text(part.lines),
                                          tuple(line.key for line in part.lines)))
         return found
 
@@ -188,14 +198,15 @@ def is_wanted(key: Key, intent: Wanted) -> bool:
 def arrange(steps: Sequence[Step], group_of: Callable[[Sequence[Link]], int | None]) -> Iterator[Batch | Setting]:
     """Steps as the parts that run one after another: batches as long as can be, and settings."""
     lines: list[Line] = []
-    count = 0
+    count, tool = 0, "ip"
     for run in runs(steps):
-        first = run[0]
-        if isinstance(first.key, Key) and first.key.kind == Sysctl.kind:
-            if lines or count:
-                yield Batch(tuple(lines), count)
-                lines, count = [], 0
-            yield from settings_of(first)
+        kind, before = run[0].key.kind, tool
+        tool = "bridge" if kind == BridgeVlan.kind else "ip"
+        if (tool != before or kind == Sysctl.kind) and (lines or count):
+            yield Batch(tuple(lines), count, before)
+            lines, count = [], 0
+        if kind == Sysctl.kind:
+            yield from settings_of(run[0])
             continue
         links = [s.before for s in run if isinstance(s, Delete) and isinstance(s.before, Link)]
         if len(links) > TOGETHER and (group := group_of(links)) is not None:
@@ -205,7 +216,7 @@ def arrange(steps: Sequence[Step], group_of: Callable[[Sequence[Link]], int | No
                 lines += lines_of(step)
         count += len(run)
     if lines or count:
-        yield Batch(tuple(lines), count)
+        yield Batch(tuple(lines), count, tool)
 
 
 def runs(steps: Sequence[Step]) -> Iterator[list[Step]]:
@@ -226,7 +237,7 @@ def runs(steps: Sequence[Step]) -> Iterator[list[Step]]:
 
 def sort_of(step: Step) -> str:
     match step:
-        case Delete(Link() as link) if wire.is_ours(link):
+        case Delete(Link() as link) if wire.is_ours(link) and link.type != "bond":
             return "link of ours goes"
         case Create(Route()):
             return "new route"
@@ -247,12 +258,12 @@ def batch_text(lines: Iterable[Line]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def run_batch(lines: Sequence[Line]) -> None:
+def run_batch(lines: Sequence[Line], tool: str = "ip") -> None:
     """Run *lines*; what is to be deleted and is gone already is passed over. Raises StepFailed."""
     at = 0
     while at < len(lines):
         try:
-            host.run(("ip", "-batch", "-"), stdin=batch_text(lines[at:]), timeout=SECONDS)
+            host.run((tool, "-batch", "-"), stdin=batch_text(lines[at:]), timeout=SECONDS)
             return
         except host.ToolFailed as failed:
             where = re.search(r"Command failed -:(\d+)", failed.detail)
@@ -263,7 +274,7 @@ def run_batch(lines: Sequence[Line]) -> None:
             at += int(where[1]) - 1
             line = lines[at]
             if not (line.gone and any(text in detail for text in GONE)):
-                raise StepFailed(line.key, f"{detail} (ip {line})", cure(detail)) from failed
+                raise StepFailed(line.key, f"{detail} ({tool} {line})", cure(detail)) from failed
             at += 1
 
 
@@ -297,8 +308,8 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def ip_json(*words: str) -> list[dict[str, Any]]:
-    text = host.run(("ip", "-json", *words), timeout=SECONDS)
+def ip_json(*words: str, tool: str = "ip") -> list[dict[str, Any]]:
+    text = host.run((tool, "-json", *words), timeout=SECONDS)
     found: list[dict[str, Any]] = json.loads(text) if text.strip() else []
     return found
 

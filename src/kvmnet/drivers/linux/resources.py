@@ -1,4 +1,4 @@
-"""Links, addresses, routes, proxy neighbours and sysctls of a Linux host. Pure."""
+"""Links, addresses, routes, proxy neighbours, VLANs of bridge ports and sysctls of a Linux host. Pure."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -18,10 +18,21 @@ class Link(Resource):
 
     kind: ClassVar[str] = "link"
     type: str | None = option(doc="bridge, tap, veth, vlan, ...; 'physical' for a NIC", recreate=True)
+    parent: str | None = option(doc="vlan: the link that carries it", ref="link", on_delete="cascade", recreate=True)
+    vlan_id: int | None = option(doc="vlan: its id", recreate=True)
+    vlan_protocol: str | None = option(doc="vlan: 802.1Q or 802.1ad", recreate=True)
+    bond_mode: str | None = option(doc="bond: 802.3ad, active-backup, ...", recreate=True)
+    bond_lacp_rate: str | None = option(doc="bond: slow or fast; the kernel changes it only while the bond is down",
+                                        recreate=True)
+    bond_ad_select: str | None = option(doc="bond: which group is active: stable, bandwidth, count", recreate=True)
     mtu: int | None = option(doc="largest packet in bytes")
     mac: str | None = option(doc="hardware address, lower case")
     up: bool | None = option(doc="administratively up")
-    master: str | None = option(doc="bridge that this link is a port of; '' for none", ref="link")
+    master: str | None = option(doc="bridge or bond that this link belongs to; '' for none", ref="link")
+    bonded: bool | None = option(doc="what it belongs to is a bond: it goes down to join, and by leaving", of="master")
+    own_mac: str | None = option(doc="member of a bond: the hardware address that it had before", once=True)
+    members: tuple[str, ...] | None = option(doc="bond: links that belong to it", once=True)
+    most_mtu: int | None = option(doc="largest MTU that the device takes", once=True)
     guard: str | None = option(doc="guard that must stand before this port is attached",
                                ref="nic-guard")
     keeper: str | None = option(doc="process that keeps ports closed when the guard is flushed",
@@ -31,6 +42,19 @@ class Link(Resource):
     user: int | None = option(doc="tap: uid that may open it; -1 for root only", recreate=True)
     addrgenmode: str | None = option(doc="IPv6 link-local generation: none, eui64, ...")
     txqlen: int | None = option(doc="transmit queue length in packets")
+    bond_miimon: int | None = option(doc="bond: link monitoring, ms; 0 for none")
+    bond_updelay: int | None = option(doc="bond: ms that a member must be up before it is used")
+    bond_downdelay: int | None = option(doc="bond: ms that a member must be down before it is left")
+    bond_arp_interval: int | None = option(doc="bond: ARP monitoring, ms; 0 for none")
+    bond_arp_targets: tuple[str, ...] | None = option(doc="bond: addresses asked by ARP, sorted")
+    bond_arp_validate: str | None = option(doc="bond: whose ARP counts: none, active, backup, all, ...")
+    bond_primary: str | None = option(doc="bond: member that is preferred")
+    bond_primary_reselect: str | None = option(doc="bond: when the primary is taken again: always, better, failure")
+    bond_hash: str | None = option(doc="bond: what chooses the member for a packet: layer2, layer3+4, ...")
+    bond_min_links: int | None = option(doc="bond: members that must have a carrier for the bond to have one")
+    bond_peer_notify: int | None = option(doc="bond: gratuitous ARP and NA sent after a failover")
+    vlan_filtering: bool | None = option(doc="bridge: ports are members of VLANs")
+    default_pvid: int | None = option(doc="bridge: VLAN that a new port gets; 0 for none")
     stp: bool | None = option(doc="bridge: spanning tree")
     forward_delay: int | None = option(doc="bridge: STP forward delay, 1/100 s")
     ageing_time: int | None = option(doc="bridge: FDB ageing, 1/100 s")
@@ -106,6 +130,23 @@ class Sysctl(Resource):
     value: str | None = option(doc="value as the kernel prints it")
     dev: str | None = option(doc="link that it belongs to, if any", ref="link", on_delete="cascade")
     after: str | None = option(doc="sysctl that must be set before this one", ref="sysctl", once=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BridgeVlan(Resource):
+    """A VLAN of a port of a VLAN-aware bridge, or of the bridge itself; named ``DEV VID``."""
+
+    kind: ClassVar[str] = "bridge-vlan"
+    dev: str | None = option(doc="the port, or the bridge itself", ref="link", on_delete="cascade", recreate=True)
+    bridge: str | None = option(doc="the bridge: a port that leaves it loses its VLANs", ref="link",
+                                on_delete="cascade", recreate=True)
+    pvid: bool | None = option(doc="untagged frames that come in belong to it")
+    untagged: bool | None = option(doc="its frames leave without a tag")
+
+
+def vlan_name(dev: str, vid: int) -> str:
+    """Name of a BridgeVlan."""
+    return f"{dev} {vid}"
 
 
 def address_name(dev: str, cidr: str) -> str:

@@ -7,12 +7,14 @@ outlives the address that is moved away from its link.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import Any
 
-from kvmnet.drivers.linux.attrs import BRIDGE, LINK, OURS, PORT, split_alias
+from kvmnet.drivers.linux.attrs import BOND, BRIDGE, LINK, OURS, PORT, VLAN, split_alias
 from kvmnet.drivers.linux.resources import (
     Address,
+    BridgeVlan,
     Link,
     ProxyNeighbour,
     Route,
@@ -20,6 +22,7 @@ from kvmnet.drivers.linux.resources import (
     default_metric,
     proxy_name,
     route_name,
+    vlan_name,
 )
 
 Json = Mapping[str, Any]
@@ -28,6 +31,8 @@ FOREVER = 4294967295
 
 LINK_READS = tuple((n, a.read) for n, a in LINK.items())
 BRIDGE_READS = tuple((n, a.read) for n, a in BRIDGE.items())
+BOND_READS = tuple((n, a.read) for n, a in BOND.items())
+VLAN_READS = tuple((n, a.read) for n, a in VLAN.items())
 PORT_READS = tuple((n, a.read) for n, a in PORT.items())
 
 
@@ -51,10 +56,47 @@ def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator
             found["multi_queue"] = data.get("multi_queue")
             user = data.get("user")
             found["user"] = -1 if user is None else uid_of(str(user))
+        elif kind == "vlan":
+            found.update((n, read(data)) for n, read in VLAN_READS)
+            found["parent"] = item.get("link", "")
+        else:
+            found["most_mtu"] = item.get("max_mtu") or None
+            if kind == "bond":
+                found.update((n, read(data)) for n, read in BOND_READS)
         if info.get("info_slave_kind") == "bridge":
             port = info["info_slave_data"]
             found.update((n, read(port)) for n, read in PORT_READS)
+        if kind not in ("tap", "bridge"):
+            found["bonded"] = info.get("info_slave_kind") == "bond"
+        if found.get("bonded"):
+            found["own_mac"] = info["info_slave_data"].get("perm_hwaddr")
         yield Link(name=item["ifname"], type=kind, alias=alias, guard=guard, keeper=keeper, **found)
+
+
+def with_members(links: Mapping[str, Link]) -> dict[str, Link]:
+    """*links*, the bonds among them with the names of their members."""
+    members: dict[str, list[str]] = {}
+    for link in links.values():
+        if link.bonded:
+            members.setdefault(link.master or "", []).append(link.name)
+    return {name: replace(link, members=tuple(members.get(name, ()))) if link.type == "bond" else link
+            for name, link in links.items()}
+
+
+def parse_vlans(items: Iterable[Json], links: Mapping[str, Link]) -> Iterator[BridgeVlan]:
+    """VLANs of ``bridge -json vlan show``, of bridges that go by them."""
+    for item in items:
+        link = links.get(item.get("ifname", ""))
+        if link is None:
+            continue
+        bridge = links.get(link.master) if link.master else link
+        if bridge is None or not bridge.vlan_filtering:
+            continue
+        for vlan in item.get("vlans", ()):
+            for vid in range(vlan["vlan"], vlan.get("vlanEnd", vlan["vlan"]) + 1):
+                flags = vlan.get("flags", ())
+                yield BridgeVlan(name=vlan_name(link.name, vid), dev=link.name, bridge=bridge.name,
+                                 pvid="PVID" in flags, untagged="Egress Untagged" in flags)
 
 
 def link_type(item: Json, info: Json, data: Json) -> str:

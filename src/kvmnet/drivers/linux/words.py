@@ -11,6 +11,8 @@ only for port settings that a fresh port has not. Traps that decide the order, a
 * a default route from a router advertisement that we make again ranks behind the kernel's own: the kernel
   cannot renew one that it did not make, and would stop there before it reads the prefixes of the
   advertisement (ndisc_router_discovery() in net/ipv6/ndisc.c). So its own appears beside ours, which runs out;
+* a NIC must be down to join a bond, which takes it up by itself, and is down with the MTU and the MAC that it
+  had before when it has left (bond_enslave(), __bond_release_one() in drivers/net/bonding/bond_main.c);
 * br_changelink() takes the forward delay before the STP state, and refuses a small one while STP is
   on: STP goes off in a line of its own.
 """
@@ -20,8 +22,16 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar, cast
 
-from kvmnet.drivers.linux.attrs import BRIDGE, LINK, PORT, Attr, join_alias
-from kvmnet.drivers.linux.resources import PROTO, Address, Link, ProxyNeighbour, Route, default_metric
+from kvmnet.drivers.linux.attrs import BOND, BRIDGE, LINK, PORT, VLAN, Attr, join_alias
+from kvmnet.drivers.linux.resources import (
+    PROTO,
+    Address,
+    BridgeVlan,
+    Link,
+    ProxyNeighbour,
+    Route,
+    default_metric,
+)
 from kvmnet.drivers.linux.wire import ADVERTISED, PROTO_NUMBERS, ROUTE_TYPES, TABLE_NUMBERS, UNTOLD
 from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
@@ -58,8 +68,16 @@ def lines_of(step: Step) -> list[Line]:
             return create_link(link)
         case Update(Link() as before, Link() as after):
             return update_link(before, after)
+        case Delete(Link() as link) if link.members:
+            return [*release(link), Line(("link", "del", "dev", link.name), link.key, gone=True)]
         case Delete(Link() as link):
             return [Line(("link", "del", "dev", link.name), link.key, gone=True)]
+        case Create(BridgeVlan() as vlan):
+            return [vlan_line("add", vlan, vlan)]
+        case Update(BridgeVlan() as vlan, BridgeVlan() as claim):
+            return [vlan_line("add", claim, joined(vlan, claim))]
+        case Delete(BridgeVlan() as vlan):
+            return [vlan_line("del", vlan, vlan)._replace(gone=True)]
         case Create(Address() as address):
             verb = "add" if address.lifetime is None else "replace"  # an advertisement may have been quicker
             return [Line(("address", verb, *address_words(address)), address.key)]
@@ -90,13 +108,32 @@ def create_link(link: Link) -> list[Line]:
     elif link.type == "tap":
         make = ("tuntap", "add", "dev", link.name, "mode", "tap", *(["multi_queue"] if link.multi_queue else []),
                 *(["user", str(link.user)] if link.user is not None and link.user >= 0 else []))
+    elif link.type == "bond":
+        make = ("link", "add", "dev", link.name, *(("address", link.mac) if link.mac else ()),
+                "type", "bond", *told(BOND, link, BOND))
+    elif link.type == "vlan":
+        make = ("link", "add", "link", link.parent or "", "name", link.name, "type", "vlan", *told(VLAN, link, VLAN))
     elif link.type in MADE_PLAIN:
         make = ("link", "add", "dev", link.name, "type", link.type)
     else:
         raise StepFailed(link.key, f"there is no such device, and kvmnet does not make devices of type {link.type}",
                          "is the NIC plugged in, and is this its name? compare with: ip link")
-    rest = set_link(link, link, set(setting_names(Link)) - ({"mac"} if link.type == "bridge" else set()))
+    rest = set_link(link, link, set(setting_names(Link)) - ({"mac"} if link.type in ("bridge", "bond") else set()))
     return [Line(make, link.key), *rest]
+
+
+def release(bond: Link) -> list[Line]:
+    """Everything out of a bond that goes, with the MTU and the state that it has as a member."""
+    return [Line(("link", "set", "dev", member, *words), bond.key, gone=True) for member in bond.members or ()
+            for words in (("nomaster",), (*told(LINK, bond, {"mtu"}), "up"))]
+
+
+def vlan_line(verb: str, claim: BridgeVlan, whole: BridgeVlan) -> Line:
+    """One line of ``bridge -batch``. Flags that are not told are taken away."""
+    dev, vid = claim.name.rsplit(" ", 1)
+    flags = [word for word, on in (("pvid", whole.pvid), ("untagged", whole.untagged)) if on and verb == "add"]
+    own = ["self"] if dev == whole.bridge else []
+    return Line(("vlan", verb, "dev", dev, "vid", vid, *flags, *own), claim.key)
 
 
 def another_mtu(mtu: int) -> int:
@@ -113,7 +150,9 @@ def update_link(before: Link, after: Link) -> list[Line]:
     changed = {n for n in setting_names(Link)
                if (v := getattr(after, n)) is not None and v != getattr(before, n)}
     stp_off = changed & {"stp"} if after.stp is False else set()
-    lines = [Line(("link", "set", "dev", after.name, "type", "bridge", *words), after.key)
+    bond = told(BOND, after, changed)
+    lines = [Line(("link", "set", "dev", after.name, "type", "bond", *bond), after.key)] if bond else []
+    lines += [Line(("link", "set", "dev", after.name, "type", "bridge", *words), after.key)
              for names in (stp_off, changed - stp_off) if (words := told(BRIDGE, after, names))]
     return lines + set_link(after, whole, changed)
 
@@ -131,11 +170,16 @@ def set_link(claim: Link, whole: Link, changed: Iterable[str]) -> list[Line]:
                                                    or claim.alias is not None):
         words += ("alias", join_alias(whole.alias or "", whole.guard or "", whole.keeper or ""))
     state = told(LINK, claim, changed & {"up"})
+    lines = []
+    if "master" in changed and "bonded" in changed and claim.bonded is not None:
+        lines.append(Line(("link", "set", "dev", claim.name, "down" if claim.bonded else "nomaster"), claim.key))
+        words = told(LINK, whole, {"mtu"}) + told(LINK, claim, changed - {"up", "mtu"})
+        state = ("up",) if whole.up or claim.bonded else ("down",)
     if joins and port and whole.up:
         words, state = (*words, "down"), ("up",)
     elif not port:
         words, state = (*words, *state), ()
-    lines = [Line(("link", "set", "dev", claim.name, *words), claim.key)] if words else []
+    lines += [Line(("link", "set", "dev", claim.name, *words), claim.key)] if words else []
     if port:
         lines.append(Line(("link", "set", "dev", claim.name, *state, "type", "bridge_slave", *port), claim.key))
     return lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvmnet.errors import Problem
+from kvmnet.spec import ways
 from kvmnet.spec.explain import nearest
 from kvmnet.spec.models import Mode
 from kvmnet.spec.pools import Family
@@ -40,8 +41,11 @@ def uplinks(subject: Subject) -> Iterator[Problem]:
     if not subject.links:
         return
     for name, uplink in subject.spec.uplinks.items():
-        if uplink.device not in subject.links:
-            yield wrong(f"uplinks.{name}.device", f"this host has no device {uplink.device}", _those(subject, ""))
+        made = bool(uplink.members or uplink.on)
+        for path, device in (*([] if made else [(f"uplinks.{name}.device", uplink.device or "")]),
+                             *((f"uplinks.{name}.members[{i}]", m) for i, m in enumerate(uplink.members))):
+            if device not in subject.links:
+                yield wrong(path, f"this host has no device {device}", _those(subject, ""))
     for name, network in subject.spec.networks.items():
         if network.mode is not Mode.BRIDGE:
             continue
@@ -99,7 +103,27 @@ def users(subject: Subject) -> Iterator[Problem]:
 
 def features(subject: Subject) -> Iterator[Problem]:
     """Features that are asked for by name and that the host lacks."""
-    reason = subject.facts.features.get("vhost-net", "")
+    known, spec = subject.facts.features, subject.spec
+    for name, uplink in spec.uplinks.items():
+        for there, feature, what in ((uplink.members, ways.BONDS, "bonds"), (uplink.vlan, ways.SUB_INTERFACES, "VLANs")):
+            if there and known.get(feature, ""):
+                yield wrong(f"uplinks.{name}", f"this host has no {what}: {known[feature]}",
+                            "install the distribution's full kernel")
+    for name, network in spec.networks.items():
+        if network.mode is not Mode.BRIDGE or not network.vlan or network.uplink not in spec.uplinks:
+            continue
+        alone = not ways.shares(name, network, spec, known)
+        if alone and known.get(ways.SUB_INTERFACES, ""):
+            yield wrong(f"networks.{name}.vlan", f"this host has no VLANs: {known[ways.SUB_INTERFACES]}; "
+                        f"{known.get(ways.FILTERING) or 'the host has an address on it'}",
+                        "install the distribution's full kernel")
+        elif alone:
+            for item in subject.members[name]:
+                if item.nic.trunk:
+                    yield wrong(f"{item.path}.trunk", "the network has a bridge of its own inside its VLAN, where a "
+                                f"tagged frame would be tagged twice: {known.get(ways.FILTERING) or 'the host has an address on it'}",
+                                "remove trunk")
+    reason = known.get("vhost-net", "")
     if not reason:
         return
     for item in subject.nics:

@@ -17,6 +17,8 @@ ONLY_IN = {
     "bridge": ((Mode.BRIDGE,), "uses an existing bridge of the host", "remove it, or write mode: bridge"),
     "forwards": ((Mode.NAT,), "are for guests behind the host's address",
                  "remove them; in the other modes guests are reached at their own addresses"),
+    "vlan": ((Mode.BRIDGE,), "is a VLAN of the uplink that guests are on",
+             "remove it; to route over a VLAN make an uplink of it: {vlan: ID, on: UPLINK}"),
     "proxy": ((Mode.ROUTED,), "answers for guests on the uplink", "remove it"),
     "uplink": ((Mode.NAT, Mode.ROUTED, Mode.BRIDGE), "is a way out", "remove it, or write mode: nat"),
     "gateway6": ((Mode.BRIDGE,), "is the router of the outer segment",
@@ -65,6 +67,9 @@ def _bridge(path: str, network: Network) -> Iterator[Problem]:
                     "bridge: uses an existing bridge as it is; uplink: makes one around a NIC")
     if not network.uplink and not network.bridge:
         yield wrong(path, "mode bridge needs an uplink or an existing bridge", "add uplink: NAME or bridge: DEVICE")
+    if network.bridge and network.vlan:
+        yield wrong(f"{path}.vlan", "an existing bridge is used as it is: its VLANs are not changed",
+                    "remove vlan, or write uplink: instead of bridge:")
     if network.bridge and network.stp:
         yield wrong(f"{path}.stp", "an existing bridge is used as it is: its spanning tree is not changed",
                     "remove stp")
@@ -86,14 +91,17 @@ def _routed(path: str, network: Network) -> Iterator[Problem]:
 
 
 def shared_uplinks(subject: Subject) -> Iterator[Problem]:
-    """Two bridges that would take the same NIC."""
-    seen: dict[str, str] = {}
+    """Two networks that are the same segment of an uplink."""
+    seen: dict[tuple[str, int], str] = {}
     for name, network in subject.spec.networks.items():
         if network.mode is Mode.BRIDGE and network.uplink and not network.bridge:
-            first = seen.setdefault(network.uplink, name)
-            if first != name:
+            first = seen.setdefault((network.uplink, network.vlan or 0), name)
+            if first != name and not network.vlan:
                 yield wrong(f"networks.{name}.uplink", f"{network.uplink} is bridged by network {first} already; "
-                            "a NIC can be in one bridge only", f"put its guests on {first}")
+                            "a NIC can be in one bridge only", f"put its guests on {first}, or give one of them a vlan:")
+            elif first != name:
+                yield wrong(f"networks.{name}.vlan", f"VLAN {network.vlan} of {network.uplink} is network {first} "
+                            "already", f"put its guests on {first}, or use another id")
 
 
 def duplicate_forwards(subject: Subject) -> Iterator[Problem]:

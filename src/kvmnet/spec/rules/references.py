@@ -4,9 +4,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvmnet.errors import Problem
+from kvmnet.spec import ways
 from kvmnet.spec.explain import meant
 from kvmnet.spec.models import Mode
-from kvmnet.spec.names import tap_name
+from kvmnet.spec.names import UPLINK, tap_name
 from kvmnet.spec.pools import Family
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong
 
@@ -92,11 +93,13 @@ def devices(subject: Subject) -> Iterator[Problem]:
     spec = subject.spec
     taken: dict[str, str] = {}
     for name, uplink in spec.uplinks.items():
-        path = f"uplinks.{name}.device"
-        first = taken.setdefault(uplink.device, path)
+        path = f"uplinks.{name}.device" if uplink.device else f"uplinks.{name}"
+        device = ways.device(name, spec)
+        first = taken.setdefault(device, path)
         if first != path:
-            yield wrong(path, f"{uplink.device} is the device of {first} too", "one uplink per device; use one name")
-        yield from _reserved(path, uplink.device)
+            yield wrong(path, f"{device} is the device of {first} too", "one uplink per device; use one name")
+        if uplink.device:
+            yield from _reserved(path, uplink.device)
     bridges: dict[str, str] = {}  # apart: the device of a bridge may be an uplink as well
     for name, network in spec.networks.items():
         if network.mode is Mode.BRIDGE and network.bridge:
@@ -107,7 +110,8 @@ def devices(subject: Subject) -> Iterator[Problem]:
             yield from _reserved(path, network.bridge)
     for device, name in subject.own_bridges.items():
         yield from _claim(taken, device, f"networks.{name}")
-    if len(subject.own_bridges) < sum(1 for network in spec.networks.values() if not network.bridge):
+    own = {subject.sharing(name) or f" {name}" for name, network in spec.networks.items() if not network.bridge}
+    if len(subject.own_bridges) < len(own):
         yield wrong("networks", "two networks would share the name of a bridge", "rename one of them")
     for (vm, nic), path in {(item.vm, item.name): item.path for item in subject.nics}.items():
         yield from _claim(taken, tap_name(vm, nic), path)
@@ -120,8 +124,8 @@ def _claim(taken: dict[str, str], device: str, path: str) -> Iterator[Problem]:
 
 
 def _reserved(path: str, device: str) -> Iterator[Problem]:
-    if device.startswith(RESERVED):
-        yield wrong(path, f"{device} begins like the devices that kvmnet makes ({', '.join(RESERVED)})",
+    if device.startswith((*RESERVED, UPLINK)):
+        yield wrong(path, f"{device} begins like the devices that kvmnet makes ({', '.join((*RESERVED, UPLINK))})",
                     "name a device of the host itself")
 
 

@@ -7,9 +7,9 @@ from functools import cached_property
 from kvmnet.drivers.linux.resources import Address, Link, Route
 from kvmnet.errors import Problem
 from kvmnet.facts.model import Facts
-from kvmnet.spec import pools
+from kvmnet.spec import pools, ways
 from kvmnet.spec.models import Mode, Model, Network, Spec
-from kvmnet.spec.names import BRIDGE, PROBE, TAP, bridge_name
+from kvmnet.spec.names import BRIDGE, PROBE, TAP
 from kvmnet.spec.pools import Family, PlacedNic
 
 RESERVED = (TAP, BRIDGE, PROBE)
@@ -53,14 +53,12 @@ class Subject:
         """The host's device that *network* leaves by: its uplink's NIC or the existing bridge; '' for none."""
         if network.bridge:
             return network.bridge
-        uplink = self.spec.uplinks.get(network.uplink or "")
-        return uplink.device if uplink else ""
+        return ways.device(network.uplink, self.spec) if network.uplink in self.spec.uplinks else ""
 
     def outer_mtu(self, network: Network) -> int | None:
         """MTU in bytes of the device that *network* leaves by, as it will be; None when not known."""
-        uplink = self.spec.uplinks.get(network.uplink or "")
-        if uplink and uplink.mtu and not network.bridge:
-            return uplink.mtu
+        if network.uplink in self.spec.uplinks and not network.bridge:
+            return ways.mtu(network.uplink, self.spec, self.facts.state)
         link = self.links.get(self.device(network))
         return link.mtu if link else None
 
@@ -74,13 +72,30 @@ class Subject:
 
     @cached_property
     def own_bridges(self) -> dict[str, str]:
-        """Device -> network, of the bridges that the document makes."""
-        return {bridge_name(name): name for name, network in self.spec.networks.items() if not network.bridge}
+        """Device -> network, of the bridges that the document makes; of one that several share, the first."""
+        found: dict[str, str] = {}
+        for name, network in self.spec.networks.items():
+            if not network.bridge:
+                found.setdefault(ways.bridge_of(name, self.spec, self.facts.features), name)
+        return found
+
+    def sharing(self, name: str) -> str:
+        """Uplink whose VLAN-aware bridge the network is on, or ''."""
+        network = self.spec.networks[name]
+        on = (network.mode is Mode.BRIDGE and network.uplink in self.spec.uplinks
+              and ways.shares(name, network, self.spec, self.facts.features))
+        return network.uplink or "" if on else ""
 
     def outer_devices(self, name: str) -> set[str]:
         """Devices of the segment that the bridge-mode network *name* lies on, before and after it took them."""
         network = self.spec.networks[name]
-        return {self.device(network), bridge_name(name)} - {""} if network.mode is Mode.BRIDGE else set()
+        if network.mode is not Mode.BRIDGE:
+            return set()
+        bridge = ways.bridge_of(name, self.spec, self.facts.features)
+        if network.vlan:
+            return {bridge} if not self.sharing(name) else set()
+        members = self.spec.uplinks[network.uplink].members if network.uplink in self.spec.uplinks else ()
+        return {self.device(network), bridge, *members} - {""}
 
 
 def wrong(path: str, message: str, hint: str = "") -> Problem:

@@ -1,0 +1,132 @@
+"""Uplinks as links: bonds and VLANs that are made, NICs that are borrowed, and the host's addresses on them. Pure.
+
+A bond is made with the MAC of its first member, so that neighbours notice nothing, and its members are
+borrowed: destroy takes the bond away and the kernel gives each its MAC back. What the host has on the
+members moves to the bond, or at once to the bridge that takes the bond.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvmnet.drivers.linux.resources import Address, Link, address_name, route
+from kvmnet.engine.resource import Key
+from kvmnet.facts.model import Facts
+from kvmnet.modes.segment import Part
+from kvmnet.modes.uplink import link_local_mode, move_host
+from kvmnet.spec import ways
+from kvmnet.spec.models import BondMode, BondOptions, Spec, Uplink
+
+MIIMON = 100
+"""Milliseconds between looks at the carriers, where the document does not say."""
+CHOOSES_BY_HASH = frozenset({BondMode.LACP, BondMode.XOR, BondMode.TLB})
+HAS_PRIMARY = frozenset({BondMode.ACTIVE_BACKUP, BondMode.TLB, BondMode.ALB})
+NO_ARP = frozenset({BondMode.LACP, BondMode.TLB, BondMode.ALB})
+"""Modes that cannot watch by ARP (bond_opts in drivers/net/bonding/bond_options.c)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """An uplink as a device, with what a bridge around it must know."""
+
+    device: str
+    mtu: int
+    mac: str
+    addrgenmode: str | None
+    sources: tuple[str, ...]
+    """Devices that the host may have addresses on, the lowest first."""
+
+
+def find_ways(spec: Spec, facts: Facts) -> dict[str, Way]:
+    """Every uplink that has all that it needs on this host."""
+    found: dict[str, Way] = {}
+    for name in ways.by_carrier(spec):
+        uplink, device = spec.uplinks[name], ways.device(name, spec)
+        mtu = ways.mtu(name, spec, facts.state) or 1500
+        if uplink.on:
+            below = found[uplink.on]
+            found[name] = Way(device, mtu, uplink.mac or below.mac, below.addrgenmode, (device,))
+            continue
+        nic = facts.state[Key(Link.kind, uplink.members[0] if uplink.members else ways.carrier(name, spec) or device)]
+        assert isinstance(nic, Link)
+        mac = uplink.mac or nic.own_mac or nic.mac or ""
+        found[name] = Way(device, mtu, mac, link_local_mode(nic), (*uplink.members, device))
+    return found
+
+
+def wire_uplinks(spec: Spec, facts: Facts, found: dict[str, Way]) -> Part:
+    """The links themselves, and what moves to bonds that no bridge takes."""
+    part = Part()
+    for name, way in found.items():
+        uplink = spec.uplinks[name]
+        if uplink.members:
+            wire_bond(part, name, uplink, way)
+            if ways.way_out(name, spec, facts.features) == way.device:
+                resources, borrowed, notes = move_host(uplink.members, way.device, facts)
+                part.resources += resources
+                part.borrowed |= borrowed
+                part.notes += notes
+        elif ways.is_vlan(uplink):
+            part.resources.append(vlan_link(way.device, ways.carrier(name, spec), uplink.vlan or 0, uplink.protocol,
+                                            way.mtu, f"kvmnet uplink {name}", uplink.mac))
+            if not uplink.on:
+                lend(part, Link(name=uplink.device or "", up=True))
+        elif uplink.mtu:
+            lend(part, Link(name=way.device, mtu=uplink.mtu))
+        claim_host(part, ways.way_out(name, spec, facts.features), uplink)
+    return part
+
+
+def lend(part: Part, claim: Link) -> None:
+    part.resources.append(claim)
+    part.borrowed.add(claim.key)
+
+
+def wire_bond(part: Part, name: str, uplink: Uplink, way: Way) -> None:
+    """The bond, complete, and its members."""
+    part.resources.append(bond_link(way, name, uplink.bond or BondMode.ACTIVE_BACKUP, uplink.options, uplink.members))
+    for member in uplink.members:
+        lend(part, Link(name=member, master=way.device, bonded=True, mtu=way.mtu, up=True))
+    if len(uplink.members) == 1:
+        part.notes.append(f"bond {way.device} has one member, {uplink.members[0]}: nothing takes over when it fails")
+
+
+def bond_link(way: Way, name: str, mode: BondMode, options: BondOptions, members: tuple[str, ...]) -> Link:
+    arp, lacp = options.arp, mode is BondMode.LACP
+    watches_arp = mode not in NO_ARP
+    return Link(
+        name=way.device, type="bond", mtu=way.mtu, mac=way.mac, up=True, master="", alias=f"kvmnet uplink {name}",
+        addrgenmode=way.addrgenmode, bond_mode=mode.value,
+        bond_miimon=0 if arp else options.miimon or MIIMON,
+        bond_updelay=options.updelay, bond_downdelay=options.downdelay,
+        bond_arp_interval=(arp.interval if arp else 0) if watches_arp else None,
+        bond_arp_targets=(tuple(sorted(arp.targets)) if arp else ()) if watches_arp else None,
+        bond_arp_validate=(arp.check if arp else "none") if watches_arp else None,
+        bond_primary=(options.primary or members[0]) if mode in HAS_PRIMARY else None,
+        bond_primary_reselect=options.reselect if mode in HAS_PRIMARY else None,
+        bond_hash=(options.hash or ("layer3+4" if lacp else "layer2")) if mode in CHOOSES_BY_HASH else None,
+        bond_min_links=options.min_links, bond_peer_notify=options.peer_notify,
+        bond_lacp_rate=(options.lacp_rate or "slow") if lacp else None,
+        bond_ad_select=(options.ad_select or "stable") if lacp else None)
+
+
+def vlan_link(device: str, carrier: str, vid: int, protocol: str, mtu: int, alias: str, mac: str | None = None) -> Link:
+    """A VLAN sub-interface, complete. Its MAC follows the carrier's when none is given."""
+    return Link(name=device, type="vlan", parent=carrier, vlan_id=vid, vlan_protocol=protocol, mtu=mtu, mac=mac,
+                up=True, master="", alias=alias)
+
+
+def claim_host(part: Part, device: str, uplink: Uplink) -> None:
+    """The host's own addresses and routes that the document claims on *device*."""
+    for text in uplink.addresses:
+        address = Address(name=address_name(device, text), dev=device, scope="global", dynamic="")
+        part.resources.append(address)
+        part.borrowed.add(address.key)
+    defaults = [route("default", dev=device, via=gateway) for gateway in (uplink.gateway, uplink.gateway6) if gateway]
+    for r in (*defaults, *(route(with_length(r.to), dev=device, via=r.via or "", metric=r.metric)
+                           for r in uplink.routes)):
+        part.resources.append(r)
+        part.borrowed.add(r.key)
+
+
+def with_length(prefix: str) -> str:
+    return prefix if "/" in prefix else f"{prefix}/{128 if ':' in prefix else 32}"

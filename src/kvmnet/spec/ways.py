@@ -1,0 +1,124 @@
+"""Uplinks as devices: which are made, which are there, what lies under what, and their MTU. Pure."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from kvmnet.drivers.linux.resources import Link
+from kvmnet.engine.resource import Key, State
+from kvmnet.spec.models import Mode, Network, Spec, Uplink
+from kvmnet.spec.names import bridge_name, shared_bridge_name, uplink_name
+
+FILTERING, SUB_INTERFACES, BONDS = "bridge-vlan-filtering", "vlan", "bond"
+"""Features of the host that VLANs and bonds need."""
+
+
+def is_bond(uplink: Uplink) -> bool:
+    return bool(uplink.members)
+
+
+def is_vlan(uplink: Uplink) -> bool:
+    return uplink.vlan is not None
+
+
+def is_made(uplink: Uplink) -> bool:
+    """Whether its device is made, and not the host's."""
+    return is_bond(uplink) or is_vlan(uplink)
+
+
+def device(name: str, spec: Spec) -> str:
+    """The device of an uplink: the NIC, or the bond or VLAN that is made."""
+    uplink = spec.uplinks[name]
+    own = None if is_vlan(uplink) and not uplink.on else uplink.device
+    return own or uplink_name(name)
+
+
+def carrier(name: str, spec: Spec) -> str:
+    """The device that carries a VLAN uplink; '' for others."""
+    uplink = spec.uplinks[name]
+    if not is_vlan(uplink):
+        return ""
+    return device(uplink.on, spec) if uplink.on and uplink.on in spec.uplinks else uplink.device or ""
+
+
+def by_carrier(spec: Spec) -> list[str]:
+    """Uplinks, each after the one that carries it. A ring is left out."""
+    done: dict[str, None] = {}
+    left = dict.fromkeys(spec.uplinks)
+    while ready := [n for n in left if not (on := spec.uplinks[n].on) or on in done or on not in spec.uplinks]:
+        for name in ready:
+            done[name] = None
+            del left[name]
+    return list(done)
+
+
+def mtu(name: str, spec: Spec, state: State) -> int | None:
+    """MTU in bytes of an uplink as it will be on a host that looks like *state*; None when not known."""
+    uplink = spec.uplinks[name]
+    if uplink.mtu:
+        return uplink.mtu
+    if uplink.on and uplink.on != name and uplink.on in spec.uplinks:
+        return mtu(uplink.on, spec, state)
+    for below in uplink.members or (carrier(name, spec) or device(name, spec),):
+        link = state.get(Key(Link.kind, below))
+        if isinstance(link, Link) and link.mtu:
+            return link.mtu
+    return None
+
+
+def bridged(uplink: str, spec: Spec) -> Iterator[tuple[str, Network]]:
+    """Networks of mode bridge that make a bridge around *uplink*, or around a VLAN of it."""
+    for name, network in spec.networks.items():
+        if network.mode is Mode.BRIDGE and network.uplink == uplink and not network.bridge:
+            yield name, network
+
+
+def shares(name: str, network: Network, spec: Spec, features: Mapping[str, str]) -> bool:
+    """Whether a network of mode bridge is on the VLAN-aware bridge of its uplink.
+
+    It is when the uplink has networks on VLANs and the kernel can filter them, except where the host has an
+    address on its VLAN: that needs a device of its own.
+    """
+    if not network.uplink or network.bridge or features.get(FILTERING, "") != "":
+        return False
+    others = [n for _, n in bridged(network.uplink, spec) if n.vlan and not has_address(n)]
+    return bool(others) and not (network.vlan and has_address(network))
+
+
+def has_address(network: Network) -> bool:
+    """Whether the host has an address on a network of mode bridge."""
+    return bool((network.subnet and network.address not in (None, "none"))
+                or (network.subnet6 and network.address6 not in (None, "none")))
+
+
+def bridge_of(name: str, spec: Spec, features: Mapping[str, str]) -> str:
+    """Device of the bridge of a network."""
+    network = spec.networks[name]
+    if network.bridge:
+        return network.bridge
+    if network.mode is Mode.BRIDGE and network.uplink and shares(name, network, spec, features):
+        return shared_bridge_name(network.uplink)
+    return bridge_name(name)
+
+
+def way_out(uplink: str | None, spec: Spec, features: Mapping[str, str]) -> str:
+    """Device that the host's packets leave by: the uplink's own, or the bridge that took it."""
+    if uplink is None:
+        return ""
+    untagged = [n for n, network in bridged(uplink, spec) if not network.vlan]
+    tagged = [n for n, network in bridged(uplink, spec) if network.vlan and shares(n, network, spec, features)]
+    found = [*untagged, *tagged]
+    return bridge_of(found[0], spec, features) if found else device(uplink, spec)
+
+
+def native(uplink: str, spec: Spec) -> int:
+    """VLAN id inside the shared bridge for what is untagged outside: the first that no network and no
+    trunk of the uplink has."""
+    taken = used(uplink, spec)
+    return next(vid for vid in range(1, 4095) if vid not in taken)
+
+
+def used(uplink: str, spec: Spec) -> set[int]:
+    """VLAN ids that the networks of an uplink and the trunks on them have."""
+    names = {name for name, _ in bridged(uplink, spec)}
+    found = {network.vlan for _, network in bridged(uplink, spec) if network.vlan}
+    return found | {vid for vm in spec.vms.values() for nic in vm.nics if nic.network in names for vid in nic.trunk}
