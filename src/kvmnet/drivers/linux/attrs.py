@@ -13,7 +13,7 @@ Write = Callable[[Any], tuple[str, ...]]
 
 
 class Attr(NamedTuple):
-    """``usual``: the value that a fresh port has, so that it needs no command."""
+    """``usual``: the value that a fresh port or bridge has, so that it needs no command."""
 
     read: Read
     write: Write
@@ -72,8 +72,8 @@ VLAN: dict[str, Attr] = {
 }
 
 BRIDGE: dict[str, Attr] = {
-    "vlan_filtering": digit("vlan_filtering"),
-    "default_pvid": number("vlan_default_pvid"),
+    "vlan_filtering": digit("vlan_filtering")._replace(usual=False),
+    "default_pvid": number("vlan_default_pvid")._replace(usual=1),
     "stp": Attr(lambda d: None if (v := d.get("stp_state")) is None else bool(v),
                 lambda v: ("stp_state", "1" if v else "0")),
     "forward_delay": number("forward_delay"),

@@ -104,7 +104,7 @@ def create_link(link: Link) -> list[Line]:
     if link.type == "bridge":
         pinned = (*(("address", link.mac) if link.mac else ()),
                   *(("mtu", str(another_mtu(link.mtu))) if link.mtu else ()))
-        make = ("link", "add", "dev", link.name, *pinned, "type", "bridge", *told(BRIDGE, link, BRIDGE))
+        make = ("link", "add", "dev", link.name, *pinned, "type", "bridge", *told(BRIDGE, link, BRIDGE, unusual=True))
     elif link.type == "tap":
         make = ("tuntap", "add", "dev", link.name, "mode", "tap", *(["multi_queue"] if link.multi_queue else []),
                 *(["user", str(link.user)] if link.user is not None and link.user >= 0 else []))
@@ -187,7 +187,7 @@ def set_link(claim: Link, whole: Link, changed: Iterable[str]) -> list[Line]:
 
 def told(table: dict[str, Attr], link: Link, names: Iterable[str], *, unusual: bool = False) -> tuple[str, ...]:
     """The words for those settings in *names* that *link* claims. ``unusual``: leave out what a
-    fresh port has anyway."""
+    fresh port or bridge has anyway."""
     keep = names if isinstance(names, (set, dict)) else set(names)
     words: list[str] = []
     for name, attr in table.items():
