@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from kvmnet.drivers.linux.driver import LinuxDriver, arrange
-from kvmnet.drivers.linux.resources import Address, Link, ProxyNeighbour, Route, Sysctl, route
+from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, ProxyNeighbour, Route, Sysctl, route
 from kvmnet.drivers.linux.words import lines_of, quote
 from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
@@ -62,6 +62,36 @@ CASES: dict[str, tuple[Step, list[str]]] = {
         ["route add blackhole 10.8.0.0/16 table 7 tos 0x10 proto 4 scope global mtu 1400"]),
     "a proxy": (Create(ProxyNeighbour(name="e 10.0.0.7", dev="e", address="10.0.0.7")),
                 ["neigh replace proxy 10.0.0.7 dev e protocol 87"]),
+    "a bond": (Create(Link(name="bond0", type="bond", mac="02:00:00:00:00:01", mtu=9000, up=True, master="", alias="kvmnet",
+                           bond_mode="active-backup", bond_miimon=100, bond_primary="e")), [
+        "link add dev bond0 address 02:00:00:00:00:01 type bond mode active-backup miimon 100 primary e",
+        "link set dev bond0 mtu 9000 nomaster alias kvmnet up"]),
+    "a NIC goes down to join a bond": (
+        Update(Link(name="e", master="", bonded=False, mtu=1500, up=True),
+               Link(name="e", master="bond0", bonded=True, mtu=9000, up=True)),
+        ["link set dev e down", "link set dev e mtu 9000 master bond0 up"]),
+    "and has left it without its MTU": (
+        Update(Link(name="e", master="bond0", bonded=True, mtu=9000, up=True), Link(name="e", master="", bonded=False)),
+        ["link set dev e nomaster", "link set dev e mtu 9000 nomaster up"]),
+    "a bond lets its members go": (
+        Delete(Link(name="bond0", type="bond", mtu=9000, members=("e", "f"), alias="kvmnet")), [
+        "link set dev e nomaster", "link set dev e mtu 9000 up", "link set dev f nomaster", "link set dev f mtu 9000 up",
+        "link del dev bond0"]),
+    "monitoring by ARP instead": (
+        Update(Link(name="b", bond_miimon=100, bond_arp_interval=0, bond_arp_targets=()),
+               Link(name="b", bond_miimon=0, bond_arp_interval=200, bond_arp_targets=("192.0.2.1", "192.0.2.2"))),
+        ["link set dev b type bond miimon 0 arp_interval 200 arp_ip_target 192.0.2.1,192.0.2.2"]),
+    "a VLAN": (Create(Link(name="v", type="vlan", parent="bond0", vlan_id=100, vlan_protocol="802.1Q", up=True, alias="kvmnet")), [
+        "link add link bond0 name v type vlan protocol 802.1Q id 100", "link set dev v alias kvmnet up"]),
+    "a VLAN-aware bridge filters before it has ports": (
+        Create(Link(name="b", type="bridge", up=True, vlan_filtering=True, default_pvid=0, stp=False)), [
+        "link add dev b type bridge vlan_filtering 1 vlan_default_pvid 0 stp_state 0", "link set dev b up"]),
+    "a port's own VLAN": (Create(BridgeVlan(name="t 100", dev="t", bridge="b", pvid=True, untagged=True)),
+                          ["vlan add dev t vid 100 pvid untagged"]),
+    "the bridge's own VLAN": (Create(BridgeVlan(name="b 100", dev="b", bridge="b", pvid=False, untagged=False)),
+                              ["vlan add dev b vid 100 self"]),
+    "a VLAN that a port leaves": (Delete(BridgeVlan(name="t 100", dev="t", bridge="b", pvid=True, untagged=True)),
+                                  ["vlan del dev t vid 100"]),
 }
 
 
