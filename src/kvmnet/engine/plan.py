@@ -11,7 +11,7 @@ leaves behind (``detach``) shows up as an update if the wanted state still claim
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
@@ -178,7 +178,7 @@ def remove_all(now: dict[Key, Resource], doomed: set[Key]) -> list[Step]:
                     stack.append(holder)
     depth = Depths(now)
     explicit = sorted(doomed - taken, key=lambda k: (depth[k], k), reverse=True)
-    steps: list[Step] = [Delete(now[k], tuple(along[k])) for k in explicit]
+    steps: list[Step] = [Delete(now[k], tuple(with_what_hangs_on(k, along))) for k in explicit]
     gone = doomed | taken
     for key in gone:
         now.pop(key, None)
@@ -187,6 +187,13 @@ def remove_all(now: dict[Key, Resource], doomed: set[Key]) -> list[Step]:
             if on_delete == "detach" and holder in now:
                 now[holder] = replace(now[holder], **{name: ""})
     return steps
+
+
+def with_what_hangs_on(key: Key, along: Mapping[Key, list[Key]]) -> Iterator[Key]:
+    """Everything that goes along with *key*, also what goes along with that (an address of a VLAN of a bond)."""
+    for holder in along.get(key, ()):
+        yield holder
+        yield from with_what_hangs_on(holder, along)
 
 
 def reverse(state: State) -> dict[Key, list[tuple[Key, str, str]]]:
