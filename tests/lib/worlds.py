@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
 from kvmnet.drivers.linux.attrs import PORT
-from kvmnet.drivers.linux.resources import Address, Link, Route, Sysctl, address_name, route
+from kvmnet.drivers.linux.resources import (
+    Address,
+    BridgeVlan,
+    Link,
+    Route,
+    Sysctl,
+    address_name,
+    route,
+    vlan_name,
+)
 from kvmnet.drivers.nftables.resources import NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.plan import Create, Delete, Step, Update, apply_to
@@ -43,10 +52,40 @@ def documents(draw: st.DrawFn, daemons: bool = True) -> Things:
         if guarded:
             out.append(NicGuard(name=name, table="bridge kvmnet", level=draw(st.sampled_from(["full", "mac"]))))
         out.append(draw(taps(name, bridges, name if guarded else "")))
+        if daemons:
+            out += draw(vlans_of(name, out[-1].master or ""))  # type: ignore[attr-defined]
         if daemons and draw(st.booleans()):
             out.append(GuestNic(name=f"vm/{name}", vm="vm", tap=name, link=draw(st.booleans()),
                                 model=draw(st.sampled_from(["virtio", "e1000e"]))))
+    if daemons:
+        out += draw(uplinks(bridges))
     return {r.key: r for r in out}
+
+
+@st.composite
+def uplinks(draw: st.DrawFn, bridges: list[str]) -> list[Resource]:
+    """A bond, a VLAN on it and an address on that, each of which may be there."""
+    if not draw(st.booleans()):
+        return []
+    master = draw(st.sampled_from(["", *bridges]))
+    out: list[Resource] = [Link(name="bond0", type="bond", mtu=1500, up=True, master=master, alias="kvmnet uplink wan",
+                                bond_mode=draw(st.sampled_from(["active-backup", "802.3ad"])),
+                                bond_miimon=draw(st.sampled_from([50, 100])))]
+    out += draw(vlans_of("bond0", master))
+    if draw(st.booleans()):
+        out.append(Link(name="kvu-v", type="vlan", parent="bond0", vlan_id=draw(st.sampled_from([7, 8])), master="", up=True,
+                        vlan_protocol="802.1Q", mtu=draw(st.sampled_from([1400, 1500])), alias="kvmnet uplink v"))
+        if draw(st.booleans()):
+            out.append(Address(name=address_name("kvu-v", "10.7.0.1/24"), dev="kvu-v", scope="global", label="", peer="",
+                               broadcast="", flags=(), dynamic=""))
+    return out
+
+
+@st.composite
+def vlans_of(draw: st.DrawFn, dev: str, bridge: str) -> list[Resource]:
+    """VLANs of a port, or of none."""
+    return [BridgeVlan(name=vlan_name(dev, vid), dev=dev, bridge=bridge, pvid=vid == 1, untagged=draw(st.booleans()))
+            for vid in (draw(st.sets(st.sampled_from([1, 2, 3]))) if bridge else ())]
 
 
 @st.composite
@@ -80,7 +119,7 @@ def taps(draw: st.DrawFn, name: str, bridges: list[str], guard: str) -> Link:
 
 FOREIGN: tuple[Resource, ...] = (
     Link(name="eth0", type="physical", mtu=1500, mac="52:54:00:00:00:01", master="", up=True, alias=""),
-    Link(name="eth1", type="physical", mtu=9000, mac="52:54:00:00:00:02", master="br9", up=True, alias=""),
+    Link(name="eth1", type="physical", mtu=9000, mac="52:54:00:00:00:02", master="br9", up=True, alias="", bonded=False),
     Link(name="br9", type="bridge", mtu=1500, mac="52:54:00:00:00:02", master="", up=True, alias="", stp=True),
     Address(name="eth0 192.0.2.5/24", dev="eth0", scope="global", label="eth0", broadcast="", peer="", flags=(),
             dynamic=""),
@@ -102,6 +141,14 @@ def as_port(resource: Resource) -> Resource:
     return resource
 
 
+def on_its_bridge(resource: Resource, state: Things) -> bool:
+    """Whether a VLAN of a port stands: it is lost when the port leaves the bridge, as in a kernel."""
+    if not isinstance(resource, BridgeVlan):
+        return True
+    port = state.get(Key(Link.kind, resource.dev or ""))
+    return isinstance(port, Link) and port.master == resource.bridge
+
+
 @dataclass
 class Machine:
     """A host that executes steps one by one and refuses what a kernel would."""
@@ -119,6 +166,7 @@ class Machine:
                 raise Refused(f"injected at step {self.done}")
             self.check(step)
             self.state = {k: as_port(r) for k, r in apply_to(self.state, [step]).items()}
+            self.state = {k: r for k, r in self.state.items() if on_its_bridge(r, self.state)}
             if isinstance(step, Create):
                 self.ours.add(step.key)
             self.ours &= self.state.keys()
@@ -128,6 +176,7 @@ class Machine:
         match step:
             case Create(after):
                 self.refuse(key in self.state, f"{key} exists")
+                self.refuse(not on_its_bridge(after, self.state), f"{key}: no port of that bridge")
                 self.need(after)
             case Update(_, after):
                 self.refuse(key not in self.state, f"{key} does not exist")

@@ -41,6 +41,8 @@ def claims(draw: st.DrawFn, document: Things) -> dict[Key, Resource | Absent]:
     masters = ["", "br9", *(k.name for k in document if k.kind == "link" and k.name.startswith("kvb"))]
     if draw(st.booleans()):
         out.append(Link(name="eth0", mtu=draw(st.sampled_from([1500, 9000])), master=draw(st.sampled_from(masters))))
+    if Key("link", "bond0") in document and draw(st.booleans()):
+        out.append(Link(name="eth1", mtu=1500, master="bond0", bonded=True, up=True))
     if draw(st.booleans()):
         out.append(Sysctl(name="net/ipv4/ip_forward", value="1", dev=""))
     if draw(st.booleans()):

@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Step, list[str]]] = {
     "a NIC goes down to join a bond": (
         Update(Link(name="e", master="", bonded=False, mtu=1500, up=True),
                Link(name="e", master="bond0", bonded=True, mtu=9000, up=True)),
-        ["link set dev e down", "link set dev e mtu 9000 master bond0 up"]),
+        ["link set dev e down", "link set dev e mtu 9000 master bond0"]),
     "and has left it without its MTU": (
         Update(Link(name="e", master="bond0", bonded=True, mtu=9000, up=True), Link(name="e", master="", bonded=False)),
         ["link set dev e nomaster", "link set dev e mtu 9000 nomaster up"]),

@@ -11,7 +11,8 @@ only for port settings that a fresh port has not. Traps that decide the order, a
 * a default route from a router advertisement that we make again ranks behind the kernel's own: the kernel
   cannot renew one that it did not make, and would stop there before it reads the prefixes of the
   advertisement (ndisc_router_discovery() in net/ipv6/ndisc.c). So its own appears beside ours, which runs out;
-* a NIC must be down to join a bond, which takes it up by itself, and is down with the MTU and the MAC that it
+* a NIC must be down to join a bond, which takes it up by itself (in the same line "up" would come first, up to
+  Linux 6.1), and is down with the MTU and the MAC that it
   had before when it has left (bond_enslave(), __bond_release_one() in drivers/net/bonding/bond_main.c);
 * br_changelink() takes the forward delay before the STP state, and refuses a small one while STP is
   on: STP goes off in a line of its own.
@@ -174,7 +175,7 @@ def set_link(claim: Link, whole: Link, changed: Iterable[str]) -> list[Line]:
     if "master" in changed and "bonded" in changed and claim.bonded is not None:
         lines.append(Line(("link", "set", "dev", claim.name, "down" if claim.bonded else "nomaster"), claim.key))
         words = told(LINK, whole, {"mtu"}) + told(LINK, claim, changed - {"up", "mtu"})
-        state = ("up",) if whole.up or claim.bonded else ("down",)
+        state = () if claim.bonded else ("up",) if whole.up else ("down",)
     if joins and port and whole.up:
         words, state = (*words, "down"), ("up",)
     elif not port:
