@@ -136,7 +136,7 @@ def network_status(host: Host, segment: Segment, seen: Seen, now: Mapping[str, T
     dhcp = "none" if server is None else "serving" if isinstance(server, DnsmasqServer) and server.running else "down"
     state = "missing" if not isinstance(link, Link) else "up" if link.up else "down"
     return NetworkStatus(segment.name, segment.network.mode.value, segment.network.uplink or "", segment.bridge,
-                         segment.mtu, addresses_on(segment.bridge, seen), dhcp,
+                         segment.mtu, () if segment.vlan and segment.network.vlan else addresses_on(segment.bridge, seen), dhcp,
                          len(live_leases(host, segment)), state)
 
 

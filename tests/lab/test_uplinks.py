@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import pytest
 
@@ -144,10 +145,8 @@ def test_networks_of_one_bridge_do_not_reach_each_other(host: World) -> None:
         for tap in (*taps.values(), outside):
             tap.forget()
         taps[sender].send(frame)
-        try:
+        with suppress(TimeoutError):
             wait_until(lambda: any(t.got(nonce) for n, t in taps.items() if n != sender) or outside.got(nonce), 0.5)
-        except TimeoutError:
-            pass
         host.here.pings("127.0.0.1")
         return {n for n, t in (*taps.items(), ("outside", outside)) if n != sender and t.got(nonce)}
 
@@ -213,7 +212,9 @@ def killed_after(world: World, text: str, lines: int) -> int:
 
 def test_killed_at_any_line_and_recovered(host: World) -> None:
     before = settled()
-    for at in (1, 4, 6, 9, 12, 15, 20, 26, 32):
+    for at in (1, 6, 9, 15, 22, 30):
         assert killed_after(host, SHARED, at) == -signal.SIGKILL
-        host.host.recover()
+        assert host.host.recover().startswith("rolled back"), at
+        with suppress(TimeoutError):  # tables of the killed keeper go with its socket, a moment later
+            wait_until(lambda: settled()["nft"] == before["nft"], 5)
         same(before, settled())

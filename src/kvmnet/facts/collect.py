@@ -66,7 +66,7 @@ def device_settings(links: Mapping[str, Link], seen: Seen, uplinks: Set[str]) ->
     addressed = {r.dev for r in seen.state.values() if isinstance(r, Address)}
     asked: dict[str, None] = {}
     for link in links.values():
-        if (link.key in seen.ours and link.type not in ("bond", "vlan")) or link.type == "loopback":
+        if link.key in seen.ours or link.type == "loopback":
             continue
         master = link.master if link.master and Key(Link.kind, link.master) in seen.ours else ""
         if master or link.name in addressed or link.name in uplinks:

@@ -183,7 +183,7 @@ def bridge_settings(sources: Sequence[str], bridge: str, facts: Facts, addresses
                     routes: list[Route]) -> list[Sysctl]:
     """Settings of the bridge: those of the first source, and it listens to advertisements where one did."""
     device = sources[0]
-    listens = (any(accepts_advertisements(d, facts) for d in (*sources, bridge))
+    listens = (any(accepts_advertisements(d, facts) for d in (*sources, bridge) if d == bridge or not is_ours(facts, d))
                or any(a.dynamic == "ra" for a in addresses) or any(r.proto == "ra" for r in routes))
     settings = [Sysctl(name=sysctl(bridge, "ipv6 accept_ra"), value="2" if listens else "0", dev=bridge)]
     for name in COPIED:

@@ -13,7 +13,7 @@ Write = Callable[[Any], tuple[str, ...]]
 
 
 class Attr(NamedTuple):
-    """``usual``: the value that a fresh port or bridge has, so that it needs no command."""
+    """``usual``: the value that a fresh port, bridge or bond has, so that it needs no command."""
 
     read: Read
     write: Write
@@ -49,13 +49,13 @@ LINK: dict[str, Attr] = {
 
 BOND: dict[str, Attr] = {
     "bond_mode": number("mode"),
-    "bond_miimon": number("miimon"),
-    "bond_updelay": number("updelay"),
-    "bond_downdelay": number("downdelay"),
-    "bond_arp_interval": number("arp_interval"),
+    "bond_miimon": number("miimon")._replace(usual=0),
+    "bond_updelay": number("updelay")._replace(usual=0),
+    "bond_downdelay": number("downdelay")._replace(usual=0),
+    "bond_arp_interval": number("arp_interval")._replace(usual=0),
     "bond_arp_targets": Attr(lambda d: tuple(sorted(t for t in d.get("arp_ip_target") or () if t)),
-                             lambda v: ("arp_ip_target", ",".join(v))),
-    "bond_arp_validate": Attr(lambda d: d.get("arp_validate") or "none", lambda v: ("arp_validate", v)),
+                             lambda v: ("arp_ip_target", ",".join(v)), ()),
+    "bond_arp_validate": Attr(lambda d: d.get("arp_validate") or "none", lambda v: ("arp_validate", v), "none"),
     "bond_primary": number("primary"),
     "bond_primary_reselect": number("primary_reselect"),
     "bond_hash": number("xmit_hash_policy"),

@@ -111,7 +111,7 @@ def create_link(link: Link) -> list[Line]:
                 *(["user", str(link.user)] if link.user is not None and link.user >= 0 else []))
     elif link.type == "bond":
         make = ("link", "add", "dev", link.name, *(("address", link.mac) if link.mac else ()),
-                "type", "bond", *told(BOND, link, BOND))
+                "type", "bond", *told(BOND, link, told_in(link.bond_mode or ""), unusual=True))
     elif link.type == "vlan":
         make = ("link", "add", "link", link.parent or "", "name", link.name, "type", "vlan", *told(VLAN, link, VLAN))
     elif link.type in MADE_PLAIN:
@@ -119,8 +119,26 @@ def create_link(link: Link) -> list[Line]:
     else:
         raise StepFailed(link.key, f"there is no such device, and kvmnet does not make devices of type {link.type}",
                          "is the NIC plugged in, and is this its name? compare with: ip link")
-    rest = set_link(link, link, set(setting_names(Link)) - ({"mac"} if link.type in ("bridge", "bond") else set()))
+    rest = set_link(link, link, set(setting_names(Link)) - {"bonded"}
+                    - ({"mac"} if link.type in ("bridge", "bond") else set()))
     return [Line(make, link.key), *rest]
+
+
+BOND_MODES = {
+    "802.3ad": {"bond_lacp_rate", "bond_ad_select"},
+    "active-backup": {"bond_arp_interval", "bond_arp_targets", "bond_arp_validate", "bond_primary", "bond_primary_reselect"},
+    "balance-rr": {"bond_arp_interval", "bond_arp_targets", "bond_arp_validate"},
+    "balance-xor": {"bond_arp_interval", "bond_arp_targets", "bond_arp_validate"},
+    "broadcast": {"bond_arp_interval", "bond_arp_targets", "bond_arp_validate"},
+    "balance-tlb": {"bond_primary", "bond_primary_reselect"},
+    "balance-alb": {"bond_primary", "bond_primary_reselect"},
+}
+"""Options that not every mode takes: those that it does (bond_opts in drivers/net/bonding/bond_options.c)."""
+
+
+def told_in(mode: str) -> set[str]:
+    """Settings that a bond of *mode* is told; the kernel shows all of them in every mode."""
+    return BOND.keys() - set().union(*BOND_MODES.values()) | BOND_MODES.get(mode, set())
 
 
 def release(bond: Link) -> list[Line]:
@@ -172,10 +190,12 @@ def set_link(claim: Link, whole: Link, changed: Iterable[str]) -> list[Line]:
         words += ("alias", join_alias(whole.alias or "", whole.guard or "", whole.keeper or ""))
     state = told(LINK, claim, changed & {"up"})
     lines = []
-    if "master" in changed and "bonded" in changed and claim.bonded is not None:
-        lines.append(Line(("link", "set", "dev", claim.name, "down" if claim.bonded else "nomaster"), claim.key))
+    enters = "master" in changed and bool(claim.master and whole.bonded)
+    leaves = "master" in changed and "bonded" in changed and not whole.bonded
+    if enters or leaves:
+        lines.append(Line(("link", "set", "dev", claim.name, "down" if enters else "nomaster"), claim.key))
         words = told(LINK, whole, {"mtu"}) + told(LINK, claim, changed - {"up", "mtu"})
-        state = () if claim.bonded else ("up",) if whole.up else ("down",)
+        state = () if enters else ("up",) if whole.up else ("down",)
     if joins and port and whole.up:
         words, state = (*words, "down"), ("up",)
     elif not port:
