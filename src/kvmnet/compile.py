@@ -26,7 +26,7 @@ from kvmnet.policy.host import host_table
 from kvmnet.policy.keeper import guard_keeper
 from kvmnet.spec import ways
 from kvmnet.spec.models import Mode, Network, Nic, Spec, Vm
-from kvmnet.spec.names import nic_name, tap_name
+from kvmnet.spec.names import carrier_name, nic_name, tap_name
 
 SEGMENTS = frozenset({"physical", "bond", "team", "vlan", "vxlan"})
 """Types of links that lead a bridge to other machines."""
@@ -180,7 +180,8 @@ def outer_ports(out: Compiled, spec: Spec, facts: Facts) -> set[tuple[str, str]]
         if network.mode is Mode.BRIDGE:
             bridge = out.segments[name].bridge
             if network.uplink and not network.bridge:
-                found.add((spec.uplinks[network.uplink].device, bridge))
+                alone = network.vlan and not out.segments[name].vlan
+                found.add((carrier_name(name) if alone else ways.device(network.uplink, spec), bridge))
             found |= {(link.name, bridge) for link in facts.state.values()
                       if network.bridge and isinstance(link, Link) and link.master == bridge and link.type in SEGMENTS}
     return found

@@ -13,6 +13,7 @@ import yaml
 from kvmnet.adopt.model import Address, Bridge, Device, Draft, Dynamic, Layout, Nic, Route
 from kvmnet.drivers.linux import resources as linux
 from kvmnet.engine.resource import Key, State
+from kvmnet.spec import ways
 from kvmnet.spec.models import Mode, Spec
 from kvmnet.spec.names import BRIDGE as OWN_BRIDGE
 from kvmnet.spec.names import bridge_name
@@ -22,8 +23,13 @@ def uplink_layout(spec: Spec, seen: State) -> tuple[Layout, list[str]]:
     """What the document has of the host's own devices, with their addresses as seen, and notes."""
     draft, notes = Draft(), []
     bridged = {n.uplink: (n.bridge or boot_name(name)) for name, n in spec.networks.items()
-               if n.mode is Mode.BRIDGE and n.uplink and not n.bridge}
+               if n.mode is Mode.BRIDGE and n.uplink and not n.bridge and not n.vlan}
+    notes += [f"network {name}: VLAN {n.vlan} of {n.uplink} is left out; kvmnet makes it" for name, n in spec.networks.items()
+              if n.vlan]
     for name, uplink in spec.uplinks.items():
+        if uplink.device is None or ways.is_made(uplink):
+            notes.append(f"uplink {name}: a {'bond' if uplink.members else 'VLAN'} that kvmnet makes is left out")
+            continue
         link = seen.get(Key("link", uplink.device))
         if not isinstance(link, linux.Link):
             notes.append(f"uplink {name}: {uplink.device} is not on this host; its addresses are not known")

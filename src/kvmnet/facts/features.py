@@ -18,8 +18,6 @@ from kvmnet.host.process import boot_id
 PROBES: dict[str, str] = {
     "bridge": "ip link add b0 type bridge",
     "bridge-vlan-filtering": "ip link set b0 type bridge vlan_filtering 1",
-    "vlan": "ip link add link b0 name v0 type vlan id 7",
-    "bond": "ip link add o0 type bond",
     "bridge-netfilter": "ip link set b0 type bridge nf_call_iptables 0",
     "port": "ip tuntap add dev t0 mode tap && ip link set t0 master b0",
     "port-isolated": "ip link set t0 type bridge_slave isolated on && ip -d link show t0 | grep -q 'isolated on'",
@@ -55,8 +53,6 @@ MISSING: dict[str, str] = {
     "bridge-conntrack": "the kernel lacks connection tracking for bridges (CONFIG_NF_CONNTRACK_BRIDGE)",
     "nft-bridge-ibrname": "the kernel lacks bridge names in nftables (CONFIG_NFT_BRIDGE_META)",
     "nft-bridge-reject": "the kernel lacks reject in bridges (CONFIG_NFT_BRIDGE_REJECT)",
-    "vlan": "the kernel lacks VLAN sub-interfaces (CONFIG_VLAN_8021Q, modprobe 8021q)",
-    "bond": "the kernel lacks bonds (CONFIG_BONDING, modprobe bonding)",
     "bridge-vlan-filtering": "the kernel lacks VLANs in bridges (CONFIG_BRIDGE_VLAN_FILTERING)",
     "nft-netdev-egress": "the kernel lacks the egress hook (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
     "vlan": "the kernel lacks VLAN devices (CONFIG_VLAN_8021Q)",
