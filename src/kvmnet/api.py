@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmnet.before import Before, digest, keep, read, short
 from kvmnet.drivers.kinds import from_json, to_json
-from kvmnet.drivers.linux.resources import Link, Route
+from kvmnet.drivers.linux.resources import Address, Link, Route
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.table import drivers
@@ -153,7 +153,10 @@ class Host:
         present = {home.name: tuple(n.partition("/")[2] for n in home.record())
                    for home in running_folders(self.paths)}
         found = facts_of(seen, self.paths, users=users, uplinks=uplinks, running=present)
-        return replace(found, state={**found.state, **self.given_back(seen)})
+        originals = load_originals(self.paths.originals, self.engine.codec)
+        lent = dict.fromkeys(o.value.dev or "" for o in originals.values()
+                             if o.whole and isinstance(o.value, (Address, Route)))
+        return replace(found, state={**found.state, **self.given_back(seen)}, lent=tuple(d for d in lent if d))
 
     def given_back(self, seen: Seen) -> dict[Key, Resource]:
         """Lent links with the MTU that they had: what follows from an uplink's MTU must follow from the

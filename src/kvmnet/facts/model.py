@@ -31,6 +31,8 @@ class Facts:
     looks after every device (NetworkManager)."""
     rules: tuple[str, ...] = ()
     """Policy rules as ``ip rule`` prints them, both families."""
+    lent: tuple[str, ...] = ()
+    """Devices that had addresses or routes which stand elsewhere because of us, and get them back one day."""
     services: frozenset[str] = frozenset()
     """Services that configure any link that they find: NetworkManager, systemd-networkd."""
     ruleset: str = ""

@@ -90,7 +90,7 @@ def move_host(sources: Sequence[str], target: str,
     places = {*sources, target}
     addresses = [a for a in facts.state.values() if isinstance(a, Address) and a.dev in places]
     routes = [r for r in facts.state.values() if isinstance(r, Route) and r.dev in places]
-    move = Move(tuple(sources), list(bridge_settings(sources, target, facts, addresses, routes)))
+    move = Move(tuple(dict.fromkeys((*sources, *(d for d in facts.lent if d != target)))), list(bridge_settings(sources, target, facts, addresses, routes)))
     for address in addresses:
         if address.dev != target:
             move.goes(address.key, move_address(address, target))
@@ -118,8 +118,8 @@ class Move:
     moved: dict[Key, Resource] = field(default_factory=dict)
 
     def goes(self, old: Key, new: Resource | None) -> None:
-        """*old* must not be on its device, nor may it come back on another source; *new*, if any, is on the
-        target."""
+        """*old* must not be on its device, nor may it come back on another source or on one that was one before;
+        *new*, if any, is on the target."""
         gone = [old]
         if isinstance(new, Address):
             gone += [Key(Address.kind, address_name(device, new.name.split()[1])) for device in self.sources]

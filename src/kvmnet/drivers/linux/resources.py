@@ -27,7 +27,7 @@ class Link(Resource):
     bond_ad_select: str | None = option(doc="bond: which group is active: stable, bandwidth, count", recreate=True)
     mtu: int | None = option(doc="largest packet in bytes")
     mac: str | None = option(doc="hardware address, lower case")
-    up: bool | None = option(doc="administratively up")
+    up: bool | None = option(doc="administratively up; a member of a bond goes down by joining and by leaving", of="master")
     master: str | None = option(doc="bridge or bond that this link belongs to; '' for none", ref="link")
     bonded: bool | None = option(doc="what it belongs to is a bond: it goes down to join, and by leaving", of="master")
     own_mac: str | None = option(doc="member of a bond: the hardware address that it had before", once=True)
