@@ -212,8 +212,8 @@ def killed_after(world: World, text: str, lines: int) -> int:
 
 def test_killed_at_any_line_and_recovered(host: World) -> None:
     before = settled()
-    for at in (1, 6, 9, 15, 22, 30):
-        assert killed_after(host, SHARED, at) == -signal.SIGKILL
+    for at in (6, 9, 14, 18, 22):  # by the sixth line the keeper, which starts beside, is there
+        assert killed_after(host, SHARED, at) == -signal.SIGKILL, at
         assert host.host.recover().startswith("rolled back"), at
         with suppress(TimeoutError):  # tables of the killed keeper go with its socket, a moment later
             wait_until(lambda: settled()["nft"] == before["nft"], 5)
