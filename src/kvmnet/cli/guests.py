@@ -58,7 +58,8 @@ def list_guests(as_json: bool) -> int:
         print_json([asdict(row) for row in rows])
         return 0
     table("", ("guest", "driver", "state", "pid", "accelerator", "networks"),
-          [(r.name, r.driver, r.state, str(r.pid or ""), r.accel, ", ".join(r.networks)) for r in rows])
+          [(r.name, r.driver, r.state, str(r.pid or ""), r.accel, ", ".join(r.networks)) for r in rows],
+          spare=("driver", "accelerator"))
     return 0
 
 

@@ -89,7 +89,7 @@ def network_node(network: NetworkStatus, found: Status) -> Node:
 def show_nics(found: Status, everything: bool) -> None:
     shown = found.nics if everything else found.nics[:CLIPPED]
     table("", ("guest", "nic", "network", "mac", "address", "lease", "sends", "receives", "refused", "state"),
-          [nic_row(n) for n in shown])
+          [nic_row(n) for n in shown], spare=("mac", "network", "lease", "receives", "sends", "refused", "nic"))
     if len(found.nics) > len(shown):
         click.echo(f"… and {len(found.nics) - len(shown)} more (--all shows them)")
 
@@ -128,7 +128,7 @@ def history(limit: int, as_json: bool) -> int:
         return 0
     table("", ("revision", "when", "who", "from", "+ ~ -", "status", "message"),
           [(str(r.number), r.created, r.who, r.source, " ".join(str(r.summary.get(k, 0)) for k in
-            ("create", "update", "delete")), r.status.value, r.message) for r in rows])
+            ("create", "update", "delete")), r.status.value, r.message) for r in rows], spare=("who", "+ ~ -", "from"))
     return 0
 
 
@@ -143,6 +143,8 @@ def check(outside: tuple[str, ...], everything: bool, as_json: bool) -> int:
     A probe with a guarded port on every network asks for addresses, sends pings and forged frames; guests
     that run are asked through their agent. Exits with 1 when a claim fails.
     """
+    from rich.text import Text
+
     from kvmnet.check.model import COLUMNS
     bar = Bar(as_json)
     try:
@@ -153,12 +155,6 @@ def check(outside: tuple[str, ...], everything: bool, as_json: bool) -> int:
         print_json(report.to_json())
         return report.exit_code
     colours = {"pass": "green", "fail": "red", "skip": "yellow"}
-    table("", COLUMNS, [(*row[:3], f"[{colours[row[3]]}]{row[3]}[/]", escaped(row[4]))
-                        for row in (report.every_row() if everything else report.rows())])
+    table("", COLUMNS, [(*row[:3], Text(row[3], colours[row[3]]), row[4]) for row in (report.every_row() if everything else report.rows())])
     click.echo(click.style(report.summary, fg="red" if report.exit_code else "green", bold=True))
     return report.exit_code
-
-
-def escaped(text: str) -> str:
-    """Text for a table cell, where square brackets are markup."""
-    return text.replace("[", "\\[")

@@ -36,6 +36,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
 PRIVILEGES = "run it as root, or with sudo: reading and changing the network needs CAP_NET_ADMIN"
 FULL = 74
 """Exit code for output that cannot be written (EX_IOERR)."""
+BROKEN_PIPE = 141
+"""As a shell says of what SIGPIPE ended."""
 USAGE_ERROR = 64
 """Exit code for a mistyped command line (EX_USAGE); 2 means "there are changes"."""
 
@@ -84,11 +86,32 @@ def start_fast() -> None:
     gc.set_threshold(200_000, 20, 20)
 
 
+def open_streams() -> None:
+    """Standard streams that were closed become /dev/null, before another file takes their descriptors."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+
+
 def main() -> None:
-    """Entry point: runs a command and turns every error of the user's world into words and a code."""
+    """Entry point: ends this process with the command's exit code."""
+    open_streams()
     start_fast()
     try:
-        code = cli.main(standalone_mode=False)
+        code = run_command()
+    except OSError as error:  # the error could not be told, either
+        if error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EIO):
+            raise
+        code = FULL
+    leave(code)
+
+
+def run_command() -> int:
+    """Runs a command and turns every error of the user's world into words and a code."""
+    try:
+        code = cli.main(standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None)
+    except SystemExit as ended:  # 1 is click's own, when nobody reads on; others are those of a signal
+        code = BROKEN_PIPE if ended.code == 1 else ended.code
     except click.exceptions.Abort:
         click.echo("stopped; nothing was changed", err=True)
         code = 130
@@ -116,13 +139,13 @@ def main() -> None:
         click.echo("stopped", err=True)
         code = 130
     except BrokenPipeError:
-        code = 141
+        code = BROKEN_PIPE
     except OSError as full:
         if full.errno != errno.ENOSPC:
             raise
         click.echo(f"{click.style('error:', fg='red')} the output cannot be written: {full.strerror}", err=True)
         code = FULL
-    leave(code if isinstance(code, int) else 0)
+    return code if isinstance(code, int) else 0
 
 
 def leave(code: int) -> NoReturn:
@@ -132,7 +155,7 @@ def leave(code: int) -> NoReturn:
             try:
                 stream.flush()
             except BrokenPipeError:
-                code = 141
+                code = BROKEN_PIPE
             except OSError:
                 code = code or FULL
     os._exit(code)

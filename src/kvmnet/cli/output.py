@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -9,7 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from kvmnet.engine.transaction import Event
+
+GAP = 3
+"""Characters between two columns."""
+FOLDED = 24
+"""Characters that a last column has at least, before others are left out for it."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,17 +36,35 @@ def say(text: str) -> None:
     click.echo(text, err=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table with as many columns as fit; plain and tab-free when there is no terminal."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], spare: Sequence[str] = ()) -> None:
+    """A table. On a terminal that is too narrow, columns without content are left out, then those of
+    *spare* in this order, then long cells are folded; elsewhere every row is one line."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sum(widths) + GAP * len(columns)
+    shown = fitting(columns, widths, [not any(column) for column in zip(*rows, strict=True)], spare, width)
     out = Table(title=title or None, title_justify="left", title_style="bold", box=SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        out.add_column(column, overflow="fold")
+    for i in shown:
+        out.add_column(columns[i], overflow="fold")
     for row in rows:
-        out.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False, emoji=False).print(out)
+        out.add_row(*(Text(cell) if isinstance(cell := row[i], str) else cell for i in shown))
+    Console(width=width, highlight=False, emoji=False).print(out)
+
+
+def fitting(columns: Sequence[str], widths: Sequence[int], empty: Sequence[bool], spare: Sequence[str],
+            width: int) -> list[int]:
+    """Which columns are shown in *width* characters; the last one may be folded."""
+    shown = list(range(len(columns)))
+    for i in (*(i for i, nothing in enumerate(empty) if nothing), *(columns.index(name) for name in spare)):
+        needed = sum(min(widths[k], FOLDED) if k == shown[-1] else widths[k] for k in shown) + GAP * len(shown)
+        if needed <= width:
+            break
+        if i in shown and len(shown) > 1:
+            shown.remove(i)
+    return shown
 
 
 class Bar:
