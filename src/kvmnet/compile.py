@@ -15,18 +15,18 @@ from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.resource import Absent, Key, Resource, merge
 from kvmnet.facts.model import Allocations, Facts
-from kvmnet.modes import bridge, isolated, nat, routed
+from kvmnet.modes import bridge, isolated, nat, routed, vxlan
 from kvmnet.modes.device import guest_nic, queue_pairs
 from kvmnet.modes.links import Way, find_ways, wire_uplinks
 from kvmnet.modes.model import NicOnNetwork
-from kvmnet.modes.segment import HostPolicy, Part, Segment
+from kvmnet.modes.segment import HostPolicy, Overlay, Part, Segment
 from kvmnet.modes.services import services
 from kvmnet.policy.guard import guard_table, nic_guard
 from kvmnet.policy.host import host_table
 from kvmnet.policy.keeper import guard_keeper
-from kvmnet.spec import ways
-from kvmnet.spec.models import Mode, Network, Nic, Spec, Vm
-from kvmnet.spec.names import carrier_name, nic_name, tap_name
+from kvmnet.spec import overlays, ways
+from kvmnet.spec.models import SHARED, Mode, Network, Nic, Spec, Vm
+from kvmnet.spec.names import carrier_name, nic_name, overlay_name, tap_name
 
 SEGMENTS = frozenset({"physical", "bond", "team", "vlan", "vxlan"})
 """Types of links that lead a bridge to other machines."""
@@ -34,7 +34,7 @@ ROOT = 0
 """uid that owns a tap which nobody else shall open: one without an owner can be opened by every user
 (tun_not_capable() in drivers/net/tun.c)."""
 
-MODES = {Mode.NAT: nat.wire, Mode.ROUTED: routed.wire, Mode.ISOLATED: isolated.wire}
+MODES = {Mode.NAT: nat.wire, Mode.ROUTED: routed.wire, Mode.ISOLATED: isolated.wire, Mode.VXLAN: vxlan.wire}
 
 
 @dataclass(slots=True)
@@ -97,9 +97,11 @@ def place_nics(spec: Spec, facts: Facts, allocations: Allocations) -> dict[str, 
 
 
 def network_mtu(network: Network, spec: Spec, facts: Facts) -> int:
-    """The network's own MTU, else the uplink's, else 1500 bytes."""
+    """The network's own MTU, else the uplink's (less the headers of an overlay), else 1500 bytes."""
     if network.mtu:
         return network.mtu
+    if network.vxlan:
+        return overlays.mtu(network, spec, facts.state)
     if network.uplink and not network.bridge:
         return ways.mtu(network.uplink, spec, facts.state) or 1500
     seen = facts.state.get(Key("link", network.bridge)) if network.bridge else None
@@ -107,14 +109,23 @@ def network_mtu(network: Network, spec: Spec, facts: Facts) -> int:
 
 
 def settle(name: str, network: Network, spec: Spec, facts: Facts, nics: tuple[NicOnNetwork, ...]) -> Segment:
-    hosted = network.mode is not Mode.BRIDGE
+    hosted = network.mode not in SHARED
     return Segment(
         name=name, network=network, bridge=ways.bridge_of(name, spec, facts.features),
         mtu=network_mtu(network, spec, facts), nics=nics,
         address=host_address(network.address, network.subnet, default=hosted),
         address6=host_address(network.address6, network.subnet6, default=hosted),
-        way_out=ways.way_out(network.uplink, spec, facts.features),
+        way_out="" if network.vxlan else ways.way_out(network.uplink, spec, facts.features),
+        overlay=overlay_of(name, network, spec, facts),
         vlan=inner_vlan(name, network, spec, facts))
+
+
+def overlay_of(name: str, network: Network, spec: Spec, facts: Facts) -> Overlay | None:
+    if network.vxlan is None:
+        return None
+    return Overlay(overlay_name(name), overlays.underlay(network, spec, facts.features),
+                   overlays.local_address(network, spec, facts.state, facts.features),
+                   overlays.HEADERS[overlays.family(network.vxlan)])
 
 
 def inner_vlan(name: str, network: Network, spec: Spec, facts: Facts) -> int:
@@ -173,9 +184,9 @@ def protected(segment: Segment) -> tuple[str, ...]:
 
 
 def outer_ports(out: Compiled, spec: Spec, facts: Facts) -> set[tuple[str, str]]:
-    """(device, bridge) of the ports by which somebody else's segment is reached: uplinks, and the host's
-    own NICs on bridges that were there before."""
-    found = set()
+    """(device, bridge) of the ports by which somebody else's segment is reached: uplinks, overlays, and the
+    host's own NICs on bridges that were there before."""
+    found = {(s.overlay.port, s.bridge) for s in out.segments.values() if s.overlay}
     for name, network in spec.networks.items():
         if network.mode is Mode.BRIDGE:
             bridge = out.segments[name].bridge

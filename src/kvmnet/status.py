@@ -46,6 +46,8 @@ class NetworkStatus:
     """serving, down, or none."""
     leases: int
     state: str
+    overlay: str
+    """How it stretches to other hosts; '' when it does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,14 @@ def network_status(host: Host, segment: Segment, seen: Seen, now: Mapping[str, T
     state = "missing" if not isinstance(link, Link) else "up" if link.up else "down"
     return NetworkStatus(segment.name, segment.network.mode.value, segment.network.uplink or "", segment.bridge,
                          segment.mtu, () if segment.vlan and segment.network.vlan else addresses_on(segment.bridge, seen), dhcp,
-                         len(live_leases(host, segment)), state)
+                         len(live_leases(host, segment)), state, overlay_words(segment))
+
+
+def overlay_words(segment: Segment) -> str:
+    vxlan = segment.network.vxlan
+    if vxlan is None:
+        return ""
+    return f"vni {vxlan.vni} with {', '.join((*([vxlan.group] if vxlan.group else []), *vxlan.peers))}"
 
 
 def live_leases(host: Host, segment: Segment) -> set[str]:

@@ -19,7 +19,7 @@ from kvmnet.errors import KvmnetError
 from kvmnet.modes import services
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.models import Mode
+from kvmnet.spec.models import CLOSED
 
 TIMEOUT = 20.0
 """Seconds for a guest's agent and the script; emulated guests are slow."""
@@ -123,7 +123,7 @@ def name_question(subject: Subject, segment: Segment, nic: NicOnNetwork,
 
 def outside(subject: Subject, segment: Segment, family: int) -> list[str]:
     """The address to try beyond the uplink, if the network leads there."""
-    if segment.network.mode is Mode.ISOLATED or not gateway(segment, family):
+    if segment.network.mode in CLOSED or not gateway(segment, family):
         return []
     return [a for a in [subject.target(family)] if a]
 

@@ -16,7 +16,7 @@ from kvmnet.check.probe import HOSTNAME
 from kvmnet.check.station import Listener, Station
 from kvmnet.modes import services
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.models import Mode
+from kvmnet.spec.models import CLOSED, Mode
 
 SHORT = 0.6
 """Seconds to wait where silence is the expected answer."""
@@ -107,7 +107,7 @@ def ra(place: Place) -> Finding | None:
     formed = formed_by_guests(segment)
     pairs: dict[str, tuple[object, object]] = {
         "managed flag": (str(router.managed).lower(), str(not formed).lower()),
-        "default route": (str(router.lifetime > 0).lower(), str(segment.network.mode is not Mode.ISOLATED).lower())}
+        "default route": (str(router.lifetime > 0).lower(), str(segment.network.mode not in CLOSED).lower())}
     if segment.mtu >= LEAST_MTU6:
         pairs["MTU"] = (router.mtu, segment.mtu)
     if formed:
@@ -171,7 +171,7 @@ def reaches_gateway(place: Place, family: int) -> Finding | None:
 def reaches_outside(place: Place, family: int) -> Finding | None:
     segment, station = place.segment, place.station
     subnet = segment.network.subnet if family == 4 else segment.network.subnet6
-    if segment.network.mode is Mode.ISOLATED or not subnet or not gateway(segment, family):
+    if segment.network.mode in CLOSED or not subnet or not gateway(segment, family):
         return None
     if not own_address(station, family):
         return skipped(f"no IPv{family} address of the pool is free for a probe")

@@ -19,7 +19,7 @@ from kvmnet.check.promises import SHORT, Place, Prove, gateway, own_address, sin
 from kvmnet.check.station import PATIENCE, Listener, Station, is_error
 from kvmnet.host.packets import Capture
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.models import Mode
+from kvmnet.spec.models import CLOSED
 
 SOMEWHERE = {4: "198.51.100.1", 6: "2001:db8::1"}
 """Addresses that nobody has (RFC 5737, RFC 3849)."""
@@ -102,7 +102,7 @@ def no_way_out(place: Place, family: int) -> Finding | None:
     """From an isolated network nothing is routed."""
     segment, station = place.segment, place.station
     via = segment.address if family == 4 else segment.address6
-    if segment.network.mode is not Mode.ISOLATED or not via or not own_address(station, family):
+    if segment.network.mode not in CLOSED or not via or not own_address(station, family):
         return None
     control = ping(station, via)
     if not control.answered:

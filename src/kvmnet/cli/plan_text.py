@@ -14,7 +14,7 @@ from kvmnet.planned import noticed
 SHOWN = 12
 """Steps of one kind and action shown before the rest is counted."""
 TITLES = {
-    "link": "links", "address": "addresses", "route": "routes", "proxy-neighbour": "proxy neighbours",
+    "link": "links", "fdb": "hosts of overlays", "address": "addresses", "route": "routes", "proxy-neighbour": "proxy neighbours",
     "sysctl": "kernel settings", "nft-table": "tables of rules", "nic-guard": "guards",
     "guard-keeper": "guard keeper", "dnsmasq": "DHCP and DNS servers", "reservation": "reservations",
     "guest-nic": "devices of running guests", "file": "files",

@@ -5,13 +5,13 @@ from typing import Any
 
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
 from kvmnet.drivers.files.resources import File
-from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, ProxyNeighbour, Route, Sysctl
+from kvmnet.drivers.linux.resources import Address, BridgeVlan, Fdb, Link, ProxyNeighbour, Route, Sysctl
 from kvmnet.drivers.nftables.resources import GuardKeeper, NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.resource import Absent, Key, Resource, setting_names
 
 KINDS: dict[str, type[Resource]] = {
-    c.kind: c for c in (Link, BridgeVlan, Address, Route, ProxyNeighbour, Sysctl, NftTable, NicGuard,
+    c.kind: c for c in (Link, BridgeVlan, Fdb, Address, Route, ProxyNeighbour, Sysctl, NftTable, NicGuard,
                         GuardKeeper, DnsmasqServer, Reservation, GuestNic, File)
 }
 

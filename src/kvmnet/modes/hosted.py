@@ -12,7 +12,7 @@ def hosted(segment: Segment) -> Part:
     """The bridge, the host's addresses on it and the services that guests may ask."""
     part = Part()
     bridge = segment.bridge
-    own_mac = stable_mac(segment.name)
+    own_mac = stable_mac(segment.identity)
     part.resources.append(own_bridge(segment, own_mac))
     part.policy.routers.add((bridge, own_mac))
     part.resources += ipv6_settings(bridge, wanted=bool(segment.address6))

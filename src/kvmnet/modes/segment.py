@@ -4,13 +4,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_interface, ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from kvmnet.engine.resource import Absent, Key, Resource
 
 if TYPE_CHECKING:
     from kvmnet.modes.model import NicOnNetwork
     from kvmnet.spec.models import Network
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """How a network stretches to other hosts."""
+
+    port: str
+    """Its port on the bridge."""
+    device: str
+    """Device that its packets take; '' where the host's routes say it."""
+    local: str
+    """Address that they come from; '' for any."""
+    header: int
+    """Bytes that a packet between the hosts is longer than the guest's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +44,18 @@ class Segment:
     nics: Sequence[NicOnNetwork]
     vlan: int = 0
     """VLAN inside a bridge that goes by them; 0 when the bridge is the network's alone."""
+    overlay: Overlay | None = None
+    """How it stretches to other hosts; None when it does not."""
 
     @property
     def domain(self) -> str:
         """The layer-2 segment: a bridge, or one VLAN of it."""
         return f"{self.bridge} {self.vlan}" if self.vlan else self.bridge
+
+    @property
+    def identity(self) -> str:
+        """What the host's MACs on it are made from: on a segment of several hosts each has its own."""
+        return f"{self.name} {self.overlay.local}" if self.overlay else self.name
 
     @property
     def cidr(self) -> str:
@@ -50,6 +71,20 @@ def with_prefix(address: str, subnet: str | None) -> str:
     if not address or not subnet:
         return ""
     return str(ip_interface(f"{address}/{ip_network(subnet).prefixlen}"))
+
+
+class Listening(NamedTuple):
+    """Who may send packets of an overlay to the host."""
+
+    port: int
+    """UDP port."""
+    vni: int
+    version: int
+    """IP version."""
+    device: str
+    """Device that they come in by; '' for any."""
+    peers: tuple[str, ...]
+    """Addresses that they come from; empty for any."""
 
 
 @dataclass(slots=True)
@@ -85,6 +120,8 @@ class HostPolicy:
     """(host address or '', protocol, port, guest address, guest port, bridge)."""
     metadata: set[tuple[str, str, int, str, int]] = field(default_factory=set)
     """(bridge, asked address, asked port, host address, host port)."""
+    overlays: set[Listening] = field(default_factory=set)
+    """Segments stretched to other hosts, and who may speak on them."""
     own: set[str] = field(default_factory=set)
     """The host's addresses on guest networks."""
 

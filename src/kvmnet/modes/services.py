@@ -14,7 +14,7 @@ from kvmnet.drivers.dnsmasq.wire import reads_as_lease_time
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.models import Mode
+from kvmnet.spec.models import CLOSED, Mode
 from kvmnet.spec.values import INFINITE
 
 FEWEST_LEASES = 2**16
@@ -79,7 +79,7 @@ def dns(segment: Segment, resolvers: Sequence[str]) -> Iterator[str]:
     yield "domain-needed"
     yield "cache-size=1000"
     # A network without a way out has none by DNS either, unless the document says so.
-    default = () if segment.network.mode is Mode.ISOLATED else resolvers
+    default = () if segment.network.mode in CLOSED else resolvers
     for server in wanted.upstream if wanted.upstream is not None else default:
         if server not in (segment.address, segment.address6):
             yield f"server={server}"
@@ -115,7 +115,7 @@ def advertises(segment: Segment) -> bool:
 
 def lending(segment: Segment) -> Iterator[str]:
     network = segment.network
-    if segment.network.mode is Mode.BRIDGE:
+    if network.mode is Mode.BRIDGE or (network.mode is Mode.VXLAN and not network.dhcp.dynamic):
         yield "dhcp-ignore=tag:!known"
     else:
         yield "dhcp-authoritative"
@@ -186,7 +186,7 @@ def advertisement(segment: Segment) -> Iterator[str]:
     if segment.network.ra == "managed":
         yield "enable-ra"
     mtu = f"mtu:{segment.mtu}" if segment.mtu >= LEAST_MTU6 else "off"
-    yield f"ra-param={segment.bridge},{mtu},0" + (",0" if segment.network.mode is Mode.ISOLATED else "")
+    yield f"ra-param={segment.bridge},{mtu},0" + (",0" if segment.network.mode in CLOSED else "")
 
 
 # -- options ---------------------------------------------------------------------------------------

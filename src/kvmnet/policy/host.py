@@ -27,6 +27,7 @@ from ipaddress import ip_network
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.modes.segment import HostPolicy
 from kvmnet.policy.marks import GUEST, ROUTED
+from kvmnet.policy.overlay import overlay_chains
 
 NAME = "inet kvmnet"
 PROTOCOLS = {4: "ipv4", 6: "ipv6"}
@@ -116,6 +117,7 @@ def host_table(policy: HostPolicy) -> NftTable:
                   (f'"{d}" . {proto} . {port}' for d, proto, port in policy.allowed)),
         named_set("metadata", "ifname . ipv4_addr", (f'"{d}" . {asked}' for d, asked, *_ in policy.metadata)),
         BASE.rstrip(),
+        *overlay_chains(policy.overlays),
         *nat_chains(policy),
     ]
     return NftTable(name=NAME, text="\n".join(part for part in body if part) + "\n")

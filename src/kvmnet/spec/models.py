@@ -18,6 +18,7 @@ from kvmnet.spec.values import (
     Cidr,
     Domain,
     Duration,
+    Group,
     IfName,
     Line,
     Mac,
@@ -47,6 +48,13 @@ class Mode(StrEnum):
     ROUTED = "routed"
     ISOLATED = "isolated"
     BRIDGE = "bridge"
+    VXLAN = "vxlan"
+
+
+SHARED = frozenset({Mode.BRIDGE, Mode.VXLAN})
+"""Modes of a segment that other machines are on, too: it is not this host's to give addresses away."""
+CLOSED = frozenset({Mode.ISOLATED, Mode.VXLAN})
+"""Modes in which the host leads guests nowhere outside."""
 
 
 class Model(StrEnum):
@@ -244,15 +252,41 @@ class Metadata(Part):
     """TCP port of the host on the network's own address where the service listens."""
 
 
+class Vxlan(Part):
+    """A segment stretched over several hosts: its frames travel in UDP packets (RFC 7348) between them."""
+
+    vni: Annotated[int, Field(ge=1, le=16777215)]
+    """Number of the segment, the same on every host."""
+    local: Address | None = None
+    """Address of this host that the packets come from; the first of the uplink when not given."""
+    peers: tuple[Address, ...] = ()
+    """Addresses of the other hosts. Frames of the segment are taken from these alone."""
+    group: Group | None = None
+    """Multicast group of the hosts, in place of peers that are sent to one by one. With peers as well,
+    these alone are listened to; without, everybody who can send to the uplink takes part."""
+    port: PortNumber = 4789
+    """UDP port, the same on every host."""
+    ttl: Annotated[int, Field(ge=1, le=255)] = 64
+    """Hops that the packets may take; a multicast group often needs few."""
+    learning: bool = True
+    """Learn from the frames that come in behind which host a MAC is; without, every frame goes to
+    all peers."""
+    df: Literal["set", "unset", "inherit"] = "set"
+    """May routers between the hosts fragment IPv4 packets? set: no, what is too large is answered to
+    the guest (path MTU discovery); unset: yes; inherit: as the guest's packet says."""
+
+
 class Network(Part):
     """One layer-2 segment and how it reaches the rest of the world."""
 
     mode: Mode
     """nat: behind the host's address; routed: without NAT; isolated: no way out;
-    bridge: on the uplink's own segment."""
+    bridge: on the uplink's own segment; vxlan: stretched over several hosts, by the uplink."""
     uplink: Name | None = None
     """Uplink that the network leaves by. Required for nat, routed and bridge (unless the bridge
-    exists already)."""
+    exists already). mode vxlan: the uplink that the packets between the hosts take."""
+    vxlan: Vxlan | None = None
+    """mode vxlan: the segment's number and the other hosts."""
     vlan: VlanId | None = None
     """mode bridge: VLAN of the uplink that the network is; the untagged one when not given. Networks of
     one uplink share a VLAN-aware bridge; where the kernel has none, and where the host has an
@@ -265,7 +299,7 @@ class Network(Part):
     """IPv6 prefix, e.g. fd00:1::/64."""
     address: Address4 | Literal["none"] | None = None
     """The host's IPv4 address on the network; the first of the prefix when not given,
-    none for no address. mode bridge: not given means none, the host keeps its own."""
+    none for no address. In mode bridge (the host keeps its own) and vxlan not given means none."""
     address6: Address6 | Literal["none"] | None = None
     """The host's IPv6 address on the network; the first of the prefix when not given."""
     gateway: Address4 | None = None
@@ -281,9 +315,10 @@ class Network(Part):
     """Router advertisements: managed sends guests to DHCPv6; autoconf lets them form their own
     addresses (each NIC then needs a prefix of its own in extra.addresses)."""
     mtu: Annotated[int, Field(ge=68, le=65521)] | None = None
-    """MTU in bytes, told to guests; the uplink's (or 1500) when not given."""
+    """MTU in bytes, told to guests; the uplink's (or 1500) when not given, in mode vxlan less what its
+    headers take (50 bytes over IPv4, 70 over IPv6)."""
     dhcp: Dhcp = Dhcp()
-    """DHCP. In mode bridge it is served only when the network has an address of the host."""
+    """DHCP. In the modes bridge and vxlan it is served only where the host has an address on the network."""
     dns: Dns = Dns()
     """DNS."""
     forwards: tuple[Forward, ...] = ()

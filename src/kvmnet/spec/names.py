@@ -15,6 +15,8 @@ PROBE = "kvp-"
 """Reserved prefix of the far ends of probe ports, inside their namespaces."""
 UPLINK = "kvu-"
 """Reserved prefix of bonds and VLANs that kvmnet makes and the document gives no name."""
+OVERLAY = "kvx-"
+"""Reserved prefix of the ports by which networks stretch to other hosts."""
 ROOM = 11
 
 
@@ -42,6 +44,11 @@ def uplink_name(uplink: str) -> str:
 def carrier_name(network: str) -> str:
     """VLAN sub-interface under the bridge of one network."""
     return UPLINK + "~" + short(network, ROOM - 1)
+
+
+def overlay_name(network: str) -> str:
+    """VXLAN port of one network."""
+    return OVERLAY + short(network)
 
 
 def short(text: str, room: int = ROOM) -> str:

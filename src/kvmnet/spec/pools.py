@@ -8,7 +8,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, TypeAlias
 
-from kvmnet.spec.models import Mode, Network, Nic, Spec, Vm
+from kvmnet.spec.models import SHARED, Network, Nic, Spec, Vm
 from kvmnet.spec.names import nic_name
 
 
@@ -80,15 +80,15 @@ def subnet_of(network: Network, family: Family) -> str | None:
 
 
 def host_address(network: Network, family: Family) -> str:
-    """The host's address on *network*: as declared, else the first of the prefix; '' for none. In mode
-    bridge the host has none unless it is declared."""
+    """The host's address on *network*: as declared, else the first of the prefix; '' for none. On a segment
+    that others share the host has none unless it is declared."""
     subnet = subnet_of(network, family)
     declared = network.address if family is Family.IPV4 else network.address6
     if not subnet or declared == "none":
         return ""
     if declared:
         return declared
-    if network.mode is Mode.BRIDGE:
+    if network.mode in SHARED:
         return ""
     first, last = span(subnet, family)
     return address(min(first + 1, last), family)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
@@ -183,6 +183,18 @@ def address(value: object) -> str:
     return address6(text) if ":" in text else address4(text)
 
 
+def group(value: object) -> str:
+    """A multicast address, IPv4 or IPv6 (RFC 5771, RFC 4291, 2.7)."""
+    text = _text(value, "a multicast address")
+    try:
+        found = ip_address(text)
+    except ValueError:
+        found = None
+    if found is None or not found.is_multicast:
+        raise ValueError(f"{shown(value)} is not a multicast address, e.g. 239.1.1.1 or ff05::100")
+    return str(found)
+
+
 def network4(value: object) -> str:
     """An IPv4 prefix without host bits."""
     return _network(_text(value, "an IPv4 prefix"), IPv4Network, "IPv4", "192.168.1.0/24")
@@ -336,6 +348,7 @@ Mac = Annotated[str, PlainValidator(mac), _schema("string", pattern=r"^([0-9A-Fa
 Address = Annotated[str, PlainValidator(address), _schema("string", pattern=r"^[0-9A-Fa-f:.]+$")]
 Address4 = Annotated[str, PlainValidator(address4), _schema("string", pattern=_V4 + "$")]
 Address6 = Annotated[str, PlainValidator(address6), _schema("string", pattern=r"^[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*$")]
+Group = Annotated[str, PlainValidator(group), _schema("string", pattern=r"^[0-9A-Fa-f:.]+$")]
 Network4 = Annotated[str, PlainValidator(network4), _schema("string", pattern=_V4 + "/[0-9]{1,2}$")]
 Network6 = Annotated[str, PlainValidator(network6), _schema("string", pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")]
 Prefix = Annotated[str, PlainValidator(prefix), _schema("string", pattern="^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$")]
@@ -354,6 +367,7 @@ VlanRanges = Annotated[tuple[int, ...], BeforeValidator(vlan_ranges), WithJsonSc
 WORDS: dict[Callable[[object], Any], str] = {
     name: "name", network_name: "name, at most 32 characters", domain: "domain", interface: "device", line: "text",
     mac: "MAC address", address: "address", address4: "IPv4 address", address6: "IPv6 address",
+    group: "multicast address",
     network4: "IPv4 prefix", network6: "IPv6 prefix", prefix: "address or prefix",
     cidr: "address with its prefix length", range4: "FIRST-LAST",
     range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",

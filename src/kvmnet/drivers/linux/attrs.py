@@ -1,7 +1,7 @@
 """Settings of a link, one row each: how ``ip -json`` shows it and how ``ip`` is told. Pure.
 
 A row of ``LINK`` is read from the link itself, one of ``BRIDGE`` from its bridge data, one of
-``PORT`` from what it is as a port of a bridge, one of ``BOND`` and ``VLAN`` from the data of those types.
+``PORT`` from what it is as a port of a bridge, one of ``BOND``, ``VLAN`` and ``VXLAN`` from the data of those types.
 """
 from __future__ import annotations
 
@@ -69,6 +69,17 @@ BOND: dict[str, Attr] = {
 VLAN: dict[str, Attr] = {
     "vlan_protocol": number("protocol"),
     "vlan_id": number("id"),
+}
+
+VXLAN: dict[str, Attr] = {
+    "vxlan_vni": number("id"),
+    "vxlan_local": Attr(lambda d: d.get("local", d.get("local6", "")), lambda v: ("local", v) if v else ()),
+    "vxlan_group": Attr(lambda d: next((d[k] for k in ("group", "group6", "remote", "remote6") if k in d), ""),
+                        lambda v: ("group", v) if v else ()),
+    "vxlan_port": number("dstport", "port"),
+    "vxlan_ttl": Attr(lambda d: v if isinstance(v := d.get("ttl", 0), int) else 0, lambda v: ("ttl", str(v) if v else "auto")),
+    "vxlan_learning": Attr(lambda d: bool(d.get("learning", False)), lambda v: ("learning" if v else "nolearning",)),
+    "vxlan_df": Attr(lambda d: d.get("df", "unset"), lambda v: ("df", v)),
 }
 
 BRIDGE: dict[str, Attr] = {

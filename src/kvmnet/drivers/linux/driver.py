@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any, cast
 
 from kvmnet.drivers.linux import wire
-from kvmnet.drivers.linux.resources import PROTO, Address, BridgeVlan, Link, ProxyNeighbour, Route, Sysctl
+from kvmnet.drivers.linux.resources import (
+    PROTO,
+    Address,
+    BridgeVlan,
+    Fdb,
+    Link,
+    ProxyNeighbour,
+    Route,
+    Sysctl,
+)
 from kvmnet.drivers.linux.words import Line, delete_together, lines_of
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
@@ -47,6 +56,7 @@ CURES = (
     ("Unknown device type", "the kernel lacks this device type: modprobe it, or install the full kernel package"),
     ("Device or resource busy", "the device is held by something else (open by a process, or a port elsewhere)"),
     ("/dev/net/tun", "the kernel has no TUN/TAP: modprobe tun"),
+    ("No such device", "the device that it belongs to is not there: ip link shows those that are"),
     ("has slaves", "take every member out of the bond first"),
     ("can not be enslaved", "only an Ethernet NIC that nothing else holds can be a member of a bond"),
     ("Numerical result out of range", "a VLAN's MTU is at most that of the device that carries it"),
@@ -90,7 +100,7 @@ class Setting:
 class LinuxDriver:
     """``ask``: sysctl paths that are read besides those of the intent."""
 
-    kinds = frozenset({Link.kind, BridgeVlan.kind, Address.kind, Route.kind, ProxyNeighbour.kind, Sysctl.kind})
+    kinds = frozenset({Link.kind, BridgeVlan.kind, Fdb.kind, Address.kind, Route.kind, ProxyNeighbour.kind, Sysctl.kind})
 
     def __init__(self, ask: Iterable[str] = ()):
         self.ask = tuple(ask)
@@ -135,6 +145,11 @@ class LinuxDriver:
                 seen.state[vlan.key] = vlan
                 if vlan.bridge in own:
                     seen.ours.add(vlan.key)
+        if any(link.type == "vxlan" for link in links.values()):
+            for entry in wire.parse_fdb(ip_json("fdb", "show", tool="bridge"), links):
+                seen.state[entry.key] = entry
+                if entry.dev in own:
+                    seen.ours.add(entry.key)
         return seen
 
     def links_of(self, listed: Iterable[wire.Json]) -> dict[str, Link]:
@@ -200,6 +215,9 @@ def needs_bonding(steps: Sequence[Step]) -> bool:
             and not BONDING.exists())
 
 
+BRIDGE_KINDS = frozenset({BridgeVlan.kind, Fdb.kind})
+"""What ``bridge`` changes, and not ``ip``."""
+
 LIVE = frozenset({"ra", "dhcp"})
 """Route protocols of daemons and router advertisements: theirs, also on a link of ours."""
 
@@ -215,7 +233,7 @@ def arrange(steps: Sequence[Step], group_of: Callable[[Sequence[Link]], int | No
     count, tool = 0, "ip"
     for run in runs(steps):
         kind, before = run[0].key.kind, tool
-        tool = "bridge" if kind == BridgeVlan.kind else "ip"
+        tool = "bridge" if kind in BRIDGE_KINDS else "ip"
         if (tool != before or kind == Sysctl.kind) and (lines or count):
             yield Batch(tuple(lines), count, before)
             lines, count = [], 0

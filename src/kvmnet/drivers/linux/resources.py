@@ -18,7 +18,14 @@ class Link(Resource):
 
     kind: ClassVar[str] = "link"
     type: str | None = option(doc="bridge, tap, veth, vlan, ...; 'physical' for a NIC", recreate=True)
-    parent: str | None = option(doc="vlan: the link that carries it", ref="link", on_delete="cascade", recreate=True)
+    parent: str | None = option(doc="vlan, vxlan: the link that carries it", ref="link", on_delete="cascade", recreate=True)
+    vxlan_vni: int | None = option(doc="vxlan: number of the segment", recreate=True)
+    vxlan_local: str | None = option(doc="vxlan: address that packets come from; '' for any", recreate=True)
+    vxlan_group: str | None = option(doc="vxlan: multicast group; '' for none", recreate=True)
+    vxlan_port: int | None = option(doc="vxlan: UDP port", recreate=True)
+    vxlan_ttl: int | None = option(doc="vxlan: hops that packets may take; 0 for the route's", recreate=True)
+    vxlan_learning: bool | None = option(doc="vxlan: learns which host a MAC is behind", recreate=True)
+    vxlan_df: str | None = option(doc="vxlan: may routers fragment its packets: set, unset, inherit", recreate=True)
     vlan_id: int | None = option(doc="vlan: its id", recreate=True)
     vlan_protocol: str | None = option(doc="vlan: 802.1Q or 802.1ad", recreate=True)
     bond_mode: str | None = option(doc="bond: 802.3ad, active-backup, ...", recreate=True)
@@ -142,6 +149,26 @@ class BridgeVlan(Resource):
                                 on_delete="cascade", recreate=True)
     pvid: bool | None = option(doc="untagged frames that come in belong to it")
     untagged: bool | None = option(doc="its frames leave without a tag")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fdb(Resource):
+    """Where an overlay sends frames for a MAC; named ``DEV MAC ADDRESS``. The MAC 00:00:00:00:00:00 stands for
+    all that nobody knows, and may lead to several addresses: each gets a copy."""
+
+    kind: ClassVar[str] = "fdb"
+    dev: str | None = option(doc="the overlay's link", ref="link", on_delete="cascade", recreate=True)
+    mac: str | None = option(doc="hardware address of the frames", recreate=True)
+    dst: str | None = option(doc="address of the host that they are sent to", recreate=True)
+
+
+EVERYONE = "00:00:00:00:00:00"
+"""MAC of an Fdb for frames to nobody in particular (vxlan_fdb_create() in drivers/net/vxlan/vxlan_core.c)."""
+
+
+def fdb(dev: str, dst: str, mac: str = EVERYONE) -> Fdb:
+    """A complete Fdb."""
+    return Fdb(name=f"{dev} {mac} {dst}", dev=dev, mac=mac, dst=dst)
 
 
 def vlan_name(dev: str, vid: int) -> str:

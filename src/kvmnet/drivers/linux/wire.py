@@ -11,15 +11,17 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import Any
 
-from kvmnet.drivers.linux.attrs import BOND, BRIDGE, LINK, OURS, PORT, VLAN, split_alias
+from kvmnet.drivers.linux.attrs import BOND, BRIDGE, LINK, OURS, PORT, VLAN, VXLAN, split_alias
 from kvmnet.drivers.linux.resources import (
     Address,
     BridgeVlan,
+    Fdb,
     Link,
     ProxyNeighbour,
     Route,
     address_name,
     default_metric,
+    fdb,
     proxy_name,
     route_name,
     vlan_name,
@@ -33,6 +35,7 @@ LINK_READS = tuple((n, a.read) for n, a in LINK.items())
 BRIDGE_READS = tuple((n, a.read) for n, a in BRIDGE.items())
 BOND_READS = tuple((n, a.read) for n, a in BOND.items())
 VLAN_READS = tuple((n, a.read) for n, a in VLAN.items())
+VXLAN_READS = tuple((n, a.read) for n, a in VXLAN.items())
 PORT_READS = tuple((n, a.read) for n, a in PORT.items())
 
 
@@ -59,6 +62,9 @@ def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator
         elif kind == "vlan":
             found.update((n, read(data)) for n, read in VLAN_READS)
             found["parent"] = item.get("link", "")
+        elif kind == "vxlan":
+            found.update((n, read(data)) for n, read in VXLAN_READS)
+            found["parent"] = data.get("link", "")
         else:
             found["most_mtu"] = item.get("max_mtu") or None
             if kind == "bond":
@@ -97,6 +103,17 @@ def parse_vlans(items: Iterable[Json], links: Mapping[str, Link]) -> Iterator[Br
                 flags = vlan.get("flags", ())
                 yield BridgeVlan(name=vlan_name(link.name, vid), dev=link.name, bridge=bridge.name,
                                  pvid="PVID" in flags, untagged="Egress Untagged" in flags)
+
+
+def parse_fdb(items: Iterable[Json], links: Mapping[str, Link]) -> Iterator[Fdb]:
+    """Entries of ``bridge -json fdb show`` that lead to other hosts and were not learnt, without those that the
+    kernel makes of a multicast group."""
+    for item in items:
+        link = links.get(item.get("ifname", ""))
+        if link is None or link.type != "vxlan" or "dst" not in item or item.get("state") != "permanent":
+            continue
+        if item["dst"] != link.vxlan_group:
+            yield fdb(link.name, item["dst"], item["mac"])
 
 
 def link_type(item: Json, info: Json, data: Json) -> str:

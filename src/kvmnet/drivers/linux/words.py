@@ -23,11 +23,12 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar, cast
 
-from kvmnet.drivers.linux.attrs import BOND, BRIDGE, LINK, PORT, VLAN, Attr, join_alias
+from kvmnet.drivers.linux.attrs import BOND, BRIDGE, LINK, PORT, VLAN, VXLAN, Attr, join_alias
 from kvmnet.drivers.linux.resources import (
     PROTO,
     Address,
     BridgeVlan,
+    Fdb,
     Link,
     ProxyNeighbour,
     Route,
@@ -79,6 +80,10 @@ def lines_of(step: Step) -> list[Line]:
             return [vlan_line("add", claim, joined(vlan, claim))]
         case Delete(BridgeVlan() as vlan):
             return [vlan_line("del", vlan, vlan)._replace(gone=True)]
+        case Create(Fdb() as entry):
+            return [fdb_line("append", entry)]
+        case Delete(Fdb() as entry):
+            return [fdb_line("del", entry)._replace(gone=True)]
         case Create(Address() as address):
             verb = "add" if address.lifetime is None else "replace"  # an advertisement may have been quicker
             return [Line(("address", verb, *address_words(address)), address.key)]
@@ -114,15 +119,24 @@ def create_link(link: Link) -> list[Line]:
                 "type", "bond", *told(BOND, link, told_in(link.bond_mode or ""), unusual=True))
     elif link.type == "vlan":
         make = ("link", "add", "link", link.parent or "", "name", link.name, "type", "vlan", *told(VLAN, link, VLAN))
+    elif link.type == "vxlan":
+        make = ("link", "add", "dev", link.name, *(("address", link.mac) if link.mac else ()), "type", "vxlan",
+                *told(VXLAN, link, VXLAN), *(("dev", link.parent) if link.parent else ()))
     elif link.type in MADE_PLAIN:
         make = ("link", "add", "dev", link.name, "type", link.type)
     else:
         raise StepFailed(link.key, f"there is no such device, and kvmnet does not make devices of type {link.type}",
                          "is the NIC plugged in, and is this its name? compare with: ip link")
     rest = set_link(link, link, set(setting_names(Link)) - {"bonded"}
-                    - ({"mac"} if link.type in ("bridge", "bond") else set()))
-    return [Line(make, link.key), *rest]
+                    - ({"mac"} if link.type in ("bridge", "bond", "vxlan") else set()))
+    # With a carrier, "up" of the same line comes before addrgenmode (do_setlink() in net/core/rtnetlink.c), and
+    # the kernel has given it a link-local address by then.
+    first = told(LINK, link, {"addrgenmode"}) if link.type in CARRIED else ()
+    return [Line(make, link.key), *([Line(("link", "set", "dev", link.name, *first), link.key)] if first else []), *rest]
 
+
+CARRIED = frozenset({"vxlan"})
+"""Types that have a carrier as soon as they are up."""
 
 BOND_MODES = {
     "802.3ad": {"bond_lacp_rate", "bond_ad_select"},
@@ -153,6 +167,10 @@ def vlan_line(verb: str, claim: BridgeVlan, whole: BridgeVlan) -> Line:
     flags = [word for word, on in (("pvid", whole.pvid), ("untagged", whole.untagged)) if on and verb == "add"]
     own = ["self"] if dev == whole.bridge else []
     return Line(("vlan", verb, "dev", dev, "vid", vid, *flags, *own), claim.key)
+
+
+def fdb_line(verb: str, entry: Fdb) -> Line:
+    return Line(("fdb", verb, entry.mac or "", "dev", entry.dev or "", "dst", entry.dst or ""), entry.key)
 
 
 def another_mtu(mtu: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec import pools
-from kvmnet.spec.models import Mode, Network, Nic
+from kvmnet.spec.models import SHARED, Network, Nic
 from kvmnet.spec.pools import Family, PlacedNic
 from kvmnet.spec.rules.subject import Subject, wrong
 
@@ -59,7 +59,7 @@ def _declared(network: Network, name: str, item: PlacedNic, value: str, family: 
         if not low <= at <= high and not (family is Family.IPV6 and value.startswith("fe80:")):
             yield wrong(path, f"{value} is not in {subnet} of network {name}")
             return
-    elif network.mode is not Mode.BRIDGE:
+    elif network.mode not in SHARED:
         option = "subnet6" if family is Family.IPV6 else "subnet"
         yield wrong(path, f"network {name} has no {option}", f"add networks.{name}.{option}")
         return
@@ -106,7 +106,7 @@ def unguarded(subject: Subject) -> Iterator[Problem]:
         if network is None or item.nic.guard != "full":
             continue
         nic = item.nic
-        outer = network.mode is Mode.BRIDGE
+        outer = network.mode in SHARED
         if (outer or not (network.subnet or network.subnet6)) and _without_address(nic, network):
             where = "is on an outer segment" if outer else "has no prefix"
             ways = "add ip: ADDRESS here, or subnet: and pool: to the network" if outer else "add subnet: to the network"

@@ -4,6 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvmnet.errors import Problem
+from kvmnet.spec import overlays
 from kvmnet.spec.models import Mode, Model, Nic, Offloads, Vm
 from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rules.subject import VIRTIO, Subject, wrong
@@ -66,9 +67,11 @@ def mtus(subject: Subject) -> Iterator[Problem]:
     for name, network in subject.spec.networks.items():
         outer = subject.outer_mtu(network)
         if network.mtu and outer and network.mtu > outer:
+            head = overlays.HEADERS[overlays.family(network.vxlan)] if network.vxlan else 0
+            less = f", less {head} of its headers" if head else ""
             yield wrong(f"networks.{name}.mtu", f"{network.mtu} is larger than the {outer} of its way out, "
-                        f"{subject.device(network)}", f"write mtu: {outer}"
-                        + ("" if network.bridge else f", or uplinks.{network.uplink}.mtu: {network.mtu}"))
+                        f"{subject.device(network) or (network.vxlan and network.vxlan.local)}{less}", f"write mtu: {outer}"
+                        + ("" if network.bridge or not network.uplink else f", or uplinks.{network.uplink}.mtu: {network.mtu + head}"))
         if network.mtu and network.mtu < LEAST_IPV6_MTU and network.subnet6:
             yield wrong(f"networks.{name}.mtu", f"IPv6 needs an MTU of at least {LEAST_IPV6_MTU}",
                         f"write mtu: {LEAST_IPV6_MTU}, or remove subnet6")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
 from kvmnet.spec.explain import nearest
-from kvmnet.spec.models import Mode
+from kvmnet.spec.models import SHARED, Mode
 from kvmnet.spec.pools import Family
 from kvmnet.spec.rules.subject import RESERVED, VIRTIO, Subject, wrong
 
@@ -26,7 +26,7 @@ def ports(subject: Subject) -> Iterator[Problem]:
         if network.bridge:
             others = sum(1 for link in subject.links.values()
                          if link.master == network.bridge and not link.name.startswith(RESERVED))
-        elif network.mode is Mode.BRIDGE:
+        elif network.mode in SHARED:
             others = 1
         if len(here) + others > MOST_PORTS:
             hint = ("bridge a second uplink for the others" if network.mode is Mode.BRIDGE

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from kvmnet.errors import Problem
 from kvmnet.spec import pools
 from kvmnet.spec.explain import nearest
-from kvmnet.spec.models import Mode, Network
+from kvmnet.spec.models import CLOSED, Mode, Network
 from kvmnet.spec.pools import Family, Span
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong
 from kvmnet.spec.values import shown
@@ -20,7 +20,7 @@ ONLY_IN = {
     "vlan": ((Mode.BRIDGE,), "is a VLAN of the uplink that guests are on",
              "remove it; to route over a VLAN make an uplink of it: {vlan: ID, on: UPLINK}"),
     "proxy": ((Mode.ROUTED,), "answers for guests on the uplink", "remove it"),
-    "uplink": ((Mode.NAT, Mode.ROUTED, Mode.BRIDGE), "is a way out", "remove it, or write mode: nat"),
+    "uplink": ((Mode.NAT, Mode.ROUTED, Mode.BRIDGE, Mode.VXLAN), "is a way out", "remove it, or write mode: nat"),
     "gateway6": ((Mode.BRIDGE,), "is the router of the outer segment",
                  "remove it; guests learn the host's own address by router advertisements"),
 }
@@ -80,7 +80,7 @@ def _bridge(path: str, network: Network) -> Iterator[Problem]:
 
 
 def _routed(path: str, network: Network) -> Iterator[Problem]:
-    if network.mode is not Mode.ISOLATED:
+    if network.mode not in CLOSED:
         if not network.uplink:
             yield wrong(path, f"mode {network.mode} needs an uplink", "add uplink: NAME, or write mode: isolated")
         if not network.subnet and not network.subnet6:

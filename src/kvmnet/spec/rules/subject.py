@@ -7,12 +7,12 @@ from functools import cached_property
 from kvmnet.drivers.linux.resources import Address, Link, Route
 from kvmnet.errors import Problem
 from kvmnet.facts.model import Facts
-from kvmnet.spec import pools, ways
+from kvmnet.spec import overlays, pools, ways
 from kvmnet.spec.models import Mode, Model, Network, Spec
-from kvmnet.spec.names import BRIDGE, PROBE, TAP
+from kvmnet.spec.names import BRIDGE, OVERLAY, PROBE, TAP
 from kvmnet.spec.pools import Family, PlacedNic
 
-RESERVED = (TAP, BRIDGE, PROBE)
+RESERVED = (TAP, BRIDGE, PROBE, OVERLAY)
 """Beginnings of the names of devices that are ours."""
 VIRTIO = frozenset({Model.VIRTIO, Model.VIRTIO_TRANSITIONAL})
 
@@ -56,7 +56,10 @@ class Subject:
         return ways.device(network.uplink, self.spec) if network.uplink in self.spec.uplinks else ""
 
     def outer_mtu(self, network: Network) -> int | None:
-        """MTU in bytes of the device that *network* leaves by, as it will be; None when not known."""
+        """MTU in bytes of the device that *network* leaves by, as it will be; None when not known. What the headers
+        of an overlay take is taken off."""
+        if network.vxlan:
+            return overlays.room(network, self.spec, self.facts.state)
         if network.uplink in self.spec.uplinks and not network.bridge:
             return ways.mtu(network.uplink, self.spec, self.facts.state)
         link = self.links.get(self.device(network))
