@@ -119,6 +119,7 @@ class Host:
 
     def plan_document(self, document: Document, *, adopt: bool = False, seen: Seen | None = None) -> Planned:
         """What *document* would change."""
+        self.engine.dispatch.require_kinds({Link.kind})  # nothing can be said of a host whose links are not seen
         seen = seen or self.engine.observe({})
         self.judged = facts = self.facts(seen, document)
         compiled, allocations = self.compile(document, facts)

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -79,8 +80,10 @@ def test_the_default_route_outlives_a_router_lifetime_of_10_s(paths: Paths) -> N
     seen = driver.observe(wanted)
     driver.apply(plan(seen.state, wanted, seen.ours, borrowed), lambda _: None)
     assert has_address(BRIDGE) and default_by(BRIDGE) and not default_by(NIC)
+    since = time.monotonic()
     with pytest.raises(TimeoutError):
         wait_until(lambda: not (has_address(BRIDGE) and default_by(BRIDGE)), 14, 0.1)
+        pytest.fail(f"lost after {time.monotonic() - since:.1f} s: {sh('ip -6 route; ip -6 addr')}")
 
 
 @pytest.mark.usefixtures("router")

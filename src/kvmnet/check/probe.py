@@ -55,6 +55,7 @@ class Probe:
     ip: str
     """'' when the network has none to give."""
     ip6: str
+    isolated: bool
 
     @property
     def device(self) -> str:
@@ -74,13 +75,15 @@ class Probe:
 
 
 def design(subject: Subject, places: Sequence[Segment]) -> list[Probe]:
-    """A probe for each of *places* (a network may stand there several times), with free addresses."""
+    """A probe for each of *places* (a network may stand there several times), with free addresses. The third
+    of a network is never isolated: it stands where the host does elsewhere."""
     probes: list[Probe] = []
     for number, segment in enumerate(places, 1):
         beside = [p for p in probes if p.segment.name == segment.name]
         ip, ip6 = (free_address(subject, segment, f, [p.ip for p in beside] + [p.ip6 for p in beside])
                    for f in Family)
-        probes.append(Probe(segment, number, free_mac(subject, segment.name, number), ip, ip6))
+        probes.append(Probe(segment, number, free_mac(subject, segment.name, number), ip, ip6,
+                            segment.network.isolated_ports and len(beside) < 2))
     return probes
 
 
@@ -158,7 +161,7 @@ def attach(probes: Sequence[Probe]) -> None:
     for p in probes:
         lines.append(f"link set dev {p.device} address {PORT_MAC}{p.number >> 8:02x}:{p.number & 255:02x} addrgenmode none mtu {p.segment.mtu}")
         lines.append(f"link set dev {p.device} master {p.segment.bridge} up")
-        if p.segment.network.isolated_ports:
+        if p.isolated:
             lines.append(f"link set dev {p.device} type bridge_slave isolated on")
     run(["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
     if vlans := [f"vlan add dev {p.device} vid {p.segment.vlan} pvid untagged\n" for p in probes if p.segment.vlan]:

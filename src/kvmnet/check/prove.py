@@ -14,8 +14,8 @@ from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
 from kvmnet.check.model import PROBE, Claim, Progress, Report, Subject, Verdict
 from kvmnet.check.probe import Probe, await_forwarding, design, drops_kept, free_address, free_mac, placed
 from kvmnet.check.promises import Place, Prove, promises
-from kvmnet.check.refusals import Beyond, Range, firing_range, refusals
-from kvmnet.check.station import Listener
+from kvmnet.check.refusals import Beyond, Range, Witness, firing_range, refusals
+from kvmnet.check.station import Listener, Station
 from kvmnet.check.underlay import prove_underlay
 from kvmnet.host.interrupts import raised
 from kvmnet.host.lock import exclusive
@@ -79,21 +79,36 @@ class Ground:
 
 
 def prepare(subject: Subject, segments: Sequence[Segment], stack: ExitStack) -> list[Ground]:
-    """Two probes on every network, and ears on the host's side; all of it ends with *stack*."""
+    """Two probes on every network, and ears on the host's side, or a third probe where the host has none; all of
+    it ends with *stack*."""
     stack.enter_context(drops_kept(subject.paths, [n.tap for s in segments for n in idle_nics(subject, s)]))
-    probes = design(subject, [s for s in segments for _ in range(2)])
-    stations = stack.enter_context(placed(probes, subject.paths))
+    probes = design(subject, [s for s in segments for _ in range(2 if s.with_host else 3)])
+    stations: dict[str, list[Station]] = {}
+    for probe, station in zip(probes, stack.enter_context(placed(probes, subject.paths)), strict=True):
+        stations.setdefault(probe.segment.name, []).append(station)
     uplinks = [watch(stack, d)[1] for d in ways_out(subject)]
-    doors = {s.name: watch(stack, s.bridge) for s in segments}
-    ends = [Beyond(s, far, doors[s.name][0]) for s, far in zip(segments, stations[::2], strict=True)]
+    witnesses = {s.name: host_side(s, stack) if s.with_host else port(stations[s.name][2]) for s in segments}
+    ends = [Beyond(s, stations[s.name][0], witnesses[s.name]) for s in segments]
     grounds = []
     for i, segment in enumerate(segments):
-        place = Place(segment, subject, stations[2 * i], stations[2 * i + 1], free_mac(subject, segment.name, 0),
-                      *nobodys(subject, segment, probes[2 * i:2 * i + 2]), number=probes[2 * i].number, uplinks=uplinks)
-        ground = firing_range(place, doors[segment.name][1], device_mac(segment.bridge))
+        own = [p for p in probes if p.segment is segment]
+        station, peer, *_ = stations[segment.name]
+        place = Place(segment, subject, station, peer, free_mac(subject, segment.name, 0),
+                      *nobodys(subject, segment, own), number=own[0].number, uplinks=uplinks)
+        ground = firing_range(place, witnesses[segment.name])
         grounds.append(Ground(place, ground, ends[:i] + ends[i + 1:], taken(subject, segment, stack)))
     await_forwarding([n.nic.tap for g in grounds for n in g.idle if n.station])
     return grounds
+
+
+def host_side(segment: Segment, stack: ExitStack) -> Witness:
+    """The host, which hears what comes to its bridge."""
+    capture, ear = watch(stack, segment.bridge)
+    return Witness("the host", device_mac(segment.bridge), segment.address, segment.address6, ear, capture)
+
+
+def port(station: Station) -> Witness:
+    return Witness("another port", station.mac, station.ip, station.ip6, station, station)
 
 
 def prove_network(ground: Ground) -> list[Claim]:

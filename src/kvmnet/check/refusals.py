@@ -28,6 +28,25 @@ COMMON = (22, 111, 443)
 
 
 @dataclass(frozen=True, slots=True)
+class Witness:
+    """Who hears every port of a network and can send to it: the host, or a port that is not isolated."""
+
+    name: str
+    mac: str
+    ip: str
+    ip6: str
+    ear: Listener
+    mouth: Station | Capture
+
+    def may_send(self, to: Station) -> Shot:
+        """A frame that gets from here to *to*."""
+        local = frames.link_local(self.mac)
+        shot = from_address(Sender(self.mac, self.ip, self.ip6, local, "", "", ""), receiver_of(to), local, to.local)
+        assert shot
+        return shot
+
+
+@dataclass(frozen=True, slots=True)
 class Aim:
     """A receiver, and the ear at its place."""
 
@@ -127,11 +146,11 @@ def no_way_out(place: Place, family: int) -> Finding | None:
 
 @dataclass(frozen=True, slots=True)
 class Beyond:
-    """Another network: a probe on it, and the host's own way to send to that probe."""
+    """Another network: a probe on it, and who can send to that probe."""
 
     segment: Segment
     far: Station
-    door: Capture
+    door: Witness
 
 
 def apartness(place: Place, others: Sequence[Beyond]) -> Iterator[tuple[str, Finding]]:
@@ -151,7 +170,7 @@ def apartness(place: Place, others: Sequence[Beyond]) -> Iterator[tuple[str, Fin
     broken = [f"cannot be proved: {c.words}" for c in controls.values() if not c.answered]
     for there, tried, shot in tries:
         name = f"apart from {there.segment.name}"
-        if not sent(there.door, to_local(place, there.far), there.far):
+        if not sent(there.door.mouth, there.door.may_send(there.far), there.far):
             yield name, failed(f"cannot be proved: the probe on {there.segment.name} hears nothing")
         elif broken:
             yield name, failed(broken[0])
@@ -191,7 +210,7 @@ def judged(place: Place, there: Beyond, tried: Sequence[Try], deadline: float, s
         if there.far.carried(t.nonce) or (answer and not is_error(answer)):
             return failed(f"a packet reached {t.target}")
         words.append(f"{t.target} is out of reach ({error_words(answer) if answer else 'silence'})")
-    return passed("; ".join((*words, "no frame came out there, the host's own did")))
+    return passed("; ".join((*words, f"no frame came out there, {there.door.name}'s did")))
 
 
 def to_local(place: Place, to: Station) -> Shot:
@@ -233,33 +252,34 @@ def receiver_of(station: Station, gateway4: str = "", gateway6: str = "") -> Rec
     return Receiver(station.ip or station.local, station.mac, station.ip, station.ip6, gateway4, gateway6)
 
 
-def firing_range(place: Place, host: Listener, host_mac: str) -> Range:
-    """The peer, unless ports are isolated, and the host. In front of the host only addresses that
+def firing_range(place: Place, witness: Witness) -> Range:
+    """The peer, unless ports are isolated, and the witness. In front of the host only addresses that
     nobody has are claimed, so that an attack that gets through does not cut off its real neighbours."""
     segment, sender = place.segment, sender_of(place)
     nobody6 = place.other_ip6 or frames.link_local(place.other_mac)
     to_peer = receiver_of(place.peer, gateway(segment, 4) or place.other_ip, gateway(segment, 6) or nobody6)
-    to_host = Receiver("the host", host_mac, segment.address, segment.address6, place.other_ip, nobody6)
-    aims = [Aim(to_host, host)]
+    to_witness = Receiver(witness.name, witness.mac, witness.ip, witness.ip6, place.other_ip, nobody6)
+    aims = [Aim(to_witness, witness.ear)]
     if not segment.network.isolated_ports:
         aims.insert(0, Aim(to_peer, place.peer))
     return Range(place, sender, aims)
 
 
-def guests_apart(place: Place, host: Aim) -> Finding | None:
-    """Isolated ports do not reach each other; the host they do."""
+def guests_apart(place: Place, witness: Aim) -> Finding | None:
+    """Isolated ports do not reach each other; the witness they do."""
     if not place.segment.network.isolated_ports:
         return None
     peer = place.peer
     shot = from_address(sender_of(place), receiver_of(peer), place.station.local, peer.local)
-    control = from_address(sender_of(place), host.receiver, place.station.local, frames.link_local(host.receiver.mac))
+    to = witness.receiver
+    control = from_address(sender_of(place), to, place.station.local, frames.link_local(to.mac))
     assert shot and control
     place.station.send(shot.frame)
-    if not sent(place.station, control, host.ear):
-        return failed("cannot be proved: the host does not hear the probe")
+    if not sent(place.station, control, witness.ear):
+        return failed(f"cannot be proved: {to.name} does not hear the probe")
     if peer.carried(shot.mark):
         return failed("a frame from one isolated port reached another")
-    return passed("a frame for another isolated port did not reach it; one for the host did")
+    return passed(f"a frame for another isolated port did not reach it; one for {to.name} did")
 
 
 def refusals(ground: Range, others: Sequence[Beyond]) -> Iterator[Prove]:

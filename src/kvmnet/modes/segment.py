@@ -48,6 +48,11 @@ class Segment:
     """How it stretches to other hosts; None when it does not."""
 
     @property
+    def with_host(self) -> bool:
+        """Whether frames reach the host there: of a shared bridge it is on the untagged VLAN alone."""
+        return not (self.vlan and self.network.vlan)
+
+    @property
     def domain(self) -> str:
         """The layer-2 segment: a bridge, or one VLAN of it."""
         return f"{self.bridge} {self.vlan}" if self.vlan else self.bridge
