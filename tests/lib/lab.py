@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
@@ -32,6 +33,8 @@ CPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+svm,+npt"
 """AMD's virtualisation is what TCG emulates: with it, guests inside the lab have KVM. ``max`` costs
 10 s more at boot."""
 MEMORY = "2G"
+NICE = "10"
+"""Behind the tests out here, which go on beside it and have an eye on time."""
 WORDS = ("console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on tsc=reliable "
          "no_timer_check nokaslr audit=0 rdinit=/init")
 AGENT = Path(__file__).with_name("lab_agent.py")
@@ -83,6 +86,8 @@ class Lab:
     buffer: bytes = b""
     owed: int = 0
     """Answers of requests that nobody waited for yet."""
+    greeted: bool = False
+    """The agent has said that it is there."""
     broken: str = ""
 
     # -- what tests use ----------------------------------------------------------------------
@@ -174,11 +179,26 @@ class Lab:
 
     def ask(self, request: dict[str, Any], timeout: float) -> Stream:
         """Send a request; the parts of its answer, and then its end. Raises LabFailed when nothing comes in time."""
-        while self.owed:
-            self.owed -= 1
-            finish(self.parts(monotonic() + BOOT_TIMEOUT))
+        owed, self.owed = self.owed, 0
         self.send(request)
+        return self.answer(owed, timeout)
+
+    def answer(self, owed: int, timeout: float) -> Stream:
+        self.greet()
+        for _ in range(owed):
+            finish(self.parts(monotonic() + BOOT_TIMEOUT))
         return (yield from self.parts(monotonic() + timeout + GRACE))
+
+    def greet(self) -> None:
+        """Wait until the agent is there. Raises LabFailed."""
+        if not self.greeted:
+            self.line(monotonic() + BOOT_TIMEOUT)
+            self.greeted = True
+
+    @property
+    def has_news(self) -> bool:
+        """Whether something of an answer has come: to read on waits for nothing, or not for long."""
+        return b"\n" in self.buffer or bool(select.select([self.port], [], [], 0)[0])
 
     def parts(self, deadline: float) -> Stream:
         while True:
@@ -240,11 +260,16 @@ class Lab:
 @contextmanager
 def boot(image: LabImage, *, terminal: bool = False) -> Iterator[Lab]:
     """A lab that answers. ``terminal``: its console is this process's terminal. Raises LabFailed."""
-    with TemporaryDirectory(prefix="kvmnet-lab-") as scratch:
-        folder = Path(scratch)
-        with start(image, folder, terminal) as lab:
-            lab.line(monotonic() + BOOT_TIMEOUT)
-            yield lab
+    with begun(image, terminal=terminal) as lab:
+        lab.greet()
+        yield lab
+
+
+@contextmanager
+def begun(image: LabImage, *, terminal: bool = False) -> Iterator[Lab]:
+    """A lab that boots; the first answer is waited for until it has."""
+    with TemporaryDirectory(prefix="kvmnet-lab-") as scratch, start(image, Path(scratch), terminal) as lab:
+        yield lab
 
 
 def start(image: LabImage, folder: Path, terminal: bool) -> Lab:
@@ -254,7 +279,7 @@ def start(image: LabImage, folder: Path, terminal: bool) -> Lab:
     ours, theirs = socket.socketpair()
     serial = "stdio" if terminal else "null"
     argv = [
-        "setpriv", "--pdeathsig", "KILL", find(PROGRAM) or PROGRAM, "-nodefaults", "-no-user-config", "-display", "none",
+        "setpriv", "--pdeathsig", "KILL", "nice", "-n", NICE, find(PROGRAM) or PROGRAM, "-nodefaults", "-no-user-config", "-display", "none",
         "-machine", "q35", "-accel", "tcg", "-cpu", CPU, "-smp", str(min(2, os.cpu_count() or 1)), "-m", MEMORY,
         "-no-reboot", "-kernel", str(image.kernel), "-initrd", str(disk), "-append", WORDS,
         "-chardev", f"{serial},id=tty,signal=off,logfile={console}" if terminal else f"null,id=tty,logfile={console}",

@@ -3,6 +3,9 @@
 A test with the marker ``lab`` is collected here and carried out there, by a pytest in the lab that has loaded the same
 files; its reports come back as they are made, those of one file after another. With ``--lab`` this happens to
 every test that needs a kernel. A test that asks for the fixture ``lab`` stays here and drives.
+
+Those that drive come first, since the lab does one thing at a time. Then it carries out its own files beside the tests
+out here, whose protocol hands it the next file and takes what it has reported; its reports are told at the end.
 """
 from __future__ import annotations
 
@@ -16,21 +19,22 @@ from typing import Any
 
 import pytest
 
-from lib.lab import Lab, LabFailed, boot
-from lib.lab_image import build, image_folder
+from lib.lab import Lab, LabFailed, begun
+from lib.lab_image import ROOT, build, image_folder
 
 INSIDE = "KVMNET_LAB" in os.environ
 KERNEL = ("net", "daemon", "guest")
 """Markers of tests that --lab moves into the lab."""
-START, EACH = 120.0, 20.0
+START, EACH = 240.0, 40.0
 """Seconds for a file of tests, and for each test on top."""
 HOLDER = pytest.StashKey["Holder"]()
 
 
 @dataclass
 class Batch:
-    """The tests of one file, on their way through the lab."""
+    """Tests of one file, on their way through the lab."""
 
+    ids: list[str]
     stream: Generator[tuple[str, bytes], None, dict[str, Any]]
     lines: bytes = b""
     said: bytes = b""
@@ -38,19 +42,13 @@ class Batch:
     reports: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     over: str = ""
     """How it ended; '' while it goes on."""
+    began: float = field(default_factory=monotonic)
 
-    def of(self, nodeid: str) -> list[dict[str, Any]]:
-        """The reports of one test, waiting for them."""
-        while not self.over and not any(r["when"] == "teardown" for r in self.reports.get(nodeid, ())):
-            self.step()
-        return self.reports.get(nodeid, [])
-
-    def finish(self) -> None:
-        """Wait for its end: the lab does one thing at a time."""
-        while not self.over:
-            self.step()
+    def ended(self, nodeid: str) -> bool:
+        return any(r["when"] == "teardown" for r in self.reports.get(nodeid, ()))
 
     def step(self) -> None:
+        """Take the next that it says, waiting for it."""
         try:
             name, data = next(self.stream)
         except StopIteration as end:
@@ -70,44 +68,97 @@ class Batch:
             self.reports.setdefault(report["nodeid"], []).append(report)
 
 
+@dataclass
+class Told:
+    """What came of one test in the lab."""
+
+    reports: list[dict[str, Any]]
+    broken: str = ""
+    """Why it has no end; '' when it has."""
+    said: str = ""
+    """The end of the lab's console."""
+
+
 class Holder:
     """The lab of this run: booted when first needed, and again when it has broken."""
 
     def __init__(self) -> None:
         self.stack = ExitStack()
         self.current: Lab | None = None
-        self.batches: dict[str, Batch] = {}
+        self.batch: Batch | None = None
+        self.told: dict[str, Told] = {}
+        self.files: dict[str, list[str]] = {}
+        """Tests that go inside, by file."""
         self.times: dict[str, float] = {}
 
     def lab(self) -> Lab:
-        for batch in self.batches.values():
-            batch.finish()
+        """The lab, with nothing under way in it."""
+        while self.batch:
+            self.step()
+        current = self.begin()
+        began = monotonic()
+        current.greet()
+        self.note("boot", began)
+        began = monotonic()
+        current.run("true")          # waits until all is loaded
+        self.note("loading kvmnet and pytest", began)
+        return current
+
+    def begin(self) -> Lab:
+        """The lab, which may boot still."""
         if self.current is None or self.current.broken:
             self.end()
-            began = monotonic()
-            self.current = self.stack.enter_context(boot(build(image_folder(), lambda line: None)))
-            self.note("boot", began)
-            began = monotonic()
+            self.current = self.stack.enter_context(begun(build(image_folder(), lambda line: None)))
             self.current.warm()
-            self.current.run("true")          # waits for it
-            self.note("loading kvmnet and pytest", began)
         return self.current
 
     def note(self, what: str, began: float) -> None:
         self.times[what] = self.times.get(what, 0) + monotonic() - began
 
-    def batch(self, item: pytest.Item) -> Batch:
-        file = item.nodeid.partition("::")[0]
-        found = self.batches.get(file)
-        if found is None or (found.over and found.reports and item.nodeid not in found.reports):
-            ids = [i.nodeid for i in item.session.items if i.nodeid.partition("::")[0] == file and goes_inside(i)]
-            if found is not None:
-                ids = ids[ids.index(item.nodeid):]
-            lab = self.lab()
-            lab.clear()
-            options = ["-p", "no:cacheprovider", "--rootdir", str(item.config.rootpath), *ids]
-            found = self.batches[file] = Batch(lab.stream("pytest", {"args": options}, START + EACH * len(ids)))
-        return found
+    def outcome(self, nodeid: str) -> Told:
+        """What came of a test, waiting for it. Raises LabFailed when no lab can be had."""
+        while nodeid not in self.told:
+            if self.batch:
+                self.step()
+            else:
+                self.start(nodeid.partition("::")[0])
+        return self.told[nodeid]
+
+    def go_on(self) -> None:
+        """Take what the lab has reported and hand it the next file, without waiting for either."""
+        while self.batch and self.current and self.current.has_news:
+            self.step()
+        if self.batch is None:
+            if left := next((f for f, ids in self.files.items() if not self.told.keys() >= set(ids)), ""):
+                self.start(left)
+            else:
+                self.end()  # an idle lab takes half a core from the tests that follow
+
+    def start(self, file: str) -> None:
+        ids = [i for i in self.files[file] if i not in self.told]
+        lab = self.begin()
+        try:
+            if lab.greeted:
+                lab.clear()
+            options = ["-p", "no:cacheprovider", "--rootdir", str(ROOT), *ids]
+            self.batch = Batch(ids, lab.stream("pytest", {"args": options}, START + EACH * len(ids)))
+        except LabFailed as failed:
+            self.told |= {i: Told([], str(failed)) for i in ids}
+
+    def step(self) -> None:
+        """Go on with the batch; at its end it is told what came of its tests. Of a batch that died one test is to
+        blame, or all when it had not begun; those behind it are for the next batch."""
+        batch = self.batch
+        assert batch
+        batch.step()
+        said = self.current.said() if self.current else ""
+        self.told |= {i: Told(batch.reports[i], said=said) for i in batch.ids if i not in self.told and batch.ended(i)}
+        if batch.over:
+            why = f"no report came from the lab: {batch.over}\n{batch.said.decode(errors='replace')}\n{said}"
+            lost = [i for i in batch.ids if i not in self.told]
+            self.told |= {i: Told(batch.reports.get(i, []), why, said) for i in (lost[:1] if batch.reports else lost)}
+            self.note(batch.ids[0].partition("::")[0], batch.began)
+            self.batch = None
 
     def end(self) -> None:
         self.stack.close()
@@ -115,10 +166,14 @@ class Holder:
 
 
 def goes_inside(item: pytest.Item) -> bool:
-    if INSIDE or "lab" in getattr(item, "fixturenames", ()):
+    if INSIDE or drives(item):
         return False
     wanted = ("lab", *KERNEL) if item.config.getoption("--lab") else ("lab",)
     return any(item.get_closest_marker(name) for name in wanted)
+
+
+def drives(item: pytest.Item) -> bool:
+    return not INSIDE and "lab" in getattr(item, "fixturenames", ())
 
 
 # -- hooks -----------------------------------------------------------------------------------------
@@ -135,12 +190,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     config.stash[HOLDER].end()
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: 0 if drives(item) else 2 if goes_inside(item) else 1)
+    for item in filter(goes_inside, items):
+        config.stash[HOLDER].files.setdefault(item.nodeid.partition("::")[0], []).append(item.nodeid)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     holder = item.config.stash[HOLDER]
     if not goes_inside(item):
-        if "lab" not in getattr(item, "fixturenames", ()):
-            holder.end()  # an idle lab takes half a core from the tests that follow
+        if not drives(item):
+            holder.go_on()
         return None
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in carried_out(item, holder):
@@ -152,28 +214,16 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
 
 def carried_out(item: pytest.Item, holder: Holder) -> Iterator[pytest.TestReport]:
     """The reports of a test in the lab; a failure if it made none."""
-    try:
-        batch = holder.batch(item)
-    except LabFailed as failed:
-        yield broken(item, str(failed))
-        return
-    began = monotonic()
-    reports = batch.of(item.nodeid)
-    holder.note(item.nodeid.partition("::")[0], began)
-    for data in reports:
+    told = holder.outcome(item.nodeid)
+    for data in told.reports:
         report = item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
         if isinstance(report.longrepr, list):
             report.longrepr = tuple(report.longrepr)
-        if report.failed and holder.current:
-            report.sections.append(("lab", holder.current.said()))
+        if report.failed:
+            report.sections.append(("lab", told.said))
         yield report
-    if not any(r["when"] == "teardown" for r in reports):
-        console = holder.current.said() if holder.current else ""
-        yield broken(item, f"no report came from the lab: {batch.over}\n{batch.said.decode(errors='replace')}\n{console}")
-
-
-def broken(item: pytest.Item, why: str) -> pytest.TestReport:
-    return pytest.TestReport(item.nodeid, item.location, {}, "failed", why, "call")
+    if told.broken:
+        yield pytest.TestReport(item.nodeid, item.location, {}, "failed", told.broken, "call")
 
 
 @pytest.hookimpl(wrapper=True)
