@@ -8,11 +8,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import settings
 
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from lib import leftovers
 from lib.netns import new_netns
+
+settings.register_profile("kvmnet", deadline=None)  # a busy machine is no failure
+settings.load_profile("kvmnet")
 
 pytest_plugins = ["lib.lab_pytest"]
 
