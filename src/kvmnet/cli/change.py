@@ -124,13 +124,13 @@ def carry_out(here: Host, make: Callable[[], Planned], show: Callable[[Planned],
     return here.apply(planned, confirm=confirm, adopt=adopt, listen=listen)
 
 
-def agreed(yes: bool) -> bool:
+def agreed(yes: bool, question: str = "Apply this?") -> bool:
     """The operator's word; without a terminal to ask on, --yes is needed."""
     if yes:
         return True
     if not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask on; add --yes")
-    return click.confirm("Apply this?", err=True)
+    return click.confirm(question, err=True)
 
 
 def report(here: Host, result: Result, as_json: bool, nothing: str = SETTLED) -> int:

@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("look:check", "Prove with packets what the document promises."),
     "import": ("adopt:import_", "Write a document from a running host or its configuration files."),
     "export": ("adopt:export", "Write the uplink part as netplan, networkd or nmstate files."),
+    "bench": ("bench:bench", "Measure what this host's network is worth."),
     "vm": ("guests:vm", "Start, stop, list and enter guests."),
 }
 PRIVILEGES = "run it as root, or with sudo: reading and changing the network needs CAP_NET_ADMIN"

@@ -23,7 +23,7 @@ TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x0100
 ETH_P_ALL = 0x0003
 SIOCGIFHWADDR, SIOCETHTOOL = 0x8927, 0x8946
-ETHTOOL_GLINK = 0x0A
+ETHTOOL_GDRVINFO, ETHTOOL_GLINK = 0x03, 0x0A
 LARGEST = 70_000
 """Bytes; more than any frame (one of an offloading guest has 64 KiB)."""
 
@@ -177,3 +177,15 @@ def device_mac(device: str) -> str:
         except OSError:
             return ""
     return answer[18:24].hex(":")
+
+
+def driver_of(device: str) -> str:
+    """Name of the kernel's driver of a device; '' when it does not tell (ethtool.h, struct ethtool_drvinfo)."""
+    value = array("B", struct.pack("=I", ETHTOOL_GDRVINFO) + bytes(192))
+    question = struct.pack("16sP232x", device.encode(), value.buffer_info()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        try:
+            fcntl.ioctl(asker, SIOCETHTOOL, question)
+        except OSError:
+            return ""
+    return value.tobytes()[4:36].rstrip(b"\0").decode(errors="replace")
