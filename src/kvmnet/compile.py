@@ -145,11 +145,15 @@ def host_address(declared: str | None, subnet: str | None, *, default: bool) -> 
 def wire_network(out: Compiled, policy: HostPolicy, segment: Segment, spec: Spec, facts: Facts,
                  found: Mapping[str, Way]) -> None:
     network = segment.network
-    if network.mode is Mode.BRIDGE:
+    if segment.vlan and Key(Link.kind, segment.bridge) in out.wanted:
+        part = bridge.wire_shared(segment)
+    elif network.mode is Mode.BRIDGE:
         way = found[network.uplink] if network.uplink and not network.bridge else None
         part = bridge.wire(segment, facts, way, trunk_of(segment, spec))
         if way and network.vlan and not segment.vlan:
-            part.notes.append(own_bridge_note(segment, facts))
+            part.notes.append(own_bridge_note(segment, spec, facts))
+        if segment.vlan and facts.features.get(ways.MULTICAST):
+            part.notes.append(f"no multicast snooping on {segment.bridge}: {facts.features[ways.MULTICAST]}")
     else:
         part = MODES[network.mode](segment, facts)
     out.take(part)
@@ -163,12 +167,13 @@ def trunk_of(segment: Segment, spec: Spec) -> bridge.Trunk | None:
     uplink = segment.network.uplink
     if not segment.vlan or not uplink:
         return None
-    return bridge.Trunk(ways.native(uplink, spec), tuple(sorted(ways.used(uplink, spec))),
-                        any(network.stp for _, network in ways.bridged(uplink, spec)))
+    native = ways.native(uplink, spec)
+    return bridge.Trunk(uplink, native, tuple(sorted(ways.used(uplink, spec))),
+                        {n.vlan or native: n for _, n in ways.bridged(uplink, spec) if not (n.vlan and n.needs_device)})
 
 
-def own_bridge_note(segment: Segment, facts: Facts) -> str:
-    reason = facts.features.get(ways.FILTERING) or "the host has an address on it"
+def own_bridge_note(segment: Segment, spec: Spec, facts: Facts) -> str:
+    reason = ways.why_alone(segment.network, spec, facts.features)
     return (f"network {segment.name} has a bridge of its own on a sub-interface for VLAN {segment.network.vlan}: "
             f"{reason}")
 
@@ -204,10 +209,12 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
     for network, placed in nics.items():
         segment = out.segments[network]
         kept = protected(segment)
+        own = out.wanted.get(Key(Link.kind, segment.bridge))
+        spanning = isinstance(own, Link) and bool(own.stp)
         for nic in placed:
             vm = spec.vms[nic.vm]
-            out.add(guard_of(nic, segment, kept), tap_of(nic, vm, segment, facts, keeper),
-                    *bridge.guest_vlans(segment, nic.tap, nic.declared.trunk))
+            out.add(guard_of(nic, segment, kept), tap_of(nic, vm, segment, facts, keeper, spanning=spanning),
+                    *bridge.guest_vlans(segment, nic.tap, nic.declared))
     devices: dict[str, list[GuestNic]] = {}
     for placed in nics.values():
         for nic in placed:
@@ -225,7 +232,7 @@ def guard_of(nic: NicOnNetwork, segment: Segment, kept: tuple[str, ...]) -> NicG
     hosts, prefixes = split_extra(declared)
     return nic_guard(nic.tap, level=declared.guard, macs=(nic.mac, *declared.extra.macs),
                      addresses=tuple(a for a in (nic.ip, nic.ip6, *hosts) if a), prefixes=prefixes,
-                     vlans=declared.trunk, roles=declared.extra.roles, bridge=segment.domain,
+                     vlans=bridge.guest_tags(segment, declared), roles=declared.extra.roles, bridge=segment.domain,
                      protected=kept)
 
 
@@ -236,7 +243,7 @@ def split_extra(nic: Nic) -> tuple[tuple[str, ...], tuple[str, ...]]:
             tuple(str(n) for n in nets if n.num_addresses > 1))
 
 
-def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: str) -> Link:
+def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: str, *, spanning: bool) -> Link:
     declared: Nic = nic.declared
     isolated = declared.isolated if declared.isolated is not None else segment.network.isolated_ports
     # A bridge that is not ours may take the lowest MAC of its ports as its own: none is higher than fe:.
@@ -246,4 +253,5 @@ def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: st
                 multi_queue=queue_pairs(declared, vm) > 1,
                 user=facts.users.get(vm.owner, ROOT) if vm.owner else ROOT,
                 isolated=isolated, hairpin=False, learning=True, flood=True, mcast_flood=True,
-                bpdu_guard=segment.network.stp and declared.guard != "off", neigh_suppress=False)
+                bpdu_guard=spanning and declared.guard != "off", root_guard=spanning,
+                neigh_suppress=segment.network.neigh_suppress and declared.guard == "full")

@@ -14,8 +14,9 @@ from kvmnet.host.clock import wait_until
 from lib.fork import die, in_child
 from lib.frames import BROADCAST, arp, ether, tag
 from lib.netns import inside, named_netns, sh
+from lib.settled import lines, settled
 from lib.tap import Tap
-from lib.world import World, same, snapshot, world
+from lib.world import World, same, world
 
 pytestmark = pytest.mark.lab
 
@@ -44,22 +45,6 @@ def host() -> Iterator[World]:
 
 def document(uplinks: str, networks: str = "{}", vms: str = "{}") -> str:
     return f"version: 1\nuplinks: {uplinks}\nnetworks: {networks}\nvms: {vms}\n"
-
-
-def settled() -> dict[str, object]:
-    """What is there, without what a NIC keeps of its link: qdisc queues and the state that follows from carriers."""
-    found = snapshot()
-    for link in found["links"]:
-        for name in ("qdisc", "operstate", "num_tx_queues"):
-            link.pop(name, None)
-        link["addr_info"] = [a for a in link["addr_info"] if a["scope"] != "link"]
-    found["routes"] = [r for r in found["routes"] if "fe80" not in r and "ff00" not in r]
-    return found
-
-
-def lines(world: World, text: str) -> None:
-    world.apply(text)
-    assert world.drift() == []
 
 
 def test_a_bond_is_made_changed_and_given_back(host: World) -> None:

@@ -83,7 +83,7 @@ HOST_OPTIONS: dict[str, str] = {
     "ip": "live: reservation and guard change at once, the guest learns its address when it asks DHCP again",
     "ip6": "live, as ip",
     "hostname": "live: DNS at once, the guest's own name with its next lease",
-    "guard": "live", "extra": "live", "trunk": "live", "isolated": "live",
+    "guard": "live", "extra": "live", "trunk": "live", "untagged": "live", "isolated": "live",
     "name": "another NIC: the old one is unplugged, the new one is plugged in",
 }
 """Options that only the host's side knows."""

@@ -5,14 +5,24 @@ from typing import Any
 
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
 from kvmnet.drivers.files.resources import File
-from kvmnet.drivers.linux.resources import Address, BridgeVlan, Fdb, Link, ProxyNeighbour, Route, Sysctl
+from kvmnet.drivers.linux.resources import (
+    Address,
+    BridgeVlan,
+    Fdb,
+    Link,
+    Neighbour,
+    ProxyNeighbour,
+    Route,
+    Sysctl,
+    VlanMulticast,
+)
 from kvmnet.drivers.nftables.resources import GuardKeeper, NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.resource import Absent, Key, Resource, setting_names
 
 KINDS: dict[str, type[Resource]] = {
-    c.kind: c for c in (Link, BridgeVlan, Fdb, Address, Route, ProxyNeighbour, Sysctl, NftTable, NicGuard,
-                        GuardKeeper, DnsmasqServer, Reservation, GuestNic, File)
+    c.kind: c for c in (Link, BridgeVlan, VlanMulticast, Fdb, Address, Route, ProxyNeighbour, Neighbour, Sysctl, NftTable,
+                        NicGuard, GuardKeeper, DnsmasqServer, Reservation, GuestNic, File)
 }
 
 

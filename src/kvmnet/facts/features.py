@@ -18,6 +18,7 @@ from kvmnet.host.process import boot_id
 PROBES: dict[str, str] = {
     "bridge": "ip link add b0 type bridge",
     "bridge-vlan-filtering": "ip link set b0 type bridge vlan_filtering 1",
+    "bridge-vlan-multicast": "ip link set b0 type bridge mcast_vlan_snooping 1",
     "bridge-netfilter": "ip link set b0 type bridge nf_call_iptables 0",
     "port": "ip tuntap add dev t0 mode tap && ip link set t0 master b0",
     "port-isolated": "ip link set t0 type bridge_slave isolated on && ip -d link show t0 | grep -q 'isolated on'",
@@ -54,6 +55,7 @@ MISSING: dict[str, str] = {
     "nft-bridge-ibrname": "the kernel lacks bridge names in nftables (CONFIG_NFT_BRIDGE_META)",
     "nft-bridge-reject": "the kernel lacks reject in bridges (CONFIG_NFT_BRIDGE_REJECT)",
     "bridge-vlan-filtering": "the kernel lacks VLANs in bridges (CONFIG_BRIDGE_VLAN_FILTERING)",
+    "bridge-vlan-multicast": "the kernel or iproute2 cannot snoop multicast for each VLAN (Linux 5.15)",
     "nft-netdev-egress": "the kernel lacks the egress hook (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
     "vlan": "the kernel lacks VLAN devices (CONFIG_VLAN_8021Q)",
     "bond": "the kernel lacks bonds (CONFIG_BONDING)",

@@ -10,15 +10,18 @@ their network has no VLAN.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
-from kvmnet.drivers.linux.resources import BridgeVlan, vlan_name
+from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, VlanMulticast, vlan_name
+from kvmnet.engine.resource import Key
 from kvmnet.facts.model import Facts
-from kvmnet.modes.hosted import addresses, allow_services, own_bridge
+from kvmnet.modes.hosted import addresses, allow_services, neighbours, own_bridge, spanning
 from kvmnet.modes.links import Way, vlan_link
 from kvmnet.modes.segment import Part, Segment
 from kvmnet.modes.uplink import join, move_host
+from kvmnet.spec import ways
+from kvmnet.spec.models import Network, Nic
 from kvmnet.spec.names import carrier_name
 
 
@@ -26,10 +29,17 @@ from kvmnet.spec.names import carrier_name
 class Trunk:
     """What the networks of one uplink share."""
 
+    uplink: str
     native: int
     """VLAN inside the bridge of what is untagged outside."""
     tagged: tuple[int, ...]
-    stp: bool
+    networks: Mapping[int, Network]
+    """VLAN -> the network that it is; the native one among them where guests are on it."""
+
+    @property
+    def spanning(self) -> Network | None:
+        """A network that wants a spanning tree. Those that do want the same."""
+        return next((n for n in self.networks.values() if n.stp), None)
 
 
 def wire(segment: Segment, facts: Facts, way: Way | None = None, trunk: Trunk | None = None) -> Part:
@@ -42,10 +52,13 @@ def wire(segment: Segment, facts: Facts, way: Way | None = None, trunk: Trunk | 
         way = sub_interface(part, segment, way)
     bridge = replace(own_bridge(segment, way.mac), addrgenmode=way.addrgenmode)
     if trunk:
-        bridge = replace(bridge, mtu=way.mtu, alias=f"kvmnet uplink {segment.network.uplink}", vlan_filtering=True,
-                         default_pvid=0, stp=trunk.stp, forward_delay=1500 if trunk.stp else 0)
+        part.resources.append(aware(replace(bridge, mtu=way.mtu), trunk, facts))
         part.resources += trunk_vlans(segment.bridge, way.device, trunk)
-    part.resources.append(bridge)
+        part.resources += multicast(segment.bridge, way.device, trunk, facts)
+    else:
+        asks = segment.network.querier and (bool(segment.address) or has_address4({segment.bridge, *way.sources}, facts))
+        part.resources.append(replace(bridge, mcast_query_use_ifaddr=asks))
+        part.resources += neighbours(segment)
     part.policy.routers.add((segment.bridge, way.mac))
     part.policy.outer.add(segment.bridge)
     part.resources.append(port := join(way.device, segment.bridge, facts))
@@ -53,9 +66,49 @@ def wire(segment: Segment, facts: Facts, way: Way | None = None, trunk: Trunk | 
     part.resources += resources
     part.borrowed |= borrowed | {port.key}
     part.notes += notes
+    on_shared(part, segment)
+    return part
+
+
+def wire_shared(segment: Segment) -> Part:
+    """A network on a VLAN-aware bridge that another network has wired already."""
+    part = Part()
+    on_shared(part, segment)
+    return part
+
+
+def on_shared(part: Part, segment: Segment) -> None:
+    """What each network of a bridge adds to it."""
     part.resources += addresses(segment)
     allow_services(part, segment)
-    return part
+
+
+def has_address4(devices: Set[str], facts: Facts) -> bool:
+    """Whether the host has an IPv4 address on one of *devices*."""
+    return any(isinstance(a, Address) and a.dev in devices and ":" not in a.name for a in facts.state.values())
+
+
+def aware(bridge: Link, trunk: Trunk, facts: Facts) -> Link:
+    """*bridge* as one that goes by VLANs. Where the kernel cannot snoop for each VLAN by itself, it does not at
+    all: a querier on one of them would silence multicast on the others."""
+    snoops = facts.features.get(ways.MULTICAST, "") == ""
+    return replace(spanning(bridge, trunk.spanning), alias=f"kvmnet uplink {trunk.uplink}", vlan_filtering=True,
+                   default_pvid=0, mcast_snooping=snoops, mcast_vlan_snooping=snoops or None,
+                   mcast_querier=False, mcast_query_use_ifaddr=False)
+
+
+def multicast(bridge: str, port: str, trunk: Trunk, facts: Facts) -> Iterable[VlanMulticast]:
+    """How the bridge handles multicast on each VLAN: what the networks want, and the kernel's defaults where
+    somebody has changed them."""
+    if facts.features.get(ways.MULTICAST, ""):
+        return
+    for vid in (trunk.native, *trunk.tagged):
+        network = trunk.networks.get(vid)
+        wanted = (network.snooping, network.querier) if network else (True, False)
+        seen = facts.state.get(Key(VlanMulticast.kind, vlan_name(bridge, vid)))
+        if wanted != (True, False) or (isinstance(seen, VlanMulticast) and (seen.snooping, seen.querier) != wanted):
+            yield VlanMulticast(name=vlan_name(bridge, vid), bridge=bridge, member=vlan_name(port, vid),
+                                snooping=wanted[0], querier=wanted[1])
 
 
 def sub_interface(part: Part, segment: Segment, way: Way) -> Way:
@@ -73,12 +126,21 @@ def trunk_vlans(bridge: str, port: str, trunk: Trunk) -> Iterable[BridgeVlan]:
         yield member(port, bridge, vid, pvid=False)
 
 
-def guest_vlans(segment: Segment, tap: str, tagged: Iterable[int]) -> list[BridgeVlan]:
+def guest_vlans(segment: Segment, tap: str, nic: Nic) -> list[BridgeVlan]:
     """VLANs of a guest's port: untagged that of its network, tagged those of its trunk."""
     if not segment.vlan:
         return []
-    return [member(tap, segment.bridge, segment.vlan, pvid=True),
-            *(member(tap, segment.bridge, vid, pvid=False) for vid in tagged if vid != segment.vlan)]
+    tagged = [member(tap, segment.bridge, vid, pvid=False) for vid in guest_tags(segment, nic)]
+    return [member(tap, segment.bridge, segment.vlan, pvid=True), *tagged] if nic.untagged else tagged
+
+
+def guest_tags(segment: Segment, nic: Nic) -> tuple[int, ...]:
+    """VLAN ids that a guest may use in tags: those of its trunk, and that of its network if it sends nothing
+    untagged."""
+    own = segment.network.vlan or 0
+    if nic.untagged or not segment.vlan:  # the rules refuse a trunk with the network's own VLAN then
+        return nic.trunk
+    return tuple(sorted({*nic.trunk, own} - {0}))
 
 
 def member(dev: str, bridge: str, vid: int, *, pvid: bool) -> BridgeVlan:

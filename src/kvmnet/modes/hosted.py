@@ -1,9 +1,10 @@
 """A bridge of our own with the host on it: what nat, routed and isolated have in common. Pure."""
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import blake2s
 
-from kvmnet.drivers.linux.resources import Address, Link, Sysctl, address_name
+from kvmnet.drivers.linux.resources import Address, Link, Neighbour, Sysctl, address_name, proxy_name
 from kvmnet.modes.segment import Part, Segment
 from kvmnet.spec.models import Network
 
@@ -18,6 +19,9 @@ def hosted(segment: Segment) -> Part:
     part.resources += ipv6_settings(bridge, wanted=bool(segment.address6))
     part.resources += addresses(segment)
     allow_services(part, segment)
+    part.resources += neighbours(segment)
+    if segment.network.querier and not segment.address6:
+        part.notes.append(f"network {segment.name}: the host asks for multicast by IGMP alone, it has no IPv6 there")
     part.policy.hosted.add(bridge)
     part.policy.sources |= forwardable(segment)
     part.policy.inside |= {p for p, address in ((segment.network.subnet, segment.address),
@@ -27,10 +31,21 @@ def hosted(segment: Segment) -> Part:
 
 def own_bridge(segment: Segment, mac: str) -> Link:
     """The bridge itself: complete, its MAC pinned so that ports coming and going never change it."""
-    return Link(name=segment.bridge, type="bridge", mtu=segment.mtu, mac=mac, up=True, master="",
-                alias=f"kvmnet network {segment.name}", stp=segment.network.stp,
-                forward_delay=1500 if segment.network.stp else 0, mcast_snooping=True, linklocal_learn=False,
-                nf_call_iptables=False, nf_call_ip6tables=False, nf_call_arptables=False)
+    network = segment.network
+    plain = Link(name=segment.bridge, type="bridge", mtu=segment.mtu, mac=mac, up=True, master="",
+                 alias=f"kvmnet network {segment.name}", mcast_snooping=network.snooping, mcast_querier=network.querier,
+                 mcast_query_use_ifaddr=network.querier and bool(segment.address), linklocal_learn=False,
+                 nf_call_iptables=False, nf_call_ip6tables=False, nf_call_arptables=False)
+    return spanning(plain, network if network.stp else None)
+
+
+def spanning(bridge: Link, network: Network | None) -> Link:
+    """*bridge* with the spanning tree that *network* declares; None: without one. The kernel counts in 1/100 s."""
+    if network is None:
+        return replace(bridge, stp=False, forward_delay=0)
+    options = network.stp_options
+    return replace(bridge, stp=True, priority=options.priority, forward_delay=100 * options.forward_delay,
+                   hello_time=100 * options.hello, max_age=100 * options.max_age)
 
 
 def ipv6_settings(bridge: str, *, wanted: bool) -> list[Sysctl]:
@@ -50,6 +65,14 @@ def addresses(segment: Segment) -> list[Address]:
         found.append(Address(name=address_name(segment.bridge, segment.cidr6), dev=segment.bridge,
                              scope="global", label="", broadcast="", peer="", flags=("nodad",), dynamic=""))
     return found
+
+
+def neighbours(segment: Segment) -> list[Neighbour]:
+    """What the bridge answers ARP and ND with, where the document wants that."""
+    if not segment.network.neigh_suppress:
+        return []
+    return [Neighbour(name=proxy_name(segment.bridge, address), dev=segment.bridge, mac=nic.mac)
+            for nic in segment.nics if nic.declared.guard == "full" for address in (nic.ip, nic.ip6) if address]
 
 
 def allow_services(part: Part, segment: Segment) -> None:

@@ -155,6 +155,10 @@ def _high(finding: Finding, steps: Steps) -> tuple[str, str]:
     return f"{shown(finding.value)} is too large: at most {finding.context.get('le')}", ""
 
 
+def _step(finding: Finding, steps: Steps) -> tuple[str, str]:
+    return f"{shown(finding.value)} is no multiple of {finding.context.get('multiple_of')}", ""
+
+
 def _short(finding: Finding, steps: Steps) -> tuple[str, str]:
     return "the list is empty; it needs at least one item", _doc(steps)
 
@@ -194,5 +198,5 @@ _MESSAGES: dict[str, Callable[[Finding, Steps], tuple[str, str]]] = {
     "tuple_type": _list, "list_type": _list, "iterable_type": _list,
     "int_type": _whole, "int_parsing": _whole, "int_from_float": _whole, "int_parsing_size": _whole,
     "bool_type": _bool, "bool_parsing": _bool, "string_type": _text,
-    "greater_than_equal": _low, "less_than_equal": _high, "too_short": _short,
+    "greater_than_equal": _low, "less_than_equal": _high, "multiple_of": _step, "too_short": _short,
 }

@@ -7,6 +7,7 @@ address ranges as two addresses, so that comparing is ``==``.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -148,6 +149,9 @@ class Uplink(Part):
     """Uplink that carries the VLAN, e.g. a bond, or another VLAN (QinQ)."""
     protocol: Literal["802.1Q", "802.1ad"] = "802.1Q"
     """Kind of the VLAN's tag; 802.1ad for the outer tag of QinQ."""
+    vlans: VlanRanges = ()
+    """VLAN ids that the switch carries to this uplink, e.g. [100, 200-299]. Networks, trunks and VLANs on it must
+    be among them. Any when not given."""
     mtu: Annotated[int, Field(ge=68, le=65535)] | None = None
     """MTU in bytes. Left alone when not given; of a bond its members', of a VLAN that of its carrier."""
     mac: Mac | None = None
@@ -276,6 +280,21 @@ class Vxlan(Part):
     the guest (path MTU discovery); unset: yes; inherit: as the guest's packet says."""
 
 
+class StpOptions(Part):
+    """Spanning tree of a bridge. The timers count where this bridge is the root (802.1D-1998, 8.10.2)."""
+
+    protocol: Literal["stp", "rstp", "mstp"] = "stp"
+    """Only stp, which the kernel speaks itself; switches with rstp or mstp talk to it as to an old neighbour."""
+    priority: Annotated[int, Field(ge=0, le=61440, multiple_of=4096)] = 32768
+    """Bridge priority in steps of 4096; the smallest becomes the root."""
+    forward_delay: Annotated[int, Field(ge=4, le=30)] = 15
+    """Seconds that a port listens, and that it then learns."""
+    hello: Annotated[int, Field(ge=1, le=10)] = 2
+    """Seconds between messages."""
+    max_age: Annotated[int, Field(ge=6, le=40)] = 20
+    """Seconds that a message of the root counts."""
+
+
 class Network(Part):
     """One layer-2 segment and how it reaches the rest of the world."""
 
@@ -334,7 +353,29 @@ class Network(Part):
     isolated_ports: bool = False
     """Guests reach the host and the uplink, but not each other."""
     stp: bool = False
-    """Spanning tree on the network's bridge."""
+    """Spanning tree on the network's bridge. A guest's port never leads to the root."""
+    stp_options: StpOptions = StpOptions()
+    """Further settings of the spanning tree."""
+    snooping: bool = True
+    """Multicast goes to the ports that asked for it by IGMP and MLD, where a querier makes them ask."""
+    querier: bool = False
+    """The host asks who wants which multicast, where no router does. By IPv4 from the host's address on
+    the network, or from 0.0.0.0; by IPv6 where the bridge has a link-local address."""
+    neigh_suppress: bool = False
+    """ARP and ND for guests are answered by the bridge, from the document's addresses, while the guests' MACs
+    are known; they are not sent on to the guests. Gratuitous ARP does not reach them either."""
+
+    @property
+    def has_address(self) -> bool:
+        """Whether the host has an address on it, where that is not so by default (mode bridge)."""
+        return bool((self.subnet and self.address not in (None, "none"))
+                    or (self.subnet6 and self.address6 not in (None, "none")))
+
+    @property
+    def needs_device(self) -> bool:
+        """Whether a VLAN must have a device of its own: for an address of the host, and for the neighbour table
+        that answers for its guests (br_do_proxy_suppress_arp() in net/bridge/br_arp_nd_proxy.c)."""
+        return self.neigh_suppress or self.has_address
 
 
 class Offloads(Part):
@@ -396,6 +437,9 @@ class Nic(Part):
     trunk: VlanRanges = ()
     """VLAN ids that it may send tagged, e.g. [10, 20-29]. Inside them only the MAC is bound. On a
     VLAN-aware bridge they are those of the uplink; what it sends untagged is on its network."""
+    untagged: bool = True
+    """With trunk, on a VLAN-aware bridge: it also sends and gets untagged, on its network. false: tags only, the
+    network's own VLAN among them."""
     isolated: bool | None = None
     """Does not reach other isolated NICs of its network; the network's isolated_ports when not given."""
     mtu: Annotated[int, Field(ge=68, le=65521)] | None = None
@@ -470,3 +514,29 @@ class Spec(Part):
     """Networks, by name."""
     vms: dict[Name, Vm] = Field(default_factory=dict)
     """Guests, by name."""
+
+    @cached_property
+    def bridged(self) -> dict[str, dict[str, Network]]:
+        """Uplink -> networks of mode bridge that make a bridge around it, or around a VLAN of it."""
+        found: dict[str, dict[str, Network]] = {}
+        for name, network in self.networks.items():
+            if network.mode is Mode.BRIDGE and network.uplink and not network.bridge:
+                found.setdefault(network.uplink, {})[name] = network
+        return found
+
+    @cached_property
+    def sharing(self) -> frozenset[str]:
+        """Uplinks whose networks share a VLAN-aware bridge, where the kernel can filter VLANs."""
+        return frozenset(uplink for uplink, here in self.bridged.items()
+                         if any(n.vlan and not n.needs_device for n in here.values())
+                         and not any(n.neigh_suppress for n in here.values() if not n.vlan))
+
+    @cached_property
+    def trunked(self) -> dict[str, set[int]]:
+        """Network -> VLAN ids on the trunks of its NICs."""
+        found: dict[str, set[int]] = {}
+        for vm in self.vms.values():
+            for nic in vm.nics:
+                if nic.trunk:
+                    found.setdefault(nic.network, set()).update(nic.trunk)
+        return found

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.engine.resource import Key, State
-from kvmnet.spec.models import Mode, Network, Spec, Uplink
+from kvmnet.spec.models import Network, Spec, Uplink
 from kvmnet.spec.names import bridge_name, shared_bridge_name, uplink_name
 
-FILTERING, SUB_INTERFACES, BONDS = "bridge-vlan-filtering", "vlan", "bond"
-"""Features of the host that VLANs and bonds need."""
+FILTERING, SUB_INTERFACES, BONDS, MULTICAST = "bridge-vlan-filtering", "vlan", "bond", "bridge-vlan-multicast"
+"""Features of the host that VLANs, bonds and multicast on VLANs need."""
 
 
 def is_bond(uplink: Uplink) -> bool:
@@ -67,27 +67,27 @@ def mtu(name: str, spec: Spec, state: State) -> int | None:
 
 def bridged(uplink: str, spec: Spec) -> Iterator[tuple[str, Network]]:
     """Networks of mode bridge that make a bridge around *uplink*, or around a VLAN of it."""
-    for name, network in spec.networks.items():
-        if network.mode is Mode.BRIDGE and network.uplink == uplink and not network.bridge:
-            yield name, network
+    yield from spec.bridged.get(uplink, {}).items()
 
 
 def shares(name: str, network: Network, spec: Spec, features: Mapping[str, str]) -> bool:
     """Whether a network of mode bridge is on the VLAN-aware bridge of its uplink.
 
-    It is when the uplink has networks on VLANs and the kernel can filter them, except where the host has an
-    address on its VLAN: that needs a device of its own.
+    It is when the uplink has networks on VLANs and the kernel can filter them, except where its VLAN needs a
+    device of its own (``Network.needs_device``).
     """
     if not network.uplink or network.bridge or features.get(FILTERING, "") != "":
         return False
-    others = [n for _, n in bridged(network.uplink, spec) if n.vlan and not has_address(n)]
-    return bool(others) and not (network.vlan and has_address(network))
+    return network.uplink in spec.sharing and not (network.vlan and network.needs_device)
 
 
-def has_address(network: Network) -> bool:
-    """Whether the host has an address on a network of mode bridge."""
-    return bool((network.subnet and network.address not in (None, "none"))
-                or (network.subnet6 and network.address6 not in (None, "none")))
+def why_alone(network: Network, spec: Spec, features: Mapping[str, str]) -> str:
+    """Why a network on a VLAN has a bridge of its own."""
+    if reason := features.get(FILTERING):
+        return reason
+    if network.needs_device:
+        return "the host has an address on it" if network.has_address else "the bridge answers for its guests"
+    return f"the bridge of the uplink {network.uplink} answers for its guests"
 
 
 def bridge_of(name: str, spec: Spec, features: Mapping[str, str]) -> str:
@@ -95,7 +95,7 @@ def bridge_of(name: str, spec: Spec, features: Mapping[str, str]) -> str:
     network = spec.networks[name]
     if network.bridge:
         return network.bridge
-    if network.mode is Mode.BRIDGE and network.uplink and shares(name, network, spec, features):
+    if network.uplink and name in spec.bridged.get(network.uplink, ()) and shares(name, network, spec, features):
         return shared_bridge_name(network.uplink)
     return bridge_name(name)
 
@@ -104,10 +104,10 @@ def way_out(uplink: str | None, spec: Spec, features: Mapping[str, str]) -> str:
     """Device that the host's packets leave by: the uplink's own, or the bridge that took it."""
     if uplink is None:
         return ""
-    untagged = [n for n, network in bridged(uplink, spec) if not network.vlan]
-    tagged = [n for n, network in bridged(uplink, spec) if network.vlan and shares(n, network, spec, features)]
-    found = [*untagged, *tagged]
-    return bridge_of(found[0], spec, features) if found else device(uplink, spec)
+    here = spec.bridged.get(uplink, {})
+    taker = next((n for n, network in here.items() if not network.vlan), "")
+    taker = taker or next((n for n, network in here.items() if shares(n, network, spec, features)), "")
+    return bridge_of(taker, spec, features) if taker else device(uplink, spec)
 
 
 def native(uplink: str, spec: Spec) -> int:
@@ -119,6 +119,5 @@ def native(uplink: str, spec: Spec) -> int:
 
 def used(uplink: str, spec: Spec) -> set[int]:
     """VLAN ids that the networks of an uplink and the trunks on them have."""
-    names = {name for name, _ in bridged(uplink, spec)}
-    found = {network.vlan for _, network in bridged(uplink, spec) if network.vlan}
-    return found | {vid for vm in spec.vms.values() for nic in vm.nics if nic.network in names for vid in nic.trunk}
+    here = spec.bridged.get(uplink, {})
+    return {network.vlan for network in here.values() if network.vlan}.union(*(spec.trunked.get(n, ()) for n in here))

@@ -87,9 +87,15 @@ BRIDGE: dict[str, Attr] = {
     "default_pvid": number("vlan_default_pvid")._replace(usual=1),
     "stp": Attr(lambda d: None if (v := d.get("stp_state")) is None else bool(v),
                 lambda v: ("stp_state", "1" if v else "0")),
+    "priority": number("priority")._replace(usual=32768),
     "forward_delay": number("forward_delay"),
+    "hello_time": number("hello_time")._replace(usual=200),
+    "max_age": number("max_age")._replace(usual=2000),
     "ageing_time": number("ageing_time"),
     "mcast_snooping": digit("mcast_snooping"),
+    "mcast_vlan_snooping": digit("mcast_vlan_snooping")._replace(usual=False),
+    "mcast_query_use_ifaddr": digit("mcast_query_use_ifaddr")._replace(usual=False),
+    "mcast_querier": digit("mcast_querier")._replace(usual=False),
     "linklocal_learn": Attr(lambda d: None if (v := d.get("no_linklocal_learn")) is None else not v,
                             lambda v: ("no_linklocal_learn", "0" if v else "1")),
     "nf_call_iptables": digit("nf_call_iptables"),
@@ -104,6 +110,7 @@ PORT: dict[str, Attr] = {
     "mcast_flood": switch("mcast_flood", True),
     "hairpin": switch("hairpin", False),
     "bpdu_guard": switch("guard", False),
+    "root_guard": switch("root_block", False),
     "neigh_suppress": switch("neigh_suppress", False),
 }
 

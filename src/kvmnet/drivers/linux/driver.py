@@ -10,7 +10,7 @@ import json
 import pwd
 import re
 import socket
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,11 +23,13 @@ from kvmnet.drivers.linux.resources import (
     BridgeVlan,
     Fdb,
     Link,
+    Neighbour,
     ProxyNeighbour,
     Route,
     Sysctl,
+    VlanMulticast,
 )
-from kvmnet.drivers.linux.words import Line, delete_together, lines_of
+from kvmnet.drivers.linux.words import Line, delete_together, in_ranges, lines_of
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource, Wanted
@@ -70,6 +72,7 @@ READS = (
     ("-Numeric", "-4", "-details", "route", "show", "table", "all"),
     ("-Numeric", "-6", "-details", "route", "show", "table", "all"),
     ("-Numeric", "neigh", "show", "proxy"),
+    ("-Numeric", "neigh", "show", "nud", "permanent"),
 )
 """What ``ip -json`` is asked for, side by side."""
 
@@ -100,7 +103,8 @@ class Setting:
 class LinuxDriver:
     """``ask``: sysctl paths that are read besides those of the intent."""
 
-    kinds = frozenset({Link.kind, BridgeVlan.kind, Fdb.kind, Address.kind, Route.kind, ProxyNeighbour.kind, Sysctl.kind})
+    kinds = frozenset({Link.kind, BridgeVlan.kind, VlanMulticast.kind, Fdb.kind, Address.kind, Route.kind, ProxyNeighbour.kind,
+                       Neighbour.kind, Sysctl.kind})
 
     def __init__(self, ask: Iterable[str] = ()):
         self.ask = tuple(ask)
@@ -115,7 +119,7 @@ class LinuxDriver:
             return self.look(intent)
 
     def look(self, intent: Wanted) -> Seen:
-        listed, addresses, routes4, routes6, proxies = together([partial(ip_json, *words) for words in READS])
+        listed, addresses, routes4, routes6, proxies, neighbours = together([partial(ip_json, *words) for words in READS])
         links = self.links_of(listed)
         seen = Seen()
         for link in links.values():
@@ -136,21 +140,34 @@ class LinuxDriver:
             seen.state[proxy.key] = proxy
             if proto == PROTO or proxy.dev in own:
                 seen.ours.add(proxy.key)
+        for neighbour, proto in wire.parse_neighbours(neighbours):
+            seen.state[neighbour.key] = neighbour
+            if proto == PROTO:
+                seen.ours.add(neighbour.key)
         for setting in self.observe_sysctls(intent, links):
             seen.state[setting.key] = setting
             if setting.dev in own:
                 seen.ours.add(setting.key)
         if any(link.vlan_filtering for link in links.values()):
-            for vlan in wire.parse_vlans(ip_json("vlan", "show", tool="bridge"), links):
-                seen.state[vlan.key] = vlan
-                if vlan.bridge in own:
-                    seen.ours.add(vlan.key)
+            self.look_at_vlans(seen, links, own)
         if any(link.type == "vxlan" for link in links.values()):
             for entry in wire.parse_fdb(ip_json("fdb", "show", tool="bridge"), links):
                 seen.state[entry.key] = entry
                 if entry.dev in own:
                     seen.ours.add(entry.key)
         return seen
+
+    def look_at_vlans(self, seen: Seen, links: Mapping[str, Link], own: Set[str]) -> None:
+        """VLANs of ports, and how bridges handle multicast on each: two dumps, whatever their number."""
+        for vlan in wire.parse_vlans(ip_json("-compressvlans", "vlan", "show", tool="bridge"), links):
+            seen.state[vlan.key] = vlan
+            if vlan.bridge in own:
+                seen.ours.add(vlan.key)
+        if any(link.mcast_vlan_snooping for link in links.values()):
+            for multicast in wire.parse_multicast(ip_json("vlan", "global", "show", tool="bridge"), seen.state):
+                seen.state[multicast.key] = multicast
+                if multicast.bridge in own:
+                    seen.ours.add(multicast.key)
 
     def links_of(self, listed: Iterable[wire.Json]) -> dict[str, Link]:
         """Links by name. What looks exactly as it did at the last look is not parsed again."""
@@ -215,7 +232,8 @@ def needs_bonding(steps: Sequence[Step]) -> bool:
             and not BONDING.exists())
 
 
-BRIDGE_KINDS = frozenset({BridgeVlan.kind, Fdb.kind})
+VLAN_KINDS = frozenset({BridgeVlan.kind, VlanMulticast.kind})
+BRIDGE_KINDS = VLAN_KINDS | {Fdb.kind}
 """What ``bridge`` changes, and not ``ip``."""
 
 LIVE = frozenset({"ra", "dhcp"})
@@ -243,6 +261,8 @@ def arrange(steps: Sequence[Step], group_of: Callable[[Sequence[Link]], int | No
         links = [s.before for s in run if isinstance(s, Delete) and isinstance(s.before, Link)]
         if len(links) > TOGETHER and (group := group_of(links)) is not None:
             lines += delete_together(links, group)
+        elif kind in VLAN_KINDS:
+            lines += in_ranges(run)
         else:
             for step in run:
                 lines += lines_of(step)
@@ -252,8 +272,8 @@ def arrange(steps: Sequence[Step], group_of: Callable[[Sequence[Link]], int | No
 
 
 def runs(steps: Sequence[Step]) -> Iterator[list[Step]]:
-    """Steps one by one, but deletions of our links that follow each other in one list, and new routes
-    that do with those first that need no gateway."""
+    """Steps one by one, but deletions of our links that follow each other in one list, what is done to VLANs
+    likewise, and new routes that do with those first that need no gateway."""
     at = 0
     while at < len(steps):
         kind = sort_of(steps[at])
@@ -273,6 +293,8 @@ def sort_of(step: Step) -> str:
             return "link of ours goes"
         case Create(Route()):
             return "new route"
+        case Create(BridgeVlan()) | Create(VlanMulticast()) | Update(_, VlanMulticast()):
+            return f"{step.key.kind} made"
     return ""
 
 

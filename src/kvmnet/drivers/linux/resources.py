@@ -1,4 +1,4 @@
-"""Links, addresses, routes, proxy neighbours, VLANs of bridge ports and sysctls of a Linux host. Pure."""
+"""Links, addresses, routes, neighbours, VLANs of bridge ports and sysctls of a Linux host. Pure."""
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -63,9 +63,15 @@ class Link(Resource):
     vlan_filtering: bool | None = option(doc="bridge: ports are members of VLANs")
     default_pvid: int | None = option(doc="bridge: VLAN that a new port gets; 0 for none")
     stp: bool | None = option(doc="bridge: spanning tree")
+    priority: int | None = option(doc="bridge: STP priority; the smallest becomes the root")
     forward_delay: int | None = option(doc="bridge: STP forward delay, 1/100 s")
+    hello_time: int | None = option(doc="bridge: STP interval of messages, 1/100 s")
+    max_age: int | None = option(doc="bridge: how long an STP message counts, 1/100 s")
     ageing_time: int | None = option(doc="bridge: FDB ageing, 1/100 s")
     mcast_snooping: bool | None = option(doc="bridge: IGMP/MLD snooping")
+    mcast_vlan_snooping: bool | None = option(doc="bridge: each VLAN by itself")
+    mcast_query_use_ifaddr: bool | None = option(doc="bridge: asks by IGMP from its own address, not from 0.0.0.0")
+    mcast_querier: bool | None = option(doc="bridge: asks by IGMP/MLD who wants what")
     linklocal_learn: bool | None = option(
         doc="bridge: learns from frames to 01:80:c2:00:00:0X, which pass no hook of the guard")
     nf_call_iptables: bool | None = option(doc="bridge: IPv4 frames pass the IP hooks")
@@ -77,6 +83,7 @@ class Link(Resource):
     mcast_flood: bool | None = option(doc="port: receives unknown multicast", of="master")
     hairpin: bool | None = option(doc="port: frames may leave where they came in", of="master")
     bpdu_guard: bool | None = option(doc="port: goes down on a BPDU", of="master")
+    root_guard: bool | None = option(doc="port: never leads to the STP root", of="master")
     neigh_suppress: bool | None = option(doc="port: ARP/ND answered by the bridge", of="master")
 
 
@@ -169,6 +176,29 @@ EVERYONE = "00:00:00:00:00:00"
 def fdb(dev: str, dst: str, mac: str = EVERYONE) -> Fdb:
     """A complete Fdb."""
     return Fdb(name=f"{dev} {mac} {dst}", dev=dev, mac=mac, dst=dst)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VlanMulticast(Resource):
+    """How a VLAN-aware bridge handles multicast on one of its VLANs; named ``BRIDGE VID``. It is there as long as
+    a port is on the VLAN."""
+
+    kind: ClassVar[str] = "vlan-multicast"
+    permanent: ClassVar[bool] = True
+    bridge: str | None = option(doc="the bridge", ref="link", on_delete="cascade")
+    member: str | None = option(doc="a port's membership, by which the bridge has the VLAN", ref="bridge-vlan",
+                                on_delete="cascade", once=True)
+    snooping: bool | None = option(doc="IGMP/MLD snooping")
+    querier: bool | None = option(doc="the bridge asks by IGMP/MLD who wants what")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Neighbour(Resource):
+    """The MAC of an address on a link, for good; named ``DEV ADDRESS``."""
+
+    kind: ClassVar[str] = "neighbour"
+    dev: str | None = option(doc="the link", ref="link", on_delete="cascade", recreate=True)
+    mac: str | None = option(doc="hardware address, lower case")
 
 
 def vlan_name(dev: str, vid: int) -> str:

@@ -17,8 +17,10 @@ from kvmnet.drivers.linux.resources import (
     BridgeVlan,
     Fdb,
     Link,
+    Neighbour,
     ProxyNeighbour,
     Route,
+    VlanMulticast,
     address_name,
     default_metric,
     fdb,
@@ -26,6 +28,7 @@ from kvmnet.drivers.linux.resources import (
     route_name,
     vlan_name,
 )
+from kvmnet.engine.resource import Key, Resource
 
 Json = Mapping[str, Any]
 FOREVER = 4294967295
@@ -114,6 +117,35 @@ def parse_fdb(items: Iterable[Json], links: Mapping[str, Link]) -> Iterator[Fdb]
             continue
         if item["dst"] != link.vxlan_group:
             yield fdb(link.name, item["dst"], item["mac"])
+
+
+def parse_multicast(items: Iterable[Json], state: Mapping[Key, Resource]) -> Iterator[VlanMulticast]:
+    """Multicast of VLANs, of ``bridge -json vlan global show``. ``state``: links and VLANs of ports. A VLAN is
+    there by the uplink's membership as well as by any other: the first port that is no tap stands for all."""
+    members: dict[tuple[str, str], str] = {}
+    for resource in state.values():
+        if isinstance(resource, BridgeVlan) and resource.dev != resource.bridge:
+            port = state.get(Key(Link.kind, resource.dev or ""))
+            if not isinstance(port, Link) or port.type != "tap":
+                members.setdefault((resource.bridge or "", resource.name.rpartition(" ")[2]), resource.name)
+    for item in items:
+        bridge = item.get("ifname", "")
+        link = state.get(Key(Link.kind, bridge))
+        if not isinstance(link, Link) or not link.mcast_vlan_snooping:
+            continue
+        for vlan in item.get("vlans", ()):
+            for vid in range(vlan["vlan"], vlan.get("vlanEnd", vlan["vlan"]) + 1):
+                yield VlanMulticast(name=vlan_name(bridge, vid), bridge=bridge, member=members.get((bridge, str(vid))),
+                                    snooping=bool(vlan.get("mcast_snooping")), querier=bool(vlan.get("mcast_querier")))
+
+
+def parse_neighbours(items: Iterable[Json]) -> Iterator[tuple[Neighbour, str]]:
+    """Neighbours for good, of ``ip -Numeric -json neigh show nud permanent``, with the protocol number that made
+    each."""
+    for item in items:
+        if "dst" in item and "lladdr" in item and item.get("state") == ["PERMANENT"]:
+            yield (Neighbour(name=proxy_name(item["dev"], item["dst"]), dev=item["dev"], mac=item["lladdr"]),
+                   str(item.get("protocol", "")))
 
 
 def link_type(item: Json, info: Json, data: Json) -> str:

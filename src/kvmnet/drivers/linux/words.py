@@ -30,8 +30,10 @@ from kvmnet.drivers.linux.resources import (
     BridgeVlan,
     Fdb,
     Link,
+    Neighbour,
     ProxyNeighbour,
     Route,
+    VlanMulticast,
     default_metric,
 )
 from kvmnet.drivers.linux.wire import ADVERTISED, PROTO_NUMBERS, ROUTE_TYPES, TABLE_NUMBERS, UNTOLD
@@ -84,6 +86,17 @@ def lines_of(step: Step) -> list[Line]:
             return [fdb_line("append", entry)]
         case Delete(Fdb() as entry):
             return [fdb_line("del", entry)._replace(gone=True)]
+        case Create(VlanMulticast() as claim) | Update(_, VlanMulticast() as claim):
+            return [multicast_line(claim)]
+        case Delete(VlanMulticast()):
+            return []
+        case Create(Neighbour() as neighbour) | Update(_, Neighbour() as neighbour):
+            dev, address = neighbour.name.split()
+            return [Line(("neigh", "replace", address, "lladdr", neighbour.mac or "", "dev", dev, "nud", "permanent",
+                          "protocol", PROTO), neighbour.key)]
+        case Delete(Neighbour() as neighbour):
+            dev, address = neighbour.name.split()
+            return [Line(("neigh", "del", address, "dev", dev), neighbour.key, gone=True)]
         case Create(Address() as address):
             verb = "add" if address.lifetime is None else "replace"  # an advertisement may have been quicker
             return [Line(("address", verb, *address_words(address)), address.key)]
@@ -171,6 +184,44 @@ def vlan_line(verb: str, claim: BridgeVlan, whole: BridgeVlan) -> Line:
 
 def fdb_line(verb: str, entry: Fdb) -> Line:
     return Line(("fdb", verb, entry.mac or "", "dev", entry.dev or "", "dst", entry.dst or ""), entry.key)
+
+
+def in_ranges(steps: Iterable[Step]) -> list[Line]:
+    """The lines of *steps* on VLANs, by device and id. Neighbouring ids that are told the same are one line: a
+    range with pvid is refused, and a deletion stops at the first that is gone (br_process_vlan_info() in
+    net/bridge/br_netlink.c), so those stay apart."""
+    lines: list[Line] = []
+    last = 0
+    for step in sorted(steps, key=lambda s: place_of(s.key)):
+        (line,) = lines_of(step) or (None,)
+        if line is None:
+            continue
+        at, (_, vid) = line.words.index("vid") + 1, place_of(step.key)
+        joins = lines and vid == last + 1 and "pvid" not in line.words and not line.gone
+        if joins and without(lines[-1].words, at) == without(line.words, at):
+            first = lines[-1].words[at].partition("-")[0]
+            lines[-1] = lines[-1]._replace(words=(*line.words[:at], f"{first}-{vid}", *line.words[at + 1:]))
+        else:
+            lines.append(line)
+        last = vid
+    return lines
+
+
+def without(words: Sequence[str], at: int) -> tuple[str, ...]:
+    return (*words[:at], *words[at + 1:])
+
+
+def place_of(key: Key) -> tuple[str, int]:
+    """Device and id of a VLAN."""
+    dev, vid = key.name.rsplit(" ", 1)
+    return dev, int(vid)
+
+
+def multicast_line(claim: VlanMulticast) -> Line:
+    bridge, vid = claim.name.rsplit(" ", 1)
+    words = [word for name, on in (("mcast_snooping", claim.snooping), ("mcast_querier", claim.querier))
+             if on is not None for word in (name, "1" if on else "0")]
+    return Line(("vlan", "global", "set", "dev", bridge, "vid", vid, *words), claim.key)
 
 
 def another_mtu(mtu: int) -> int:

@@ -115,13 +115,13 @@ def features(subject: Subject) -> Iterator[Problem]:
         alone = not ways.shares(name, network, spec, known)
         if alone and known.get(ways.SUB_INTERFACES, ""):
             yield wrong(f"networks.{name}.vlan", f"this host has no VLANs: {known[ways.SUB_INTERFACES]}; "
-                        f"{known.get(ways.FILTERING) or 'the host has an address on it'}",
+                        f"{ways.why_alone(network, spec, known)}",
                         "install the distribution's full kernel")
         elif alone:
             for item in subject.members[name]:
                 if item.nic.trunk:
                     yield wrong(f"{item.path}.trunk", "the network has a bridge of its own inside its VLAN, where a "
-                                f"tagged frame would be tagged twice: {known.get(ways.FILTERING) or 'the host has an address on it'}",
+                                f"tagged frame would be tagged twice: {ways.why_alone(network, spec, known)}",
                                 "remove trunk")
     reason = known.get("vhost-net", "")
     if not reason:

@@ -1,0 +1,126 @@
+"""VLANs that the switch does not carry, trunks, spanning trees and multicast of networks. Pure."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from kvmnet.errors import Problem
+from kvmnet.spec import ways
+from kvmnet.spec.models import Mode, Network, StpOptions
+from kvmnet.spec.rules.subject import Subject, wrong
+
+OF_OUR_BRIDGE = {"querier": "asks for multicast", "neigh_suppress": "answers for guests"}
+"""Options that change the bridge, which an existing one is not."""
+
+
+def carried(subject: Subject) -> Iterator[Problem]:
+    """VLANs of networks, trunks and sub-interfaces that are not among those of their uplink."""
+    spec = subject.spec
+    for name, uplink in spec.uplinks.items():
+        if uplink.vlan:
+            below = [uplink.on or ""] if uplink.on else [
+                n for n, u in spec.uplinks.items() if u.device == uplink.device and not ways.is_vlan(u)]
+            for other in below:
+                yield from _outside(subject, f"uplinks.{name}.vlan", other, (uplink.vlan,))
+    for name, network in spec.networks.items():
+        if network.mode is Mode.BRIDGE and network.uplink and not network.bridge:
+            yield from _outside(subject, f"networks.{name}.vlan", network.uplink, (network.vlan,) if network.vlan else ())
+    for item in subject.nics:
+        found = spec.networks.get(item.nic.network)
+        if found and found.mode is Mode.BRIDGE and found.uplink and not found.bridge:
+            yield from _outside(subject, f"{item.path}.trunk", found.uplink, item.nic.trunk)
+
+
+def _outside(subject: Subject, path: str, uplink: str, ids: Iterable[int]) -> Iterator[Problem]:
+    """Those of *ids* that the switch does not carry to *uplink*."""
+    there = subject.spec.uplinks.get(uplink)
+    if there is None or not there.vlans:
+        return
+    if missing := sorted(set(ids).difference(there.vlans)):
+        one = len(missing) == 1
+        yield wrong(path, f"VLAN{'' if one else 's'} {ranges(missing)} {'is' if one else 'are'} not among those of uplink "
+                    f"{uplink}, {ranges(there.vlans)}", f"use one of these, or add it to uplinks.{uplink}.vlans and to the "
+                    "port of the switch")
+
+
+def ranges(ids: Iterable[int]) -> str:
+    """*ids*, sorted, as they are written: ``100, 200-299``."""
+    found: list[list[int]] = []
+    for vid in ids:
+        if found and vid == found[-1][1] + 1:
+            found[-1][1] = vid
+        else:
+            found.append([vid, vid])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in found)
+
+
+def trunks(subject: Subject) -> Iterator[Problem]:
+    """What a NIC sends with and without tags."""
+    for item in subject.nics:
+        nic, network = item.nic, subject.spec.networks.get(item.nic.network)
+        if network is None:
+            continue
+        on_uplink = network.mode is Mode.BRIDGE and bool(network.uplink) and not network.bridge
+        if not nic.untagged and not (nic.trunk and on_uplink):
+            yield wrong(f"{item.path}.untagged", "a NIC that sends only tags needs a trunk, on a network in mode bridge "
+                        "with an uplink", "add trunk: [ID], or remove untagged")
+        elif nic.untagged and on_uplink and network.vlan in nic.trunk:
+            yield wrong(f"{item.path}.trunk", f"VLAN {network.vlan} is its network {nic.network}, on which it is untagged",
+                        f"take {network.vlan} out of trunk, or write untagged: false")
+
+
+def spanning_trees(subject: Subject) -> Iterator[Problem]:
+    """Protocols that the kernel does not speak, timers that do not go together, and two wishes for one bridge."""
+    first: dict[str, str] = {}
+    for name, network in subject.spec.networks.items():
+        path, options = f"networks.{name}.stp_options", network.stp_options
+        if options.protocol != "stp":
+            yield wrong(f"{path}.protocol", f"the kernel's bridge speaks STP alone: {options.protocol} needs a daemon, mstpd, "
+                        "which Debian 12 does not package and kvmnet does not run",
+                        "remove protocol: RSTP and MSTP switches understand STP on this port; or let mstpd have a bridge "
+                        "of the host's own and write bridge: NAME")
+        if not network.stp and options != StpOptions():
+            yield wrong(path, "settings of a spanning tree that is off", "add stp: true, or remove stp_options")
+        if not 2 * (options.forward_delay - 1) >= options.max_age >= 2 * (options.hello + 1):
+            yield wrong(path, f"max_age {options.max_age} must be at least 2 * (hello + 1) = {2 * (options.hello + 1)} and at "
+                        f"most 2 * (forward_delay - 1) = {2 * (options.forward_delay - 1)} (802.1D-1998, 8.10.2)",
+                        "change one of the three")
+        uplink = subject.sharing(name)
+        if uplink and network.stp:
+            other = first.setdefault(uplink, name)
+            if subject.spec.networks[other].stp_options != options:
+                yield wrong(path, f"the networks of uplink {uplink} share a bridge, and {other} wants another spanning tree",
+                            "write the same stp_options in both")
+
+
+def multicast(subject: Subject) -> Iterator[Problem]:
+    """Queriers that nobody hears, and existing bridges, which are not changed."""
+    for name, network in subject.spec.networks.items():
+        path = f"networks.{name}"
+        if network.bridge:
+            yield from _existing(path, network)
+        elif network.querier and not network.snooping:
+            yield wrong(f"{path}.querier", "nobody makes use of the answers with snooping: false",
+                        "remove querier, or snooping: false")
+
+
+def _existing(path: str, network: Network) -> Iterator[Problem]:
+    for option, what in OF_OUR_BRIDGE.items():
+        if getattr(network, option):
+            yield wrong(f"{path}.{option}", f"an existing bridge is used as it is: whether it {what} is not changed",
+                        f"remove {option}")
+    if not network.snooping:
+        yield wrong(f"{path}.snooping", "an existing bridge is used as it is: its snooping is not changed",
+                    "remove snooping")
+
+
+def queriers(subject: Subject) -> Iterator[Problem]:
+    """Queriers on VLANs of a kernel that cannot tell the VLANs apart."""
+    reason = subject.facts.features.get(ways.MULTICAST, "")
+    for name, network in subject.spec.networks.items():
+        if reason and network.querier and subject.sharing(name):
+            yield wrong(f"networks.{name}.querier", f"a VLAN of a shared bridge cannot have a querier here: {reason}",
+                        "remove querier")
+
+
+RULES = (carried, trunks, spanning_trees, multicast)
+HOST_RULES = (queriers,)
