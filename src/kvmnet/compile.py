@@ -168,7 +168,7 @@ def trunk_of(segment: Segment, spec: Spec) -> bridge.Trunk | None:
     if not segment.vlan or not uplink:
         return None
     native = ways.native(uplink, spec)
-    return bridge.Trunk(uplink, native, tuple(sorted(ways.used(uplink, spec))),
+    return bridge.Trunk(uplink, native, tuple(sorted(ways.carried(uplink, spec))),
                         {n.vlan or native: n for _, n in ways.bridged(uplink, spec) if not (n.vlan and n.needs_device)})
 
 

@@ -121,3 +121,9 @@ def used(uplink: str, spec: Spec) -> set[int]:
     """VLAN ids that the networks of an uplink and the trunks on them have."""
     here = spec.bridged.get(uplink, {})
     return {network.vlan for network in here.values() if network.vlan}.union(*(spec.trunked.get(n, ()) for n in here))
+
+
+def carried(uplink: str, spec: Spec) -> set[int]:
+    """VLAN ids that the shared bridge of an uplink carries tagged: not those that have a device of their own."""
+    here = spec.bridged.get(uplink, {})
+    return used(uplink, spec) - {network.vlan for network in here.values() if network.vlan and network.needs_device}

@@ -16,8 +16,11 @@ from kvmnet.drivers.linux.wire import (
     kernel_made,
     parse_addresses,
     parse_links,
+    parse_multicast,
+    parse_neighbours,
     parse_proxies,
     parse_routes,
+    parse_vlans,
     sysctl_device,
 )
 
@@ -143,6 +146,29 @@ def test_proxies_carry_who_made_them() -> None:
     found = list(parse_proxies([{"dst": "10.0.0.5", "dev": "e", "proxy": None, "protocol": "87"},
                                 {"dst": "2001:db8::5", "dev": "e", "proxy": None}]))
     assert [(p.name, proto) for p, proto in found] == [("e 10.0.0.5", "87"), ("e 2001:db8::5", "")]
+
+
+def test_vlans_of_ports_and_their_multicast() -> None:
+    links = {n: Link(name=n, **more) for n, more in {  # type: ignore[arg-type]
+        "b": {"type": "bridge", "vlan_filtering": True, "mcast_vlan_snooping": True, "master": ""},
+        "e": {"type": "physical", "master": "b"}, "t": {"type": "tap", "master": "b"}, "x": {"type": "tap", "master": ""}}.items()}
+    shown = [{"ifname": "e", "vlans": [{"vlan": 1, "flags": ["PVID", "Egress Untagged"]}, {"vlan": 10, "vlanEnd": 12}]},
+             {"ifname": "t", "vlans": [{"vlan": 10}]}, {"ifname": "x", "vlans": [{"vlan": 1}]}]
+    vlans = {v.key: v for v in parse_vlans(shown, links)}
+    assert [(v.name, v.bridge, v.pvid) for v in vlans.values()] == [
+        ("e 1", "b", True), ("e 10", "b", False), ("e 11", "b", False), ("e 12", "b", False), ("t 10", "b", False)]
+    options = [{"ifname": "b", "vlans": [{"vlan": 10, "vlanEnd": 11, "mcast_snooping": 1, "mcast_querier": 0},
+                                         {"vlan": 20, "mcast_snooping": 0, "mcast_querier": 1}]}]
+    state = {**{link.key: link for link in links.values()}, **vlans}
+    assert [(m.name, m.member, m.snooping, m.querier) for m in parse_multicast(options, state)] == [
+        ("b 10", "e 10", True, False), ("b 11", "e 11", True, False), ("b 20", None, False, True)]
+
+
+def test_only_neighbours_for_good_count() -> None:
+    found = list(parse_neighbours([
+        {"dst": "10.0.0.5", "dev": "b", "lladdr": "02:00:00:00:00:05", "protocol": "87", "state": ["PERMANENT"]},
+        {"dst": "10.0.0.6", "dev": "b", "lladdr": "02:00:00:00:00:06", "state": ["REACHABLE"]}, {"dst": "10.0.0.7", "dev": "b"}]))
+    assert [(n.name, n.mac, proto) for n, proto in found] == [("b 10.0.0.5", "02:00:00:00:00:05", "87")]
 
 
 @pytest.mark.parametrize(("name", "dev"), [

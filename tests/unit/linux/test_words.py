@@ -3,8 +3,18 @@ from __future__ import annotations
 
 import pytest
 
-from kvmnet.drivers.linux.driver import LinuxDriver, arrange
-from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, ProxyNeighbour, Route, Sysctl, route
+from kvmnet.drivers.linux.driver import Batch, LinuxDriver, arrange
+from kvmnet.drivers.linux.resources import (
+    Address,
+    BridgeVlan,
+    Link,
+    Neighbour,
+    ProxyNeighbour,
+    Route,
+    Sysctl,
+    VlanMulticast,
+    route,
+)
 from kvmnet.drivers.linux.words import lines_of, quote
 from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
@@ -92,6 +102,16 @@ CASES: dict[str, tuple[Step, list[str]]] = {
                               ["vlan add dev b vid 100 self"]),
     "a VLAN that a port leaves": (Delete(BridgeVlan(name="t 100", dev="t", bridge="b", pvid=True, untagged=True)),
                                   ["vlan del dev t vid 100"]),
+    "multicast of a VLAN": (Create(VlanMulticast(name="b 100", bridge="b", snooping=True, querier=True)),
+                            ["vlan global set dev b vid 100 mcast_snooping 1 mcast_querier 1"]),
+    "a spanning tree": (Create(Link(name="b", type="bridge", up=True, stp=True, priority=4096, forward_delay=400, hello_time=100,
+                                    max_age=600, mcast_querier=True, mcast_vlan_snooping=False)), [
+        "link add dev b type bridge stp_state 1 priority 4096 forward_delay 400 hello_time 100 max_age 600 mcast_querier 1",
+        "link set dev b up"]),
+    "a neighbour for good": (Create(Neighbour(name="b 10.0.0.5", dev="b", mac="02:00:00:00:00:05")),
+                             ["neigh replace 10.0.0.5 lladdr 02:00:00:00:00:05 dev b nud permanent protocol 87"]),
+    "a neighbour that goes": (Delete(Neighbour(name="b 10.0.0.5", dev="b", mac="02:00:00:00:00:05")),
+                              ["neigh del 10.0.0.5 dev b"]),
 }
 
 
@@ -129,6 +149,19 @@ def test_one_batch_per_run_with_settings_between_and_routes_without_gateway_firs
         ("ip", "-batch", "-"), ("sysctl", "-w", "net/ipv4/ip_forward=1"), ("ip", "-batch", "-")]
     assert shown[2].stdin.splitlines()[0].startswith("route add 172.16.0.0/24")
     assert [k.name for k in shown[2].keys] == ["172.16.0.0/24 dev e", "10.1.0.0/16 dev e"]
+
+
+def test_neighbouring_vlans_are_one_line_and_a_ports_own_is_not() -> None:
+    steps: list[Step] = [Create(BridgeVlan(name=f"e {v}", dev="e", bridge="b", pvid=v == 5, untagged=v == 5))
+                         for v in (10, 100, 3, 4, 5, 6, 7, 9, 11)]
+    steps += [Create(BridgeVlan(name="t 8", dev="t", bridge="b", pvid=False, untagged=False))]
+    steps += [Create(VlanMulticast(name=f"b {v}", bridge="b", snooping=True, querier=v < 12)) for v in (11, 12, 10)]
+    (part,) = arrange(steps, lambda links: None)
+    assert isinstance(part, Batch) and part.tool == "bridge" and part.steps == len(steps)
+    assert [str(line) for line in part.lines] == [
+        "vlan add dev e vid 3-4", "vlan add dev e vid 5 pvid untagged", "vlan add dev e vid 6-7", "vlan add dev e vid 9-11",
+        "vlan add dev e vid 100", "vlan add dev t vid 8", "vlan global set dev b vid 10-11 mcast_snooping 1 mcast_querier 1",
+        "vlan global set dev b vid 12 mcast_snooping 1 mcast_querier 0"]
 
 
 def test_many_links_of_ours_go_as_a_group_and_foreign_ones_never() -> None:

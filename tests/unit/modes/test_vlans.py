@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from kvmnet.compile import Compiled, compile_spec
-from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, Route
+from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, Neighbour, Route, VlanMulticast
 from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.engine.resource import Absent, Key
 from kvmnet.errors import HostCannot, SpecError
@@ -131,3 +131,65 @@ def test_an_mtu_that_does_not_hold(uplinks: str, says: str) -> None:
     with pytest.raises(SpecError) as refused:
         compiled(uplinks)
     assert says in str([p.message for p in refused.value.problems])
+
+
+def test_a_nic_that_sends_only_tags() -> None:
+    out = compiled(WAN, TWO, "{x: {nics: [{network: a, ip: 10.1.0.9, trunk: [300], untagged: false}]}}")
+    assert {n: v for n, v in vlans(out).items() if n.startswith("kvt-")} == {"kvt-x-0 100": "tagged", "kvt-x-0 300": "tagged"}
+    guard = out.wanted[Key("nic-guard", "kvt-x-0")]
+    assert isinstance(guard, NicGuard) and guard.vlans == (100, 300)
+
+
+def test_multicast_of_each_vlan() -> None:
+    networks = TWO.replace("10.1.0.0/24", "10.1.0.0/24, querier: true").replace("10.2.0.0/24", "10.2.0.0/24, snooping: false")
+    out = compiled(WAN, networks)
+    bridge = link(out, "kvb-~wan")
+    assert (bridge.mcast_snooping, bridge.mcast_vlan_snooping, bridge.mcast_querier) == (True, True, False)
+    found = {k.name: (r.snooping, r.querier, r.member) for k, r in out.wanted.items() if isinstance(r, VlanMulticast)}
+    assert found == {"kvb-~wan 100": (True, True, "eth1 100"), "kvb-~wan 200": (False, False, "eth1 200")}
+
+
+def test_multicast_of_each_vlan_needs_the_kernel() -> None:
+    lacks = {"bridge-vlan-multicast": "Linux 5.15"}
+    out = compiled(WAN, TWO, features=lacks)
+    assert (link(out, "kvb-~wan").mcast_snooping, link(out, "kvb-~wan").mcast_vlan_snooping) == (False, None)
+    assert "no multicast snooping on kvb-~wan: Linux 5.15" in out.notes
+    with pytest.raises(HostCannot, match="cannot have a querier here: Linux 5.15"):
+        compiled(WAN, TWO.replace("10.1.0.0/24", "10.1.0.0/24, querier: true"), features=lacks)
+
+
+def test_a_bridge_of_its_own_asks_from_the_hosts_address() -> None:
+    out = compiled(WAN, "{c: {mode: bridge, uplink: wan, subnet: 192.0.2.0/24, querier: true}, d: {mode: isolated, subnet: "
+                        "10.9.0.0/24, querier: true}, e: {mode: isolated, querier: true}}")
+    assert {n: (link(out, n).mcast_querier, link(out, n).mcast_query_use_ifaddr) for n in ("kvb-c", "kvb-d", "kvb-e")} == {
+        "kvb-c": (True, True), "kvb-d": (True, True), "kvb-e": (True, False)}
+
+
+def test_a_network_whose_bridge_answers_for_its_guests_has_one_of_its_own() -> None:
+    out = compiled(WAN, TWO.replace("10.1.0.0/24", "10.1.0.0/24, neigh_suppress: true"),
+                   GUESTS.replace(", trunk: [1, 300]", ""))
+    assert link(out, "kvu-~a").master == "kvb-a" and link(out, "kvt-x-0").neigh_suppress
+    assert out.wanted[Key("neighbour", "kvb-a 10.1.0.9")] == Neighbour(
+        name="kvb-a 10.1.0.9", dev="kvb-a", mac=out.segments["a"].nics[0].mac)
+    assert not link(out, "kvt-y-0").neigh_suppress and "eth1 200" in vlans(out) and "eth1 100" not in vlans(out)
+    out = compiled(WAN, TWO.replace("192.0.2.0/24", "192.0.2.0/24, neigh_suppress: true"))
+    assert vlans(out) == {}, "the host's own VLAN inside has no device: then none is shared"
+    assert "VLAN 200: the bridge of the uplink wan answers for its guests" in " ".join(out.notes)
+
+
+def test_a_spanning_tree_and_its_guest_ports() -> None:
+    out = compiled(WAN, TWO.replace("10.2.0.0/24", "10.2.0.0/24, stp: true, stp_options: {priority: 8192, hello: 1, "
+                                    "forward_delay: 10, max_age: 12}"), GUESTS.replace("10.1.0.9,", "10.1.0.9, guard: off,"))
+    bridge = link(out, "kvb-~wan")
+    assert (bridge.stp, bridge.priority, bridge.hello_time, bridge.forward_delay, bridge.max_age) == (True, 8192, 100, 1000, 1200)
+    assert {n: (link(out, n).root_guard, link(out, n).bpdu_guard) for n in ("kvt-x-0", "kvt-y-0", "kvt-z-0")} == {
+        "kvt-x-0": (True, False), "kvt-y-0": (True, True), "kvt-z-0": (True, True)}, "the tree is of the whole bridge"
+
+
+def test_five_hundred_networks_are_compiled_in_one_go() -> None:
+    """Each network of a shared bridge adds to it; the bridge itself, its uplink and its VLANs are wired once."""
+    networks = ", ".join(f"n{i}: {{mode: bridge, uplink: wan, vlan: {i + 2}, subnet: 10.{i // 250}.{i % 250}.0/24}}" for i in range(500))
+    vms = ", ".join(f"g{i}: {{nics: [{{network: n{i}, ip: 10.{i // 250}.{i % 250}.9}}]}}" for i in range(500))
+    out = compiled(WAN, f"{{{networks}}}", f"{{{vms}}}")
+    assert len(vlans(out)) == 500 + 500 + 2 and vlans(out)["kvb-~wan 1"] == "native"
+    assert sum(isinstance(r, Link) and r.type == "bridge" for r in out.wanted.values()) == 1

@@ -66,6 +66,19 @@ def trunks(subject: Subject) -> Iterator[Problem]:
         elif nic.untagged and on_uplink and network.vlan in nic.trunk:
             yield wrong(f"{item.path}.trunk", f"VLAN {network.vlan} is its network {nic.network}, on which it is untagged",
                         f"take {network.vlan} out of trunk, or write untagged: false")
+        if on_uplink:
+            yield from _taken(subject, f"{item.path}.trunk", network.uplink or "", nic.trunk)
+
+
+def _taken(subject: Subject, path: str, uplink: str, ids: Iterable[int]) -> Iterator[Problem]:
+    """VLANs of a trunk whose frames another device takes before they reach the bridge."""
+    spec = subject.spec
+    owners = {n.vlan: f"network {name}" for name, n in spec.bridged.get(uplink, {}).items() if n.vlan and n.needs_device}
+    owners |= {u.vlan: f"uplink {name}" for name, u in spec.uplinks.items() if u.vlan and u.on == uplink}
+    for vid in ids:
+        if vid in owners:
+            yield wrong(path, f"VLAN {vid} is {owners[vid]}, which has a device of its own that takes its frames before the "
+                        "bridge does", f"take {vid} out of trunk")
 
 
 def spanning_trees(subject: Subject) -> Iterator[Problem]:
