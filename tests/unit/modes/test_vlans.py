@@ -154,7 +154,7 @@ def test_multicast_of_each_vlan_needs_the_kernel() -> None:
     out = compiled(WAN, TWO, features=lacks)
     assert (link(out, "kvb-~wan").mcast_snooping, link(out, "kvb-~wan").mcast_vlan_snooping) == (False, None)
     assert "no multicast snooping on kvb-~wan: Linux 5.15" in out.notes
-    with pytest.raises(HostCannot, match="cannot have a querier here: Linux 5.15"):
+    with pytest.raises(HostCannot, match="cannot have a querier here"):
         compiled(WAN, TWO.replace("10.1.0.0/24", "10.1.0.0/24, querier: true"), features=lacks)
 
 
