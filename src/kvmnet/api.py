@@ -399,7 +399,7 @@ class Host:
         compiled, allocations = self.compile(document, self.facts(seen, document))
         return prove(Subject(segments=compiled.segments, paths=self.paths, running=tuple(self.running()),
                              allocations=allocations, outside=tuple(outside) or next_hops(seen),
-                             execute=execute_in), progress)
+                             next_hops=next_hops(seen), execute=execute_in), progress)
 
 
 def refuse_another(planned: Planned, saved: Mapping[str, Any], path: Path) -> None:

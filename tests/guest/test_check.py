@@ -74,7 +74,8 @@ def test_two_networks_and_two_guests(here: Applied) -> None:
     assert {k: c.evidence for k, c in found.items() if c.verdict is not Verdict.PASS} == {}
     for nic, peer in (("web1/nic0", "web2"), ("web2/nic0", "web1")):
         assert {name for network, by, name in found if (network, by) == ("lan", nic)} == {
-            "address4", "address6", "gateway4", "gateway6", "outside4", "outside6", "mtu4", "mtu6", "dns",
+            "address4", "address6", "gateway4", "gateway6", "outside4", "outside6", "mtu4", "mtu6", "mtu-outside4",
+            "mtu-outside6", "dns",
             f"reaches {peer} by IPv4", f"reaches {peer} by IPv6"}
     assert "1400 bytes" in found["iso", "web1/nic1", "mtu4"].evidence
     assert {k.split()[0] for k in here.left()} <= {"guest-nic"}    # compiled before the guests ran

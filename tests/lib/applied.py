@@ -39,7 +39,7 @@ class Applied:
     @property
     def subject(self) -> Subject:
         return Subject(segments=self.compiled.segments, paths=self.engine.paths, allocations=self.allocations,
-                       outside=(OUTSIDE, OUTSIDE6))
+                       outside=(OUTSIDE, OUTSIDE6), next_hops=(OUTSIDE, OUTSIDE6))
 
     def left(self) -> list[str]:
         """What an apply of the same document would still change."""

@@ -35,6 +35,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.planned import Planned
 from kvmnet.spec.load import loads
+from lib.known import lend_features
 from lib.netns import inside, named_netns, new_netns, sh
 from lib.tap import Tap
 
@@ -335,6 +336,7 @@ def world(call_iptables: int = 0) -> Iterator[World]:
         upstream = stack.enter_context(named_netns(f"kvt-{os.getpid()}-{uuid4().hex[:6]}"))
         connect(upstream)
         made = World(stack, upstream, Paths.from_environment())
+        lend_features(made.paths)
         stack.callback(clean_up, made)
         yield made
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 
 from kvmnet.check.echo import HEADERS
 from kvmnet.check.model import Claim, Execute, Finding, Subject, Verdict, failed, passed, skipped
-from kvmnet.check.promises import LEAST_MTU6, gateway
+from kvmnet.check.promises import LEAST_MTU6, gateway, mtu_outside
 from kvmnet.errors import KvmnetError
 from kvmnet.modes import services
 from kvmnet.modes.model import NicOnNetwork
@@ -105,6 +105,10 @@ def about(subject: Subject, segment: Segment, nic: NicOnNetwork) -> Iterator[Que
                 yield ask(f"reaches {other.vm} by IPv{family}", answered(peer), echo(nic, peer), "ping")
         if target and (family == 4 or nic.mtu >= LEAST_MTU6):
             yield ask(f"mtu{family}", fits(nic, target), echo(nic, target, size=nic.mtu - HEADERS[family]), "ping")
+            for address in outside(subject, segment, family):
+                size = min(nic.mtu, mtu_outside(segment))
+                if address in subject.next_hops:
+                    yield ask(f"mtu-outside{family}", carried(address, size), echo(nic, address, size=size - HEADERS[family]), "ping")
     yield from name_question(subject, segment, nic, ask)
 
 
@@ -187,6 +191,15 @@ def fits(nic: NicOnNetwork, target: str) -> Callable[[Told, tuple[int, str] | No
             return failed(f"{nic.mtu} bytes to {target}: {last(answer[1]) if answer else 'no word'}")
         how = " with DF" if "ping-M" in told.tools else ""
         return passed(f"{nic.mtu} bytes{how} to {target} and back; {link} takes no larger ones")
+    return judge
+
+
+def carried(target: str, size: int) -> Callable[[Told, tuple[int, str] | None], Finding]:
+    def judge(told: Told, answer: tuple[int, str] | None) -> Finding:
+        if answer is None or answer[0] != 0:
+            return failed(f"{size} bytes to {target}: {last(answer[1]) if answer else 'no word'}")
+        how = " with DF" if "ping-M" in told.tools else ""
+        return passed(f"{size} bytes{how} to {target} and back")
     return judge
 
 

@@ -40,6 +40,8 @@ class Subject:
     outside: tuple[str, ...] = ()
     """Addresses beyond the uplinks that answer echo, of either family: the next hops of the host's
     default routes, or what the operator names."""
+    next_hops: tuple[str, ...] = ()
+    """Those of them that are neighbours of this host, or networks': what fits into their segment is known."""
     execute: Execute | None = None
     """None: no guest is asked."""
 

@@ -14,6 +14,7 @@ from kvmnet.check.echo import AAAA, HEADERS, A, look_up, ping
 from kvmnet.check.model import Finding, Subject, failed, passed, skipped
 from kvmnet.check.probe import HOSTNAME
 from kvmnet.check.station import Listener, Station
+from kvmnet.host.packets import device_mtu
 from kvmnet.modes import services
 from kvmnet.modes.segment import Segment
 from kvmnet.spec.models import CLOSED, Mode
@@ -223,6 +224,39 @@ def carries_mtu(place: Place, family: int) -> Finding | None:
     return passed(f"{mtu} bytes with DF to {target} and back in one packet, {mtu + 1} {how}")
 
 
+def carries_outside(place: Place, family: int) -> Finding | None:
+    """The same by the network's way out. How much fits is this host's business as far as the next hop; what lies
+    beyond may be smaller and say so."""
+    segment, station, target = place.segment, place.station, place.subject.target(family)
+    subnet = segment.network.subnet if family == 4 else segment.network.subnet6
+    way = gateway(segment, family)
+    if segment.network.mode is Mode.ISOLATED or not subnet or not way or not target or not own_address(station, family):
+        return None
+    size = mtu_outside(segment)
+    if size < (LEAST_MTU6 if family == 6 else HEADERS[4] + 8):
+        return None
+    beside = segment.network.mode is Mode.BRIDGE and ip_address(target) in ip_network(subnet)
+    via = "" if beside else way
+    exact = ping(station, target, via=via, size=size)
+    if exact.answered and exact.whole:
+        return passed(f"{size} bytes with DF to {target} and back in one packet{smaller(segment, size)}")
+    if not ping(station, target, via=via).answered:
+        return skipped(f"{target} answers no echo of any size")
+    said = exact.words or f"the answer of {target} came in fragments"
+    if target not in place.subject.next_hops:
+        return skipped(f"{size} bytes with DF: {said}; {target} is beyond the next hop, where an MTU may be smaller")
+    return failed(f"{size} bytes with DF: {said}")
+
+
+def mtu_outside(segment: Segment) -> int:
+    """MTU in bytes as far as the next hop: the network's, or that of its way out where that is smaller."""
+    return min(segment.mtu, device_mtu(segment.way_out) or segment.mtu)
+
+
+def smaller(segment: Segment, size: int) -> str:
+    return "" if size == segment.mtu else f", the MTU of {segment.way_out}"
+
+
 def both(prove: Callable[[Place, int], Finding | None], family: int) -> Promise:
     return lambda place: prove(place, family)
 
@@ -240,6 +274,8 @@ PROMISES: dict[str, Promise] = {
     "guest-to-guest6": both(reaches_guest, 6),
     "mtu4": both(carries_mtu, 4),
     "mtu6": both(carries_mtu, 6),
+    "mtu-outside4": both(carries_outside, 4),
+    "mtu-outside6": both(carries_outside, 6),
 }
 """Claim -> its proof, in the order of the report."""
 

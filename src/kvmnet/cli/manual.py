@@ -87,7 +87,8 @@ HOST_OPTIONS: dict[str, str] = {
     "name": "another NIC: the old one is unplugged, the new one is plugged in",
 }
 """Options that only the host's side knows."""
-NOTES = {"mtu": " (virtio: told by host_mtu; others learn it by DHCP, live)",
+NOTES = {"mtu": " above the MTU that it was made with (virtio; others: live). Up to there, and down, live: by the guest's "
+                "agent, DHCP and router advertisements",
          "pci": " (machine q35: restart of the guest)"}
 HOW = {
     "live": "live", "replug": "replug: the card is unplugged and plugged in again", "restart": "restart of the guest",

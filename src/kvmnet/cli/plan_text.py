@@ -15,12 +15,13 @@ SHOWN = 12
 """Steps of one kind and action shown before the rest is counted."""
 TITLES = {
     "link": "links", "fdb": "hosts of overlays", "address": "addresses", "route": "routes", "proxy-neighbour": "proxy neighbours",
+    "neighbour": "neighbours", "bridge-vlan": "VLANs of ports", "vlan-multicast": "multicast on VLANs",
     "sysctl": "kernel settings", "nft-table": "tables of rules", "nic-guard": "guards",
     "guard-keeper": "guard keeper", "dnsmasq": "DHCP and DNS servers", "reservation": "reservations",
     "guest-nic": "devices of running guests", "file": "files",
 }
 QUIET = {"guard", "keeper", "table", "server", "vm", "after", "config", "text", "zone", "version", "dev", "scope",
-         "label", "addrgenmode", "learning", "flood", "mcast_flood", "mcast_snooping", "running", "forbidden"}
+         "label", "addrgenmode", "learning", "flood", "mcast_flood", "mcast_snooping", "member", "bridge", "running", "forbidden"}
 """Settings that say nothing to the reader of a creation: neutral, or said by the name."""
 WORDS = {"type", "alias", "level"}
 """Settings whose value speaks for itself."""

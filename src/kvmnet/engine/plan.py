@@ -2,6 +2,7 @@
 
 Order comes from references alone. A resource's depth is one more than the deepest thing it names;
 creations and updates run from shallow to deep, and before them deletions in exactly the reverse order.
+So do updates that only lower what must not be larger above than below (an MTU), right after the deletions.
 Within one depth, steps of one kind stand together, so that a driver gets long runs and makes each one
 batch. What takes the place of something else (an address that moves to another link) comes last, its
 deletions beside its creations, so that the gap is one batch and not the length of the plan.
@@ -30,6 +31,7 @@ from kvmnet.engine.resource import (
     narrow,
     ref_fields,
     replaces_name,
+    top_down_names,
 )
 
 
@@ -111,8 +113,17 @@ def plan(seen: State, wanted: Wanted, ours: Set[Key],
     if len(pending) > 1:
         depth = Depths(present)
         # A setting before what else is on the same thing: IPv6 is switched on before an address comes.
-        pending.sort(key=lambda s: (depth[s.key], not s.after.permanent, s.key))
+        pending.sort(key=lambda s: (0, -depth[s.key], True, s.key) if only_lowers(s)
+                     else (1, depth[s.key], not s.after.permanent, s.key))
     return handover_last(deletions, pending)
+
+
+def only_lowers(step: Create | Update) -> bool:
+    """Whether a step does nothing but take down numbers that go down from the top (an MTU: first the guest, then
+    its tap, then the bridge, so that nobody sends what the next cannot carry)."""
+    if isinstance(step, Create) or not (names := top_down_names(type(step.after))):
+        return False
+    return all(name in names and have is not None and want < have for name, (have, want) in step.changes.items())
 
 
 def handover_last(deletions: list[Step], pending: Sequence[Create | Update]) -> tuple[Step, ...]:

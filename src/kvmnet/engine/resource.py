@@ -37,7 +37,7 @@ class Key(NamedTuple):
 
 def option(default: Any = None, *, doc: str, recreate: bool = False, ref: str = "",
            on_delete: str = "detach", guest: str = "", once: bool = False, replaces: bool = False,
-           of: str = "") -> Any:
+           of: str = "", top_down: bool = False) -> Any:
     """Declare one setting of a resource.
 
     ``recreate``: it cannot be changed in place. ``ref``: the kind of resource it names.
@@ -45,10 +45,12 @@ def option(default: Any = None, *, doc: str, recreate: bool = False, ref: str = 
     ``once``: told when the resource is made and never compared (a lifetime that runs).
     ``replaces``: it names a resource of the same kind whose place this one takes (an address that
     moves to another link); the plan keeps the two together. ``of``: the field without whose target it is
-    lost (a setting of a bridge port, when the link leaves the bridge).
+    lost (a setting of a bridge port, when the link leaves the bridge). ``top_down``: a number that goes down on what
+    stands on a thing before it does on the thing (an MTU).
     """
     return field(default=default, metadata={"doc": doc, "recreate": recreate, "ref": ref, "on_delete": on_delete,
-                                            "guest": guest, "once": once, "replaces": replaces, "of": of})
+                                            "guest": guest, "once": once, "replaces": replaces, "of": of,
+                                            "top_down": top_down})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,12 @@ def replaces_name(cls: type[Resource]) -> str:
 def lost_with(cls: type[Resource], names: frozenset[str]) -> frozenset[str]:
     """Settings that a resource loses together with those in *names*."""
     return frozenset(f.name for f in fields(cls) if f.metadata.get("of") in names)
+
+
+@cache
+def top_down_names(cls: type[Resource]) -> frozenset[str]:
+    """Numbers that go down on what stands on a thing before they go down on the thing."""
+    return frozenset(f.name for f in fields(cls) if f.metadata.get("top_down"))
 
 
 @cache

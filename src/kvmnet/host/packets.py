@@ -22,7 +22,7 @@ from kvmnet.host.run import ToolFailed
 TUNSETIFF = 0x400454CA
 IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x0100
 ETH_P_ALL = 0x0003
-SIOCGIFHWADDR, SIOCETHTOOL = 0x8927, 0x8946
+SIOCGIFMTU, SIOCGIFHWADDR, SIOCETHTOOL = 0x8921, 0x8927, 0x8946
 ETHTOOL_GDRVINFO, ETHTOOL_GLINK = 0x03, 0x0A
 LARGEST = 70_000
 """Bytes; more than any frame (one of an offloading guest has 64 KiB)."""
@@ -167,6 +167,16 @@ class Capture:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def device_mtu(device: str) -> int:
+    """MTU of a device in bytes; 0 when there is none (SIOCGIFMTU, netdevice(7))."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            answer = fcntl.ioctl(asked.fileno(), SIOCGIFMTU, struct.pack("256s", device.encode()))
+        except OSError:
+            return 0
+    return int(struct.unpack("16xi", answer[:20])[0])
 
 
 def device_mac(device: str) -> str:

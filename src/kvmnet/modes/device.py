@@ -1,7 +1,10 @@
 """The device that a guest gets for one NIC of the document: every property decided. Pure."""
 from __future__ import annotations
 
+from dataclasses import replace
+
 from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.engine.resource import must_recreate
 from kvmnet.facts.model import Facts
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.spec.models import Model, Nic, Offloads, Vm
@@ -14,18 +17,27 @@ MOST_QUEUES = 8
 
 
 def guest_nic(nic: NicOnNetwork, vm: Vm, facts: Facts) -> GuestNic:
-    """What QEMU is told. Properties that a model does not have get their neutral value."""
+    """What QEMU is told. Properties that a model does not have get their neutral value.
+
+    The MTU that a card is made with is fixed; the guest may go below it, never above. So a card that is there
+    and has room stays as it is, unless it is made anew for another reason.
+    """
     declared: Nic = nic.declared
     virtio = declared.model in VIRTIO
-    return GuestNic(
+    wanted = GuestNic(
         name=f"{nic.vm}/{nic.nic}", vm=nic.vm, tap=nic.tap, model=declared.model.value, mac=nic.mac,
-        link=declared.link == "up", host_mtu=nic.mtu if virtio else 0,
+        link=declared.link == "up", host_mtu=nic.mtu if virtio else 0, mtu=nic.mtu,
         queues=queue_pairs(declared, vm), packed=declared.packed and virtio,
         rx_ring=(declared.rx_ring or DEFAULT_RING) if virtio else 0,
         tx_ring=(declared.tx_ring or DEFAULT_RING) if virtio else 0,
         offloads=offloads_on(declared.offloads) if virtio else (),
         vhost=virtio and uses_vhost(declared, facts),
         bootindex=-1 if declared.boot is None else declared.boot, pci=declared.pci or "")
+    seen = facts.state.get(wanted.key)
+    if isinstance(seen, GuestNic) and (seen.host_mtu or 0) > nic.mtu:
+        roomy = replace(wanted, host_mtu=seen.host_mtu)
+        return wanted if must_recreate(seen, roomy) else roomy
+    return wanted
 
 
 def queue_pairs(nic: Nic, vm: Vm) -> int:

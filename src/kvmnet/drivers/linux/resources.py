@@ -32,7 +32,7 @@ class Link(Resource):
     bond_lacp_rate: str | None = option(doc="bond: slow or fast; the kernel changes it only while the bond is down",
                                         recreate=True)
     bond_ad_select: str | None = option(doc="bond: which group is active: stable, bandwidth, count", recreate=True)
-    mtu: int | None = option(doc="largest packet in bytes")
+    mtu: int | None = option(doc="largest packet in bytes", top_down=True)
     mac: str | None = option(doc="hardware address, lower case")
     up: bool | None = option(doc="administratively up; a member of a bond goes down by joining and by leaving", of="master")
     master: str | None = option(doc="bridge or bond that this link belongs to; '' for none", ref="link")

@@ -9,9 +9,11 @@ import json
 import os
 import shlex
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
+from kvmnet.drivers.qemu.agent import Agent, AgentError
 from kvmnet.drivers.qemu.arguments import FIRST_BUS, pinned
 from kvmnet.drivers.qemu.devices import (
     BRIDGE,
@@ -26,7 +28,7 @@ from kvmnet.drivers.qemu.devices import (
     netdev_id,
 )
 from kvmnet.drivers.qemu.folder import GuestFolder, folder, running_folders
-from kvmnet.drivers.qemu.observe import observe_guest
+from kvmnet.drivers.qemu.observe import PERIPHERAL, observe_guest
 from kvmnet.drivers.qemu.qmp import Monitor, QmpError, Refusal
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.qemu.taps import close, open_taps, open_vhost
@@ -39,6 +41,10 @@ from kvmnet.host.run import missing
 OBSERVE_TIMEOUT = 2.0
 """Seconds that a QEMU gets to answer before its last known NICs are taken instead."""
 APPLY_TIMEOUT = 10.0
+MOST_AGENTS = 32
+"""Guests whose agents are asked at the same time."""
+AGENT_TIMEOUT = 5.0
+"""Seconds that a guest's agent gets to answer, and then to set an MTU."""
 UNPLUG_TIMEOUT = 10.0
 """Seconds that a guest gets to let go of a card (measured under emulation: 0.3-0.8 s)."""
 UNPLUG_RETRY = 2.0
@@ -51,6 +57,8 @@ class GuestNicDriver:
     warnings: list[str] = field(default_factory=list)
     """What the last observe could not read, one line for each guest."""
     kinds: frozenset[str] = frozenset({GuestNic.kind})
+    places: dict[Key, str] = field(default_factory=dict)
+    """Ports that cards were unplugged from: one that comes back goes there, so that the guest's system knows it again."""
 
     def unavailable(self) -> str | None:
         return missing("qemu-system-x86_64")
@@ -76,6 +84,7 @@ class GuestNicDriver:
 
     def apply(self, steps: Sequence[Step], progress: Progress) -> None:
         monitors: dict[str, Monitor] = {}
+        tell_mtus(steps, self.paths)
         try:
             for step in steps:
                 home = folder(self.paths, guest_of(step))
@@ -97,13 +106,15 @@ class GuestNicDriver:
         match step:
             case Create(after):
                 nic = guest_nic(after)
-                plug(nic, monitor)
+                plug(nic, monitor, self.places.pop(step.key, ""))
                 remember(home, nic)
             case Update(before, after):
                 nic = guest_nic(after)
                 link = set_carrier(guest_nic(before), nic, monitor)
-                remember(home, replace(guest_nic(before), link=link))
+                told = guest_nic(before).mtu if nic.mtu is None else nic.mtu
+                remember(home, replace(guest_nic(before), link=link, mtu=told))
             case Delete(before):
+                self.places[step.key] = place_of(guest_nic(before), monitor)
                 unplug(guest_nic(before), monitor)
                 remember(home, gone=step.key)
 
@@ -140,9 +151,10 @@ def failing(key: Key, home: GuestFolder) -> Iterator[None]:
 
 # One card --------------------------------------------------------------------------------------
 
-def plug(nic: GuestNic, monitor: Monitor) -> None:
-    """Hand over the taps, make the backend, plug the card. Leaves nothing behind when it fails."""
-    place = free_place(nic, monitor)
+def plug(nic: GuestNic, monitor: Monitor, before: str = "") -> None:
+    """Hand over the taps, make the backend, plug the card, into the port that it had *before* if that is free.
+    Leaves nothing behind when it fails."""
+    place = free_place(nic, monitor, before)
     if not has_card(nic, monitor):    # a guest that let go of its card late has left the backend behind
         monitor.execute_all([("netdev_del", {"id": netdev_id(nic)})])
     taps, vhosts = open_taps(nic), []
@@ -177,7 +189,14 @@ def given_names(nic: GuestNic, what: str, count: int) -> tuple[str, ...]:
     return tuple(f"{device_id(nic)}-{what}{i}" for i in range(count))
 
 
-def free_place(nic: GuestNic, monitor: Monitor) -> Place:
+def place_of(nic: GuestNic, monitor: Monitor) -> str:
+    """Id of the port that a card is plugged into; '' when it has none of its own."""
+    found = monitor.execute_all([("qom-get", {"path": f"{PERIPHERAL}/{device_id(nic)}", "property": "parent_bus"})])[0]
+    path = "" if isinstance(found, Refusal) else str(found.value or "")
+    return next((part for part in path.split("/") if part.startswith(f"{PREFIX}port-")), "")
+
+
+def free_place(nic: GuestNic, monitor: Monitor, before: str = "") -> Place:
     """A free root port for a PCIe card, else the bridge. Raises StepFailed when no port is left."""
     buses = monitor.execute("query-pci")
     bridges = {d["qdev_id"]: d for d in buses[0]["devices"] if "pci_bridge" in d}
@@ -193,15 +212,45 @@ def free_place(nic: GuestNic, monitor: Monitor) -> Place:
     if not free:
         raise StepFailed(nic.key, "the guest has no free PCIe port left",
                          f"stop and start {nic.vm}: it then gets more; or use model e1000")
-    return Place(min(free, key=lambda name: int(name.rpartition("-")[2])))
+    return Place(before if before in free else min(free, key=lambda name: int(name.rpartition("-")[2])))
 
 
 def set_carrier(before: GuestNic, after: GuestNic, monitor: Monitor) -> bool | None:
-    """The only property that changes live. Returns the carrier that the guest sees now."""
+    """The only property of a card that changes live. Returns the carrier that the guest sees now."""
     if after.link is None or after.link == before.link:
         return before.link
     monitor.execute("set_link", {"name": device_id(after), "up": after.link})
     return after.link
+
+
+def tell_mtus(steps: Sequence[Step], paths: Paths) -> None:
+    """Have the agents of guests set the MTUs of their cards, all at the same time. A guest without an agent, or whose
+    agent refuses, learns it by DHCP or a router advertisement: that is no failure, and ``kvmnet check`` says
+    what it has."""
+    told: dict[str, list[str]] = {}
+    for step in steps:
+        if isinstance(step, Update) and new_mtu(step):
+            told.setdefault(guest_of(step), []).append(mtu_script(guest_nic(step.after)))
+    if told:
+        with ThreadPoolExecutor(min(len(told), MOST_AGENTS)) as pool:
+            for _ in pool.map(lambda name: tell(folder(paths, name), "\n".join(told[name])), told):
+                pass
+
+
+def tell(home: GuestFolder, script: str) -> None:
+    with suppress(AgentError), Agent.open(home.agent, AGENT_TIMEOUT) as agent:
+        agent.run(["/bin/sh", "-c", script], AGENT_TIMEOUT)
+
+
+def new_mtu(step: Update) -> int:
+    """The MTU that the guest is to be told; 0 for none."""
+    before, after = guest_nic(step.before), guest_nic(step.after)
+    return after.mtu or 0 if after.mtu != before.mtu else 0
+
+
+def mtu_script(nic: GuestNic) -> str:
+    return (f'for l in /sys/class/net/*; do [ "$(cat $l/address)" = "{nic.mac}" ] && '
+            f"PATH=$PATH:/sbin:/usr/sbin ip link set dev ${{l##*/}} mtu {nic.mtu}; done")
 
 
 def unplug(nic: GuestNic, monitor: Monitor) -> None:
@@ -243,6 +292,10 @@ def spell(step: Step, paths: Paths) -> Iterator[Command]:
         opening = json.dumps({"execute": "qmp_capabilities"})
         yield Command(("socat", "-", f"UNIX-CONNECT:{shlex.quote(os.fspath(socket))}"),
                       "\n".join((opening, *lines)) + "\n", tuple(step.key for _ in lines))
+    if isinstance(step, Update) and new_mtu(step):
+        told = {"path": "/bin/sh", "arg": ["-c", mtu_script(guest_nic(step.after))]}
+        yield Command(("socat", "-", f"UNIX-CONNECT:{shlex.quote(os.fspath(folder(paths, guest_of(step)).agent))}"),
+                      json.dumps({"execute": "guest-exec", "arguments": told}) + "\n", (step.key,))
 
 
 def messages(step: Step) -> list[tuple[str, dict[str, Value]]]:

@@ -81,7 +81,7 @@ def read_nic(vm: str, card: str, model: str, got: Mapping[str, Any], descriptors
     return GuestNic(
         name=name, vm=vm, tap=tap_of(pid, descriptors[0]) if descriptors else "", model=model,
         mac=str(got.get("mac") or "").lower(), link=known.link if known else None,
-        host_mtu=int(got.get("host_mtu") or 0) if virtio else 0, queues=max(1, len(descriptors)),
+        host_mtu=int(got.get("host_mtu") or 0) if virtio else 0, mtu=known.mtu if known else None, queues=max(1, len(descriptors)),
         rx_ring=int(got.get("rx_queue_size") or 0) if virtio else 0,
         tx_ring=int(got.get("tx_queue_size") or 0) if virtio else 0,
         packed=bool(got.get("packed")) if virtio else False,

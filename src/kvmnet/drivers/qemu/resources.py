@@ -11,7 +11,7 @@ from kvmnet.engine.resource import Resource, option
 class GuestNic(Resource):
     """A device and its backend inside one running QEMU; named ``VM/NIC``.
 
-    Only the carrier changes live. QEMU 7.2 refuses every other property of a realized device; it
+    Only the carrier and the guest's own MTU change live. QEMU 7.2 refuses every other property of a realized device; it
     takes bootindex, but the boot ROM that goes with it is read when the device is made.
     """
 
@@ -23,6 +23,7 @@ class GuestNic(Resource):
     mac: str | None = option(doc="hardware address", recreate=True, guest="replug")
     link: bool | None = option(doc="carrier that the guest sees", guest="live")
     host_mtu: int | None = option(doc="virtio: MTU told to the guest; 0 for none", recreate=True, guest="replug")
+    mtu: int | None = option(doc="MTU that the guest has: its agent sets it, at most host_mtu", guest="live", top_down=True)
     queues: int | None = option(doc="queue pairs", recreate=True, guest="replug")
     rx_ring: int | None = option(doc="virtio: receive ring entries", recreate=True, guest="replug")
     tx_ring: int | None = option(doc="virtio: transmit ring entries", recreate=True, guest="replug")
