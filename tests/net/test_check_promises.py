@@ -30,7 +30,8 @@ vms:
   web2: {nics: [{network: lan}]}
 """
 EVERY = {"dhcp4", "dhcp6", "ra", "dns", "gateway4", "gateway6", "outside4", "outside6", "guest-to-guest4",
-         "guest-to-guest6", "mtu4", "mtu6", "host-closed"}
+         "guest-to-guest6", "mtu4", "mtu6", "mtu-outside4", "mtu-outside6", "host-closed"}
+OUTSIDE_MTU = {"mtu-outside4", "mtu-outside6"}
 SERVED = {"dhcp4", "dhcp6", "ra", "dns"}
 
 
@@ -78,14 +79,14 @@ def test_a_dead_server_fails_what_it_serves_and_no_more(lan: Applied) -> None:
 def test_a_smaller_bridge_fails_the_mtu(lan: Applied) -> None:
     sh("ip link set kvb-lan mtu 1400")
     found = fallen(lan)
-    assert {"mtu4", "mtu6"} <= set(found) <= {"mtu4", "mtu6", "ra"}
+    assert {"mtu4", "mtu6"} <= set(found) <= {"mtu4", "mtu6", "ra", *OUTSIDE_MTU}
     assert "fragments" in found["mtu4"]
 
 
 def test_a_larger_bridge_fails_the_mtu(lan: Applied) -> None:
     sh("ip link set kvb-lan mtu 1504")
     found = fallen(lan)
-    assert {"mtu4", "mtu6"} <= set(found) <= {"mtu4", "mtu6", "ra"}
+    assert {"mtu4", "mtu6"} <= set(found) <= {"mtu4", "mtu6", "ra", *OUTSIDE_MTU}
     assert "1501 bytes came back" in found["mtu4"]
 
 
@@ -171,4 +172,5 @@ def test_jumbo_frames(paths: Paths) -> None:
         with applied(text, paths) as here:
             claims = by_name(prove(here.subject, quiet))
             assert claims["mtu4"].verdict is Verdict.PASS and "9000 bytes" in claims["mtu4"].evidence
+            assert claims["mtu-outside4"].verdict is Verdict.FAIL, "the router's own MTU is 1500"
             assert "MTU 9000" in claims["dhcp4"].evidence and "MTU 9000" in claims["ra"].evidence
