@@ -230,7 +230,7 @@ def carries_outside(place: Place, family: int) -> Finding | None:
     segment, station, target = place.segment, place.station, place.subject.target(family)
     subnet = segment.network.subnet if family == 4 else segment.network.subnet6
     way = gateway(segment, family)
-    if segment.network.mode is Mode.ISOLATED or not subnet or not way or not target or not own_address(station, family):
+    if segment.network.mode in CLOSED or not subnet or not way or not target or not own_address(station, family):
         return None
     size = mtu_outside(segment)
     if size < (LEAST_MTU6 if family == 6 else HEADERS[4] + 8):
