@@ -198,8 +198,9 @@ def outer_ports(out: Compiled, spec: Spec, facts: Facts) -> set[tuple[str, str]]
             if network.uplink and not network.bridge:
                 alone = network.vlan and not out.segments[name].vlan
                 found.add((carrier_name(name) if alone else ways.device(network.uplink, spec), bridge))
-            found |= {(link.name, bridge) for link in facts.state.values()
-                      if network.bridge and isinstance(link, Link) and link.master == bridge and link.type in SEGMENTS}
+            if network.bridge:
+                found |= {(link.name, bridge) for link in facts.state.values()
+                          if isinstance(link, Link) and link.master == bridge and link.type in SEGMENTS}
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from kvmnet.engine.resource import State
+from kvmnet.engine.resource import Resource, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,17 @@ class Facts:
     """Services that configure any link that they find: NetworkManager, systemd-networkd."""
     ruleset: str = ""
     """The nftables rules of the host as ``nft list ruleset`` prints them, without our own tables."""
+    places: dict[str, list[Resource]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    """What ``standing_on`` has sorted."""
+
+    def standing_on(self, *devices: str) -> list[Resource]:
+        """What is on these devices (addresses, routes, settings; '' for what is on none), in the order of ``state``
+        for each. Sorted once: compiling asks for each network."""
+        if not self.places:
+            for resource in self.state.values():
+                if (device := getattr(resource, "dev", None)) is not None:
+                    self.places.setdefault(device, []).append(resource)
+        return [r for device in devices for r in self.places.get(device, ())]
 
 
 @dataclass(frozen=True, slots=True)

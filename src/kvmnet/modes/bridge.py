@@ -50,14 +50,14 @@ def wire(segment: Segment, facts: Facts, way: Way | None = None, trunk: Trunk | 
         return part
     if segment.network.vlan and trunk is None:
         way = sub_interface(part, segment, way)
-    bridge = replace(own_bridge(segment, way.mac), addrgenmode=way.addrgenmode)
+    bridge = own_bridge(segment, way.mac)
     if trunk:
-        part.resources.append(aware(replace(bridge, mtu=way.mtu), trunk, facts))
+        part.resources.append(aware(bridge, way, trunk, facts))
         part.resources += trunk_vlans(segment.bridge, way.device, trunk)
         part.resources += multicast(segment.bridge, way.device, trunk, facts)
     else:
         asks = segment.network.querier and (bool(segment.address) or has_address4({segment.bridge, *way.sources}, facts))
-        part.resources.append(replace(bridge, mcast_query_use_ifaddr=asks))
+        part.resources.append(replace(bridge, mcast_query_use_ifaddr=asks, addrgenmode=way.addrgenmode))
         part.resources += neighbours(segment)
     part.policy.routers.add((segment.bridge, way.mac))
     part.policy.outer.add(segment.bridge)
@@ -85,16 +85,16 @@ def on_shared(part: Part, segment: Segment) -> None:
 
 def has_address4(devices: Set[str], facts: Facts) -> bool:
     """Whether the host has an IPv4 address on one of *devices*."""
-    return any(isinstance(a, Address) and a.dev in devices and ":" not in a.name for a in facts.state.values())
+    return any(isinstance(a, Address) and ":" not in a.name for a in facts.standing_on(*devices))
 
 
-def aware(bridge: Link, trunk: Trunk, facts: Facts) -> Link:
+def aware(bridge: Link, way: Way, trunk: Trunk, facts: Facts) -> Link:
     """*bridge* as one that goes by VLANs. Where the kernel cannot snoop for each VLAN by itself, it does not at
     all: a querier on one of them would silence multicast on the others."""
     snoops = facts.features.get(ways.MULTICAST, "") == ""
-    return replace(spanning(bridge, trunk.spanning), alias=f"kvmnet uplink {trunk.uplink}", vlan_filtering=True,
-                   default_pvid=0, mcast_snooping=snoops, mcast_vlan_snooping=snoops or None,
-                   mcast_querier=False, mcast_query_use_ifaddr=False)
+    return replace(bridge, mtu=way.mtu, addrgenmode=way.addrgenmode, alias=f"kvmnet uplink {trunk.uplink}",
+                   vlan_filtering=True, default_pvid=0, mcast_snooping=snoops, mcast_vlan_snooping=snoops or None,
+                   mcast_querier=False, mcast_query_use_ifaddr=False, **spanning(trunk.spanning))
 
 
 def multicast(bridge: str, port: str, trunk: Trunk, facts: Facts) -> Iterable[VlanMulticast]:

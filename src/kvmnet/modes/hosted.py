@@ -1,8 +1,8 @@
 """A bridge of our own with the host on it: what nat, routed and isolated have in common. Pure."""
 from __future__ import annotations
 
-from dataclasses import replace
 from hashlib import blake2s
+from typing import Any
 
 from kvmnet.drivers.linux.resources import Address, Link, Neighbour, Sysctl, address_name, proxy_name
 from kvmnet.modes.segment import Part, Segment
@@ -32,20 +32,21 @@ def hosted(segment: Segment) -> Part:
 def own_bridge(segment: Segment, mac: str) -> Link:
     """The bridge itself: complete, its MAC pinned so that ports coming and going never change it."""
     network = segment.network
-    plain = Link(name=segment.bridge, type="bridge", mtu=segment.mtu, mac=mac, up=True, master="",
-                 alias=f"kvmnet network {segment.name}", mcast_snooping=network.snooping, mcast_querier=network.querier,
-                 mcast_query_use_ifaddr=network.querier and bool(segment.address), linklocal_learn=False,
-                 nf_call_iptables=False, nf_call_ip6tables=False, nf_call_arptables=False)
-    return spanning(plain, network if network.stp else None)
+    return Link(name=segment.bridge, type="bridge", mtu=segment.mtu, mac=mac, up=True, master="",
+                alias=f"kvmnet network {segment.name}", mcast_snooping=network.snooping, mcast_querier=network.querier,
+                mcast_query_use_ifaddr=network.querier and bool(segment.address), linklocal_learn=False,
+                nf_call_iptables=False, nf_call_ip6tables=False, nf_call_arptables=False,
+                **spanning(network if network.stp else None))
 
 
-def spanning(bridge: Link, network: Network | None) -> Link:
-    """*bridge* with the spanning tree that *network* declares; None: without one. The kernel counts in 1/100 s."""
+def spanning(network: Network | None) -> dict[str, Any]:
+    """Settings of a bridge for the spanning tree that *network* declares; None: without one. The kernel counts in
+    1/100 s."""
     if network is None:
-        return replace(bridge, stp=False, forward_delay=0)
+        return {"stp": False, "forward_delay": 0}
     options = network.stp_options
-    return replace(bridge, stp=True, priority=options.priority, forward_delay=100 * options.forward_delay,
-                   hello_time=100 * options.hello, max_age=100 * options.max_age)
+    return {"stp": True, "priority": options.priority, "forward_delay": 100 * options.forward_delay,
+            "hello_time": 100 * options.hello, "max_age": 100 * options.max_age}
 
 
 def ipv6_settings(bridge: str, *, wanted: bool) -> list[Sysctl]:

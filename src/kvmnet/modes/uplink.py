@@ -87,9 +87,9 @@ def move_host(sources: Sequence[str], target: str,
     """
     for device in sources:
         refuse(device, target, facts, sources)
-    places = {*sources, target}
-    addresses = [a for a in facts.state.values() if isinstance(a, Address) and a.dev in places]
-    routes = [r for r in facts.state.values() if isinstance(r, Route) and r.dev in places]
+    there = facts.standing_on(*dict.fromkeys((*sources, target)))
+    addresses = [a for a in there if isinstance(a, Address)]
+    routes = [r for r in there if isinstance(r, Route)]
     move = Move(tuple(dict.fromkeys((*sources, *(d for d in facts.lent if d != target)))), list(bridge_settings(sources, target, facts, addresses, routes)))
     for address in addresses:
         if address.dev != target:
@@ -200,7 +200,7 @@ def refuse(device: str, bridge: str, facts: Facts, beside: Sequence[str] = ()) -
     reasons = []
     if isinstance(nic, Link) and nic.master not in (None, "", bridge, *beside) and not is_ours(facts, nic.master):
         reasons.append(f"it is a port of {nic.master} already (to use that bridge: bridge: {nic.master})")
-    for resource in facts.state.values():
+    for resource in facts.standing_on(device, ""):
         match resource:
             case Address(dev=dev, dynamic="dhcp") if dev == device:
                 daemon = facts.dhcp_clients.get(device) or facts.dhcp_clients.get("") or "a DHCP client"

@@ -532,6 +532,11 @@ class Spec(Part):
                          and not any(n.neigh_suppress for n in here.values() if not n.vlan))
 
     @cached_property
+    def untagged(self) -> dict[str, str]:
+        """Uplink -> the network of mode bridge that is on none of its VLANs."""
+        return {uplink: name for uplink, here in self.bridged.items() for name, n in reversed(here.items()) if not n.vlan}
+
+    @cached_property
     def trunked(self) -> dict[str, set[int]]:
         """Network -> VLAN ids on the trunks of its NICs."""
         found: dict[str, set[int]] = {}

@@ -104,10 +104,10 @@ def way_out(uplink: str | None, spec: Spec, features: Mapping[str, str]) -> str:
     """Device that the host's packets leave by: the uplink's own, or the bridge that took it."""
     if uplink is None:
         return ""
-    here = spec.bridged.get(uplink, {})
-    taker = next((n for n, network in here.items() if not network.vlan), "")
-    taker = taker or next((n for n, network in here.items() if shares(n, network, spec, features)), "")
-    return bridge_of(taker, spec, features) if taker else device(uplink, spec)
+    if untagged := spec.untagged.get(uplink):
+        return bridge_of(untagged, spec, features)
+    shared = uplink in spec.sharing and features.get(FILTERING, "") == ""
+    return shared_bridge_name(uplink) if shared else device(uplink, spec)
 
 
 def native(uplink: str, spec: Spec) -> int:

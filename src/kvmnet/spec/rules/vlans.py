@@ -55,9 +55,10 @@ def ranges(ids: Iterable[int]) -> str:
 
 def trunks(subject: Subject) -> Iterator[Problem]:
     """What a NIC sends with and without tags."""
+    owners = {uplink: _owners(subject, uplink) for uplink in subject.spec.bridged}
     for item in subject.nics:
         nic, network = item.nic, subject.spec.networks.get(item.nic.network)
-        if network is None:
+        if network is None or (nic.untagged and not nic.trunk):
             continue
         on_uplink = network.mode is Mode.BRIDGE and bool(network.uplink) and not network.bridge
         if not nic.untagged and not (nic.trunk and on_uplink):
@@ -66,19 +67,17 @@ def trunks(subject: Subject) -> Iterator[Problem]:
         elif nic.untagged and on_uplink and network.vlan in nic.trunk:
             yield wrong(f"{item.path}.trunk", f"VLAN {network.vlan} is its network {nic.network}, on which it is untagged",
                         f"take {network.vlan} out of trunk, or write untagged: false")
-        if on_uplink:
-            yield from _taken(subject, f"{item.path}.trunk", network.uplink or "", nic.trunk)
+        for vid in nic.trunk if on_uplink else ():
+            if taker := owners[network.uplink or ""].get(vid):
+                yield wrong(f"{item.path}.trunk", f"VLAN {vid} is {taker}, which has a device of its own that takes its frames "
+                            "before the bridge does", f"take {vid} out of trunk")
 
 
-def _taken(subject: Subject, path: str, uplink: str, ids: Iterable[int]) -> Iterator[Problem]:
-    """VLANs of a trunk whose frames another device takes before they reach the bridge."""
+def _owners(subject: Subject, uplink: str) -> dict[int, str]:
+    """VLANs of an uplink whose frames another device takes before they reach the bridge, and whose that is."""
     spec = subject.spec
-    owners = {n.vlan: f"network {name}" for name, n in spec.bridged.get(uplink, {}).items() if n.vlan and n.needs_device}
-    owners |= {u.vlan: f"uplink {name}" for name, u in spec.uplinks.items() if u.vlan and u.on == uplink}
-    for vid in ids:
-        if vid in owners:
-            yield wrong(path, f"VLAN {vid} is {owners[vid]}, which has a device of its own that takes its frames before the "
-                        "bridge does", f"take {vid} out of trunk")
+    networks = {n.vlan: f"network {name}" for name, n in spec.bridged[uplink].items() if n.vlan and n.needs_device}
+    return networks | {u.vlan: f"uplink {name}" for name, u in spec.uplinks.items() if u.vlan and u.on == uplink}
 
 
 def spanning_trees(subject: Subject) -> Iterator[Problem]:
