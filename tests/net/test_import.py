@@ -133,11 +133,12 @@ networks:
     subnet6: fd00:100::/64
     mtu: 1400
     allow: [{port: 2222}]
+    neigh_suppress: true
     dhcp: {lease: 1h}
     forwards: [{port: 8080, to: web, to_port: 80}, {port: 8081, to: web, to_port: 80, address: 192.0.2.2}]
   public: {mode: routed, uplink: wan, subnet: 198.51.100.0/28}
-  lab: {mode: isolated, subnet: 10.10.0.0/24, peers: [store], stp: true}
-  store: {mode: isolated, subnet: 10.10.1.0/24, dhcp: {enabled: false}, dns: {enabled: false}, ra: "off"}
+  lab: {mode: isolated, subnet: 10.10.0.0/24, peers: [store], stp: true, stp_options: {priority: 4096, hello: 1}, querier: true}
+  store: {mode: isolated, subnet: 10.10.1.0/24, dhcp: {enabled: false}, dns: {enabled: false}, ra: "off", snooping: false}
 vms:
   web:
     nics:

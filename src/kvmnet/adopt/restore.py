@@ -13,12 +13,12 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
-from kvmnet.drivers.linux.resources import Address, Link, ProxyNeighbour
+from kvmnet.drivers.linux.resources import Address, Link, Neighbour, ProxyNeighbour
 from kvmnet.drivers.nftables.resources import NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
-from kvmnet.spec.models import Offloads
+from kvmnet.spec.models import Offloads, StpOptions
 
 NETWORK, NIC = "kvmnet network ", "kvmnet nic "
 DEFAULTS = {("udp", 67), ("udp", 547), ("udp", 53), ("tcp", 53)}
@@ -113,12 +113,29 @@ def network(ours: Ours, bridge: str, name: str, uplinks: dict[str, str], resolve
             out[f"address{six}"] = str(ip.ip)
     if link.mtu != 1500 or port:
         out["mtu"] = link.mtu
-    if link.stp:
-        out["stp"] = True
+    out |= bridging(ours, link)
     services = {(p, int(n)) for b, p, n in SERVICE.findall(ours.table) if b == bridge}
     if allow := [{"protocol": p, "port": n} for p, n in sorted(services) if (p, n) not in DEFAULTS]:
         out["allow"] = allow
     return out | served(ours.get(DnsmasqServer, name), out, resolvers)
+
+
+def bridging(ours: Ours, link: Link) -> Tree:
+    """Spanning tree, multicast and answers for guests."""
+    out: Tree = {}
+    if link.stp:
+        usual = StpOptions()
+        told = {"priority": link.priority, "forward_delay": (link.forward_delay or 0) // 100,
+                "hello": (link.hello_time or 0) // 100, "max_age": (link.max_age or 0) // 100}
+        own = {name: value for name, value in told.items() if value is not None and value != getattr(usual, name)}
+        out = {"stp": True} | ({"stp_options": own} if own else {})
+    if link.mcast_snooping is False:
+        out["snooping"] = False
+    if link.mcast_querier:
+        out["querier"] = True
+    if any(n.dev == link.name for n in ours.of(Neighbour)):
+        out["neigh_suppress"] = True
+    return out
 
 
 def uplink(device: str, uplinks: dict[str, str]) -> str:
@@ -249,7 +266,7 @@ def card(ours: Ours, tap: str, vm: str, nic: str, link: Link, name: str, network
     mtu = own_mtu(ours.get(DnsmasqServer, name), mac or "")
     if device:
         out |= hardware(device)
-        mtu = device.host_mtu or mtu
+        mtu = device.mtu or device.host_mtu or mtu
     if mtu and mtu != network.get("mtu", 1500):
         out["mtu"] = mtu
     if not device and link.multi_queue:
