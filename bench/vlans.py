@@ -86,15 +86,19 @@ class Bench:
 
     def round(self) -> None:
         """Everything once: ours, then bare."""
-        world, taken = self.world, self.taken
-        world.kvmnet("apply", str(self.empty), "--yes")
-        taken["make"].append(world.kvmnet("apply", str(self.file), "--yes"))
-        taken["look"].append(world.kvmnet("apply", str(self.file), "--yes"))
-        taken["bare look"].append(self.script(f"{{ {READS}; }} > /dev/null"))
-        taken["destroy"].append(world.kvmnet("destroy", "--yes"))
-        taken["bare make"].append(self.script(". ./make.sh"))
-        taken["bare remove"].append(self.script(". ./remove.sh"))
-        world.forget()
+        kvmnet, file = self.world.kvmnet, str(self.file)
+        kvmnet("apply", str(self.empty), "--yes")
+        self.take("make", kvmnet("apply", file, "--yes"))
+        self.take("look", kvmnet("apply", file, "--yes"))
+        self.take("bare look", self.script(f"{{ {READS}; }} > /dev/null"))
+        self.take("destroy", kvmnet("destroy", "--yes"))
+        self.take("bare make", self.script(". ./make.sh"))
+        self.take("bare remove", self.script(". ./remove.sh"))
+        self.world.forget()
+
+    def take(self, what: str, spent: Spent) -> None:
+        self.taken[what].append(spent)
+        print(f"{self.count} {self.kind}: {what} {spent.wall:.2f} s, of processor time {spent.processor:.2f}", file=sys.stderr)
 
     def claims(self) -> list[Claim]:
         what = f"{self.count} {self.kind}"
@@ -106,6 +110,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--count", type=int, default=500)
     options.add_argument("--rounds", type=int, default=3)
+    options.add_argument("--kind", choices=list(DOCUMENTS))
     options.add_argument("--record", nargs=2, type=Path, metavar=("FILE", "FOLDER"), help=argparse.SUPPRESS)
     asked = options.parse_args()
     if asked.record:
@@ -115,12 +120,11 @@ def main() -> None:
         world = World(Path(folder))
         world.run(["ip", "link", "add", UPLINK, "up", "type", "veth", "peer", "name", "f1"])
         claims, taken = [], {}
-        for kind in DOCUMENTS:
+        for kind in [asked.kind] if asked.kind else DOCUMENTS:
             bench = Bench(world, kind, asked.count)
             try:
-                for done in range(asked.rounds):
+                for _ in range(asked.rounds):
                     bench.round()
-                    print(f"{asked.count} {kind}: round {done + 1} of {asked.rounds}", file=sys.stderr)
             finally:
                 with suppress(SystemExit):  # a round that failed leaves the keeper behind
                     world.kvmnet("destroy", "--yes")
