@@ -17,7 +17,7 @@ from kvmnet.engine.plan import Delete, Step
 from kvmnet.host.clock import wait_until
 from kvmnet.policy.keeper import HELD
 
-START_TIMEOUT = 10.0
+START_TIMEOUT = 30.0
 """Seconds until the tables must be held."""
 
 
