@@ -165,7 +165,7 @@ def test_without_its_history_the_document_is_read_back() -> None:
             found = import_host(Host(net.paths))
             assert found.origin == "marks on this host"
             assert found.changes == (), (found.changes, found.text)
-            sh("ip link set kvb-lan type bridge mcast_snooping 0")
+            sh("ip link set kvb-lan type bridge no_linklocal_learn 0")
             assert import_host(Host(net.paths)).changes == ("update link kvb-lan",), "a difference is seen"
             sh("ip link set kvb-lan down")  # takes its IPv6 address with it: the guests' are outside of everything then
             broken = import_host(Host(net.paths))
