@@ -26,6 +26,7 @@ from kvmnet.engine.journal import Codec, Phase
 from kvmnet.engine.plan import Step, Update
 from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.engine.transaction import Engine, Event, Result
+from kvmnet.engine.watch import Guard, unwatched
 from kvmnet.errors import ConflictError, KvmnetError, SpecError
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.paths import Paths
@@ -40,6 +41,10 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 Listen = Callable[[Event], None]
+
+
+NONE = "none"
+"""In place of an address: nobody has to answer after the change."""
 
 
 def silent(event: Event) -> None:
@@ -218,19 +223,38 @@ class Host:
 
     # -- changing ----------------------------------------------------------------------------
 
-    def apply(self, planned: Planned, *, confirm: float | None = None, adopt: bool = False,
-              listen: Listen = silent) -> Result:
-        """Make *planned* true in one transaction; refused when the host moved since it was made.
+    def guard(self, planned: Planned, reach: Sequence[str] = (), within: float | None = None,
+              confirm: float | None = None) -> Guard:
+        """The guard of a change: gateways, the addresses that its document names, *reach* and the peer of this
+        session must answer afterwards within *within* seconds, if they did before. ``reach``: ``none`` for no guard."""
+        if not planned.steps or NONE in reach:
+            return unwatched
+        from kvmnet.reach.guard import Reach
+        document = planned.document or self.current()
+        named = dict.fromkeys((*(document.spec.reach if document else ()), *reach))
+        return Reach(tuple(named), within, confirmed=confirm is not None)
+
+    def guarded(self, planned: Planned, reach: Sequence[str] = (), within: float | None = None) -> tuple[str, ...]:
+        """Who has to answer after *planned*, in words, as it is now. Sends packets; changes nothing."""
+        watch = self.guard(planned, reach, within, confirm=0)(planned.inner)
+        return watch.notes if watch else ()
+
+    def apply(self, planned: Planned, *, confirm: float | None = None, adopt: bool = False, reach: Sequence[str] = (),
+              within: float | None = None, listen: Listen = silent) -> Result:
+        """Make *planned* true in one transaction; refused when the host moved since it was made. ``reach``, ``within``:
+        see ``guard``.
 
         Raises what Engine.converge raises.
         """
         return self.engine.converge(planned.wanted, planned.change, borrowed=planned.borrowed, confirm=confirm,
-                                    adopt=adopt, expected=planned.fingerprint, listen=listen)
+                                    adopt=adopt, expected=planned.fingerprint,
+                                    guard=self.guard(planned, reach, within, confirm), listen=listen)
 
-    def change(self, make: Callable[[], Planned], *, confirm: float | None = None,
-               shown: Callable[[Planned], None] = lambda planned: None, listen: Listen = silent) -> Result:
+    def change(self, make: Callable[[], Planned], *, confirm: float | None = None, reach: Sequence[str] = (),
+               within: float | None = None, shown: Callable[[Planned], None] = lambda planned: None,
+               listen: Listen = silent) -> Result:
         """Make a plan and carry it out under one lock, looking at the host once. ``shown``: told of the
-        plan before it is carried out.
+        plan before it is carried out. ``reach``, ``within``: see ``guard``.
 
         Raises what Engine.converge raises.
         """
@@ -238,9 +262,10 @@ class Host:
             self.engine.make_way()
             planned = make()
             shown(planned)
-            return self.engine.carry_out(planned.inner, planned.change, confirm=confirm, listen=listen)
+            return self.engine.carry_out(planned.inner, planned.change, confirm=confirm,
+                                         guard=self.guard(planned, reach, within, confirm), listen=listen)
 
-    def destroy(self, *, confirm: float | None = None, shown: Callable[[Planned], None] = lambda planned: None,
+    def destroy(self, *, confirm: float | None = None, reach: Sequence[str] = (), within: float | None = None, shown: Callable[[Planned], None] = lambda planned: None,
                 say: Say = lambda words: None) -> Result:
         """Stop the guests that kvmnet runs and remove everything, under one lock. Whatever refuses the
         removal (another writer, an unconfirmed change, a missing tool) does so before a guest is stopped.
@@ -254,7 +279,8 @@ class Host:
             if running := self.running():
                 self.stop_guests(running, say)
                 planned = self.plan_destroy()
-            return self.engine.carry_out(planned.inner, planned.change, confirm=confirm)
+            return self.engine.carry_out(planned.inner, planned.change, confirm=confirm,
+                                         guard=self.guard(planned, reach, within, confirm))
 
     def apply_file(self, path: Path, *, confirm: float | None = None, adopt: bool = False,
                    listen: Listen = silent) -> Result:

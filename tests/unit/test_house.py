@@ -14,12 +14,12 @@ PURE = (
     *(SRC / "engine" / f"{n}.py" for n in ("resource", "plan", "driver", "fingerprint", "result")),
     *(SRC / "adopt" / f"{n}.py" for n in ("model", "verdicts", "keys", "netplan", "ifupdown", "networkd", "nmstate",
                                           "document", "export", "live", "restore", "qemu_words")),
-    SRC / "drivers" / "kinds.py", SRC / "facts" / "model.py", SRC / "compile.py",
+    SRC / "reach" / "targets.py", SRC / "drivers" / "kinds.py", SRC / "facts" / "model.py", SRC / "compile.py",
 )
 DOORS = ("subprocess", "socket", "sqlite3", "threading", "asyncio", "shutil", "tempfile", "time", "fcntl",
          "kvmnet.host", "kvmnet.api", "kvmnet.cli", "kvmnet.facts.collect", "kvmnet.engine.transaction")
 EDGES = ("kvmnet.cli", "kvmnet.api")
-INSIDE = ("spec", "modes", "policy", "engine", "drivers", "host", "facts", "check", "guests")
+INSIDE = ("spec", "modes", "policy", "engine", "drivers", "host", "facts", "check", "guests", "reach")
 
 
 def imports(file: Path) -> Iterator[str]:

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,20 @@ adopt_option = click.option("--adopt", is_flag=True,
                             help="Take over things that have kvmnet's names but were not made by it.")
 confirm_option = click.option("--confirm", "confirm_within", type=click.IntRange(1, 86400), metavar="SECONDS",
                               help="Everything goes back by itself unless `kvmnet confirm` is run within SECONDS.")
+reach_option = click.option("--reach", multiple=True, metavar="ADDRESS", callback=lambda c, p, v: addresses(v),
+                            help="A further address that must answer after a change of a way out, besides gateways and "
+                                 "the document's reach; none for no guard at all.")
+within_option = click.option("--reach-within", "within", type=click.IntRange(1, 600), metavar="SECONDS",
+                             help="How long they get to answer: 10 s, or 40 s with bonds and spanning tree, if not given.")
 yes_option = click.option("--yes", "-y", is_flag=True, help="Do not ask first.")
+
+
+def addresses(given: Sequence[str]) -> tuple[str, ...]:
+    """Addresses of --reach in canonical form. Raises click.BadParameter."""
+    try:
+        return tuple(word if word == "none" else str(ip_address(word)) for word in given)
+    except ValueError as wrong:
+        raise click.BadParameter(f"{wrong}: write an address, or none") from None
 
 
 def chosen(file: Path | None) -> Path:
@@ -50,16 +64,18 @@ def host() -> Host:
 @click.option("--all", "everything", is_flag=True, help="Show every step, however many.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path),
               help="Save the plan to FILE. `kvmnet apply FILE` then makes it, or refuses when the host has changed since.")
+@reach_option
+@within_option
 @adopt_option
 @json_option
-def plan(file: Path | None, commands: bool, everything: bool, out: Path | None, adopt: bool,
-         as_json: bool) -> int:
+def plan(file: Path | None, commands: bool, everything: bool, out: Path | None, reach: tuple[str, ...],
+         within: int | None, adopt: bool, as_json: bool) -> int:
     """Show what apply would do with the document FILE. Nothing is changed.
 
     Without FILE: ./kvmnet.yaml, else /etc/kvmnet/kvmnet.yaml. Exits with 0 when there is nothing to do and with 2 when there are changes.
     """
     here = host()
-    planned = here.plan(chosen(file), adopt=adopt)
+    planned = with_guard(here, here.plan(chosen(file), adopt=adopt), reach, within)
     if out is not None:
         planned.save(out)
         say(f"saved to {out}; kvmnet apply {out} makes exactly this change")
@@ -68,6 +84,12 @@ def plan(file: Path | None, commands: bool, everything: bool, out: Path | None, 
     else:
         show_plan(here, planned, commands=commands, everything=everything)
     return CHANGES if planned.steps else 0
+
+
+def with_guard(here: Host, planned: Planned, reach: Sequence[str], within: float | None) -> Planned:
+    """*planned* with notes on who must answer after it."""
+    from dataclasses import replace
+    return replace(planned, notes=(*planned.notes, *here.guarded(planned, reach, within)))
 
 
 def show_plan(here: Host, planned: Planned, *, commands: bool = False, everything: bool = False) -> None:
@@ -84,10 +106,13 @@ def show_plan(here: Host, planned: Planned, *, commands: bool = False, everythin
 @click.command()
 @file_argument
 @confirm_option
+@reach_option
+@within_option
 @yes_option
 @adopt_option
 @json_option
-def apply(file: Path | None, confirm_within: int | None, yes: bool, adopt: bool, as_json: bool) -> int:
+def apply(file: Path | None, confirm_within: int | None, reach: tuple[str, ...], within: int | None, yes: bool,
+          adopt: bool, as_json: bool) -> int:
     """Make the host as the document FILE says, in one transaction.
 
     Without FILE: ./kvmnet.yaml, else /etc/kvmnet/kvmnet.yaml. FILE may also be a plan saved by
@@ -106,22 +131,23 @@ def apply(file: Path | None, confirm_within: int | None, yes: bool, adopt: bool,
     try:
         make = here.plan_to_apply if yes else here.plan
         result = carry_out(here, lambda: make(path, adopt=adopt), show, yes=yes, confirm=confirm_within,
-                           adopt=adopt, listen=bar.hear)
+                           reach=reach, within=within, adopt=adopt, listen=bar.hear)
     finally:
         bar.end()
     return report(here, result, as_json)
 
 
 def carry_out(here: Host, make: Callable[[], Planned], show: Callable[[Planned], None], *, yes: bool,
-              confirm: float | None = None, adopt: bool = False, listen: Listen = lambda event: None) -> Result:
+              confirm: float | None = None, reach: Sequence[str] = (), within: float | None = None, adopt: bool = False,
+              listen: Listen = lambda event: None) -> Result:
     """Plan, show, ask unless *yes*, and make the change. Without a question the host is looked at once."""
     if yes:
-        return here.change(make, confirm=confirm, shown=show, listen=listen)
-    planned = make()
+        return here.change(make, confirm=confirm, reach=reach, within=within, shown=show, listen=listen)
+    planned = with_guard(here, make(), reach, within)
     show(planned)
     if planned.steps and not agreed(yes):
         raise click.Abort
-    return here.apply(planned, confirm=confirm, adopt=adopt, listen=listen)
+    return here.apply(planned, confirm=confirm, adopt=adopt, reach=reach, within=within, listen=listen)
 
 
 def agreed(yes: bool, question: str = "Apply this?") -> bool:
@@ -136,7 +162,7 @@ def agreed(yes: bool, question: str = "Apply this?") -> bool:
 def report(here: Host, result: Result, as_json: bool, nothing: str = SETTLED) -> int:
     if as_json:
         print_json({"outcome": result.outcome.value, "changed": len(result.steps),
-                    "revision": result.revision, "confirm_within": result.grace})
+                    "revision": result.revision, "confirm_within": result.grace, "notes": list(result.notes)})
         return 0
     if not result.steps:
         say(nothing)
@@ -144,6 +170,8 @@ def report(here: Host, result: Result, as_json: bool, nothing: str = SETTLED) ->
         count = "1 change" if len(result.steps) == 1 else f"{len(result.steps)} changes"
         say(click.style(f"Done: {count}, proved by a second look at the host", fg="green")
             + (f" (revision {result.revision})" if result.revision else ""))
+    for note in result.notes:
+        say(f"note: {note}")
     for key in result.gone:
         say(f"note: {key} is gone; its settings could not be given back")
     if result.grace:
@@ -174,9 +202,12 @@ def recover(as_json: bool) -> int:
 @click.command()
 @click.argument("revision", type=int, required=False)
 @confirm_option
+@reach_option
+@within_option
 @yes_option
 @json_option
-def rollback(revision: int | None, confirm_within: int | None, yes: bool, as_json: bool) -> int:
+def rollback(revision: int | None, confirm_within: int | None, reach: tuple[str, ...], within: int | None, yes: bool,
+             as_json: bool) -> int:
     """Go back to REVISION of `kvmnet history`.
 
     Without REVISION: undo the change that waits for its confirmation, else go to the newest
@@ -194,15 +225,18 @@ def rollback(revision: int | None, confirm_within: int | None, yes: bool, as_jso
             if planned.steps:
                 show_plan(here, planned)
 
-    result = carry_out(here, lambda: here.plan_revision(revision), show, yes=yes, confirm=confirm_within)
+    result = carry_out(here, lambda: here.plan_revision(revision), show, yes=yes, confirm=confirm_within,
+                       reach=reach, within=within)
     return report(here, result, as_json)
 
 
 @click.command()
 @confirm_option
+@reach_option
+@within_option
 @yes_option
 @json_option
-def destroy(confirm_within: int | None, yes: bool, as_json: bool) -> int:
+def destroy(confirm_within: int | None, reach: tuple[str, ...], within: int | None, yes: bool, as_json: bool) -> int:
     """Remove everything that kvmnet made and give back what it borrowed. Guests that it runs are stopped first.
 
     Addresses and MACs stay remembered, so that a later apply gives every guest the same ones.
@@ -223,7 +257,7 @@ def destroy(confirm_within: int | None, yes: bool, as_json: bool) -> int:
         if (planned.steps or here.running()) and not agreed(yes):
             raise click.Abort
         show = silent_plan
-    result = here.destroy(confirm=confirm_within, shown=show, say=say if not as_json else lambda _: None)
+    result = here.destroy(confirm=confirm_within, reach=reach, within=within, shown=show, say=say if not as_json else lambda _: None)
     return report(here, result, as_json, nothing=EMPTY)
 
 

@@ -13,6 +13,7 @@ class Doing(StrEnum):
     OBSERVE = "observe"
     APPLY = "apply"
     VERIFY = "verify"
+    REACH = "reach"
     ROLL_BACK = "roll back"
 
 
@@ -41,6 +42,8 @@ class Result:
     """Seconds left to confirm."""
     gone: tuple[Key, ...] = ()
     """Borrowed objects that vanished: their settings could not be given back."""
+    notes: tuple[str, ...] = ()
+    """What was found out on the way, e.g. who did not answer before the change."""
 
 
 class Recovery(StrEnum):

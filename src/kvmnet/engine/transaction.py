@@ -45,6 +45,7 @@ from kvmnet.engine.result import Recovered as Recovered
 from kvmnet.engine.result import Recovery as Recovery
 from kvmnet.engine.result import Result as Result
 from kvmnet.engine.rollback import EXPECTED, StillOff, named, restore, said
+from kvmnet.engine.watch import Guard, Watch, unwatched
 from kvmnet.errors import ApplyFailed, ConflictError, HostCannot, KvmnetError, RollbackFailed
 from kvmnet.host import interrupts
 from kvmnet.host.clock import wait_until
@@ -83,7 +84,7 @@ class Engine:
     """Plans and changes one host.
 
     ``settle``: seconds that the host gets to become as wanted. ``probe``: called with the name of each
-    point that a transaction passes (journalled, lent, armed, step N, verified, recorded, committed).
+    point that a transaction passes (journalled, lent, armed, step N, verified, reached, recorded, committed).
     """
 
     def __init__(self, drivers: Sequence[Driver], paths: Paths, codec: Codec, *, settle: float = SETTLE,
@@ -142,10 +143,12 @@ class Engine:
 
     def converge(self, wanted: Wanted, change: Change, *, borrowed: Set[Key] = frozenset(),
                  confirm: float | None = None, adopt: bool = False, expected: Fingerprint | None = None,
-                 seen: Seen | None = None, listen: Listener = lambda event: None) -> Result:
+                 seen: Seen | None = None, guard: Guard = unwatched,
+                 listen: Listener = lambda event: None) -> Result:
         """Make the host as *wanted*, or leave it as it was.
 
-        ``confirm``: seconds after which the change is undone unless confirmed. ``expected``: refuse
+        ``confirm``: seconds after which the change is undone unless confirmed. ``guard``: what must still be so
+        after it. ``expected``: refuse
         when the host moved since that plan was made. ``seen``: the host, if it was observed with
         *wanted* as the intent after ``writing`` was entered.
         Raises HostCannot, ConflictError, ApplyFailed, RollbackFailed, KvmnetError.
@@ -160,15 +163,15 @@ class Engine:
                 raise ConflictError(f"the host moved since the plan was made: {', '.join(moved[:5])}"
                                     + (f" and {len(moved) - 5} more" if len(moved) > 5 else ""),
                                     "plan again and look at what is different")
-            return self.carry_out(planned, change, confirm=confirm, listen=listen)
+            return self.carry_out(planned, change, confirm=confirm, guard=guard, listen=listen)
 
-    def carry_out(self, planned: Planned, change: Change, *, confirm: float | None = None,
+    def carry_out(self, planned: Planned, change: Change, *, confirm: float | None = None, guard: Guard = unwatched,
                   listen: Listener = lambda event: None) -> Result:
         """The second half of ``converge``, for a plan that was made after ``writing`` and ``make_way``."""
         with self.writing(change.command), interrupts.raised():
             if not planned.steps:
                 return self.unchanged(planned, change)
-            return Transaction(self, planned, change, confirm, listen).run()
+            return Transaction(self, planned, change, confirm, guard(planned), listen).run()
 
     def make_way(self) -> None:
         """Clear up what a dead writer left; raises ConflictError when a change waits for its confirmation."""
@@ -297,8 +300,9 @@ class Engine:
 class Transaction:
     """One change from the journal to the commit."""
 
-    def __init__(self, engine: Engine, planned: Planned, change: Change, confirm: float | None, listen: Listener):
-        self.engine, self.planned, self.change = engine, planned, change
+    def __init__(self, engine: Engine, planned: Planned, change: Change, confirm: float | None,
+                 watch: Watch | None, listen: Listener):
+        self.engine, self.planned, self.change, self.watch = engine, planned, change, watch
         self.grace, self.listen = confirm, listen
         self.journal: Journal | None = None
 
@@ -321,11 +325,12 @@ class Transaction:
     def open(self, journal: Journal) -> Journal:
         """From here on a death of this process leaves enough to undo everything."""
         engine = self.engine
-        if self.grace is None:
+        if self.grace is None and self.watch is None:
             journal.write(engine.paths.journal)
         else:
             with undo.armed(engine, journal.id) as timer:
-                journal = replace(journal, timer=timer, grace=self.grace, deadline=uptime() + self.grace)
+                deadline = None if self.grace is None else uptime() + self.grace
+                journal = replace(journal, timer=timer, grace=self.grace, deadline=deadline)
                 journal.write(engine.paths.journal)
             engine.probe("armed")
         engine.probe("journalled")
@@ -340,6 +345,10 @@ class Transaction:
         self.listen(Event(Doing.VERIFY))
         seen = self.verify()
         engine.probe("verified")
+        if self.watch:
+            self.listen(Event(Doing.REACH))
+            self.watch.require(seen)
+            engine.probe("reached")
         return seen
 
     def probed(self, progress: Progress) -> Progress:
@@ -377,11 +386,14 @@ class Transaction:
         outcome = Outcome.CONFIRMED
         if self.grace is None:
             engine.commit(journal)
+            if journal.timer is not None:
+                journal.timer.terminate()
         else:
             outcome = Outcome.UNCONFIRMED
             replace(journal, phase=Phase.UNCONFIRMED, deadline=uptime() + self.grace).write(engine.paths.journal)
             engine.probe("unconfirmed")
-        return Result(outcome, planned.steps, seen, journal.revision, self.grace, planned.gone)
+        return Result(outcome, planned.steps, seen, journal.revision, self.grace, planned.gone,
+                      self.watch.outcome if self.watch else ())
 
     def fail(self, journal: Journal, error: BaseException) -> None:
         """Roll back and say so. Raises ApplyFailed or RollbackFailed; returns for what is re-raised as it is."""
@@ -396,7 +408,8 @@ class Transaction:
             journal.timer.terminate()
         if isinstance(error, EXPECTED):
             hint = getattr(error, "hint", "")
-            raise ApplyFailed(f"{why}; rolled back: the host is as it was", hint) from error
+            amiss = self.watch.after_rollback() if self.watch else ""
+            raise ApplyFailed(f"{why}; rolled back: the host is as it was" + (f", but {amiss}" if amiss else ""), hint) from error
 
 
 def counted(listen: Listener, doing: Doing) -> Callable[[int], Progress]:

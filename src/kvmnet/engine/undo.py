@@ -1,4 +1,6 @@
-"""The armed undo: a process of its own that takes an unconfirmed change back.
+"""The armed undo: a process of its own that takes an unconfirmed change back, and one whose writer died.
+
+A change that waits for a confirmation has one, and one that touches the host's way out.
 
 It is forked before the journal is written, so that the journal can name it, and lets go when its
 pipe closes: by then the journal lies there, or its writer failed and nothing was changed. It is a
@@ -53,7 +55,7 @@ def armed(engine: Engine, journal_id: str) -> Iterator[Process]:
     except OSError as error:
         for fd in (say_in, say_out, go_in, go_out):
             os.close(fd)
-        raise HostCannot(f"cannot start the timer of --confirm: {error.strerror}") from error
+        raise HostCannot(f"cannot start the process that undoes the change: {error.strerror}") from error
     if child == 0:
         leave(engine, journal_id, say_out, go_in)
     os.close(say_out)
@@ -64,7 +66,7 @@ def armed(engine: Engine, journal_id: str) -> Iterator[Process]:
         pid = PID.unpack(told)[0] if len(told) == PID.size else 0
         start = start_time(pid)
         if start is None:
-            raise HostCannot("cannot start the timer of --confirm", f"see {engine.paths.run / 'undo.log'}")
+            raise HostCannot("cannot start the process that undoes the change", f"see {engine.paths.run / 'undo.log'}")
         yield Process(pid, start)
     finally:
         os.close(say_in)
@@ -112,17 +114,24 @@ def detach(engine: Engine, keep: int) -> None:
 
 
 def watch(engine: Engine, journal_id: str) -> None:
-    """Wait for the deadline, which a new version of the journal may move; then take the change back."""
+    """Take the change back at its deadline, which a new version of the journal may move, or as soon as its writer
+    dies at work."""
     while (version := version_of(engine.paths.journal)) is not None:
         journal = mine(engine, journal_id)
         if journal is None:
             return
-        deadline = journal.deadline or 0
+        deadline = journal.deadline
+        writer = None if journal.phase is Phase.UNCONFIRMED else journal.writer
         del journal  # it may be megabytes; waiting needs none of it
-        while (left := deadline - uptime()) > 0 and version_of(engine.paths.journal) == version:
-            pause(min(left, LOOK_SECONDS))
-        if left <= 0 and roll_back(engine, journal_id):
+        while not (due := is_due(deadline, writer)) and version_of(engine.paths.journal) == version:
+            pause(LOOK_SECONDS if deadline is None else max(0.0, min(deadline - uptime(), LOOK_SECONDS)))
+        if due and roll_back(engine, journal_id):
             return
+
+
+def is_due(deadline: float | None, writer: Process | None) -> bool:
+    """Whether the change is to be taken back. ``writer``: who is at work on it, if anybody."""
+    return (deadline is not None and deadline <= uptime()) or (writer is not None and not writer.alive())
 
 
 def version_of(path: Path) -> tuple[int, int] | None:

@@ -514,6 +514,9 @@ class Spec(Part):
     """Networks, by name."""
     vms: dict[Name, Vm] = Field(default_factory=dict)
     """Guests, by name."""
+    reach: tuple[Address, ...] = ()
+    """Addresses that must still answer after a change of a way out, besides the gateways of the host: a management
+    station, a router behind the first one. Those that do not answer before the change are not required to."""
 
     @cached_property
     def bridged(self) -> dict[str, dict[str, Network]]:

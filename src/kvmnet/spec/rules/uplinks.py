@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_address
 
 from kvmnet.drivers.linux.resources import Address
 from kvmnet.errors import Problem
@@ -125,6 +126,19 @@ def _used_twice(subject: Subject, users: dict[str, str]) -> Iterator[Problem]:
                         "name the bond: on: UPLINK for a VLAN, or use the bond's uplink itself")
 
 
+def reached(subject: Subject) -> Iterator[Problem]:
+    """Addresses of ``reach`` that cannot be asked, or that prove nothing."""
+    own = {a.name.split()[1].partition("/")[0] for a in subject.addresses}
+    for position, address in enumerate(subject.spec.reach):
+        path, known = f"reach[{position}]", ip_address(address)
+        if known.is_link_local:
+            yield wrong(path, f"{address} is a link-local address, which does not say by which device",
+                        "name an address that is routed; gateways are looked after by themselves")
+        elif known.is_multicast or known.is_loopback or known.is_unspecified or address in own:
+            yield wrong(path, f"{address} is no other machine's address, so its answer would prove nothing",
+                        "name a machine that can only be reached by the uplink")
+
+
 def mtus(subject: Subject) -> Iterator[Problem]:
     """MTUs that do not hold from the NIC to the VLAN."""
     spec, state = subject.spec, subject.facts.state
@@ -201,5 +215,5 @@ def _holder(subject: Subject, name: str, text: str) -> str:
                  and a.dev not in own and not _of_ours(subject, a.dev or "")), "")
 
 
-RULES = (forms, carriers, mtus, claims)
+RULES = (forms, carriers, mtus, claims, reached)
 HOST_RULES = (members,)
