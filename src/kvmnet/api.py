@@ -126,6 +126,7 @@ class Host:
         """What *document* would change."""
         self.engine.dispatch.require_kinds({Link.kind})  # nothing can be said of a host whose links are not seen
         seen = seen or self.engine.observe({})
+        self.engine.dispatch.require_sight()
         self.judged = facts = self.facts(seen, document)
         compiled, allocations = self.compile(document, facts)
         if any(k in seen.state and k not in seen.ours and k not in compiled.borrowed and isinstance(r, Resource)

@@ -10,7 +10,9 @@ import pytest
 
 from kvmnet.drivers.linux import driver as linux
 from kvmnet.drivers.linux.words import Line
+from kvmnet.errors import ApplyFailed
 from kvmnet.host.clock import wait_until
+from kvmnet.reach import guard
 from lib.fork import die, in_child
 from lib.frames import BROADCAST, arp, ether, tag
 from lib.netns import inside, named_netns, sh
@@ -203,3 +205,53 @@ def test_killed_at_any_line_and_recovered(host: World) -> None:
         with suppress(TimeoutError):  # tables of the killed keeper go with its socket, a moment later
             wait_until(lambda: settled()["nft"] == before["nft"], 5)
         same(before, settled())
+
+
+def gone(host: World, text: str) -> str:
+    """What is said when *text* is taken back by the guard; everything is as it was."""
+    before = settled()
+    with pytest.raises(ApplyFailed) as failed:
+        host.host.apply(host.plan(text), within=3)
+    same(before, settled())
+    return str(failed.value)
+
+
+def test_a_bond_or_vlan_that_leads_nowhere_is_taken_back(host: World) -> None:
+    """Two ports of the switch that are no bond there, a VLAN that it does not carry, and then one that it does."""
+    reach = f"reach: [{PARTNER}]\n"
+    sh(f"ip neigh replace {PARTNER} lladdr {sh(f'ip netns exec {host.switch} cat /sys/class/net/sw0/address').strip()} "
+       "dev e0 nud permanent")
+    told = gone(host, document("{wan: {members: [e0, e1], device: bond0, bond: 802.3ad, options: {min_links: 2}}}") + reach)
+    assert f"{PARTNER} (named by reach): no answer to ARP" in told and "bond0 has no carrier" in told
+    good = document("{wan: {members: [e0, e1], device: bond0}}")
+    assert f"{PARTNER} (named by reach)" in host.host.apply(host.plan(good + reach)).notes[0]
+    vlan = ("{wan: {members: [e0, e1], device: bond0}, v: {vlan: VID, on: wan, addresses: [10.VID.0.2/24], "
+            "routes: [{to: 10.5.0.1/32, via: 10.VID.0.1}]}}")
+    sh(f"ip netns exec {host.switch} sysctl -qw net.ipv4.ip_forward=1")
+    assert "no answer to" in gone(host, document(vlan.replace("VID", "150")) + reach), "150 is not on the trunk"
+    lines(host, document(vlan.replace("VID", "100")) + reach)
+
+
+def test_killed_while_the_bond_is_asked_for_and_back_by_itself(host: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the next command nor an operator is needed: the undo process sees that its writer is dead."""
+    before = settled()
+    asked = guard.ask_all
+
+    def work() -> None:
+        times: list[int] = []
+
+        def ask(questions: object, seconds: float) -> None:
+            if times:
+                die()
+            times.append(1)
+            asked(questions, seconds)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(guard, "ask_all", ask)
+        host.host.apply(host.plan(SHARED + f"reach: [{PARTNER}]\n"))
+
+    assert in_child(work) == -signal.SIGKILL
+    assert "master bond0" in sh("ip link show e0")
+    wait_until(lambda: not host.paths.journal.exists(), 20)
+    with suppress(TimeoutError):
+        wait_until(lambda: settled() == before, 5)
+    same(before, settled())

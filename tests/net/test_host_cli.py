@@ -49,7 +49,7 @@ def shape(data: Any) -> Any:
 
 
 STEP = {"action": "str", "kind": "str", "name": "str"}
-RESULT = {"changed": "int", "confirm_within": "NoneType", "outcome": "str", "revision": "int"}
+RESULT = {"changed": "int", "confirm_within": "NoneType", "notes": [], "outcome": "str", "revision": "int"}
 REVISION = {"created": "str", "message": "str", "revision": "int", "source": "str", "status": "str",
             "summary": {"create": "int", "delete": "int", "update": "int"}, "who": "str"}
 

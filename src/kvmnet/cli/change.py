@@ -277,6 +277,7 @@ def boot(as_json: bool) -> int:
     if last is None:
         say("no confirmed revision: nothing to apply")
         if as_json:
-            print_json({"outcome": "unchanged", "changed": 0, "revision": None, "confirm_within": None})
+            print_json({"outcome": "unchanged", "changed": 0, "revision": None, "confirm_within": None,
+                        "notes": []})
         return 0
     return report(here, here.change(lambda: here.plan_revision(last.number)), as_json)

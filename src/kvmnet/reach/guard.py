@@ -18,14 +18,11 @@ from kvmnet.reach.targets import (
     GATEWAY,
     NAMED,
     SESSION,
+    Hit,
     Target,
     after,
-    changes_a_way_out,
-    concerned,
-    default_families,
     gateways,
     patience,
-    touched,
 )
 
 BEFORE = 1.0
@@ -47,10 +44,7 @@ class Reach:
     def __call__(self, planned: Planned) -> Watch | None:
         """The watch of a change; None when it leaves the way out alone. Raises ConflictError when the session comes
         in by what is changed and nobody answers who could tell that it still does."""
-        if not planned.steps or not changes_a_way_out(planned.steps):
-            return None
-        questions = self.ask(planned)
-        if not questions:
+        if not (hit := Hit.by(planned.steps)) or not (questions := self.ask(planned.seen.state, hit)):
             return None
         watch = Watch(planned, tuple(questions), self.within or patience(planned.steps))
         session = [q.target for q in questions if q.target.why == SESSION]
@@ -61,18 +55,15 @@ class Reach:
                 "add --confirm 60: everything goes back unless you confirm; or --reach ADDRESS with one that answers")
         return watch
 
-    def ask(self, planned: Planned) -> list[Question]:
+    def ask(self, state: State, hit: Hit) -> list[Question]:
         """The targets that the change concerns, each asked."""
-        state, hit = planned.seen.state, touched(planned.steps)
-        families = default_families(planned.steps)
         chosen = [Target(a, NAMED) for a in self.named]
         if far := self.session():
             chosen.append(Target(far, SESSION))
         found: dict[str, Question] = {}
         for target in (*gateways(state), *chosen):
             question = place(target)
-            if (question.way != "lo" and target.address not in found
-                    and concerned(target, question.way, state, hit, families)):
+            if question.way != "lo" and target.address not in found and hit.concerns(target, question.way, state):
                 found[target.address] = question
         ask_all(list(found.values()), BEFORE)
         return list(found.values())

@@ -6,8 +6,9 @@ addresses and routes on these, and default routes of its family anywhere.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface, ip_network
 from itertools import pairwise
 
 from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, Route
@@ -113,15 +114,39 @@ def default_families(steps: Iterable[Step]) -> frozenset[int]:
     return frozenset(r.family or 4 for step in steps for r in sides(step) if isinstance(r, Route) and is_default(r))
 
 
-def changes_a_way_out(steps: Sequence[Step]) -> bool:
-    """Whether there is anything to look after: a quick answer for the many changes that only concern guests."""
-    return bool(touched(steps)) or bool(default_families(steps))
+def prefixes(steps: Iterable[Step]) -> frozenset[str]:
+    """Networks that *steps* give another way: destinations of routes, and what new addresses are connected to."""
+    found = set()
+    for step in steps:
+        for resource in sides(step):
+            if isinstance(resource, Address):
+                found.add(str(ip_interface(resource.name.split()[1]).network))
+            elif isinstance(resource, Route) and not is_default(resource) and resource.dst:
+                found.add(resource.dst)
+    return frozenset(found - {"default"})
 
 
-def concerned(target: Target, device: str, state: State, hit: Set[str], families: Set[int]) -> bool:
-    """Whether a change that touches the devices *hit* and the default routes of *families* concerns a target that is
-    reached by *device*."""
-    return target.family in families or not hit.isdisjoint(below(device, state))
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """What a change touches."""
+
+    devices: frozenset[str]
+    families: frozenset[int]
+    """IP versions whose default routes it changes."""
+    prefixes: frozenset[str]
+
+    @classmethod
+    def by(cls, steps: Sequence[Step]) -> Hit:
+        return cls(touched(steps), default_families(steps), prefixes(steps))
+
+    def __bool__(self) -> bool:
+        return bool(self.devices or self.families or self.prefixes)
+
+    def concerns(self, target: Target, device: str, state: State) -> bool:
+        """Whether the change concerns a target that is reached by *device* in *state*, before it."""
+        address = ip_address(target.address)
+        return (target.family in self.families or not self.devices.isdisjoint(below(device, state))
+                or any(address in ip_network(prefix) for prefix in self.prefixes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,12 +130,12 @@ def reached(subject: Subject) -> Iterator[Problem]:
     """Addresses of ``reach`` that cannot be asked, or that prove nothing."""
     own = {a.name.split()[1].partition("/")[0] for a in subject.addresses}
     for position, address in enumerate(subject.spec.reach):
-        path, known = f"reach[{position}]", ip_address(address)
-        if known.is_link_local:
+        path = f"reach[{position}]"
+        if ip_address(address).is_link_local:
             yield wrong(path, f"{address} is a link-local address, which does not say by which device",
                         "name an address that is routed; gateways are looked after by themselves")
-        elif known.is_multicast or known.is_loopback or known.is_unspecified or address in own:
-            yield wrong(path, f"{address} is no other machine's address, so its answer would prove nothing",
+        elif address in own:
+            yield wrong(path, f"{address} is the host's own address, so its answer would prove nothing",
                         "name a machine that can only be reached by the uplink")
 
 
