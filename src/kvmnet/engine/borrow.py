@@ -59,6 +59,9 @@ def remember(originals: Originals, seen: State, steps: Iterable[Step], ours: Set
     steps = tuple(steps)
     adopted = {s.key for s in steps if isinstance(s, Create) and s.key not in borrowed}
     for step in steps:
+        for key in step.along if isinstance(step, Update) else ():
+            if key not in ours and key not in adopted:
+                keep_whole(known, seen[key])
         match step:
             case Update(before, after) if after.key in borrowed and after.key not in ours:
                 was = seen.get(after.key)

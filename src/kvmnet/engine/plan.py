@@ -8,7 +8,9 @@ batch. What takes the place of something else (an address that moves to another 
 deletions beside its creations, so that the gap is one batch and not the length of the plan.
 
 Removal is simulated on a copy: what the system takes along (``cascade``) needs no step, what it
-leaves behind (``detach``) shows up as an update if the wanted state still claims it.
+leaves behind (``detach``) shows up as an update if the wanted state still claims it. What it drops for other
+reasons (``Resource.swept``: the routes of a link whose last address goes) is made again if it can stand, also
+when it is somebody else's.
 """
 from __future__ import annotations
 
@@ -48,6 +50,8 @@ class Create:
 class Update:
     before: Resource
     after: Resource
+    along: tuple[Key, ...] = ()
+    """What the system drops meanwhile (the routes of a link that goes down)."""
 
     @cached_property
     def key(self) -> Key:
@@ -110,8 +114,10 @@ def plan(seen: State, wanted: Wanted, ours: Set[Key],
             pending.append(Create(after))
         elif key in unequal if before is seen.get(key) else diff(before, after):
             pending.append(Update(before, after))
+    if doomed or unequal:
+        deletions, pending = make_again(seen, now, present, deletions, pending)
     if len(pending) > 1:
-        depth = Depths(present)
+        depth = Depths({**{s.key: s.after for s in pending}, **present})
         # A setting before what else is on the same thing: IPv6 is switched on before an address comes.
         pending.sort(key=lambda s: (0, -depth[s.key], True, s.key) if only_lowers(s)
                      else (1, depth[s.key], not s.after.permanent, s.key))
@@ -124,6 +130,40 @@ def only_lowers(step: Create | Update) -> bool:
     if isinstance(step, Create) or not (names := top_down_names(type(step.after))):
         return False
     return all(name in names and have is not None and want < have for name, (have, want) in step.changes.items())
+
+
+def make_again(seen: State, now: dict[Key, Resource], present: State, deletions: list[Step],
+               pending: list[Create | Update]) -> tuple[list[Step], list[Create | Update]]:
+    """The plan with what the system drops on the way made again, and told in the steps that are the cause."""
+    gone = [seen[k] for step in deletions if isinstance(step, Delete) for k in (step.key, *step.along)]
+    changed = [(step.before, step.after) for step in pending if isinstance(step, Update)]
+    dropped = sweep(now, gone, changed)
+    if not dropped:
+        return deletions, pending
+    along: dict[Key, list[Key]] = {}
+    for key, (cause, _) in dropped.items():
+        along.setdefault(cause, []).append(key)
+    kept = [replace(s, along=tuple(along.get(s.key, ()))) if isinstance(s, Update) else s for s in pending
+            if s.key not in dropped]
+    final = {**now, **{s.key: merge(now[s.key], s.after) if isinstance(s, Update) else s.after for s in kept}}
+    final.update((k, present[k]) for k in dropped if k in present)
+    again = [Create(merge(was, present[key]) if key in present else was) for key, (_, was) in dropped.items()
+             if key in present or (was.stands(final) and all(r.target in final for r in was.refs()))]
+    return [replace(s, along=(*s.along, *along.get(s.key, ()))) if isinstance(s, Delete) else s
+            for s in deletions], [*kept, *again]
+
+
+def sweep(now: dict[Key, Resource], gone: Sequence[Resource],
+          changed: Sequence[tuple[Resource, Resource]]) -> dict[Key, tuple[Key, Resource]]:
+    """Take out of *now* what the system drops: key -> (the step's key that is the cause, what it was)."""
+    found: dict[Key, tuple[Key, Resource]] = {}
+    while gone or changed:
+        kinds = {type(r) for r in now.values()}
+        dropped = {key: cause for cls in kinds for cause, key in cls.swept(now, gone, changed) if key in now}
+        for key, cause in dropped.items():
+            found[key] = (found[cause][0] if cause in found else cause), now.pop(key)
+        gone, changed = [found[key][1] for key in dropped], ()
+    return found
 
 
 def handover_last(deletions: list[Step], pending: Sequence[Create | Update]) -> tuple[Step, ...]:
@@ -256,9 +296,11 @@ def before_image(seen: State, steps: Iterable[Step], ours: Set[Key]) -> Wanted:
         match step:
             case Create(after):
                 image.setdefault(after.key, Absent(after.key))
-            case Update(before, after) if before.key in ours:
+            case Update(before, after, along) if before.key in ours:
                 image[before.key] = seen[before.key]
-            case Update(before, after):
+                image.update((key, seen[key]) for key in along)
+            case Update(before, after, along):
+                image.update((key, seen[key]) for key in along)
                 parts.setdefault(before.key, set()).update(diff(before, after))
             case Delete(before, along):
                 holders = holders if holders is not None else reverse(seen)
@@ -277,11 +319,14 @@ def apply_to(state: State, steps: Iterable[Step]) -> dict[Key, Resource]:
     """The state that *steps* leave behind: the executing model that tests and dry runs share."""
     now = dict(state)
     for step in steps:
+        state = dict(now) if isinstance(step, Delete) else now
         match step:
             case Create(after):
                 now[after.key] = after
             case Update(before, after):
-                now[after.key] = merge(now[before.key], after)
+                was, now[after.key] = now[before.key], merge(now[before.key], after)
+                sweep(now, (), [(was, after)])
             case Delete(before):
-                remove_all(now, {before.key})
+                steps_made = remove_all(now, {before.key})
+                sweep(now, [state[k] for s in steps_made if isinstance(s, Delete) for k in (s.key, *s.along) if k in state], ())
     return now

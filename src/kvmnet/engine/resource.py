@@ -12,7 +12,7 @@ holder when its target is deleted:
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
@@ -65,6 +65,19 @@ class Resource:
     @property
     def key(self) -> Key:
         return Key(self.kind, self.name)
+
+    @classmethod
+    def swept(cls, now: State, gone: Sequence[Resource],
+              changed: Sequence[tuple[Resource, Resource]]) -> Iterator[tuple[Key, Key]]:
+        """(cause, key of this class) of what the system drops besides what hangs on a deleted thing by a reference.
+
+        ``now``: what is there after the deletions. ``gone``: what they removed. ``changed``: (before, claim) of updates.
+        """
+        return iter(())
+
+    def stands(self, state: State) -> bool:
+        """Whether it can exist in *state*, where everything that it names does."""
+        return True
 
     def refs(self) -> Iterator[Ref]:
         """The resources that this one names, with what happens when they go."""

@@ -11,7 +11,7 @@ import pwd
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -126,7 +126,7 @@ class LinuxDriver:
             seen.state[link.key] = link
         seen.ours |= {link.key for link in links.values() if wire.is_ours(link)}
         own = {key.name for key in seen.ours}
-        for address in wire.parse_addresses(addresses, links):
+        for address in map(with_promotion, wire.parse_addresses(addresses, links)):
             seen.state[address.key] = address
             if address.dev in own and (not address.dynamic or is_wanted(address.key, intent)):
                 seen.ours.add(address.key)
@@ -360,6 +360,13 @@ def without_collection() -> Iterator[None]:
     finally:
         if was:
             gc.enable()
+
+
+def with_promotion(address: Address) -> Address:
+    """A secondary address stays when the first one goes, where the kernel is told to promote it."""
+    promoted = address.secondary and any(read_sysctl(f"net/ipv4/conf/{name}/promote_secondaries") == "1"
+                                         for name in ("all", address.dev))
+    return replace(address, secondary=None) if promoted else address
 
 
 def ip_json(*words: str, tool: str = "ip") -> list[dict[str, Any]]:

@@ -1,11 +1,12 @@
 """Links, addresses, routes, neighbours, VLANs of bridge ports and sysctls of a Linux host. Pure."""
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from typing import ClassVar
 
-from kvmnet.engine.resource import Resource, option
+from kvmnet.engine.resource import Key, Resource, State, option
 
 PROTO = "87"
 """Routing protocol number that marks our routes and proxy neighbours (rtnetlink(7): above RTPROT_STATIC
@@ -101,8 +102,33 @@ class Address(Resource):
     dynamic: str | None = option(doc="'' when static; 'dhcp' or 'ra' when a lifetime runs")
     lifetime: int | None = option(doc="seconds left, given once when a dynamic address is moved", once=True)
     preferred: int | None = option(doc="seconds until it is deprecated, given once", once=True)
+    secondary: bool | None = option(doc="IPv4: is dropped with the first address of its prefix", once=True)
     replaces: str | None = option(doc="address on another link that this one takes the place of", once=True,
                                   replaces=True)
+
+    @classmethod
+    def swept(cls, now: State, gone: Sequence[Resource],
+              changed: Sequence[tuple[Resource, Resource]]) -> Iterator[tuple[Key, Key]]:
+        """IPv6 addresses of a link that goes down (addrconf_ifdown() in net/ipv6/addrconf.c), and IPv4 addresses behind
+        a deleted one of the same prefix, where the host does not promote them (__inet_del_ifa() in net/ipv4/devinet.c)."""
+        down = going_down(now, changed)
+        firsts = {(a.dev, ip_interface(a.name.split()[1]).network): a.key for a in gone if isinstance(a, Address)
+                  and ":" not in local(a) and not a.secondary}
+        if not down and not firsts:
+            return
+        for address in now.values():
+            if not isinstance(address, Address):
+                continue
+            cidr = address.name.split()[1]
+            if ":" in cidr:
+                if address.dev in down:
+                    yield down[address.dev], address.key
+            elif address.secondary and (cause := firsts.get((address.dev, ip_interface(cidr).network))):
+                yield cause, address.key
+
+    def stands(self, state: State) -> bool:
+        link = state.get(Key(Link.kind, self.dev or ""))
+        return self.lifetime is None and not (isinstance(link, Link) and link.up is False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +150,64 @@ class Route(Resource):
     lifetime: int | None = option(doc="seconds left, given once when a dynamic route is moved", once=True)
     replaces: str | None = option(doc="route on another link that this one takes the place of", once=True,
                                   replaces=True)
+
+    @classmethod
+    def swept(cls, now: State, gone: Sequence[Resource],
+              changed: Sequence[tuple[Resource, Resource]]) -> Iterator[tuple[Key, Key]]:
+        """Routes of a link that goes down, and IPv4 routes of one that loses its last IPv4 address or that have a
+        source address which goes (fib_inetaddr_event(), fib_netdev_event() in net/ipv4/fib_frontend.c)."""
+        down = going_down(now, changed)
+        lost = {a.dev: a for a in gone if isinstance(a, Address) and ":" not in local(a)}
+        sources = {local(a): a.key for a in gone if isinstance(a, Address)}
+        if not down and not sources:
+            return
+        for address in now.values() if sources else ():
+            if isinstance(address, Address):
+                sources.pop(local(address), None)
+                if ":" not in local(address):
+                    lost.pop(address.dev, None)
+        for route in now.values():
+            if not isinstance(route, Route):
+                continue
+            if cause := down.get(route.dev or ""):
+                yield cause, route.key
+            elif route.family == 4 and (last := lost.get(route.dev)):
+                yield last.key, route.key
+            elif route.family == 4 and (cause := sources.get(route.src or "")):
+                yield cause, route.key
+
+    def stands(self, state: State) -> bool:
+        link = state.get(Key(Link.kind, self.dev or ""))
+        if self.lifetime is not None or (isinstance(link, Link) and link.up is False):
+            return False
+        here = [a for a in state.values() if isinstance(a, Address)]
+        if self.src and self.src not in {local(a) for a in here}:
+            return False
+        return self.family == 6 or any(a.dev == self.dev and ":" not in local(a) for a in here)
+
+
+def local(address: Address) -> str:
+    """The address without its prefix length."""
+    return address.name.split()[1].partition("/")[0]
+
+
+def going_down(now: State, changed: Sequence[tuple[Resource, Resource]]) -> dict[str, Key]:
+    """Link -> the update that takes it down, for good or on its way into or out of a bond, and VLANs upon it."""
+    down = {}
+    for before, claim in changed:
+        if not isinstance(before, Link) or not isinstance(claim, Link) or before.up is False:
+            continue
+        moves = claim.master is not None and claim.master != before.master
+        if claim.up is False or (moves and (before.bonded or claim.bonded)):
+            down[before.name] = before.key
+    stack = list(down)
+    while stack:
+        name = stack.pop()
+        for link in now.values():
+            if isinstance(link, Link) and link.parent == name and link.name not in down:
+                down[link.name] = down[name]
+                stack.append(link.name)
+    return down
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

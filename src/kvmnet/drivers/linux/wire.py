@@ -181,7 +181,8 @@ def parse_address(dev: str, info: Json) -> Address:
         flags=tuple(f for f in ADDRESS_FLAGS if info.get(f)),
         dynamic="" if valid == FOREVER else lease_kind(info, version4),
         lifetime=None if valid == FOREVER else valid,
-        preferred=None if valid == FOREVER else min(preferred, valid))
+        preferred=None if valid == FOREVER else min(preferred, valid),
+        secondary=True if version4 and info.get("secondary") else None)
 
 
 def lease_kind(info: Json, version4: bool) -> str:

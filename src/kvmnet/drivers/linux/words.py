@@ -98,7 +98,8 @@ def lines_of(step: Step) -> list[Line]:
             dev, address = neighbour.name.split()
             return [Line(("neigh", "del", address, "dev", dev), neighbour.key, gone=True)]
         case Create(Address() as address):
-            verb = "add" if address.lifetime is None else "replace"  # an advertisement may have been quicker
+            # An advertisement may have been quicker, or the kernel was told to keep it (keep_addr_on_down).
+            verb = "add" if address.lifetime is None and ":" not in cidr(address) else "replace"
             return [Line(("address", verb, *address_words(address)), address.key)]
         case Update(Address() as before, Address() as after):
             return [Line(("address", "replace", *address_words(joined(before, after))), after.key)]
