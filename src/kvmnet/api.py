@@ -116,7 +116,7 @@ class Host:
         something is to be done."""
         seen, engine = look.result(), self.engine
         given = engine.history.allocations()
-        if before.digest != digest(text, self.facts_about(seen, before.users, before.uplinks), given):
+        if before.digest != digest(text, self.facts_about(seen, before.users, before.uplinks, before.tuned), given):
             return None
         engine.dispatch.look_up(seen, engine.with_lent(before.wanted))
         inner = engine.plan(seen, before.wanted, before.borrowed)
@@ -151,15 +151,15 @@ class Host:
         return notices(document.spec, compiled, steps, running)
 
     def facts(self, seen: Seen, document: Document | None = None) -> Facts:
-        return self.facts_about(seen, *(asked(document) if document else ((), ())))
+        return self.facts_about(seen, *(asked(document) if document else ((), (), ())))
 
-    def facts_about(self, seen: Seen, users: Sequence[str], uplinks: Sequence[str]) -> Facts:
-        """Facts for a document that names these users and has these devices join a bridge."""
+    def facts_about(self, seen: Seen, users: Sequence[str], uplinks: Sequence[str], tuned: Sequence[str]) -> Facts:
+        """Facts for a document that names these users, has these devices join a bridge, and tunes these NICs."""
         from kvmnet.drivers.qemu.folder import running_folders
         from kvmnet.facts.collect import facts_of
         present = {home.name: tuple(n.partition("/")[2] for n in home.record())
                    for home in running_folders(self.paths)}
-        found = facts_of(seen, self.paths, users=users, uplinks=uplinks, running=present)
+        found = facts_of(seen, self.paths, users=users, uplinks=uplinks, tuned=tuned, running=present)
         originals = load_originals(self.paths.originals, self.engine.codec)
         lent = dict.fromkeys(o.value.dev or "" for o in originals.values()
                              if o.whole and isinstance(o.value, (Address, Route)))
@@ -454,13 +454,15 @@ def execute_in(name: str, program: Sequence[str] | str, paths: Paths, timeout: f
     return result.code, result.out, result.err
 
 
-def asked(document: Document) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What facts are asked about for *document*: its users, and the devices that join a bridge."""
+def asked(document: Document) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """What facts are asked about for *document*: its users, the devices that join a bridge, the NICs that it tunes."""
+    from kvmnet.spec.hardware import named_nics
     spec = document.spec
     bridged = {n.uplink for n in spec.networks.values() if n.mode == "bridge" and n.uplink}
     return (tuple(sorted({vm.owner for vm in spec.vms.values() if vm.owner})),
             tuple(dict.fromkeys(device for name, u in spec.uplinks.items() if name in bridged or u.members
-                                for device in (u.members or (u.device or "",)))))
+                                for device in (u.members or (u.device or "",)))),
+            named_nics(spec))
 
 
 def content(path: Path) -> bytes:

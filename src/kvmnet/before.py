@@ -22,7 +22,7 @@ from kvmnet.errors import HostCannot
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.files import write_durably
 
-FORMAT = 1
+FORMAT = 2
 
 
 class Before(NamedTuple):
@@ -34,6 +34,7 @@ class Before(NamedTuple):
     """Digest of the document alone."""
     users: tuple[str, ...]
     uplinks: tuple[str, ...]
+    tuned: tuple[str, ...]
     """What the facts are asked about for it."""
     wanted: Wanted
     borrowed: frozenset[Key]
@@ -79,7 +80,7 @@ def read(path: Path, text: bytes) -> Before | None:
             if file.readline() != head(short(text)) + "\n":
                 return None
             data = json.loads(file.read())
-        return Before(data["digest"], data["text"], tuple(data["users"]), tuple(data["uplinks"]),
+        return Before(data["digest"], data["text"], tuple(data["users"]), tuple(data["uplinks"]), tuple(data["tuned"]),
                       {r.key: r for r in map(resource, data["wanted"])},
                       frozenset(Key(*k) for k in data["borrowed"]), tuple(data["notes"]))
     except (OSError, ValueError, KeyError, TypeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 from typing import Any
 
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
+from kvmnet.drivers.ethtool.resources import NicFeature, NicTuning
 from kvmnet.drivers.files.resources import File
 from kvmnet.drivers.linux.resources import (
     Address,
@@ -22,7 +23,8 @@ from kvmnet.engine.resource import Absent, Key, Resource, setting_names
 
 KINDS: dict[str, type[Resource]] = {
     c.kind: c for c in (Link, BridgeVlan, VlanMulticast, Fdb, Address, Route, ProxyNeighbour, Neighbour, Sysctl, NftTable,
-                        NicGuard, GuardKeeper, DnsmasqServer, Reservation, GuestNic, File)
+                        NicGuard, GuardKeeper, DnsmasqServer, Reservation, GuestNic, File, NicTuning,
+                        NicFeature)
 }
 
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
+from kvmnet.drivers.ethtool.driver import EthtoolDriver
 from kvmnet.drivers.files.driver import FileDriver
 from kvmnet.drivers.linux.driver import LinuxDriver
 from kvmnet.drivers.nftables.driver import NftablesDriver
@@ -12,4 +13,4 @@ from kvmnet.host.paths import Paths
 
 def drivers(paths: Paths) -> tuple[Driver, ...]:
     """Every driver of a host whose state lies in *paths*."""
-    return (LinuxDriver(), NftablesDriver(paths), DnsmasqDriver(paths), Guests(paths), FileDriver(paths))
+    return (LinuxDriver(), EthtoolDriver(), NftablesDriver(paths), DnsmasqDriver(paths), Guests(paths), FileDriver(paths))

@@ -5,9 +5,10 @@ import contextlib
 import os
 import pwd
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
+from kvmnet.drivers.ethtool.wire import read as hardware
 from kvmnet.drivers.files.driver import services_in_use
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.linux.driver import LinuxDriver
@@ -39,13 +40,15 @@ WHOLE_HOST = frozenset({"dhcpcd", "systemd-networkd", "NetworkManager", "connman
 
 
 def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Collection[str] = (),
-             running: Mapping[str, tuple[str, ...]] | None = None) -> Facts:
+             tuned: Sequence[str] = (), running: Mapping[str, tuple[str, ...]] | None = None) -> Facts:
     """Facts for compiling. ``seen``: everything observed. ``users``: names that the document gives.
-    ``uplinks``: devices that join a bridge: what names them elsewhere is read too. ``running``: guests
+    ``uplinks``: devices that join a bridge: what names them elsewhere is read too. ``tuned``: NICs whose hardware
+    settings are read. ``running``: guests
     that run -> their NICs."""
     links = {r.name: r for r in seen.state.values() if isinstance(r, Link)}
     return Facts(
-        state={**seen.state, **device_settings(links, seen, set(uplinks))},
+        state={**seen.state, **device_settings(links, seen, set(uplinks)),
+               **{r.key: r for r in hardware(tuned, dict.fromkeys(tuned))}},
         features=features(paths.run / "features.json"),
         cpus=len(os.sched_getaffinity(0)),
         running=dict(running or {}),

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from kvmnet.drivers.linux.resources import Address, Link, address_name, route
-from kvmnet.engine.resource import Key
+from kvmnet.engine.resource import Key, Resource
 from kvmnet.facts.model import Facts
 from kvmnet.modes.segment import Part
 from kvmnet.modes.uplink import link_local_mode, move_host
 from kvmnet.spec import ways
+from kvmnet.spec.hardware import tune
 from kvmnet.spec.models import BondMode, BondOptions, Spec, Uplink
 
 MIIMON = 100
@@ -72,11 +73,13 @@ def wire_uplinks(spec: Spec, facts: Facts, found: dict[str, Way]) -> Part:
                 lend(part, Link(name=uplink.device or "", up=True))
         elif uplink.mtu:
             lend(part, Link(name=way.device, mtu=uplink.mtu))
+        for setting in tune(uplink, facts.state):
+            lend(part, setting)
         claim_host(part, ways.way_out(name, spec, facts.features), uplink)
     return part
 
 
-def lend(part: Part, claim: Link) -> None:
+def lend(part: Part, claim: Resource) -> None:
     part.resources.append(claim)
     part.borrowed.add(claim.key)
 

@@ -11,14 +11,14 @@ from kvmnet.errors import HostCannot, Problem, SpecError
 from kvmnet.facts.model import Facts
 from kvmnet.spec.load import Document
 from kvmnet.spec.models import Spec
-from kvmnet.spec.rules import addresses, guests, host, networks, overlays, references, uplinks, vlans
+from kvmnet.spec.rules import addresses, guests, hardware, host, networks, overlays, references, uplinks, vlans
 from kvmnet.spec.rules.subject import Subject
 
 Rule = Callable[[Subject], Iterator[Problem]]
 
-OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *networks.RULES, *vlans.RULES, *overlays.RULES,
+OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *hardware.RULES, *networks.RULES, *vlans.RULES, *overlays.RULES,
                                *addresses.RULES, *guests.RULES, host.ports)
-OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *vlans.HOST_RULES, *overlays.HOST_RULES)
+OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *hardware.HOST_RULES, *vlans.HOST_RULES, *overlays.HOST_RULES)
 
 
 def check(spec: Spec, facts: Facts) -> list[Problem]:

@@ -118,6 +118,76 @@ class BondOptions(Part):
     """Gratuitous ARPs and unsolicited NAs sent after a failover."""
 
 
+Entries = Annotated[int, Field(ge=1, le=65535)]
+Queues = Annotated[int, Field(ge=0, le=1024)]
+Micros = Annotated[int, Field(ge=0, le=1000000)]
+
+
+class Rings(Part):
+    """Sizes of a NIC's rings. The hardware's maximum is shown by ethtool -g."""
+
+    rx: Entries | None = None
+    """Entries for frames that come in."""
+    tx: Entries | None = None
+    """Entries for frames that go out."""
+
+
+class Channels(Part):
+    """Queues of a NIC. The hardware's maximum is shown by ethtool -l."""
+
+    combined: Queues | None = None
+    """Queue pairs that receive and send."""
+    rx: Queues | None = None
+    """Queues that only receive."""
+    tx: Queues | None = None
+    """Queues that only send."""
+
+
+class Coalesce(Part):
+    """When a NIC interrupts: later saves CPU time, sooner saves delay."""
+
+    adaptive_rx: bool | None = None
+    """The NIC chooses for frames that come in."""
+    adaptive_tx: bool | None = None
+    """The NIC chooses for frames that went out."""
+    rx_usecs: Micros | None = None
+    """Microseconds from a frame that came in to the interrupt."""
+    rx_frames: Micros | None = None
+    """Frames that came in until the interrupt."""
+    tx_usecs: Micros | None = None
+    """Microseconds from a frame that went out to the interrupt."""
+    tx_frames: Micros | None = None
+    """Frames that went out until the interrupt."""
+
+
+class Pause(Part):
+    """Pause frames (IEEE 802.3x)."""
+
+    autoneg: bool | None = None
+    """Negotiate them with the other end."""
+    rx: bool | None = None
+    """Obey those that come in."""
+    tx: bool | None = None
+    """Send them when the NIC is full."""
+
+
+class Ethtool(Part):
+    """Hardware settings of a NIC, of a bond: of each member. What is not given is left alone, everything is given
+    back by destroy."""
+
+    rings: Rings = Rings()
+    """Ring sizes."""
+    channels: Channels = Channels()
+    """Queues."""
+    coalesce: Coalesce = Coalesce()
+    """Interrupts."""
+    pause: Pause = Pause()
+    """Pause frames."""
+    features: dict[Line, bool] = Field(default_factory=dict)
+    """Offloads by the kernel's name as ethtool -k shows it, e.g. {rx-vlan-filter: false}; a group such as
+    tx-checksumming stands for those of its features that the NIC can change."""
+
+
 class UplinkRoute(Part):
     """A route of the host by an uplink."""
 
@@ -165,6 +235,8 @@ class Uplink(Part):
     """Next hop of the host's IPv6 default route."""
     routes: tuple[UplinkRoute, ...] = ()
     """Further routes of the host."""
+    ethtool: Ethtool = Ethtool()
+    """Hardware settings of the NIC, or of every member of the bond."""
 
 
 class DhcpRoute(Part):
