@@ -13,6 +13,8 @@ from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
 from kvmnet.errors import HostCannot
 from kvmnet.facts.counters import Traffic, traffic
+from kvmnet.facts.lldp import link_neighbours
+from kvmnet.facts.model import LinkNeighbour
 from kvmnet.policy.guard import REASONS
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from kvmnet.engine.plan import Step
     from kvmnet.modes.model import NicOnNetwork
     from kvmnet.modes.segment import Segment
+    from kvmnet.spec.models import Spec
 from kvmnet.spec import ways
 
 HOUR = 3600
@@ -32,6 +35,10 @@ class UplinkStatus:
     state: str
     mtu: int
     addresses: tuple[str, ...]
+    members: Mapping[str, str]
+    """NIC -> up, down or missing; of a bond its members, else the NIC itself."""
+    neighbours: Mapping[str, tuple[LinkNeighbour, ...]]
+    """NIC -> who is at its other end, where lldpd runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +121,31 @@ def status(host: Host) -> Status | None:
         revision=last.number, source=last.source, applied=last.created, by=last.who,
         unconfirmed=host.unconfirmed(),
         drift=tuple(f"{type(s).__name__.lower()} {s.key}" for s in steps), notes=notes,
-        uplinks=tuple(uplink_status(name, ways.device(name, document.spec), seen, now) for name in document.spec.uplinks),
+        uplinks=uplink_statuses(document.spec, seen, now, link_neighbours(host.paths)),
         networks=tuple(network_status(host, s, seen, now) for s in segments.values()),
         nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped)),
         guests={row.name: row.state for row in host.guests()})
 
 
-def uplink_status(name: str, device: str, seen: Seen, now: Mapping[str, Traffic]) -> UplinkStatus:
-    link = seen.state.get(Key("link", device))
-    state = "missing" if not isinstance(link, Link) else "up" if device in now and now[device].carrier else "down"
-    return UplinkStatus(name, device, state, link.mtu or 0 if isinstance(link, Link) else 0,
-                        addresses_on(device, seen))
+def uplink_statuses(spec: Spec, seen: Seen, now: Mapping[str, Traffic],
+                    heard: Mapping[str, tuple[LinkNeighbour, ...]]) -> tuple[UplinkStatus, ...]:
+    found = []
+    for name, uplink in spec.uplinks.items():
+        device = ways.device(name, spec)
+        nics = uplink.members or tuple(filter(None, (uplink.device if not uplink.on else None,)))
+        link = seen.state.get(Key("link", device))
+        found.append(UplinkStatus(
+            name, device, link_state(device, seen, now), link.mtu or 0 if isinstance(link, Link) else 0,
+            addresses_on(device, seen), {nic: link_state(nic, seen, now) for nic in nics},
+            {nic: heard[nic] for nic in nics if nic in heard}))
+    return tuple(found)
+
+
+def link_state(device: str, seen: Seen, now: Mapping[str, Traffic]) -> str:
+    """up, down or missing."""
+    if not isinstance(seen.state.get(Key("link", device)), Link):
+        return "missing"
+    return "up" if device in now and now[device].carrier else "down"
 
 
 def addresses_on(device: str, seen: Seen) -> tuple[str, ...]:
@@ -193,5 +214,7 @@ def problems(status: Status) -> Sequence[str]:
     found = [f"{n.guest}/{n.nic} is {n.state}" for n in status.nics if n.state in ("missing", "detached", "down")]
     found += [f"network {n.name}: DHCP and DNS are down" for n in status.networks if n.dhcp == "down"]
     found += [f"uplink {u.name} ({u.device}) is {u.state}" for u in status.uplinks if u.state != "up"]
+    found += [f"uplink {u.name}: {nic} is {state}" for u in status.uplinks for nic, state in u.members.items()
+              if state != "up" and nic != u.device]
     found += [f"guest {name} died" for name, state in status.guests.items() if state == "died"]
     return found

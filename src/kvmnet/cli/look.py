@@ -70,7 +70,11 @@ def trees(found: Status) -> list[Node]:
     for uplink in found.uplinks:
         node = Node("uplink", uplink.device, (f"uplink {uplink.name}", *uplink.addresses, f"mtu {uplink.mtu}"),
                     "up" if uplink.state == "up" else "broken")
-        node.children = [network_node(n, found) for n in found.networks if n.uplink == uplink.name]
+        node.children = [Node("nic", nic, ("member of the bond",), "up" if state == "up" else "broken")
+                         for nic, state in uplink.members.items() if nic != uplink.device]
+        node.children += [Node("neighbour", there.name, (f"at {nic}", f"port {there.port}", there.address), "up")
+                          for nic, heard in uplink.neighbours.items() for there in heard]
+        node.children += [network_node(n, found) for n in found.networks if n.uplink == uplink.name]
         roots.append(node)
     roots += [network_node(n, found) for n in found.networks if not n.uplink]
     return roots

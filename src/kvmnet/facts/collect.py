@@ -18,6 +18,7 @@ from kvmnet.engine.driver import Seen
 from kvmnet.engine.journal import Codec
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.facts.features import features
+from kvmnet.facts.lldp import link_neighbours
 from kvmnet.facts.model import Facts
 from kvmnet.host import run as host
 from kvmnet.host.paths import Paths
@@ -59,6 +60,7 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Co
         services=services_in_use(paths),
         dhcp_clients=dhcp_clients(links) if any(
             isinstance(r, Address) and r.dynamic == "dhcp" for r in seen.state.values()) else {},
+        link_neighbours=link_neighbours(paths),
         rules=policy_rules() if uplinks else (),
         ruleset=foreign_ruleset() if uplinks else "")
 

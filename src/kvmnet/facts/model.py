@@ -8,6 +8,22 @@ from kvmnet.engine.resource import Resource, State
 
 
 @dataclass(frozen=True, slots=True)
+class LinkNeighbour:
+    """The machine at the other end of a NIC, by LLDP. '' and 0 for what it does not tell."""
+
+    name: str
+    description: str = ""
+    address: str = ""
+    """Where it is managed."""
+    port: str = ""
+    port_id: str = ""
+    vlans: tuple[int, ...] = ()
+    """VLANs that it announces on the port; many switches announce none."""
+    native: int = 0
+    """VLAN of untagged frames."""
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What compile() knows of the host. Collected in bulk; JSON in and out for captures and tests."""
 
@@ -35,6 +51,8 @@ class Facts:
     """Devices that had addresses or routes which stand elsewhere because of us, and get them back one day."""
     services: frozenset[str] = frozenset()
     """Services that configure any link that they find: NetworkManager, systemd-networkd."""
+    link_neighbours: Mapping[str, tuple[LinkNeighbour, ...]] = field(default_factory=dict)
+    """NIC -> who is at its other end, where lldpd runs."""
     ruleset: str = ""
     """The nftables rules of the host as ``nft list ruleset`` prints them, without our own tables."""
     places: dict[str, list[Resource]] = field(init=False, repr=False, compare=False, default_factory=dict)

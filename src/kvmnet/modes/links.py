@@ -73,10 +73,28 @@ def wire_uplinks(spec: Spec, facts: Facts, found: dict[str, Way]) -> Part:
                 lend(part, Link(name=uplink.device or "", up=True))
         elif uplink.mtu:
             lend(part, Link(name=way.device, mtu=uplink.mtu))
+        part.notes += outside_the_trunk(name, spec, facts)
         for setting in tune(uplink, facts.state):
             lend(part, setting)
         claim_host(part, ways.way_out(name, spec, facts.features), uplink)
     return part
+
+
+def outside_the_trunk(name: str, spec: Spec, facts: Facts) -> list[str]:
+    """VLANs on *name* that the switch at one of its NICs does not announce. A switch that announces none says nothing."""
+    uplink = spec.uplinks[name]
+    nics = uplink.members or ((uplink.device,) if uplink.device and not uplink.on else ())
+    own = (uplink.vlan,) if uplink.vlan and not uplink.on and uplink.protocol == "802.1Q" else ()
+    above = [u.vlan for u in spec.uplinks.values() if u.on == name and u.vlan and u.protocol == "802.1Q" and not uplink.vlan]
+    networks = [n.vlan for _, n in ways.bridged(name, spec) if n.vlan and not uplink.vlan]
+    notes = []
+    for vid in sorted({*own, *above, *networks}):
+        for nic in nics:
+            for there in facts.link_neighbours.get(nic, ()):
+                if there.vlans and vid not in there.vlans:
+                    notes.append(f"VLAN {vid} is outside the trunk of {nic}: {there.name}, port {there.port}, announces only "
+                                 f"{', '.join(map(str, there.vlans))} (LLDP)")
+    return notes
 
 
 def lend(part: Part, claim: Resource) -> None:
