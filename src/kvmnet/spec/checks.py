@@ -11,7 +11,17 @@ from kvmnet.errors import HostCannot, Problem, SpecError
 from kvmnet.facts.model import Facts
 from kvmnet.spec.load import Document
 from kvmnet.spec.models import Spec
-from kvmnet.spec.rules import addresses, guests, hardware, host, networks, overlays, references, uplinks, vlans
+from kvmnet.spec.rules import (
+    addresses,
+    guests,
+    hardware,
+    host,
+    networks,
+    overlays,
+    references,
+    uplinks,
+    vlans,
+)
 from kvmnet.spec.rules.subject import Subject
 
 Rule = Callable[[Subject], Iterator[Problem]]

@@ -25,7 +25,7 @@ A document is one YAML mapping. Keys in capitals stand for names of your own. On
 booleans and only plain decimal digits are numbers: `on`, `off`, `no`, `0644` and `52:54:00:00:00:01` are
 text, as they were written. Unknown keys are errors.
 """
-_PLURAL = {"uplinks": "UPLINK", "networks": "NETWORK", "vms": "VM", "hosts": "NAME", "options": "OPTION"}
+_PLURAL = {"uplinks": "UPLINK", "networks": "NETWORK", "vms": "VM", "hosts": "NAME", "options": "OPTION", "features": "FEATURE"}
 _PLURALS = {"options, see below": "parts, see below", "address": "addresses", "name": "names",
             "list of addresses": "lists of addresses", "MAC address": "MAC addresses",
             "address or prefix": "addresses and prefixes"}
