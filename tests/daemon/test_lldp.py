@@ -30,7 +30,7 @@ def net() -> Iterator[World]:
         made.paths.run.mkdir(parents=True, exist_ok=True)
         daemons = []
         try:
-            for lead, place, nic, words in (((), made.paths.run / "lldpd.socket", "eth0", ("-r",)),
+            for lead, place, nic, words in (((), made.paths.run / "lldpd.socket", "eth0", ()),
                                             (("ip", "netns", "exec", made.outside.netns), made.paths.run / "far", "segment",
                                              ("-S", "a switch\x1b[31m"))):
                 daemons.append(subprocess.Popen([*lead, "lldpd", "-d", "-u", str(place), "-I", nic, *words],
