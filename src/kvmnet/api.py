@@ -5,7 +5,6 @@ The command line, the demo and the tests have no logic of their own; they call t
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -400,13 +399,24 @@ class Host:
 
     def external(self, name: str, *, libvirt: bool) -> str:
         """What to tell QEMU or libvirt so that a guest opens its prepared taps."""
-        from kvmnet.guests.external import libvirt_xml, qemu_arguments
+        from kvmnet.drivers.macvtap.driver import node_folder
+        from kvmnet.guests.external import libvirt_xml, macvtap_arguments, qemu_arguments, shell_line
         document, compiled = self.in_force()
         if name not in document.spec.vms:
             raise KvmnetError(f"no guest {name} in the document",
                               f"it has: {', '.join(document.spec.vms) or 'none'}")
-        nics = compiled.guest_nics[name]
-        return "\n".join(libvirt_xml(n) if libvirt else shlex.join(qemu_arguments(n)) for n in nics)
+        nics, first = compiled.guest_nics[name], 3    # shells other than bash take one digit
+        macvtaps = {n.tap for s in compiled.segments.values() if s.parent for n in s.nics}
+        lines = []
+        for nic in nics:
+            if libvirt:
+                lines.append(libvirt_xml(nic))
+            elif nic.tap in macvtaps:
+                lines.append(shell_line(macvtap_arguments(nic, str(node_folder(self.paths) / nic.tap), first)))
+                first += nic.queues or 1
+            else:
+                lines.append(shell_line(qemu_arguments(nic)))
+        return "\n".join(lines)
 
     def console(self, name: str) -> None:
         """Attach this terminal to a guest's serial console, until Ctrl-]."""

@@ -15,13 +15,15 @@ from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.resource import Absent, Key, Resource, merge
 from kvmnet.facts.model import Allocations, Facts
-from kvmnet.modes import bridge, isolated, nat, routed, vxlan
+from kvmnet.modes import bridge, isolated, macvtap, nat, routed, vxlan
 from kvmnet.modes.device import guest_nic, queue_pairs
 from kvmnet.modes.links import Way, find_ways, wire_uplinks
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import HostPolicy, Overlay, Part, Segment
 from kvmnet.modes.services import services
-from kvmnet.policy.guard import guard_table, nic_guard
+from kvmnet.policy.egress import TABLE as EGRESS
+from kvmnet.policy.egress import egress_table
+from kvmnet.policy.guard import TABLE, guard_table, nic_guard, zone_of
 from kvmnet.policy.host import host_table
 from kvmnet.policy.keeper import guard_keeper
 from kvmnet.spec import overlays, ways
@@ -78,6 +80,8 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
     if spec.networks:
         keeper = guard_keeper()
         out.add(guard_table(outer_ports(out, spec, facts)), keeper, host_table(policy), *unmanaged(facts.services))
+        if zones := [zone_of(s.domain) for s in out.segments.values() if s.parent]:
+            out.add(egress_table(zones))
         attach_nics(out, spec, nics, facts, keeper.name)
     return out
 
@@ -116,7 +120,7 @@ def settle(name: str, network: Network, spec: Spec, facts: Facts, nics: tuple[Ni
         address=host_address(network.address, network.subnet, default=hosted),
         address6=host_address(network.address6, network.subnet6, default=hosted),
         way_out="" if network.vxlan else ways.way_out(network.uplink, spec, facts.features),
-        overlay=overlay_of(name, network, spec, facts),
+        overlay=overlay_of(name, network, spec, facts), parent=ways.parent_of(name, spec),
         vlan=inner_vlan(name, network, spec, facts))
 
 
@@ -154,6 +158,8 @@ def wire_network(out: Compiled, policy: HostPolicy, segment: Segment, spec: Spec
             part.notes.append(own_bridge_note(segment, spec, facts))
         if segment.vlan and facts.features.get(ways.MULTICAST):
             part.notes.append(f"no multicast snooping on {segment.bridge}: {facts.features[ways.MULTICAST]}")
+    elif network.mode is Mode.MACVTAP:
+        part = macvtap.wire(segment, facts, spec, found[network.uplink or ""])
     else:
         part = MODES[network.mode](segment, facts)
     out.take(part)
@@ -214,8 +220,13 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
         spanning = isinstance(own, Link) and bool(own.stp)
         for nic in placed:
             vm = spec.vms[nic.vm]
-            out.add(guard_of(nic, segment, kept), tap_of(nic, vm, segment, facts, keeper, spanning=spanning),
-                    *bridge.guest_vlans(segment, nic.tap, nic.declared))
+            out.add(guard_of(nic, segment, kept))
+            if segment.parent:
+                out.add(*macvtap.guest_ports(nic, segment),
+                        *([] if vm.run else [macvtap.node(nic, owner_of(vm, facts))]))
+            else:
+                out.add(tap_of(nic, vm, segment, facts, keeper, spanning=spanning),
+                        *bridge.guest_vlans(segment, nic.tap, nic.declared))
     devices: dict[str, list[GuestNic]] = {}
     for placed in nics.values():
         for nic in placed:
@@ -234,7 +245,7 @@ def guard_of(nic: NicOnNetwork, segment: Segment, kept: tuple[str, ...]) -> NicG
     return nic_guard(nic.tap, level=declared.guard, macs=(nic.mac, *declared.extra.macs),
                      addresses=tuple(a for a in (nic.ip, nic.ip6, *hosts) if a), prefixes=prefixes,
                      vlans=bridge.guest_tags(segment, declared), roles=declared.extra.roles, bridge=segment.domain,
-                     protected=kept)
+                     protected=kept, table=EGRESS if segment.parent else TABLE)
 
 
 def split_extra(nic: Nic) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -242,6 +253,11 @@ def split_extra(nic: Nic) -> tuple[tuple[str, ...], tuple[str, ...]]:
     nets = [ip_network(a) for a in nic.extra.addresses]
     return (tuple(str(n[0]) for n in nets if n.num_addresses == 1),
             tuple(str(n) for n in nets if n.num_addresses > 1))
+
+
+def owner_of(vm: Vm, facts: Facts) -> int:
+    """uid of the user that may open a guest's taps."""
+    return facts.users.get(vm.owner, ROOT) if vm.owner else ROOT
 
 
 def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: str, *, spanning: bool) -> Link:
@@ -252,7 +268,7 @@ def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: st
     return Link(name=nic.tap, type="tap", mtu=segment.mtu, mac=mac, up=True, master=segment.bridge, guard=nic.tap,
                 keeper=keeper, alias=f"kvmnet nic {nic.vm}/{nic.nic}", addrgenmode="none",
                 multi_queue=queue_pairs(declared, vm) > 1,
-                user=facts.users.get(vm.owner, ROOT) if vm.owner else ROOT,
+                user=owner_of(vm, facts),
                 isolated=isolated, hairpin=False, learning=True, flood=True, mcast_flood=True,
                 bpdu_guard=spanning and declared.guard != "off", root_guard=spanning,
                 neigh_suppress=segment.network.neigh_suppress and declared.guard == "full")

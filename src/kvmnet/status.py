@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from kvmnet.drivers.dnsmasq.driver import leases
@@ -15,6 +15,7 @@ from kvmnet.errors import HostCannot
 from kvmnet.facts.counters import Traffic, traffic
 from kvmnet.facts.lldp import link_neighbours
 from kvmnet.facts.model import LinkNeighbour
+from kvmnet.host.macvtap import held
 from kvmnet.policy.guard import REASONS
 
 if TYPE_CHECKING:
@@ -154,11 +155,11 @@ def addresses_on(device: str, seen: Seen) -> tuple[str, ...]:
 
 
 def network_status(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Traffic]) -> NetworkStatus:
-    link = seen.state.get(Key("link", segment.bridge))
+    link = seen.state.get(Key("link", segment.floor))
     server = seen.state.get(Key("dnsmasq", segment.name))
     dhcp = "none" if server is None else "serving" if isinstance(server, DnsmasqServer) and server.running else "down"
     state = "missing" if not isinstance(link, Link) else "up" if link.up else "down"
-    return NetworkStatus(segment.name, segment.network.mode.value, segment.network.uplink or "", segment.bridge,
+    return NetworkStatus(segment.name, segment.network.mode.value, segment.network.uplink or "", segment.floor,
                          segment.mtu, () if segment.vlan and segment.network.vlan else addresses_on(segment.bridge, seen), dhcp,
                          len(live_leases(host, segment)), state, overlay_words(segment))
 
@@ -180,6 +181,9 @@ def live_leases(host: Host, segment: Segment) -> set[str]:
 def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Traffic],
                  dropped: Mapping[str, Mapping[int, int]]) -> list[NicStatus]:
     lent = live_leases(host, segment)
+    if segment.parent:    # what the guest sends leaves by its macvtap; the carrier is the parent's
+        open_ = held()
+        now = {d: replace(t, rx_rate=t.tx_rate, tx_rate=t.rx_rate, carrier=d in open_) for d, t in now.items()}
     return [NicStatus(
         guest=nic.vm, nic=nic.nic, network=segment.name, model=nic.declared.model.value, tap=nic.tap, mac=nic.mac,
         ip=nic.ip, ip6=nic.ip6, lease="leased" if {nic.ip, nic.ip6} & lent else "",
@@ -193,9 +197,9 @@ def nic_state(nic: NicOnNetwork, segment: Segment, seen: Seen, now: Mapping[str,
     link = seen.state.get(Key("link", nic.tap))
     if not isinstance(link, Link):
         return "missing"
-    if link.master != segment.bridge:
+    if (link.parent != segment.parent) if segment.parent else (link.master != segment.bridge):
         return "detached"
-    if not link.up:
+    if not (Key("open-port", nic.tap) in seen.state if segment.parent else link.up):
         return "down"
     return "ok" if nic.tap in now and now[nic.tap].carrier else "idle"
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 import pytest
 
 from kvmnet.policy.guard import nic_guard
-from lib.guardlab import BRIDGE, HOST
+from lib.guardlab import BRIDGE, HOST, PORTS
 from lib.lab import Lab
 from lib.lab_guard import refused_and_declared, under, without_and_with
-from net.test_guard_attacks import ATTACKS, NEVER, TARGETS
+from net.test_guard_attacks import ATTACKS, TARGETS
 from net.test_guard_legitimate import LEGITIMATE, ROLES, TAP, G
 
 pytestmark = pytest.mark.lab
 
 
-def test_nothing_leaks_that_passes_without_the_guard(lab: Lab) -> None:
+@pytest.mark.parametrize("port", PORTS)
+def test_nothing_leaks_that_passes_without_the_guard(lab: Lab, port: str) -> None:
     cases = {f"{name}, to {where}": attack(end) for name, attack in ATTACKS.items() for where, end in TARGETS.items()}
-    without, leaks = lab.call(without_and_with, cases, timeout=200)
-    sent = {case: 0 if case.rpartition(", to ")[0] in NEVER else len(frames)
+    without, leaks = lab.call(without_and_with, cases, port, timeout=200)
+    sent = {case: 0 if case.rpartition(", to ")[0] in PORTS[port].never else len(frames)
             for case, frames in cases.items()}
     assert {case: without[case][case.rpartition(", to ")[2]] for case in cases} == sent
     assert {case: where for case, where in leaks.items() if any(where.values())} == {}

@@ -5,11 +5,16 @@ import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from kvmnet.drivers.linux.driver import run_batch
+from kvmnet.drivers.macvtap.driver import lines_of
 from kvmnet.drivers.nftables.resources import NftTable, NicGuard
-from kvmnet.drivers.nftables.wire import change, element_lines, table_lines
+from kvmnet.drivers.nftables.wire import change, element_lines, hook_lines, table_lines
+from kvmnet.engine.plan import Create
 from kvmnet.host.clock import wait_until
+from kvmnet.policy.egress import TABLE as EGRESS
+from kvmnet.policy.egress import egress_table, guest_port
 from kvmnet.policy.guard import guard_table, link_local, nic_guard
 from kvmnet.policy.keeper import HELD
 from lib.netns import sh
@@ -48,6 +53,15 @@ def guard_script(guards: Iterable[NicGuard]) -> str:
     return "\n".join((*table_lines(guard_table()), *element_lines("add", added), *table_lines(taps))) + "\n"
 
 
+def egress_script(guards: Iterable[NicGuard]) -> str:
+    """The same for macvtaps: every guard with its hook."""
+    guards = [replace(g, table=EGRESS) for g in guards]
+    hooks = [guest_port(g.name)[1] for g in guards]
+    _, added = change((), guards)
+    return "\n".join((*table_lines(egress_table()), *element_lines("add", added),
+                      *(line for hook in hooks for line in hook_lines(hook)))) + "\n"
+
+
 class HostEnd:
     """What the bridge hands up to the host, as a sink like a tap."""
 
@@ -75,6 +89,9 @@ class Lab:
 
     The forwarding entries are sticky, so that one attack does not spoil the ground for the next.
     """
+
+    never = frozenset({"group source MAC"})
+    """Attacks that the port itself refuses, without any guard."""
 
     def __init__(self, stack: ExitStack):
         sh(f"ip link add {BRIDGE} address {HOST.mac} type bridge mcast_snooping 0 forward_delay 0")
@@ -127,7 +144,43 @@ class Lab:
                 for where, sink in self.sinks.items()}
 
 
+class MacvtapLab(Lab):
+    """The same without a bridge: macvtaps on ``wan0``, whose descriptor is the wire, and a macvlan of the host's."""
+
+    never = frozenset()
+
+    def __init__(self, stack: ExitStack):
+        self.outside = stack.enter_context(Tap("wan0"))
+        sh("sysctl -qw net.ipv6.conf.wan0.disable_ipv6=1; ip link set wan0 up")
+        sh(f"ip link add link wan0 name {BRIDGE} address {HOST.mac} type macvlan mode bridge; "
+           f"ip link set {BRIDGE} allmulticast on up; ip addr add {HOST.ip4}/24 dev {BRIDGE}; ip addr add {HOST.ip6}/64 dev {BRIDGE} nodad")
+        for name, end in (("kvt-attacker", ATTACKER), ("kvt-victim", VICTIM)):
+            sh(f"ip link add link wan0 name {name} address {end.mac} type macvtap mode bridge; "
+               f"ip link set {name} addrgenmode none allmulticast on arp off up")
+        self.attacker, self.victim = (stack.enter_context(Tap.of_macvtap(n)) for n in ("kvt-attacker", "kvt-victim"))
+        self.host = HostEnd()
+        stack.callback(self.host.socket.close)
+        self.sinks = {"guest": self.victim, "host": self.host, "outside": self.outside}
+        self.guards = [plain_guard("kvt-attacker", ATTACKER), plain_guard("kvt-victim", VICTIM)]
+
+    def guard(self, *guards: NicGuard) -> None:
+        named = {g.name: g for g in (*self.guards, *guards)}
+        sh(f"nft -f - <<'EOF'\n{egress_script(named.values())}EOF")
+
+    def open(self) -> None:
+        sh("nft flush ruleset")
+
+    def gate(self) -> None:
+        """What the compiler puts behind the hook of every guest's macvtap."""
+        for name in ("kvt-attacker", "kvt-victim"):
+            run_batch(lines_of(Create(guest_port(name)[0])), "tc")
+
+
+PORTS = {"bridge": Lab, "macvtap": MacvtapLab}
+"""Kind of a guest's port -> the place to try it."""
+
+
 @contextmanager
-def lab() -> Iterator[Lab]:
+def lab(port: str = "bridge") -> Iterator[Lab]:
     with ExitStack() as stack:
-        yield Lab(stack)
+        yield PORTS[port](stack)

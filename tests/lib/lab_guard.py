@@ -12,9 +12,9 @@ Arrived = dict[str, dict[str, int]]
 """Name of the case -> how many of its frames came out where (guest, host, outside)."""
 
 
-def without_and_with(cases: Frames) -> tuple[Arrived, Arrived]:
+def without_and_with(cases: Frames, port: str) -> tuple[Arrived, Arrived]:
     """What arrives of each case without any guard, and under the usual one."""
-    with new_netns(), lab() as wired:
+    with new_netns(), lab(port) as wired:
         wired.open()
         open_ = {name: wired.leaked(frames) for name, frames in cases.items()}
         wired.guard()

@@ -9,6 +9,7 @@ import os
 import struct
 from types import TracebackType
 
+from kvmnet.host import macvtap
 from kvmnet.host.clock import wait_until
 
 TUNSETIFF = 0x400454CA
@@ -23,6 +24,14 @@ class Tap:
         self.fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
         fcntl.ioctl(self.fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), IFF_TAP | IFF_NO_PI))
         self.seen: list[bytes] = []
+
+    @classmethod
+    def of_macvtap(cls, name: str) -> Tap:
+        """The guest's end of a macvtap that exists."""
+        made = cls.__new__(cls)
+        made.name, made.seen = name, []
+        made.fd = macvtap.open_queue(name, IFF_TAP | IFF_NO_PI)
+        return made
 
     def send(self, frame: bytes) -> None:
         os.write(self.fd, frame)

@@ -219,11 +219,11 @@ class Place:
 class Guest(Place):
     """A namespace behind the kvt- tap of one NIC of the document."""
 
-    def __init__(self, world: World, vm: str, nic: str, netns: str, tap: str, got: Allocation):
+    def __init__(self, world: World, vm: str, nic: str, netns: str, tap: Tap, got: Allocation):
         super().__init__(netns)
-        self.world, self.vm, self.nic, self.tap = world, vm, nic, tap
+        self.world, self.vm, self.nic, self.tap = world, vm, nic, tap.name
         self.mac, self.ip, self.ip6 = got.mac, got.ip, got.ip6
-        self.outer = Tap(tap)
+        self.outer = tap
         with inside(netns):
             self.inner = Tap("eth0")
             Path("/proc/sys/net/ipv6/conf/eth0/accept_dad").write_text("0")
@@ -294,10 +294,11 @@ class World:
             document = self.host.current()
             assert document is not None
             compiled, got = self.host.compile(document, self.host.facts(self.host.engine.observe({}), document))
-            tap, network = next((n.tap, s.name) for s in compiled.segments.values() for n in s.nics
-                                if (n.vm, n.nic) == (vm, nic))
+            tap, on = next((n.tap, s) for s in compiled.segments.values() for n in s.nics
+                           if (n.vm, n.nic) == (vm, nic))
             netns = self.stack.enter_context(named_netns(f"kvt-{os.getpid()}-{uuid4().hex[:6]}"))
-            self.guests[name] = Guest(self, vm, nic, netns, tap, got[vm, nic, network])
+            self.guests[name] = Guest(self, vm, nic, netns, Tap.of_macvtap(tap) if on.parent else Tap(tap),
+                                       got[vm, nic, on.name])
             self.stack.callback(self.guests[name].close)
         return self.guests[name]
 

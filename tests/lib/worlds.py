@@ -18,7 +18,8 @@ from kvmnet.drivers.linux.resources import (
     route,
     vlan_name,
 )
-from kvmnet.drivers.nftables.resources import NftTable, NicGuard
+from kvmnet.drivers.macvtap.resources import Gate, OpenPort, TapNode
+from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.plan import Create, Delete, Step, Update, apply_to
 from kvmnet.engine.resource import Key, Resource, diff, must_recreate
@@ -59,6 +60,7 @@ def documents(draw: st.DrawFn, daemons: bool = True) -> Things:
                                 model=draw(st.sampled_from(["virtio", "e1000e"]))))
     if daemons:
         out += draw(uplinks(bridges))
+        out += draw(macvtaps())
     return {r.key: r for r in out}
 
 
@@ -78,6 +80,27 @@ def uplinks(draw: st.DrawFn, bridges: list[str]) -> list[Resource]:
         if draw(st.booleans()):
             out.append(Address(name=address_name("kvu-v", "10.7.0.1/24"), dev="kvu-v", scope="global", label="", peer="",
                                broadcast="", flags=(), dynamic=""))
+    return out
+
+
+@st.composite
+def macvtaps(draw: st.DrawFn) -> list[Resource]:
+    """A macvtap on the host's NIC with its guard, each part of which may be there when what it needs is."""
+    if not draw(st.booleans()):
+        return []
+    name, mode = "kvt-m", draw(st.sampled_from(["bridge", "private", "passthru"]))
+    out: list[Resource] = [Link(name=name, type="macvtap", parent="eth0", macvlan_mode=mode, passthru=mode == "passthru",
+                                mac=draw(st.sampled_from(MACS)), mtu=1500, master="", alias="kvmnet nic m/nic0",
+                                addrgenmode="none", allmulticast=draw(st.booleans()), arp=False),
+                           NftTable(name="netdev kvmnet", text=draw(st.sampled_from(["one", "two"]))),
+                           NicGuard(name=name, table="netdev kvmnet", level=draw(st.sampled_from(["full", "mac"])))]
+    if draw(st.booleans()):
+        out += [Gate(name=name, dev=name, program=draw(st.sampled_from(["a", "b"]))),
+                GuardHook(name=name, table="netdev kvmnet", dev=name, guard=name, side="egress", to="guest")]
+        if draw(st.booleans()):
+            out.append(OpenPort(name=name, gate=name, hook=name))
+    if draw(st.booleans()):
+        out.append(TapNode(name=name, dev=name, user=draw(st.sampled_from([0, 7])), fits=True))
     return out
 
 

@@ -39,7 +39,7 @@ from lib.frames import (
     udp,
 )
 from lib.guardlab import ATTACKER as A
-from lib.guardlab import HOST, OUTSIDE, End, Lab, lab
+from lib.guardlab import HOST, OUTSIDE, PORTS, End, Lab, MacvtapLab, lab
 from lib.guardlab import VICTIM as V
 from lib.netns import new_netns
 
@@ -211,13 +211,11 @@ ATTACKS: dict[str, Attack] = {
     "hop-by-hop before UDP": lambda t: [v6(t, 0, extension(UDP) + udp(A.ip6, t.ip6, 9, 9))],
     "unknown IPv6 protocol": lambda t: [v6(t, k, bytes(8)) for k in (61, 142, 200, 255)],
 }
-NEVER = {"group source MAC"}
-"""What the bridge itself refuses."""
 
 
-@pytest.fixture(scope="module")
-def wired() -> Iterator[Lab]:
-    with new_netns(), lab() as made:
+@pytest.fixture(scope="module", params=PORTS)
+def wired(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with new_netns(), lab(request.param) as made:
         yield made
 
 
@@ -237,8 +235,21 @@ def with_guard(wired: Lab, name: str) -> list[str]:
 @pytest.mark.parametrize("name", ATTACKS)
 def test_nothing_leaks_that_passes_without_the_guard(wired: Lab, name: str) -> None:
     sent = {where: len(ATTACKS[name](end)) for where, end in TARGETS.items()}
-    assert without_guard(wired, name) == (dict.fromkeys(sent, 0) if name in NEVER else sent)
+    assert without_guard(wired, name) == (dict.fromkeys(sent, 0) if name in wired.never else sent)
     assert with_guard(wired, name) == []
+
+
+def test_nothing_leaks_when_all_rules_are_flushed() -> None:
+    """The gates of macvtaps: what bears no mark of a guard is stopped, be the rules there or not."""
+    with new_netns(), lab("macvtap") as wired:
+        assert isinstance(wired, MacvtapLab)
+        plain = v4(V, UDP, udp(A.ip4, V.ip4, 9, 9))
+        wired.open()
+        assert wired.leaked([plain])["guest"] == 1
+        wired.gate()
+        assert wired.leaked([plain, *(f for name in ATTACKS for f in ATTACKS[name](V))]) == dict.fromkeys(TARGETS, 0)
+        wired.guard()
+        assert wired.leaked([plain])["guest"] == 1
 
 
 def test_nothing_leaks_where_frames_pass_the_ip_hooks_too() -> None:

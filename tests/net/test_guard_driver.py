@@ -101,7 +101,7 @@ def test_any_element_that_another_hand_takes_or_adds_is_mended(paths: Paths) -> 
     pairs = sorted({pair for guard in (WIDE, PLAIN, LOOSE, OPEN) for pair in element(guard)})
     assert len(pairs) > 30
     for name, item in pairs:
-        sh(f"nft 'delete element bridge kvmnet {name} {{ {item} }}'")
+        sh(f"nft 'delete element {name} {{ {item} }}'")
         assert converge(NftablesDriver(paths), wanted), (name, item)
     for name, item in (("own4", '"kvt-x" . 0x0a000009'), ("zone", '"kvt-x" : 7'), ("mac", '"kvt-a-0" . 0x020000000009'),
                        ("open", '"kvt-a-0"'), ("loose", '"kvt-a-0"'), ("vlans", '"kvt-a-0" . 7')):

@@ -35,7 +35,7 @@ from lib.frames import (
     udp,
 )
 from lib.guardlab import ATTACKER as G
-from lib.guardlab import BRIDGE, HOST, Lab, lab, plain_guard
+from lib.guardlab import BRIDGE, HOST, PORTS, Lab, lab, plain_guard
 from lib.guardlab import VICTIM as V
 from lib.netns import new_netns
 
@@ -134,9 +134,9 @@ LEGITIMATE: dict[str, Callable[[], list[bytes]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def wired() -> Iterator[Lab]:
-    with new_netns(), lab() as made:
+@pytest.fixture(scope="module", params=PORTS)
+def wired(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    with new_netns(), lab(request.param) as made:
         yield made
 
 

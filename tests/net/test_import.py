@@ -208,6 +208,31 @@ def test_bridges_on_the_uplink_and_adopted_ones_are_read_back_and_exported() -> 
             assert {n: w.mode.value for n, w in spec.networks.items()} == {"office": "bridge", "br7": "bridge", "lan": "nat"}
 
 
+MACVTAPS = """
+version: 1
+uplinks: {wan: {device: eth0}, spare: {device: eth1}}
+networks:
+  office: {mode: macvtap, uplink: wan, subnet: 192.0.2.0/24, gateway: 192.0.2.1, address: 192.0.2.250, allow: [{port: 8080}]}
+  far: {mode: macvtap, macvtap: private, uplink: spare, subnet: 10.5.0.0/24}
+vms:
+  a: {nics: [{network: office, ip: 192.0.2.50}, {network: far, ip: 10.5.0.2, guard: mac}]}
+  b: {owner: nobody, nics: [{network: office, hostname: bee}]}
+"""
+
+
+def test_macvtaps_are_read_back() -> None:
+    with world() as net:
+        sh("ip link add eth1 type veth peer name far; ip link set eth1 up; ip link set far up")
+        net.apply(MACVTAPS)
+        assert net.drift() == []
+        with lost_history(net.paths):
+            found = import_host(Host(net.paths))
+            assert found.changes == (), (found.changes, found.text)
+            spec = loads(found.text).spec
+            assert {n: w.macvtap.value for n, w in spec.networks.items() if w.macvtap} == {"office": "bridge", "on-eth1": "private"}
+            assert spec.vms["b"].owner == "nobody"
+
+
 @contextmanager
 def lost_history(paths: Paths) -> Iterator[None]:
     lost = paths.database.with_name("lost")

@@ -14,6 +14,7 @@ from typing import Any
 
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
 from kvmnet.drivers.linux.resources import Address, Link, Neighbour, ProxyNeighbour
+from kvmnet.drivers.macvtap.resources import TapNode
 from kvmnet.drivers.nftables.resources import NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.driver import Seen
@@ -25,6 +26,8 @@ DEFAULTS = {("udp", 67), ("udp", 547), ("udp", 53), ("tcp", 53)}
 """Services of the host that networks open by themselves."""
 SERVICE = re.compile(r'"([^"]+)" \. (tcp|udp) \. (\d+)')
 """(bridge, protocol, port) in a set of the host's table."""
+OUTER = ("bridge", "macvtap")
+"""Modes of a segment with routers of its own."""
 Tree = dict[str, Any]
 
 
@@ -55,7 +58,7 @@ def gathered(seen: Seen) -> Ours:
     ours = Ours(seen)
     for link in ours.of(Link):
         alias = link.alias or ""
-        if alias.startswith(NETWORK):
+        if alias.startswith(NETWORK) and link.type == "bridge":
             ours.bridges[link.name] = alias.removeprefix(NETWORK)
         elif alias.startswith(NIC) and "/" in alias:
             vm, _, nic = alias.removeprefix(NIC).partition("/")
@@ -77,6 +80,7 @@ def restore(seen: Seen, runs: Mapping[str, Tree], resolvers: tuple[str, ...] = (
     adopted = {link.master: link.master for _, _, link in ours.taps.values() if link.master not in ours.bridges}
     for bridge in sorted(filter(None, adopted)):
         networks[re.sub(r"[^A-Za-z0-9_-]", "-", bridge)] = {"mode": "bridge", "bridge": bridge}
+    networks |= macvtap_networks(ours, uplinks, resolvers)
     peers(ours, networks)
     vms = guests(ours, networks, runs, users or {})
     forwards(ours, networks, vms)
@@ -114,10 +118,38 @@ def network(ours: Ours, bridge: str, name: str, uplinks: dict[str, str], resolve
     if link.mtu != 1500 or port:
         out["mtu"] = link.mtu
     out |= bridging(ours, link)
-    services = {(p, int(n)) for b, p, n in SERVICE.findall(ours.table) if b == bridge}
-    if allow := [{"protocol": p, "port": n} for p, n in sorted(services) if (p, n) not in DEFAULTS]:
-        out["allow"] = allow
-    return out | served(ours.get(DnsmasqServer, name), out, resolvers)
+    return out | allowed(ours, bridge) | served(ours.get(DnsmasqServer, name), out, resolvers)
+
+
+def macvtap_networks(ours: Ours, uplinks: dict[str, str], resolvers: tuple[str, ...]) -> Tree:
+    """Networks of macvtaps, by what these lie on."""
+    found: Tree = {}
+    for _, _, link in ours.taps.values():
+        if link.type != "macvtap" or (name := macvtap_network(ours, link)) in found:
+            continue
+        below = ours.get(Link, link.parent or "")
+        carried = below is not None and below.type == "vlan" and (below.alias or "").startswith(NETWORK)
+        out: Tree = {"mode": "macvtap", "uplink": uplink((below.parent if carried else link.parent) or "", uplinks),
+                     "macvtap": link.macvlan_mode, "mtu": link.mtu} | ({"vlan": below.vlan_id} if carried else {})
+        for address in ours.of(Address):
+            if (ours.get(Link, address.dev or "") or link).alias == f"{NETWORK}{name}" and address.scope == "global":
+                ip = ip_interface(address.name.split()[1])
+                six = "6" if ip.version == 6 else ""
+                out |= {f"subnet{six}": str(ip.network), f"address{six}": str(ip.ip)}
+        own = next((x.name for x in ours.of(Link) if x.type == "macvlan" and x.alias == f"{NETWORK}{name}"), "")
+        out |= allowed(ours, own) | (served(ours.get(DnsmasqServer, name), out, resolvers) if own else {})
+        found[name] = out
+    return found
+
+
+def macvtap_network(ours: Ours, link: Link) -> str:
+    """Name of the network of a macvtap: that of the VLAN or the host's macvlan, which bear it, else the parent's."""
+    below = ours.get(Link, link.parent or "")
+    beside = next((x for x in ours.of(Link) if x.type == "macvlan" and x.parent == link.parent), None)
+    for marked in (below, beside):
+        if marked is not None and (marked.alias or "").startswith(NETWORK):
+            return str(marked.alias).removeprefix(NETWORK)
+    return re.sub(r"[^A-Za-z0-9_-]", "-", f"on-{link.parent}")
 
 
 def bridging(ours: Ours, link: Link) -> Tree:
@@ -149,6 +181,13 @@ def named(table: str, name: str) -> str:
     return found[1] if found else ""
 
 
+def allowed(ours: Ours, device: str) -> Tree:
+    """What guests behind *device* may ask of the host, beyond what every network may."""
+    services = {(p, int(n)) for b, p, n in SERVICE.findall(ours.table) if b == device}
+    allow = [{"protocol": p, "port": n} for p, n in sorted(services) if (p, n) not in DEFAULTS]
+    return {"allow": allow} if allow else {}
+
+
 def pairs(table: str, name: str) -> list[tuple[str, str]]:
     return re.findall(r'"([^"]+)" \. "([^"]+)"', named(table, name))
 
@@ -157,7 +196,7 @@ def served(server: Any, network: Tree, resolvers: tuple[str, ...]) -> Tree:
     """DHCP and DNS as the configuration of dnsmasq has them."""
     lines = list(server.config or ()) if isinstance(server, DnsmasqServer) else []
     if not lines:
-        return {} if network["mode"] == "bridge" else {"dhcp": {"enabled": False}, "dns": {"enabled": False}, "ra": "off"}
+        return {} if network["mode"] in OUTER else {"dhcp": {"enabled": False}, "dns": {"enabled": False}, "ra": "off"}
     out: Tree = {}
     dns: Tree = {}
     values = [line.partition("=")[::2] for line in lines]
@@ -182,10 +221,10 @@ def served(server: Any, network: Tree, resolvers: tuple[str, ...]) -> Tree:
             out["pool6" if ":" in r[0] else "pool"] = f"{r[0]}-{r[1]}"
         elif r[1].startswith("ra-"):
             out["ra"] = "autoconf"
-    if network.get("subnet6") and not any(key == "ra-param" for key, _ in values) and network["mode"] != "bridge":
+    if network.get("subnet6") and not any(key == "ra-param" for key, _ in values) and network["mode"] not in OUTER:
         out["ra"] = "off"
     router = next((value.partition(",")[2] for key, value in values if value.startswith("option:router")), "")
-    if router and network["mode"] in ("bridge", "isolated"):
+    if router and network["mode"] in (*OUTER, "isolated"):
         out["gateway"] = router
     hosts = [value.split(",") for key, value in values if key == "host-record"]
     for *names, address in hosts:
@@ -226,11 +265,12 @@ def guests(ours: Ours, networks: Tree, runs: Mapping[str, Tree], users: Mapping[
     found: dict[str, dict[str, Tree]] = {}
     owners: dict[str, str] = {}
     for tap, (vm, nic, link) in sorted(ours.taps.items()):
-        of = ours.bridges.get(link.master or "") or re.sub(r"[^A-Za-z0-9_-]", "-", link.master or "")
+        of = macvtap_network(ours, link) if link.type == "macvtap" else ours.bridges.get(link.master or "") or re.sub(r"[^A-Za-z0-9_-]", "-", link.master or "")
         if of in networks:
             found.setdefault(vm, {})[nic] = card(ours, tap, vm, nic, link, of, networks[of])
-            if link.user is not None and link.user > 0:
-                owners[vm] = users.get(link.user, str(link.user))
+            node = ours.get(TapNode, tap)
+            if (user := node.user if node else link.user) is not None and user > 0:
+                owners[vm] = users.get(user, str(user))
     vms: Tree = {}
     for vm, nics in sorted(found.items()):
         order = sorted(nics, key=lambda n: (not re.fullmatch(r"nic\d+", n), len(n), n))
@@ -262,7 +302,8 @@ def card(ours: Ours, tap: str, vm: str, nic: str, link: Link, name: str, network
         out["hostname"] = held.hostname.partition(".")[0]
     if guard:
         out |= guarded(guard, out, [m for m in macs if m != mac], addresses)
-    out["isolated"] = bool(link.isolated)
+    if link.type == "tap":
+        out["isolated"] = bool(link.isolated)
     mtu = own_mtu(ours.get(DnsmasqServer, name), mac or "")
     if device:
         out |= hardware(device)

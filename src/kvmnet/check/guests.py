@@ -137,7 +137,7 @@ def outside(subject: Subject, segment: Segment, family: int) -> list[str]:
 
 def apart(segment: Segment, nic: NicOnNetwork) -> bool:
     own = nic.declared.isolated
-    return segment.network.isolated_ports if own is None else own
+    return segment.apart if own is None else own
 
 
 def echo(nic: NicOnNetwork, target: str, size: int = 0, tries: int = 2) -> str:

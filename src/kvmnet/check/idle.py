@@ -17,6 +17,7 @@ from kvmnet.check.refusals import Range, fire, sender_of
 from kvmnet.check.station import Station
 from kvmnet.drivers.dnsmasq.driver import leases
 from kvmnet.drivers.dnsmasq.wire import Lease
+from kvmnet.host.macvtap import held
 from kvmnet.host.packets import Tap, exists, has_carrier
 from kvmnet.host.run import ToolFailed
 from kvmnet.modes.model import NicOnNetwork
@@ -46,21 +47,21 @@ def taken(subject: Subject, segment: Segment, stack: ExitStack) -> list[Idle]:
     """The idle NICs of a network, their taps held until *stack* ends."""
     share = max(1, MOST // len(subject.segments))
     lent = {lease.ip: lease for lease in leases(subject.paths, segment.name) if lease.iaid is not None}
-    return [take(nic, lent.get(nic.ip6), stack) for nic in idle_nics(subject, segment)[:share]]
+    return [take(nic, lent.get(nic.ip6), stack, is_macvtap=bool(segment.parent)) for nic in idle_nics(subject, segment)[:share]]
 
 
 def idle_nics(subject: Subject, segment: Segment) -> list[NicOnNetwork]:
     return [n for n in segment.nics if n.vm not in subject.running and n.declared.link == "up"]
 
 
-def take(nic: NicOnNetwork, lent: Lease | None, stack: ExitStack) -> Idle:
+def take(nic: NicOnNetwork, lent: Lease | None, stack: ExitStack, *, is_macvtap: bool) -> Idle:
     """*lent*: the lease of its IPv6 address that a guest which was stopped has left."""
     if not exists(nic.tap):
         return Idle(nic, None)
-    if has_carrier(nic.tap):
+    if (nic.tap in held()) if is_macvtap else has_carrier(nic.tap):
         return Idle(nic, None, f"another program has {nic.tap} open")
     try:
-        tap = stack.enter_context(Tap.hold(nic.tap))
+        tap = stack.enter_context(Tap.hold_macvtap(nic.tap) if is_macvtap else Tap.hold(nic.tap))
     except ToolFailed as error:
         return Idle(nic, None, f"{nic.tap}: {error.detail}")
     station = Station(tap, nic.mac, nic.ip, nic.ip6, f"{nic.vm}/{nic.nic}")

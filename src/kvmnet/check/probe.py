@@ -16,18 +16,25 @@ from kvmnet.check.model import Subject
 from kvmnet.check.station import Station
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
+from kvmnet.drivers.linux.driver import LinuxDriver, ip_json, run_batch
+from kvmnet.drivers.linux.resources import PROTO, Link, Route
+from kvmnet.drivers.linux.words import Line
+from kvmnet.drivers.macvtap.driver import MacvtapDriver
+from kvmnet.drivers.macvtap.resources import Gate, OpenPort
 from kvmnet.drivers.nftables.driver import NftablesDriver
-from kvmnet.drivers.nftables.resources import NicGuard
-from kvmnet.engine.driver import Seen, StepFailed
+from kvmnet.drivers.nftables.resources import GuardHook, NicGuard
+from kvmnet.engine.driver import Driver, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step
-from kvmnet.engine.resource import Key
+from kvmnet.engine.resource import Key, Resource
 from kvmnet.errors import KvmnetError
 from kvmnet.host.clock import wait_until
 from kvmnet.host.interrupts import held_off
 from kvmnet.host.packets import Tap
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, run
+from kvmnet.modes.macvtap import port
 from kvmnet.modes.segment import Segment
+from kvmnet.policy.egress import TABLE as EGRESS
 from kvmnet.policy.guard import TABLE, nic_guard
 from kvmnet.spec import pools
 from kvmnet.spec.names import TAP
@@ -39,6 +46,8 @@ HOSTNAME = "kvmnet-probe-"
 """Beginning of a probe's DHCP name."""
 PORT_MAC = "fe:6b:76:6d:"
 """MACs of the ports themselves: high, so that a bridge without a MAC of its own does not take one."""
+ROUTE_METRIC = 27510
+"""Metric of routes to probes, by which they are known."""
 DAD_TIMEOUT = 4.0
 """Seconds: a random delay of up to 1 s, one probe, 1 s of silence, and some."""
 STP_TIMEOUT = 65.0
@@ -66,7 +75,12 @@ class Probe:
         s = self.segment
         protected = (s.address, s.address6, s.network.gateway, s.network.gateway6)
         return nic_guard(self.device, "full", [self.mac], [a for a in (self.ip, self.ip6) if a],
-                         bridge=s.domain, protected=[a for a in protected if a])
+                         bridge=s.domain, protected=[a for a in protected if a], table=EGRESS if s.parent else TABLE)
+
+    @property
+    def port(self) -> list[Resource]:
+        """Its macvtap; nothing on a bridge, where the port is this process's own tap."""
+        return port(self.device, self.mac, self.segment, f"kvmnet probe {self.number}") if self.segment.parent else []
 
     @property
     def reservation(self) -> Reservation:
@@ -140,14 +154,36 @@ def placed(probes: Sequence[Probe], paths: Paths) -> Iterator[list[Station]]:
             nft.apply(guard_steps, lambda done: None)
             served = servers(dnsmasq)
             dnsmasq.apply([Create(r) for r in lent if r.server in served], lambda done: None)
-            taps = [stack.enter_context(Tap.make(p.device)) for p in probes]
-            attach(probes)
-            await_forwarding([p.device for p in probes])
+            make_ports([r for p in probes for r in p.port], nft, paths)
+            taps = [stack.enter_context(Tap.hold_macvtap(p.device) if p.segment.parent else Tap.make(p.device))
+                    for p in probes]
+            lead_to(probes)
+            bridged = [p for p in probes if not p.segment.parent]
+            attach(bridged)
+            await_forwarding([p.device for p in bridged])
             await_addresses({p.segment.bridge for p in probes if p.segment.address6})
         except (ToolFailed, StepFailed, TimeoutError) as error:
             raise KvmnetError(f"cannot place a probe: {error}", getattr(error, "hint", "")) from error
         yield [stack.enter_context(Station(tap, p.mac, p.ip, p.ip6, "probe"))
                for tap, p in zip(taps, probes, strict=True)]
+
+
+def make_ports(wanted: Sequence[Resource], nft: NftablesDriver, paths: Paths) -> None:
+    """Macvtaps in the order of a plan: links, gates, hooks, and then up."""
+    drivers: tuple[Driver, ...] = (LinuxDriver(), MacvtapDriver(paths), nft)
+    of_kind = {kind: d for d in drivers for kind in d.kinds}
+    for kind in (Link.kind, Gate.kind, GuardHook.kind, OpenPort.kind):
+        if steps := [Create(r) for r in wanted if r.kind == kind]:
+            of_kind[kind].apply(steps, lambda done: None)
+
+
+def lead_to(probes: Sequence[Probe]) -> None:
+    """Routes of the host to probes beside its macvlan: as to guests, whose prefix may be on the parent too."""
+    lines = [f"route replace {address} dev {p.segment.bridge} proto {PROTO} metric {ROUTE_METRIC}"
+             for p in probes if p.segment.parent
+             for address, own in ((p.ip, p.segment.address), (p.ip6, p.segment.address6)) if address and own]
+    if lines:
+        run(["ip", "-batch", "-"], stdin="\n".join(lines) + "\n")
 
 
 def servers(dnsmasq: DnsmasqDriver) -> set[str | None]:
@@ -196,7 +232,8 @@ def take_away(nft: NftablesDriver, dnsmasq: DnsmasqDriver, probes: Sequence[Prob
     """Take away guards and reservations of probes that were placed, or half placed."""
     try:
         with held_off():
-            remove(nft, dnsmasq, {p.guard.key for p in probes}, {r.key for r in lent})
+            gone = {r.key for p in probes for r in (p.guard, *p.port)}
+            remove(nft, dnsmasq, gone, {r.key for r in lent})
     except (ToolFailed, StepFailed) as error:
         raise KvmnetError(f"a probe could not be taken away: {error}", "kvmnet apply takes away what is left") from error
 
@@ -204,20 +241,25 @@ def take_away(nft: NftablesDriver, dnsmasq: DnsmasqDriver, probes: Sequence[Prob
 def sweep(paths: Paths) -> int:
     """Take away what a check left that was killed; how many things that were."""
     nft, dnsmasq = NftablesDriver(paths), DnsmasqDriver(paths)
-    guards = {r.key for r in nft.observe({}).state.values() if is_probes(r.key, {})}
+    guards = {k for k in nft.observe({}).state if is_probes(k, {})}
     state = dnsmasq.observe({}).state
     return remove(nft, dnsmasq, guards, {k for k in state if is_probes(k, state)})
 
 
 def is_probes(key: Key, state: Mapping[Key, object]) -> bool:
     """Whether a resource belongs to a probe, by its name alone."""
-    if key.kind == NicGuard.kind:
+    if key.kind in (NicGuard.kind, GuardHook.kind):
         return key.name.startswith(PORT)
     found = state.get(key)
     return isinstance(found, Reservation) and (found.hostname or "").startswith(HOSTNAME)
 
 
 def remove(nft: NftablesDriver, dnsmasq: DnsmasqDriver, guards: set[Key], lent: set[Key]) -> int:
+    left = leftover_ports()
+    if left:
+        run_batch([*(Line(("link", "del", "dev", device), Key(Link.kind, device), gone=True) for device in left),
+                   *(Line(("route", "del", r["dst"], "dev", r["dev"], "metric", str(ROUTE_METRIC)),
+                          Key(Route.kind, r["dst"]), gone=True) for r in leftover_routes())])
     seen: Seen = nft.observe({})
     steps: list[Step] = [Delete(r) for k, r in seen.state.items() if k in guards]
     if steps:
@@ -225,7 +267,16 @@ def remove(nft: NftablesDriver, dnsmasq: DnsmasqDriver, guards: set[Key], lent: 
     gone: list[Step] = [Delete(r) for k, r in dnsmasq.observe({}).state.items() if k in lent]
     if gone:
         dnsmasq.apply(gone, lambda done: None)
-    return len(steps) + len(gone)
+    return len(steps) + len(gone) + len(left)
+
+
+def leftover_ports() -> list[str]:
+    """Macvtaps of probes: unlike taps they outlive the process."""
+    return [i["ifname"] for i in ip_json("link", "show", "type", "macvtap") if i["ifname"].startswith(PORT)]
+
+
+def leftover_routes() -> list[Mapping[str, str]]:
+    return [r for family in ("-4", "-6") for r in ip_json(family, "route", "show") if r.get("metric") == ROUTE_METRIC]
 
 
 @contextmanager
@@ -233,14 +284,16 @@ def drops_kept(paths: Paths, taps: Iterable[str]) -> Iterator[None]:
     """What the guard counted as dropped of *taps* is afterwards as before, and nothing of probes: frames
     that were meant to be dropped are no news for the operator."""
     nft, ours = NftablesDriver(paths), set(taps)
-    before = nft.dropped()
+    before = nft.drops()
     try:
         yield
     finally:
-        now = nft.dropped()
-        wrong = [t for t in now if t.startswith(PORT) or (t in ours and now[t] != before.get(t, {}))]
-        lines = [f'delete element {TABLE} dropped {{ "{t}" . {reason:#x} }}' for t in wrong for reason in now[t]]
-        lines += [f'add element {TABLE} dropped {{ "{t}" . {reason:#x} counter packets {count} bytes 0 }}'
-                  for t in wrong if t in ours for reason, count in before.get(t, {}).items()]
+        lines = []
+        for table, now in nft.drops().items():
+            was = before.get(table, {})
+            wrong = [t for t in now if t.startswith(PORT) or (t in ours and now[t] != was.get(t, {}))]
+            lines += [f'delete element {table} dropped {{ "{t}" . {reason:#x} }}' for t in wrong for reason in now[t]]
+            lines += [f'add element {table} dropped {{ "{t}" . {reason:#x} counter packets {count} bytes 0 }}'
+                      for t in wrong if t in ours for reason, count in was.get(t, {}).items()]
         with suppress(ToolFailed):    # an element ran out meanwhile; all of them do within a day
             run(["nft", "-f", "-"], stdin="\n".join((*lines, "")))

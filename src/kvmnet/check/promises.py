@@ -179,7 +179,7 @@ def reaches_outside(place: Place, family: int) -> Finding | None:
     target = place.subject.target(family)
     if not target:
         return skipped(f"no IPv{family} address outside is known; name one with --outside")
-    beside = segment.network.mode is Mode.BRIDGE and ip_address(target) in ip_network(subnet)
+    beside = segment.network.mode.on_segment and ip_address(target) in ip_network(subnet)
     nonce = os.urandom(12)
     echo = ping(station, target, via="" if beside else gateway(segment, family), nonce=nonce)
     if echo.answered:
@@ -192,7 +192,7 @@ def reaches_outside(place: Place, family: int) -> Finding | None:
 
 def reaches_guest(place: Place, family: int) -> Finding | None:
     """From one port to another; of isolated ports the opposite is claimed (``refusals``)."""
-    if place.segment.network.isolated_ports:
+    if not place.segment.meeting:
         return None
     target = own_address(place.peer, family)
     if not target or not own_address(place.station, family):
@@ -204,7 +204,7 @@ def reaches_guest(place: Place, family: int) -> Finding | None:
 def carries_mtu(place: Place, family: int) -> Finding | None:
     """A packet of exactly the MTU goes there and back in one piece, one byte more does not."""
     segment, station, mtu = place.segment, place.station, place.segment.mtu
-    beside = "" if segment.network.isolated_ports else own_address(place.peer, family)
+    beside = "" if not segment.meeting else own_address(place.peer, family)
     target = gateway(segment, family) or beside
     if not target or not own_address(station, family) or (family == 6 and mtu < LEAST_MTU6):
         return None
@@ -235,7 +235,7 @@ def carries_outside(place: Place, family: int) -> Finding | None:
     size = mtu_outside(segment)
     if size < (LEAST_MTU6 if family == 6 else HEADERS[4] + 8):
         return None
-    beside = segment.network.mode is Mode.BRIDGE and ip_address(target) in ip_network(subnet)
+    beside = segment.network.mode.on_segment and ip_address(target) in ip_network(subnet)
     via = "" if beside else way
     exact = ping(station, target, via=via, size=size)
     if exact.answered and exact.whole:

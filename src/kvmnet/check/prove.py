@@ -28,6 +28,8 @@ LOCK_TIMEOUT = 10.0
 """Seconds to wait for another writer."""
 WORKERS = 12
 """Claims of one network that are proved side by side."""
+OUTSIDE = 1 << 16
+"""Number of the MAC that stands for somebody on the wire: no probe has it."""
 NETWORKS = 4
 """Networks that are proved side by side."""
 
@@ -40,9 +42,14 @@ def prove(subject: Subject, progress: Progress) -> Report:
     can be placed.
     """
     started = time.monotonic()
-    present = [s for s in subject.segments.values() if exists(s.bridge)]
-    claims = [Claim(s.name, "host", "bridge", Verdict.FAIL, f"there is no bridge {s.bridge}; kvmnet apply makes it")
-              for s in subject.segments.values() if not exists(s.bridge)]
+    lacking = {s.name: device for s in subject.segments.values()
+               for device in (s.floor, s.bridge if s.with_host else s.floor) if not exists(device)}
+    present = [s for s in subject.segments.values() if s.name not in lacking and not s.alone]
+    claims = [Claim(name, "host", "device" if subject.segments[name].parent else "bridge", Verdict.FAIL,
+                    f"there is no {'device' if subject.segments[name].parent else 'bridge'} {device}; kvmnet apply makes it")
+              for name, device in lacking.items()]
+    claims += [Claim(s.name, PROBE, "guard", Verdict.SKIP, "passthru: one NIC has the uplink, there is no room for a probe")
+               for s in subject.segments.values() if s.alone and s.name not in lacking]
     total = len(present) + 1
     progress("placing probes", 0, total)
     allow_many_files()
@@ -82,23 +89,34 @@ def prepare(subject: Subject, segments: Sequence[Segment], stack: ExitStack) -> 
     """Two probes on every network, and ears on the host's side, or a third probe where the host has none; all of
     it ends with *stack*."""
     stack.enter_context(drops_kept(subject.paths, [n.tap for s in segments for n in idle_nics(subject, s)]))
-    probes = design(subject, [s for s in segments for _ in range(2 if s.with_host else 3)])
+    probes = design(subject, [s for s in segments for _ in range(3 if s.meeting and not s.with_host else 2)])
     stations: dict[str, list[Station]] = {}
     for probe, station in zip(probes, stack.enter_context(placed(probes, subject.paths)), strict=True):
         stations.setdefault(probe.segment.name, []).append(station)
     uplinks = [watch(stack, d)[1] for d in ways_out(subject)]
-    witnesses = {s.name: host_side(s, stack) if s.with_host else port(stations[s.name][2]) for s in segments}
-    ends = [Beyond(s, stations[s.name][0], witnesses[s.name]) for s in segments]
+    witnesses = {s.name: witness_of(s, stations[s.name], subject, stack) for s in segments}
+    ends = [Beyond(s, stations[s.name][0], witnesses[s.name]) for s in segments if s.with_host or s.meeting]
     grounds = []
-    for i, segment in enumerate(segments):
+    for segment in segments:
         own = [p for p in probes if p.segment is segment]
         station, peer, *_ = stations[segment.name]
         place = Place(segment, subject, station, peer, free_mac(subject, segment.name, 0),
                       *nobodys(subject, segment, own), number=own[0].number, uplinks=uplinks)
         ground = firing_range(place, witnesses[segment.name])
-        grounds.append(Ground(place, ground, ends[:i] + ends[i + 1:], taken(subject, segment, stack)))
-    await_forwarding([n.nic.tap for g in grounds for n in g.idle if n.station])
+        others = [e for e in ends if e.segment is not segment]
+        grounds.append(Ground(place, ground, others, taken(subject, segment, stack)))
+    await_forwarding([n.nic.tap for g in grounds for n in g.idle if n.station and not g.place.segment.parent])
     return grounds
+
+
+def witness_of(segment: Segment, stations: Sequence[Station], subject: Subject, stack: ExitStack) -> Witness:
+    """The host; another port where the host is not; the wire where ports do not hear each other either."""
+    if segment.with_host:
+        return host_side(segment, stack)
+    if segment.meeting:
+        return port(stations[2])
+    capture, ear = watch(stack, segment.parent)    # spoken to is a MAC that nobody has
+    return Witness("the wire", free_mac(subject, segment.name, OUTSIDE), "", "", ear, capture)
 
 
 def host_side(segment: Segment, stack: ExitStack) -> Witness:

@@ -5,6 +5,7 @@ from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
 from kvmnet.drivers.ethtool.driver import EthtoolDriver
 from kvmnet.drivers.files.driver import FileDriver
 from kvmnet.drivers.linux.driver import LinuxDriver
+from kvmnet.drivers.macvtap.driver import MacvtapDriver
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.qemu.guests import Guests
 from kvmnet.engine.driver import Driver
@@ -13,4 +14,5 @@ from kvmnet.host.paths import Paths
 
 def drivers(paths: Paths) -> tuple[Driver, ...]:
     """Every driver of a host whose state lies in *paths*."""
-    return (LinuxDriver(), EthtoolDriver(), NftablesDriver(paths), DnsmasqDriver(paths), Guests(paths), FileDriver(paths))
+    return (LinuxDriver(), EthtoolDriver(), MacvtapDriver(paths), NftablesDriver(paths), DnsmasqDriver(paths), Guests(paths),
+            FileDriver(paths))

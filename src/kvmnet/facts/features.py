@@ -31,6 +31,8 @@ PROBES: dict[str, str] = {
     "conntrack": "nft 'add chain inet t c; add rule inet t c ct state established accept'",
     "nft-netdev-egress": "nft 'add table netdev t; add chain netdev t c "
                          "{ type filter hook egress device t0 priority 0; }'",
+    "tc-bpf": "tc qdisc add dev t0 clsact && tc filter add dev t0 egress protocol all prio 1 bpf da bytecode "
+              "'1,6 0 0 4294967295'",
     "vlan": "ip link add link b0 name v0 type vlan id 10",
     "bond": "test -e /sys/module/bonding || modprobe -qn bonding",
     "macvlan": "ip link add link b0 name m0 type macvlan mode bridge",
@@ -57,6 +59,7 @@ MISSING: dict[str, str] = {
     "bridge-vlan-filtering": "the kernel lacks VLANs in bridges (CONFIG_BRIDGE_VLAN_FILTERING)",
     "bridge-vlan-multicast": "the kernel or iproute2 cannot snoop multicast for each VLAN (Linux 5.15)",
     "nft-netdev-egress": "the kernel lacks the egress hook (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
+    "tc-bpf": "the kernel lacks BPF classifiers (CONFIG_NET_CLS_BPF, CONFIG_NET_CLS_ACT), or tc is missing",
     "vlan": "the kernel lacks VLAN devices (CONFIG_VLAN_8021Q)",
     "bond": "the kernel lacks bonds (CONFIG_BONDING)",
     "macvlan": "the kernel lacks macvlan (CONFIG_MACVLAN)",

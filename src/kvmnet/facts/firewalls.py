@@ -79,7 +79,7 @@ def packets(segments: Iterable[Segment], bridged: Set[int] = frozenset()) -> lis
     for s in segments:
         found += [Packet(way="forward", version=version, iif=s.bridge, oif=s.bridge,
                          words=f"what guests of {s.name} send each other (bridge netfilter is on for all bridges)")
-                  for version in sorted(bridged)]
+                  for version in sorted(bridged) if not s.parent]
         if not s.bridge.startswith(BRIDGE):
             continue
         for version, address in ((4, s.address), (6, s.address6)):

@@ -1,11 +1,13 @@
 """What a guest that somebody else starts is told about its NIC: QEMU arguments or libvirt XML. Pure.
 
 Sources: qemu(1) -netdev tap and -device; libvirt, Domain XML format, "Generic ethernet connection"
-(an unmanaged target keeps libvirt's hands off a tap that exists) and "virtio offloads".
+(an unmanaged target keeps libvirt's hands off a tap that exists; of a macvtap, since libvirt 5.7, it opens
+/dev/tapN, which udev or devtmpfs makes) and "virtio offloads".
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from shlex import quote
 from xml.sax.saxutils import quoteattr
 
 from kvmnet.drivers.qemu.devices import (
@@ -29,6 +31,30 @@ def qemu_arguments(nic: GuestNic) -> list[str]:
                            "script": "no", "downscript": "no"}
     if (nic.queues or 1) > 1:
         backend["queues"] = nic.queues or 1
+    return words(nic, backend)
+
+
+def macvtap_arguments(nic: GuestNic, file: str, first: int) -> list[str]:
+    """The same for a macvtap: the shell opens its device *file* as descriptors, from the number *first* on.
+
+    QEMU opens no macvtap by itself (net/tap-linux.c knows /dev/net/tun only).
+    """
+    numbers = [str(first + i) for i in range(nic.queues or 1)]
+    backend: Properties = {"type": "tap", "id": netdev_id(nic), "fds" if len(numbers) > 1 else "fd": ":".join(numbers)}
+    return words(nic, backend) + [Redirection(f"{number}<>{quote(file)}") for number in numbers]
+
+
+class Redirection(str):
+    """Words for the shell that stand as they are."""
+
+
+def shell_line(words: Iterable[str]) -> str:
+    """*words* for a shell."""
+    return " ".join(w if isinstance(w, Redirection) else quote(w) for w in words)
+
+
+def words(nic: GuestNic, backend: Properties) -> list[str]:
+    """The backend with its card."""
     backend["vhost"] = bool(nic.vhost)
     card: Properties = {"driver": MODELS[nic.model or "virtio"].device, "id": device_id(nic),
                         "netdev": netdev_id(nic)}

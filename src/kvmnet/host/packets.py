@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from kvmnet.errors import HostCannot
+from kvmnet.host import macvtap
 from kvmnet.host.run import ToolFailed
 
 TUNSETIFF = 0x400454CA
@@ -50,6 +51,14 @@ class Tap:
             return cls(name, opened(name, IFF_TAP | IFF_NO_PI))
         except InvalidFlags:
             return cls(name, opened(name, IFF_TAP | IFF_NO_PI | IFF_MULTI_QUEUE))
+
+    @classmethod
+    def hold_macvtap(cls, name: str) -> Self:
+        """An existing macvtap. Raises ToolFailed."""
+        try:
+            return cls(name, macvtap.open_queue(name, IFF_TAP | IFF_NO_PI))
+        except OSError as error:
+            raise ToolFailed(("macvtap", name), error.errno or -1, str(error.strerror)) from error
 
     def send(self, frame: bytes) -> None:
         """Send as the guest. A frame that the kernel refuses (the port is down) is lost, as on a wire."""

@@ -42,6 +42,8 @@ class Segment:
     way_out: str
     """Device that routed packets leave by: the uplink, or the bridge that took it; '' for none."""
     nics: Sequence[NicOnNetwork]
+    parent: str = ""
+    """mode macvtap: device that the macvtaps lie on; then ``bridge`` is the host's macvlan."""
     vlan: int = 0
     """VLAN inside a bridge that goes by them; 0 when the bridge is the network's alone."""
     overlay: Overlay | None = None
@@ -49,18 +51,41 @@ class Segment:
 
     @property
     def with_host(self) -> bool:
-        """Whether frames reach the host there: of a shared bridge it is on the untagged VLAN alone."""
-        return not (self.vlan and self.network.vlan)
+        """Whether frames reach the host there: of a shared bridge it is on the untagged VLAN alone, and among
+        macvtaps where it has one of its own."""
+        return not (self.vlan and self.network.vlan) and (not self.parent or bool(self.address or self.address6))
 
     @property
     def domain(self) -> str:
-        """The layer-2 segment: a bridge, or one VLAN of it."""
+        """The layer-2 segment: a bridge, one VLAN of it, or the parent of macvtaps."""
+        if self.parent:
+            return f"macvtap {self.parent}"
         return f"{self.bridge} {self.vlan}" if self.vlan else self.bridge
 
     @property
     def identity(self) -> str:
         """What the host's MACs on it are made from: on a segment of several hosts each has its own."""
         return f"{self.name} {self.overlay.local}" if self.overlay else self.name
+
+    @property
+    def floor(self) -> str:
+        """The device that the network stands on: its bridge, or the parent of its macvtaps."""
+        return self.parent or self.bridge
+
+    @property
+    def meeting(self) -> bool:
+        """Whether guests of the network reach each other on this host."""
+        return not self.network.isolated_ports and self.network.macvtap in (None, "bridge")
+
+    @property
+    def apart(self) -> bool:
+        """Whether guests of the network are promised not to reach each other."""
+        return self.network.isolated_ports or self.network.macvtap == "private"
+
+    @property
+    def alone(self) -> bool:
+        """Whether one NIC has the whole uplink: nothing else has room beside it."""
+        return self.network.macvtap == "passthru"
 
     @property
     def cidr(self) -> str:

@@ -110,12 +110,12 @@ def dhcp4(segment: Segment) -> IPv4Network | None:
 def advertises(segment: Segment) -> bool:
     """On a segment that is somebody else's, routers are advertised by its own router alone."""
     network = segment.network
-    return network.ra != "off" and network.mode is not Mode.BRIDGE and bool(network.subnet6 and segment.address6)
+    return network.ra != "off" and not network.mode.on_segment and bool(network.subnet6 and segment.address6)
 
 
 def lending(segment: Segment) -> Iterator[str]:
     network = segment.network
-    if network.mode is Mode.BRIDGE or (network.mode is Mode.VXLAN and not network.dhcp.dynamic):
+    if network.mode.on_segment or (network.mode is Mode.VXLAN and not network.dhcp.dynamic):
         yield "dhcp-ignore=tag:!known"
     else:
         yield "dhcp-authoritative"

@@ -1,5 +1,7 @@
 """What a guest NIC may send: an allow-list in bridge prerouting. Pure.
 
+The same judgement stands at the ports that are no bridge's (``policy/egress.py``).
+
 The table's text knows no NIC. All that differs between NICs is in exact hash sets keyed by the tap's
 name, so a frame costs the same with ten NICs and with ten thousand, and a NIC that is in no set is
 dropped. The usual frame needs one look: source MAC, frame type and source address are one key of
@@ -77,7 +79,9 @@ REASONS = {
 ROLES = {"dhcp-server": "dhcp_server", "router": "router", "querier": "querier"}
 """Role -> its set."""
 
-TEXT = Template("""\
+VALUES = {"priority": PRIORITY, "guest": f"{GUEST:#x}", "claim": CLAIM, "rate": CLAIMS_PER_HOUR}
+
+SETS = Template("""\
 set flow4 { typeof iifname . @ll,48,64 . @nh,96,32; }
 set flow6 { typeof iifname . @ll,48,64 . @nh,64,128; }
 set mac { typeof iifname . @ll,48,48; }
@@ -99,6 +103,10 @@ set claimed { typeof meta mark . @nh,64,128; size 1048576; flags dynamic,timeout
 set advertised { typeof meta mark . @nh,64,128; size 65536; flags dynamic,timeout; timeout ${claim}; }
 set claims { typeof iifname; size 65536; flags dynamic,timeout; timeout 2h; }
 set dropped { typeof iifname . meta mark; size 262144; flags dynamic,timeout; counter; timeout 1d; }
+""").substitute(VALUES)
+"""What differs between NICs, and what the kernel itself remembers."""
+
+HOOKS = Template("""\
 chain prerouting {
     type filter hook prerouting priority ${priority}; policy accept;
     iifname "kvt-*" goto guest
@@ -107,14 +115,18 @@ chain input {
     type filter hook input priority ${priority}; policy accept;
     iifname "kvt-*" meta mark & ${guest} == 0 goto unseen
 }
+chain unseen {
+    iifname @open goto pass
+    meta mark set 13 goto refuse
+}
+""").substitute(VALUES)
+"""Where a bridge shows frames to the guard."""
+
+JUDGE = Template("""\
 chain pass { meta mark set meta mark | ${guest} accept; }
 chain refuse {
     update @dropped { iifname . meta mark }
     drop
-}
-chain unseen {
-    iifname @open goto pass
-    meta mark set 13 goto refuse
 }
 chain guest {
     @nh,0,8 0x45 iifname . @ll,48,64 . @nh,96,32 @flow4 goto ip_up
@@ -333,7 +345,10 @@ chain neighbour6 {
     ip6 length 32 icmpv6 type nd-neighbor-advert @th,192,16 0x0201 iifname . @th,208,48 @mac goto pass
     meta mark set 11 goto refuse
 }
-""").substitute(priority=PRIORITY, guest=f"{GUEST:#x}", claim=CLAIM, rate=CLAIMS_PER_HOUR)
+""").substitute(VALUES)
+"""The chain ``guest`` and all that it goes to. A frame is known by the port that it came in by."""
+
+TEXT = SETS + HOOKS + JUDGE
 
 
 def guard_table(outside: Iterable[tuple[str, str]] = ()) -> NftTable:
@@ -356,19 +371,19 @@ def advertisers(outside: Iterable[tuple[str, str]]) -> str:
 
 def nic_guard(tap: str, level: str, macs: Iterable[str], addresses: Iterable[str],
               prefixes: Iterable[str] = (), vlans: Iterable[int] = (), roles: Iterable[str] = (),
-              bridge: str = "", protected: Iterable[str] = ()) -> NicGuard:
+              bridge: str = "", protected: Iterable[str] = (), table: str = TABLE) -> NicGuard:
     """The guard of one NIC, complete and canonical.
 
     ``level``: full, mac, or open (also spelled off). ``addresses`` and ``prefixes``: hosts or
     networks, IPv4 and IPv6. ``bridge``: the NIC's network. ``protected``: addresses of the host and
-    of gateways there. The EUI-64 link-locals of *macs* are added. Raises ValueError for a group
-    MAC, a VLAN outside 1-4094, or an unknown level or role.
+    of gateways there. ``table``: the guard's, by the kind of the port. The EUI-64 link-locals of *macs*
+    are added. Raises ValueError for a group MAC, a VLAN outside 1-4094, or an unknown level or role.
     """
     level = {"off": "open"}.get(level, level)
     if level not in ("full", "mac", "open"):
         raise ValueError(f"guard level {level!r} is not full, mac or open")
     if level == "open":
-        return NicGuard(name=tap, table=TABLE, level=level, macs=(), addresses=(), prefixes=(), vlans=(),
+        return NicGuard(name=tap, table=table, level=level, macs=(), addresses=(), prefixes=(), vlans=(),
                         roles=(), forbidden=(), zone=zone_of(bridge))
     own_macs = tuple(sorted({unicast(m) for m in macs}))
     hosts, nets = split_hosts((*addresses, *prefixes))
@@ -378,7 +393,7 @@ def nic_guard(tap: str, level: str, macs: Iterable[str], addresses: Iterable[str
     if wrong := [v for v in vlans if not 1 <= v <= 4094]:
         raise ValueError(f"VLAN id {wrong[0]} is not within 1-4094")
     return NicGuard(
-        name=tap, table=TABLE, level=level, macs=own_macs, addresses=in_order(hosts),
+        name=tap, table=table, level=level, macs=own_macs, addresses=in_order(hosts),
         prefixes=tuple(str(n) for n in nets),
         vlans=tuple(sorted(set(vlans))), roles=tuple(sorted(set(roles))),
         forbidden=in_order(forbidden_to(level, tuple(protected)) - hosts), zone=zone_of(bridge))

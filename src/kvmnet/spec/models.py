@@ -50,12 +50,25 @@ class Mode(StrEnum):
     ISOLATED = "isolated"
     BRIDGE = "bridge"
     VXLAN = "vxlan"
+    MACVTAP = "macvtap"
+
+    @property
+    def on_segment(self) -> bool:
+        """Whether guests are on the uplink's own segment, beside others that kvmnet knows nothing of."""
+        return self in (Mode.BRIDGE, Mode.MACVTAP)
 
 
-SHARED = frozenset({Mode.BRIDGE, Mode.VXLAN})
+SHARED = frozenset({Mode.BRIDGE, Mode.MACVTAP, Mode.VXLAN})
 """Modes of a segment that other machines are on, too: it is not this host's to give addresses away."""
 CLOSED = frozenset({Mode.ISOLATED, Mode.VXLAN})
 """Modes in which the host leads guests nowhere outside."""
+
+
+class MacvtapMode(StrEnum):
+    BRIDGE = "bridge"
+    PRIVATE = "private"
+    VEPA = "vepa"
+    PASSTHRU = "passthru"
 
 
 class Model(StrEnum):
@@ -372,16 +385,20 @@ class Network(Part):
 
     mode: Mode
     """nat: behind the host's address; routed: without NAT; isolated: no way out;
-    bridge: on the uplink's own segment; vxlan: stretched over several hosts, by the uplink."""
+    bridge: on the uplink's own segment; macvtap: the same without a bridge; vxlan: stretched over
+    several hosts, by the uplink."""
     uplink: Name | None = None
-    """Uplink that the network leaves by. Required for nat, routed and bridge (unless the bridge
+    """Uplink that the network leaves by. Required for nat, routed, macvtap and bridge (unless the bridge
     exists already). mode vxlan: the uplink that the packets between the hosts take."""
     vxlan: Vxlan | None = None
     """mode vxlan: the segment's number and the other hosts."""
+    macvtap: MacvtapMode | None = None
+    """mode macvtap, how guests of the network reach each other: bridge (when not given) directly; private not
+    on this host; vepa by the switch, which must send back (802.1Qbg); passthru has the uplink for one NIC alone."""
     vlan: VlanId | None = None
-    """mode bridge: VLAN of the uplink that the network is; the untagged one when not given. Networks of
-    one uplink share a VLAN-aware bridge; where the kernel has none, and where the host has an
-    address, the network gets a bridge of its own on a VLAN sub-interface."""
+    """modes bridge and macvtap: VLAN of the uplink that the network is; the untagged one when not given. In
+    mode bridge networks of one uplink share a VLAN-aware bridge; where the kernel has none, and where the host
+    has an address, the network gets a bridge of its own on a VLAN sub-interface. macvtaps are always on one."""
     bridge: IfName | None = None
     """mode bridge: an existing bridge of the host to use as it is. Nothing of it is changed."""
     subnet: Network4 | None = None
@@ -390,14 +407,15 @@ class Network(Part):
     """IPv6 prefix, e.g. fd00:1::/64."""
     address: Address4 | Literal["none"] | None = None
     """The host's IPv4 address on the network; the first of the prefix when not given,
-    none for no address. In mode bridge (the host keeps its own) and vxlan not given means none."""
+    none for no address. In the modes bridge and macvtap (the host keeps its own) and vxlan not given means none.
+    mode macvtap: guests and the host reach each other only when it is given; the host gets a macvlan with it."""
     address6: Address6 | Literal["none"] | None = None
     """The host's IPv6 address on the network; the first of the prefix when not given."""
     gateway: Address4 | None = None
-    """IPv4 router announced to guests; the host's address when not given. mode bridge: the router
-    of the outer segment."""
+    """IPv4 router announced to guests; the host's address when not given. modes bridge and macvtap:
+    the router of the outer segment."""
     gateway6: Address6 | None = None
-    """mode bridge: IPv6 router of the outer segment, kept from being claimed by a guest."""
+    """modes bridge and macvtap: IPv6 router of the outer segment, kept from being claimed by a guest."""
     pool: Range4 | None = None
     """IPv4 addresses for NICs without one of their own, FIRST-LAST; the whole prefix when not given."""
     pool6: Range6 | None = None
@@ -409,7 +427,8 @@ class Network(Part):
     """MTU in bytes, told to guests; the uplink's (or 1500) when not given, in mode vxlan less what its
     headers take (50 bytes over IPv4, 70 over IPv6)."""
     dhcp: Dhcp = Dhcp()
-    """DHCP. In the modes bridge and vxlan it is served only where the host has an address on the network."""
+    """DHCP. In the modes bridge, macvtap and vxlan it is served only where the host has an address on the
+    network."""
     dns: Dns = Dns()
     """DNS."""
     forwards: tuple[Forward, ...] = ()

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.engine.resource import Key, State
-from kvmnet.spec.models import Network, Spec, Uplink
-from kvmnet.spec.names import bridge_name, shared_bridge_name, uplink_name
+from kvmnet.spec.models import Mode, Network, Spec, Uplink
+from kvmnet.spec.names import bridge_name, carrier_name, shared_bridge_name, uplink_name
 
 FILTERING, SUB_INTERFACES, BONDS, MULTICAST = "bridge-vlan-filtering", "vlan", "bond", "bridge-vlan-multicast"
 """Features of the host that VLANs, bonds and multicast on VLANs need."""
@@ -98,6 +98,14 @@ def bridge_of(name: str, spec: Spec, features: Mapping[str, str]) -> str:
     if network.uplink and name in spec.bridged.get(network.uplink, ()) and shares(name, network, spec, features):
         return shared_bridge_name(network.uplink)
     return bridge_name(name)
+
+
+def parent_of(name: str, spec: Spec) -> str:
+    """Device that the macvtaps of a network lie on; '' in other modes."""
+    network = spec.networks[name]
+    if network.mode is not Mode.MACVTAP or network.uplink not in spec.uplinks:
+        return ""
+    return carrier_name(name) if network.vlan else device(network.uplink, spec)
 
 
 def way_out(uplink: str | None, spec: Spec, features: Mapping[str, str]) -> str:

@@ -112,8 +112,8 @@ def as_nft_lists(elements: wire.Elements) -> dict[str, Any]:
         parts = [value(part) for part in text.split(" . ")]
         return {"concat": parts} if len(parts) > 1 else parts[0]
 
-    return {"nftables": [{"set": {"family": "bridge", "table": "kvmnet", "name": name,
-                                  "elem": [item(name, t) for t in texts]}} for name, texts in elements.items()]}
+    return {"nftables": [{"set": {"family": "bridge", "table": "kvmnet", "name": name.split()[-1],
+                                  "elem": [item(name.split()[-1], t) for t in texts]}} for name, texts in elements.items()]}
 
 
 @given(st.lists(guards(), max_size=3, unique_by=lambda g: g.name))

@@ -81,6 +81,12 @@ VXLAN: dict[str, Attr] = {
     "vxlan_learning": Attr(lambda d: bool(d.get("learning", False)), lambda v: ("learning" if v else "nolearning",)),
     "vxlan_df": Attr(lambda d: d.get("df", "unset"), lambda v: ("df", v)),
 }
+MACVLANS = frozenset({"macvlan", "macvtap"})
+MACVLAN: dict[str, Attr] = {
+    "allmulticast": Attr(lambda d: "ALLMULTI" in d["flags"], lambda v: ("allmulticast", "on" if v else "off"), False),
+    "arp": Attr(lambda d: "NOARP" not in d["flags"], lambda v: ("arp", "on" if v else "off"), True),
+}
+"""Read from the link and told with it; only macvlans and macvtaps are asked for them."""
 
 BRIDGE: dict[str, Attr] = {
     "vlan_filtering": digit("vlan_filtering")._replace(usual=False),

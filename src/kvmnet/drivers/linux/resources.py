@@ -19,7 +19,8 @@ class Link(Resource):
 
     kind: ClassVar[str] = "link"
     type: str | None = option(doc="bridge, tap, veth, vlan, ...; 'physical' for a NIC", recreate=True)
-    parent: str | None = option(doc="vlan, vxlan: the link that carries it", ref="link", on_delete="cascade", recreate=True)
+    parent: str | None = option(doc="vlan, vxlan, macvlan, macvtap: the link that carries it", ref="link",
+                                on_delete="cascade", recreate=True)
     vxlan_vni: int | None = option(doc="vxlan: number of the segment", recreate=True)
     vxlan_local: str | None = option(doc="vxlan: address that packets come from; '' for any", recreate=True)
     vxlan_group: str | None = option(doc="vxlan: multicast group; '' for none", recreate=True)
@@ -29,6 +30,7 @@ class Link(Resource):
     vxlan_df: str | None = option(doc="vxlan: may routers fragment its packets: set, unset, inherit", recreate=True)
     vlan_id: int | None = option(doc="vlan: its id", recreate=True)
     vlan_protocol: str | None = option(doc="vlan: 802.1Q or 802.1ad", recreate=True)
+    passthru: bool | None = option(doc="macvlan, macvtap: it has its parent for itself", recreate=True)
     bond_mode: str | None = option(doc="bond: 802.3ad, active-backup, ...", recreate=True)
     bond_lacp_rate: str | None = option(doc="bond: slow or fast; the kernel changes it only while the bond is down",
                                         recreate=True)
@@ -61,6 +63,9 @@ class Link(Resource):
     bond_hash: str | None = option(doc="bond: what chooses the member for a packet: layer2, layer3+4, ...")
     bond_min_links: int | None = option(doc="bond: members that must have a carrier for the bond to have one")
     bond_peer_notify: int | None = option(doc="bond: gratuitous ARP and NA sent after a failover")
+    macvlan_mode: str | None = option(doc="macvlan, macvtap: bridge, private, vepa or passthru")
+    allmulticast: bool | None = option(doc="macvlan, macvtap: takes every multicast; a guest cannot ask for groups")
+    arp: bool | None = option(doc="macvlan, macvtap: the host speaks ARP on it")
     vlan_filtering: bool | None = option(doc="bridge: ports are members of VLANs")
     default_pvid: int | None = option(doc="bridge: VLAN that a new port gets; 0 for none")
     stp: bool | None = option(doc="bridge: spanning tree")

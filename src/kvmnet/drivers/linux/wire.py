@@ -11,7 +11,18 @@ from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import Any
 
-from kvmnet.drivers.linux.attrs import BOND, BRIDGE, LINK, OURS, PORT, VLAN, VXLAN, split_alias
+from kvmnet.drivers.linux.attrs import (
+    BOND,
+    BRIDGE,
+    LINK,
+    MACVLAN,
+    MACVLANS,
+    OURS,
+    PORT,
+    VLAN,
+    VXLAN,
+    split_alias,
+)
 from kvmnet.drivers.linux.resources import (
     Address,
     BridgeVlan,
@@ -68,6 +79,8 @@ def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator
         elif kind == "vxlan":
             found.update((n, read(data)) for n, read in VXLAN_READS)
             found["parent"] = data.get("link", "")
+        elif kind in MACVLANS:
+            found.update(parse_macvlan(item, data, alias))
         else:
             found["most_mtu"] = item.get("max_mtu") or None
             if kind == "bond":
@@ -80,6 +93,17 @@ def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator
         if found.get("bonded"):
             found["own_mac"] = info["info_slave_data"].get("perm_hwaddr")
         yield Link(name=item["ifname"], type=kind, alias=alias, guard=guard, keeper=keeper, **found)
+
+
+def parse_macvlan(item: Json, data: Json, alias: str) -> dict[str, Any]:
+    """Settings of a macvlan or macvtap. Whether one of our macvtaps is up is a resource of its own: it goes up
+    after its guard."""
+    found: dict[str, Any] = {n: a.read(item) for n, a in MACVLAN.items()}
+    found |= {"parent": item.get("link", ""), "macvlan_mode": data.get("mode"),
+              "passthru": data.get("mode") == "passthru"}
+    if item["linkinfo"]["info_kind"] == "macvtap" and alias.startswith(OURS):
+        found["up"] = None
+    return found
 
 
 def with_members(links: Mapping[str, Link]) -> dict[str, Link]:

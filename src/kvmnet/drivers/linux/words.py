@@ -14,6 +14,7 @@ only for port settings that a fresh port has not. Traps that decide the order, a
 * a NIC must be down to join a bond, which takes it up by itself (in the same line "up" would come first, up to
   Linux 6.1), and is down with the MTU and the MAC that it
   had before when it has left (bond_enslave(), __bond_release_one() in drivers/net/bonding/bond_main.c);
+* a passthru macvtap takes its parent's MAC when it is made, whatever it is told (macvlan_common_newlink());
 * br_changelink() takes the forward delay before the STP state, and refuses a small one while STP is
   on: STP goes off in a line of its own.
 """
@@ -23,7 +24,18 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar, cast
 
-from kvmnet.drivers.linux.attrs import BOND, BRIDGE, LINK, PORT, VLAN, VXLAN, Attr, join_alias
+from kvmnet.drivers.linux.attrs import (
+    BOND,
+    BRIDGE,
+    LINK,
+    MACVLAN,
+    MACVLANS,
+    PORT,
+    VLAN,
+    VXLAN,
+    Attr,
+    join_alias,
+)
 from kvmnet.drivers.linux.resources import (
     PROTO,
     Address,
@@ -136,13 +148,16 @@ def create_link(link: Link) -> list[Line]:
     elif link.type == "vxlan":
         make = ("link", "add", "dev", link.name, *(("address", link.mac) if link.mac else ()), "type", "vxlan",
                 *told(VXLAN, link, VXLAN), *(("dev", link.parent) if link.parent else ()))
+    elif link.type in MACVLANS:
+        make = ("link", "add", "link", link.parent or "", "name", link.name,
+                *(("address", link.mac) if link.mac else ()), "type", link.type, "mode", link.macvlan_mode or "bridge")
     elif link.type in MADE_PLAIN:
         make = ("link", "add", "dev", link.name, "type", link.type)
     else:
         raise StepFailed(link.key, f"there is no such device, and kvmnet does not make devices of type {link.type}",
                          "is the NIC plugged in, and is this its name? compare with: ip link")
     rest = set_link(link, link, set(setting_names(Link)) - {"bonded"}
-                    - ({"mac"} if link.type in ("bridge", "bond", "vxlan") else set()))
+                    - ({"mac"} if link.type in ("bridge", "bond", "vxlan", *MACVLANS) and not link.passthru else set()))
     # With a carrier, "up" of the same line comes before addrgenmode (do_setlink() in net/core/rtnetlink.c), and
     # the kernel has given it a link-local address by then.
     first = told(LINK, link, {"addrgenmode"}) if link.type in CARRIED else ()
@@ -241,9 +256,15 @@ def update_link(before: Link, after: Link) -> list[Line]:
     stp_off = changed & {"stp"} if after.stp is False else set()
     bond = told(BOND, after, changed)
     lines = [Line(("link", "set", "dev", after.name, "type", "bond", *bond), after.key)] if bond else []
+    if "macvlan_mode" in changed:
+        lines.append(Line(("link", "set", "dev", after.name, "type", whole.type or "", "mode", after.macvlan_mode or ""),
+                          after.key))
     lines += [Line(("link", "set", "dev", after.name, "type", "bridge", *words), after.key)
              for names in (stp_off, changed - stp_off) if (words := told(BRIDGE, after, names))]
-    return lines + set_link(after, whole, changed)
+    lines += set_link(after, whole, changed)
+    if after.addrgenmode == "none" and "addrgenmode" in changed:    # what the kernel made before stays otherwise
+        lines.append(Line(("address", "flush", "dev", after.name, "scope", "link"), after.key))
+    return lines
 
 
 def set_link(claim: Link, whole: Link, changed: Iterable[str]) -> list[Line]:
@@ -254,7 +275,7 @@ def set_link(claim: Link, whole: Link, changed: Iterable[str]) -> list[Line]:
     changed = set(changed)
     joins = "master" in changed and bool(claim.master)
     port = told(PORT, whole, PORT, unusual=True) if joins else told(PORT, claim, changed)
-    words = told(LINK, claim, changed - {"up"})
+    words = told(LINK, claim, changed - {"up"}) + told(MACVLAN, claim, changed)
     if changed & {"alias", "guard", "keeper"} and (whole.alias or whole.guard or whole.keeper
                                                    or claim.alias is not None):
         words += ("alias", join_alias(whole.alias or "", whole.guard or "", whole.keeper or ""))

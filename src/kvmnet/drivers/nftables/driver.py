@@ -10,32 +10,39 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import unified_diff
-from functools import partial
+from functools import partial, reduce
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 
 from kvmnet.drivers.nftables.holder import Holder
-from kvmnet.drivers.nftables.resources import GuardKeeper, NftTable, NicGuard
+from kvmnet.drivers.nftables.resources import GuardHook, GuardKeeper, NftTable, NicGuard
 from kvmnet.drivers.nftables.wire import (
+    EGRESS,
     GUARD,
+    GUARDS,
     MEMORY,
     Elements,
     Listing,
+    both,
     canonical,
     change,
     element,
     element_lines,
     gather,
+    hook_lines,
     read_listing,
     read_memory,
     read_tables,
     removal_lines,
     table_lines,
+    take_hooks,
+    unhook_lines,
+    within,
 )
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
@@ -46,6 +53,7 @@ from kvmnet.host.side import Begun, begun
 from kvmnet.policy.keeper import HELD
 
 OURS = "kvmnet"
+OF_NICS = frozenset({NicGuard.kind, GuardHook.kind})
 TEXTS_KEPT = 20
 
 
@@ -95,24 +103,27 @@ class Standing:
     tables: dict[str, NftTable] = field(default_factory=dict)
     guards: dict[str, NicGuard] = field(default_factory=dict)
     memory: Elements = field(default_factory=dict)
+    hooks: dict[str, GuardHook] = field(default_factory=dict)
 
     def copy(self) -> Standing:
-        return Standing(dict(self.tables), dict(self.guards), self.memory)
+        return Standing(dict(self.tables), dict(self.guards), self.memory, dict(self.hooks))
 
     def script(self) -> list[str]:
         """Commands that make all of it from nothing."""
         lines = [line for table in self.tables.values() for line in table_lines(table)]
-        return lines + (self.contents() if GUARD in self.tables else [])
+        return lines + self.contents([t for t in GUARDS if t in self.tables])
 
-    def contents(self) -> list[str]:
-        added = gather(pair for guard in self.guards.values() for pair in element(guard))
-        return element_lines("add", added) + element_lines("add", self.memory)
+    def contents(self, tables: Collection[str]) -> list[str]:
+        """What stands in some of the guard's tables."""
+        added = gather(pair for guard in self.guards.values() if guard.table in tables for pair in element(guard))
+        return [*element_lines("add", added), *element_lines("add", within(tables, self.memory)),
+                *(line for hook in self.hooks.values() if hook.table in tables and hook.dev for line in hook_lines(hook))]
 
 
 class NftablesDriver:
-    """Driver of nft-table, nic-guard and guard-keeper."""
+    """Driver of nft-table, nic-guard, guard-hook and guard-keeper."""
 
-    kinds = frozenset({NftTable.kind, NicGuard.kind, GuardKeeper.kind})
+    kinds = frozenset({NftTable.kind, NicGuard.kind, GuardHook.kind, GuardKeeper.kind})
 
     def __init__(self, paths: Paths):
         self.paths = paths
@@ -136,20 +147,26 @@ class NftablesDriver:
         for name, body in listings.items():
             if name in HELD:
                 continue
+            if name == EGRESS:
+                body, hooks = take_hooks(name, body)
+                standing.hooks = {h.name: h for h in hooks}
             table = NftTable(name=name, text=self.observed_text(name, body))
             seen.state[table.key] = table
             if name.split()[1] == OURS:
                 seen.ours.add(table.key)
                 standing.tables[name] = table
-        if GUARD in listings:
-            found = self.listed = self.listing_after(look)
-            standing.guards, standing.memory = found.guards, found.memory
-            if not found.flows_hold:
-                damaged = replace(standing.tables[GUARD], text=f"{standing.tables[GUARD].text}# flow sets changed\n")
-                seen.state[damaged.key] = standing.tables[GUARD] = damaged
-            for guard in found.guards.values():
-                seen.state[guard.key] = guard
-                seen.ours.add(guard.key)
+        found = [self.listing_after(look)] if GUARD in listings else []
+        found += [self.listing(EGRESS)] if EGRESS in listings else []
+        for name, listing in zip([t for t in GUARDS if t in listings], found, strict=True):
+            if not listing.flows_hold:
+                damaged = replace(standing.tables[name], text=f"{standing.tables[name].text}# flow sets changed\n")
+                seen.state[damaged.key] = standing.tables[name] = damaged
+        if found:
+            self.listed = reduce(both, found)
+            standing.guards, standing.memory = self.listed.guards, self.listed.memory
+        for thing in (*standing.guards.values(), *standing.hooks.values()):
+            seen.state[thing.key] = thing
+            seen.ours.add(thing.key)
         if keeper := self.holder.seen(listings):
             seen.state[keeper.key] = keeper
             seen.ours.add(keeper.key)
@@ -161,13 +178,13 @@ class NftablesDriver:
         """The text of one listed table."""
         if name.split()[1] != OURS:
             return body
-        if name != GUARD and ("\tset " in body or "\tmap " in body):
+        if name not in GUARDS and ("\tset " in body or "\tmap " in body):
             body = read_tables(run(["nft", "-s", "list", "table", *name.split()])).get(name, body)
         return self.texts.text_of(name, canonical(body))
 
-    def listing(self) -> Listing:
-        """The guard's table with its elements. Raises ToolFailed, also when there is none."""
-        return read_listing(json.loads(run(["nft", "-j", "list", "table", *GUARD.split()])), self.listed)
+    def listing(self, table: str = GUARD) -> Listing:
+        """A table of the guard with its elements. Raises ToolFailed, also when there is none."""
+        return read_listing(json.loads(run(["nft", "-j", "list", "table", *table.split()])), self.listed, table)
 
     def listing_after(self, look: Begun[Listing]) -> Listing:
         try:
@@ -177,11 +194,16 @@ class NftablesDriver:
 
     def dropped(self) -> dict[str, dict[int, int]]:
         """Tap -> number of the reason (``policy.guard.REASONS``) -> frames dropped, of the last day."""
-        try:
-            listed = run(["nft", "-j", "list", "set", *GUARD.split(), "dropped"])
-        except ToolFailed:
-            return {}
-        return read_listing(json.loads(listed)).dropped
+        return {tap: counts for found in self.drops().values() for tap, counts in found.items()}
+
+    def drops(self) -> dict[str, dict[str, dict[int, int]]]:
+        """The same by the guard's tables."""
+        found = {}
+        for table in GUARDS:
+            with suppress(ToolFailed):
+                listed = run(["nft", "-j", "list", "set", *table.split(), "dropped"])
+                found[table] = read_listing(json.loads(listed), table=table).dropped
+        return found
 
     def table_diff(self, before: NftTable, after: NftTable) -> tuple[str, ...]:
         """Lines of nft's listing that go (``-``) and come (``+``) when *before* becomes *after*.
@@ -214,7 +236,7 @@ class NftablesDriver:
     def begin(self, steps: Sequence[Step], progress: Progress) -> None:
         """As ``apply``, but listings of new texts may still be under way, and a keeper's start while there is
         no guard yet: it has ended before the transaction that makes the first guard of a NIC."""
-        if self.standing is None or GUARD in self.standing.tables or any(s.key.kind == NicGuard.kind for s in steps):
+        if self.standing is None or GUARD in self.standing.tables or any(s.key.kind in OF_NICS for s in steps):
             self.wait()
         if self.standing is None:
             self.observe({})
@@ -243,9 +265,10 @@ class NftablesDriver:
         assert self.standing is not None
         self.under_way += [Begun(partial(self.learn, s.after)) for s in steps
                            if isinstance(s, Create | Update) and isinstance(s.after, NftTable)]
-        if GUARD in self.standing.tables and any(touches_memory(s) for s in steps):
+        if any(touches_memory(s) for s in steps):
             self.standing.memory = read_memory(
-                json.loads(run(["nft", "-j", "list", "set", *GUARD.split(), name])) for name in MEMORY)
+                json.loads(run(["nft", "-j", "list", "set", *table.split(), name]))
+                for table in GUARDS if table in self.standing.tables for name in MEMORY)
         script, after = transaction(self.standing, steps)
         if not script:
             return
@@ -313,7 +336,7 @@ class NftablesDriver:
 
 def terse(name: str) -> str:
     """The guard's elements are resources of their own; other tables' belong to their text."""
-    return "-t" if name == GUARD else ""
+    return "-t" if name in GUARDS else ""
 
 
 def touches_memory(step: Step) -> bool:
@@ -322,7 +345,7 @@ def touches_memory(step: Step) -> bool:
         case Update(NicGuard() as before, NicGuard() as after):
             return after.zone not in (None, before.zone)
         case Update():
-            return step.key.name == GUARD
+            return step.key.name in GUARDS
         case _:
             return isinstance(step, Delete) and step.key.kind == NicGuard.kind
 
@@ -342,8 +365,10 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
                 after.tables.pop(name, None)
                 loaded.pop(name, None)
                 gone.append(name)
-                if name == GUARD:
-                    after.guards, after.memory = {}, {}
+                if name in GUARDS:
+                    after.guards = {n: g for n, g in after.guards.items() if g.table != name}
+                    after.hooks = {n: h for n, h in after.hooks.items() if h.table != name}
+                    after.memory = within([t for t in GUARDS if t != name], after.memory)
             case Create(NicGuard() as guard):
                 after.guards[guard.name] = guard
             case Update(NicGuard() as before, NicGuard() as guard):
@@ -352,40 +377,56 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
                 after.guards[guard.name] = merged
             case Delete(NicGuard(name=name)):
                 after.guards.pop(name, None)
+            case Create(GuardHook() as hook) | Update(_, GuardHook() as hook):
+                after.hooks[hook.name] = hook
+            case Delete(GuardHook(name=name)):
+                after.hooks.pop(name, None)
     script = [line for name in gone if name not in loaded for line in removal_lines(name)]
     script += [line for table in loaded.values() for line in table_lines(table)]
-    if GUARD not in after.tables:
-        return script, after
     left = {n for n, g in standing.guards.items() if n not in after.guards or after.guards[n].zone != g.zone}
     after.memory = forget(after.memory, left, standing)
-    if GUARD in loaded:
-        return script + after.contents(), after
+    script += after.contents([t for t in GUARDS if t in loaded])
+    return script + changes([t for t in GUARDS if t in after.tables and t not in loaded], standing, after), after
+
+
+def changes(tables: Collection[str], standing: Standing, after: Standing) -> list[str]:
+    """The lines for guards, hooks and claims in *tables* that stay."""
+    script = []
+    for name in {**standing.hooks, **after.hooks}:
+        old, new = standing.hooks.get(name), after.hooks.get(name)
+        if old != new:
+            script += unhook_lines(old) if old and old.table in tables else []
+            script += hook_lines(new) if new and new.table in tables else []
     changed = [n for n in {*standing.guards, *after.guards} if standing.guards.get(n) != after.guards.get(n)]
     removed, added = change([standing.guards[n] for n in changed if n in standing.guards],
                             [after.guards[n] for n in changed if n in after.guards])
-    script += element_lines("delete", removed) + element_lines("add", added)
-    lost = {name: [m for m in standing.memory.get(name, ()) if m not in set(after.memory.get(name, ()))]
-            for name in standing.memory}
+    script += element_lines("delete", within(tables, removed)) + element_lines("add", within(tables, added))
+    lost = within(tables, {name: [m for m in items if m not in set(after.memory.get(name, ()))]
+                           for name, items in standing.memory.items()})
     script += element_lines("add", lost)
     script += element_lines("delete", {k: [m.split(" timeout")[0] for m in v] for k, v in lost.items()})
-    return script, after
+    return script
 
 
 def forget(memory: Elements, gone: set[str], standing: Standing) -> Elements:
     """*memory* without the link-locals that the NICs in *gone* had claimed."""
     if not gone or not memory:
         return memory
-    learned: list[str] = []
-    freed: set[str] = set()
-    for item in memory.get("learned", ()):
-        nic, address = item.split(" timeout")[0].split(" . ")
-        guard = standing.guards.get(nic.strip('"'))
-        if guard and guard.name in gone:
-            freed.add(f"{guard.zone} . {address}")
-        else:
-            learned.append(item)
-    claimed = [c for c in memory.get("claimed", ()) if c.split(" timeout")[0] not in freed]
-    return {"learned": learned, "claimed": claimed}
+    kept: Elements = {}
+    for table in GUARDS:
+        learned: list[str] = []
+        freed: set[str] = set()
+        for item in memory.get(f"{table} learned", ()):
+            nic, address = item.split(" timeout")[0].split(" . ")
+            guard = standing.guards.get(nic.strip('"'))
+            if guard and guard.name in gone:
+                freed.add(f"{guard.zone} . {address}")
+            else:
+                learned.append(item)
+        kept[f"{table} learned"] = learned
+        kept[f"{table} claimed"] = [c for c in memory.get(f"{table} claimed", ())
+                                    if c.split(" timeout")[0] not in freed]
+    return kept
 
 
 def write_whole(file: Path, text: str) -> None:

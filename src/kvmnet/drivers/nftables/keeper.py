@@ -31,7 +31,7 @@ ERROR, DONE = 2, 3
 REQUEST, DUMP = 1, 0x300
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 TABLE_NAME = 1
-GUARD = "bridge kvmnet"
+GUARDS = ("bridge kvmnet", "netdev kvmnet")
 MEMORY = ("claimed", "learned")
 """Sets of the guard that the kernel fills."""
 REMEMBER_EVERY = 5.0
@@ -68,6 +68,18 @@ def table_name(payload: bytes) -> str:
             return f"{FAMILIES.get(family, family)} {rest[4:length - 1].decode()}"
         rest = rest[max(4, length + 3 & ~3):]
     return ""
+
+
+def on_a_device(line: str) -> bool:
+    """False of a chain on a device that is gone: up to Linux 6.15 nft would refuse the whole file for it."""
+    named = re.search(r' device "([^"]+)" ', line)
+    if named is None:
+        return True
+    try:
+        socket.if_nametoindex(named[1])
+    except OSError:
+        return False
+    return True
 
 
 class Keeper:
@@ -165,7 +177,8 @@ class Keeper:
 
     def load(self, *names: str) -> int:
         """Load files as one transaction."""
-        script = "".join((self.folder / name).read_text() for name in names if (self.folder / name).exists())
+        script = "".join(line for name in names if (self.folder / name).exists()
+                         for line in (self.folder / name).read_text().splitlines(keepends=True) if on_a_device(line))
         return subprocess.run(["nft", "-f", "-"], input=script.encode(), check=False).returncode
 
     def remember(self) -> None:
@@ -176,13 +189,16 @@ class Keeper:
             except OSError:
                 return
             lines = []
-            for name in MEMORY:
-                done = subprocess.run(["nft", "list", "set", *GUARD.split(), name], capture_output=True, text=True,
+            here = self.tables()
+            if self.lacking():
+                return
+            for table, name in ((table, name) for table in GUARDS if table in here for name in MEMORY):
+                done = subprocess.run(["nft", "list", "set", *table.split(), name], capture_output=True, text=True,
                                       check=False)
                 if done.returncode:
                     return
                 if found := re.search(r"elements = \{(.*?)\}", done.stdout, re.S):
-                    lines.append(f"add element {GUARD} {name} {{{' '.join(found[1].split())}}}\n")
+                    lines.append(f"add element {table} {name} {{{' '.join(found[1].split())}}}\n")
             fresh = self.folder / "memory.nft.new"
             fresh.write_text("".join(lines))
             fresh.replace(self.folder / "memory.nft")

@@ -39,6 +39,18 @@ class NicGuard(Resource):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GuardHook(Resource):
+    """The place where the guard sees the frames of a device that is no port of a bridge; named by the device."""
+
+    kind: ClassVar[str] = "guard-hook"
+    table: str | None = option(doc="the guard's table", ref="nft-table", on_delete="delete")
+    dev: str | None = option(doc="the device; '' when the hook hangs on nothing", ref="link", on_delete="delete")
+    guard: str | None = option(doc="guard that must stand; '' for none", ref="nic-guard")
+    side: str | None = option(doc="egress: frames that leave by the device, which a macvtap's guest sends; ingress")
+    to: str | None = option(doc="chain of the table that judges")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuardKeeper(Resource):
     """The process that owns a table which drops guest frames that no guard has judged.
 

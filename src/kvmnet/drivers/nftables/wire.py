@@ -6,17 +6,18 @@ no name for some header fields that the sets are keyed by, so their values are p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network, summarize_address_range
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any, TypeAlias
 
-from kvmnet.drivers.nftables.resources import NftTable, NicGuard
+from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGuard
 
-GUARD = "bridge kvmnet"
-"""The table whose set elements are resources of their own."""
+GUARD, EGRESS = "bridge kvmnet", "netdev kvmnet"
+GUARDS = (GUARD, EGRESS)
+"""The tables whose set elements are resources of their own: guards of ports of bridges, and of others."""
 ROLE_SETS = {"dhcp-server": "dhcp_server", "router": "router", "querier": "querier"}
 MEMORY = ("claimed", "learned")
 """Sets that the kernel fills: which NIC uses which link-local. A new text of the table keeps them."""
@@ -26,13 +27,14 @@ MOST_FLOWS = 64
 """Most (MAC, address) pairs of one NIC that get an entry of their own."""
 
 Elements: TypeAlias = dict[str, list[str]]
-"""Set -> its elements, as nft reads them."""
+"""``TABLE SET`` -> its elements, as nft reads them."""
 
 
 @lru_cache(maxsize=50_000)
 def element(guard: NicGuard) -> tuple[tuple[str, str], ...]:
-    """The (set, element) pairs that make *guard*."""
-    return tuple(_elements(guard))
+    """The (``TABLE SET``, element) pairs that make *guard*."""
+    table = guard.table or GUARD
+    return tuple((f"{table} {name}", text) for name, text in _elements(guard))
 
 
 def _elements(guard: NicGuard) -> Iterator[tuple[str, str]]:
@@ -95,7 +97,54 @@ def change(before: Iterable[NicGuard], after: Iterable[NicGuard]) -> tuple[Eleme
 
 def element_lines(verb: str, elements: Mapping[str, Iterable[str]]) -> list[str]:
     """One nft command per set: *verb* is add or delete."""
-    return [f"{verb} element {GUARD} {name} {{ {', '.join(texts)} }}" for name, texts in elements.items() if texts]
+    return [f"{verb} element {name} {{ {', '.join(texts)} }}" for name, texts in elements.items() if texts]
+
+
+def within(tables: Collection[str], elements: Elements) -> Elements:
+    """The part of *elements* that lies in *tables*."""
+    return {name: texts for name, texts in elements.items() if name.rpartition(" ")[0] in tables}
+
+
+DEVICE_CHAIN = re.compile(r"^(egress|ingress)_(\S+)$")
+POLICIES = {"egress": "drop", "ingress": "accept"}
+HOOK_PRIORITY = -350
+
+
+def chain_name(hook: GuardHook) -> str:
+    """Name of a hook's chain, from which the device can be read: nft takes few signs there."""
+    device = re.sub(r"[^A-Za-z0-9-]", lambda m: "".join(f"_{b:02x}" for b in m[0].encode()), hook.name)
+    return f"{hook.side}_{device}"
+
+
+def hook_lines(hook: GuardHook) -> list[str]:
+    """Commands that make a hook. The kernel must know the device (from Linux 6.16 on it need not yet)."""
+    return [f'table {hook.table} {{ chain {chain_name(hook)} {{ type filter hook {hook.side} device "{hook.dev}" '
+            f"priority {HOOK_PRIORITY}; policy {POLICIES[hook.side or 'egress']}; goto {hook.to}; }}; }}"]
+
+
+def unhook_lines(hook: GuardHook) -> list[str]:
+    return [f"delete chain {hook.table} {chain_name(hook)}"]
+
+
+def take_hooks(table: str, body: str) -> tuple[str, list[GuardHook]]:
+    """A listing of *table* without the chains that hang on devices, and these. One that is not as we make them
+    hangs on nothing: it is made anew."""
+    found: list[GuardHook] = []
+
+    def one(match: re.Match[str]) -> str:
+        words = DEVICE_CHAIN.match(match[1])
+        if words is None:
+            return match[0]
+        device = re.sub(r"_([0-9a-f]{2})", lambda m: chr(int(m[1], 16)), words[2])
+        head, *rules = (line.strip() for line in match[2].splitlines() if line.strip())
+        whole = (f'type filter hook {words[1]} device "{device}" priority {HOOK_PRIORITY}; '
+                 f"policy {POLICIES[words[1]]};")
+        to = rules[0].removeprefix("goto ") if len(rules) == 1 and rules[0].startswith("goto ") else ""
+        found.append(GuardHook(name=device, table=table, dev=device if head == whole else "", to=to, side=words[1],
+                               guard=device if words[1] == "egress" else ""))
+        return ""
+    rest = LISTED_CHAIN.sub(one, body)
+    return (rest.rstrip("\n") + "\n" if found else body), found
 
 
 def table_lines(table: NftTable) -> list[str]:
@@ -110,7 +159,7 @@ def removal_lines(name: str) -> list[str]:
 
 @dataclass
 class Listing:
-    """What ``nft -j list table bridge kvmnet`` told."""
+    """What ``nft -j list table`` told of one of the guard's tables, or of both."""
 
     guards: dict[str, NicGuard] = field(default_factory=dict)
     parts: dict[str, dict[str, list[Any]]] = field(default_factory=dict)
@@ -123,13 +172,13 @@ class Listing:
     """Tap -> number of the reason -> frames."""
 
 
-def read_listing(document: Mapping[str, Any], before: Listing | None = None) -> Listing:
-    """Guards, learned link-locals and counters out of nft's JSON. A guard whose elements are those of *before*
-    is taken from there, instead of being read again."""
+def read_listing(document: Mapping[str, Any], before: Listing | None = None, table: str = GUARD) -> Listing:
+    """Guards, learned link-locals and counters out of nft's JSON of *table*. A guard whose elements are those of
+    *before* is taken from there, instead of being read again."""
     sets: dict[str, list[Any]] = {}
     for entry in document["nftables"]:
         body = entry.get("set") or entry.get("map")
-        if body and f"{body['family']} {body['table']}" == GUARD:
+        if body and f"{body['family']} {body['table']}" == table:
             sets[body["name"]] = body.get("elem", [])
     facts: dict[str, dict[str, list[Any]]] = {}
     for name in PARTS:
@@ -137,13 +186,13 @@ def read_listing(document: Mapping[str, Any], before: Listing | None = None) -> 
             nic, value = item["concat"] if isinstance(item, dict) else item if isinstance(item, list) else (item, "")
             facts.setdefault(nic, {}).setdefault(name, []).append(value)
     known, known_parts = (before.guards, before.parts) if before else ({}, {})
-    guards = {nic: known[nic] if known_parts.get(nic) == parts else read_guard(nic, parts)
-              for nic, parts in facts.items()}
+    guards = {nic: known[nic] if known_parts.get(nic) == parts and known[nic].table == table
+              else read_guard(nic, parts, table) for nic, parts in facts.items()}
     listed = {(version, nic, number(mac), number(address)) for version in (4, 6)
               for nic, mac, address in (e["concat"] for e in sets.get(f"flow{version}", ()))}
     expected = {(version, g.name, mac, address) for g in guards.values() for version, mac, address in flows(g)}
     return Listing(guards=guards, parts=facts, flows_hold=listed == expected,
-                   memory={name: [remembered(e["elem"]) for e in sets.get(name, ()) if "elem" in e]
+                   memory={f"{table} {name}": [remembered(e["elem"]) for e in sets.get(name, ()) if "elem" in e]
                            for name in MEMORY},
                    dropped=read_dropped(sets.get("dropped", ())))
 
@@ -152,10 +201,16 @@ PARTS = ("zone", "open", "loose", "mac", "own4", "own6", "not4", "not6", "net4",
          *ROLE_SETS.values())
 
 
-def read_guard(nic: str, parts: Mapping[str, list[Any]]) -> NicGuard:
+def both(one: Listing, other: Listing) -> Listing:
+    """Two tables' listings as one."""
+    return Listing({**one.guards, **other.guards}, {**one.parts, **other.parts}, {**one.memory, **other.memory},
+                   one.flows_hold and other.flows_hold, {**one.dropped, **other.dropped})
+
+
+def read_guard(nic: str, parts: Mapping[str, list[Any]], table: str = GUARD) -> NicGuard:
     level = "open" if "open" in parts else "mac" if "loose" in parts else "full"
     return NicGuard(
-        name=nic, table=GUARD, level=level,
+        name=nic, table=table, level=level,
         macs=tuple(sorted(mac_text(number(v)) for v in parts.get("mac", ()))),
         addresses=hosts(parts, "own"), forbidden=hosts(parts, "not"),
         prefixes=tuple(str(net) for net in sorted(
@@ -193,7 +248,8 @@ def networks(value: Any, cls: type[IPv4Address] | type[IPv6Address]) -> Iterable
 
 def read_memory(documents: Iterable[Mapping[str, Any]]) -> Elements:
     """The same of the sets in MEMORY alone, each from its own listing."""
-    return {entry["set"]["name"]: [remembered(e["elem"]) for e in entry["set"].get("elem", ())]
+    return {f"{entry['set']['family']} {entry['set']['table']} {entry['set']['name']}":
+            [remembered(e["elem"]) for e in entry["set"].get("elem", ())]
             for document in documents for entry in document["nftables"] if "set" in entry}
 
 
@@ -239,6 +295,8 @@ def canonical(body: str) -> str:
     return BRACES.sub(in_order, body)
 
 
+LISTED_CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}\n\n?", re.M | re.S)
+CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}\n\n?", re.M | re.S)
 CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}", re.M | re.S)
 HOOK = re.compile(r"type (\S+) hook (\S+) (?:device \S+ )?priority ([^;]+); policy (\w+);")
 

@@ -12,6 +12,7 @@ from kvmnet.drivers.qemu.devices import MODEL_OF_DEVICE, MODELS, OFFLOADS, PREFI
 from kvmnet.drivers.qemu.folder import GuestFolder
 from kvmnet.drivers.qemu.qmp import Monitor, Refusal, Reply
 from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.host import macvtap
 
 PERIPHERAL = "/machine/peripheral"
 COMMON = ("mac", "bootindex", "addr", "parent_bus")
@@ -64,12 +65,12 @@ def backends(listing: str) -> dict[str, list[int]]:
 
 
 def tap_of(pid: int, fd: int) -> str:
-    """Name of the tap behind a descriptor, from the kernel (tun.c, tun_chr_show_fdinfo)."""
+    """Name of the tap behind a descriptor, from the kernel (tun.c, tun_chr_show_fdinfo); a macvtap is asked."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
             if line.startswith("iff:"):
                 return line.partition(":")[2].strip()
-    return ""
+    return macvtap.device_of(pid, fd)
 
 
 def read_nic(vm: str, card: str, model: str, got: Mapping[str, Any], descriptors: list[int], pid: int,

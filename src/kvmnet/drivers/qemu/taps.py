@@ -1,7 +1,8 @@
-"""Opening taps that exist already, in this network namespace.
+"""Opening taps and macvtaps that exist already, in this network namespace.
 
 Kernel: drivers/net/tun.c. The header flag follows the last opener; the multi-queue flag must be
-the one that the tap was made with. QEMU does the rest on the descriptors, without privilege.
+the one that the tap was made with. A macvtap (drivers/net/tap.c) has a device file of its own, takes any number
+of openers, and each sets its own flags. QEMU does the rest on the descriptors, without privilege.
 """
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from time import monotonic
 from kvmnet.drivers.qemu.devices import MODELS
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.driver import StepFailed
+from kvmnet.host import macvtap
 from kvmnet.host.clock import wait_until
 
 TUNSETIFF = 0x400454CA
@@ -35,9 +37,15 @@ def open_taps(nic: GuestNic) -> list[int]:
     if MODELS[nic.model or "virtio"].vnet_header:
         flags |= IFF_VNET_HDR
     opened: list[int] = []
+    is_macvtap = tap in macvtap.numbers()
+    if is_macvtap:    # the kernel would let two in, and give each a part of the packets
+        try:
+            wait_until(lambda: tap not in macvtap.held(), BUSY_PATIENCE, 0.05)
+        except TimeoutError as error:
+            raise refused(nic, tap, OSError(errno.EBUSY, "busy"), queues) from error
     try:
         for _ in range(queues):
-            opened.append(open_queue(nic, tap, flags, queues))
+            opened.append(open_macvtap(nic, tap, flags, queues) if is_macvtap else open_queue(nic, tap, flags, queues))
     except BaseException:
         close(opened)
         raise
@@ -55,6 +63,14 @@ def open_queue(nic: GuestNic, tap: str, flags: int, queues: int) -> int:
         os.close(fd)
         raise refused(nic, tap, error, queues) from error
     return fd
+
+
+def open_macvtap(nic: GuestNic, tap: str, flags: int, queues: int) -> int:
+    try:
+        return macvtap.open_queue(tap, flags | (IFF_MULTI_QUEUE if queues > 1 else 0))
+    except OSError as error:
+        raise StepFailed(nic.key, f"cannot open macvtap {tap}: {error.strerror}",
+                         "in a container the macvtap devices must be allowed (devices.allow)") from error
 
 
 def attach(fd: int, tap: str, choices: list[int], last: bool) -> bool:

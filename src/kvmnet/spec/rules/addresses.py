@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec import pools
-from kvmnet.spec.models import SHARED, Network, Nic
+from kvmnet.spec.models import SHARED, MacvtapMode, Network, Nic
 from kvmnet.spec.pools import Family, PlacedNic
 from kvmnet.spec.rules.subject import Subject, wrong
 
@@ -19,6 +19,8 @@ def duplicate_macs(subject: Subject) -> Iterator[Problem]:
         seen: dict[str, str] = {}
         outer = {link.mac: link.name for device in subject.outer_devices(name)
                  if (link := subject.links.get(device)) and link.mac}
+        if subject.spec.networks[name].macvtap is MacvtapMode.PASSTHRU:
+            outer = {}    # the uplink has its guest's
         for item in here:
             if not item.nic.mac:
                 continue

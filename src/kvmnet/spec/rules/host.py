@@ -26,6 +26,8 @@ def ports(subject: Subject) -> Iterator[Problem]:
         if network.bridge:
             others = sum(1 for link in subject.links.values()
                          if link.master == network.bridge and not link.name.startswith(RESERVED))
+        elif network.mode is Mode.MACVTAP:
+            continue    # there is no bridge
         elif network.mode in SHARED:
             others = 1
         if len(here) + others > MOST_PORTS:
@@ -47,12 +49,12 @@ def uplinks(subject: Subject) -> Iterator[Problem]:
             if device not in subject.links:
                 yield wrong(path, f"this host has no device {device}", _those(subject, ""))
     for name, network in subject.spec.networks.items():
-        if network.mode is not Mode.BRIDGE:
+        if not network.mode.on_segment:
             continue
         if network.bridge:
             yield from _existing(subject, f"networks.{name}.bridge", network.bridge)
         elif device := subject.device(network):
-            yield from _bridgeable(subject, f"networks.{name}.uplink", device)
+            yield from _bridgeable(subject, f"networks.{name}.uplink", device, macvtap=network.mode is Mode.MACVTAP)
 
 
 def _existing(subject: Subject, path: str, bridge: str) -> Iterator[Problem]:
@@ -63,9 +65,11 @@ def _existing(subject: Subject, path: str, bridge: str) -> Iterator[Problem]:
         yield wrong(path, f"{bridge} is no bridge but {link.type}", "to make a bridge around it write uplink:")
 
 
-def _bridgeable(subject: Subject, path: str, device: str) -> Iterator[Problem]:
+def _bridgeable(subject: Subject, path: str, device: str, *, macvtap: bool) -> Iterator[Problem]:
     link = subject.links.get(device)
     if link is None:
+        return
+    if macvtap and link.type == "bridge":
         return
     if link.type == "bridge":
         yield wrong(path, f"{device} is a bridge itself, which cannot be a port of another",

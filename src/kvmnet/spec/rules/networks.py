@@ -17,11 +17,13 @@ ONLY_IN = {
     "bridge": ((Mode.BRIDGE,), "uses an existing bridge of the host", "remove it, or write mode: bridge"),
     "forwards": ((Mode.NAT,), "are for guests behind the host's address",
                  "remove them; in the other modes guests are reached at their own addresses"),
-    "vlan": ((Mode.BRIDGE,), "is a VLAN of the uplink that guests are on",
+    "macvtap": ((Mode.MACVTAP,), "says how macvtaps reach each other", "remove it, or write mode: macvtap"),
+    "vlan": ((Mode.BRIDGE, Mode.MACVTAP), "is a VLAN of the uplink that guests are on",
              "remove it; to route over a VLAN make an uplink of it: {vlan: ID, on: UPLINK}"),
     "proxy": ((Mode.ROUTED,), "answers for guests on the uplink", "remove it"),
-    "uplink": ((Mode.NAT, Mode.ROUTED, Mode.BRIDGE, Mode.VXLAN), "is a way out", "remove it, or write mode: nat"),
-    "gateway6": ((Mode.BRIDGE,), "is the router of the outer segment",
+    "uplink": ((Mode.NAT, Mode.ROUTED, Mode.BRIDGE, Mode.MACVTAP, Mode.VXLAN), "is a way out",
+               "remove it, or write mode: nat"),
+    "gateway6": ((Mode.BRIDGE, Mode.MACVTAP), "is the router of the outer segment",
                  "remove it; guests learn the host's own address by router advertisements"),
 }
 """Options that not every mode has."""
@@ -47,7 +49,12 @@ def mode_rules(subject: Subject) -> Iterator[Problem]:
                 yield wrong(f"{path}.{option}", f"{what} on {name}, which it has not",
                             "give the network a subnet and an address")
         yield from _dhcp_options(f"{path}.dhcp.options", network)
-        yield from _bridge(path, network) if network.mode is Mode.BRIDGE else _routed(path, network)
+        yield from FORMS.get(network.mode, _routed)(path, network)
+
+
+def _macvtap(path: str, network: Network) -> Iterator[Problem]:
+    if not network.uplink:
+        yield wrong(path, "mode macvtap needs an uplink", "add uplink: NAME")
 
 
 def _dhcp_options(path: str, network: Network) -> Iterator[Problem]:
@@ -90,15 +97,21 @@ def _routed(path: str, network: Network) -> Iterator[Problem]:
                         "remove address: none, or write mode: isolated")
 
 
+FORMS = {Mode.BRIDGE: _bridge, Mode.MACVTAP: _macvtap}
+
+
 def shared_uplinks(subject: Subject) -> Iterator[Problem]:
     """Two networks that are the same segment of an uplink."""
     seen: dict[tuple[str, int], str] = {}
     for name, network in subject.spec.networks.items():
-        if network.mode is Mode.BRIDGE and network.uplink and not network.bridge:
+        if network.mode.on_segment and network.uplink and not network.bridge:
             first = seen.setdefault((network.uplink, network.vlan or 0), name)
             if first != name and not network.vlan:
-                yield wrong(f"networks.{name}.uplink", f"{network.uplink} is bridged by network {first} already; "
-                            "a NIC can be in one bridge only", f"put its guests on {first}, or give one of them a vlan:")
+                taken, why = (("bridged by", "a NIC can be in one bridge only")
+                              if subject.spec.networks[first].mode is network.mode is Mode.BRIDGE
+                              else ("taken by", "a NIC is in one bridge, or carries macvtaps of one network"))
+                yield wrong(f"networks.{name}.uplink", f"{network.uplink} is {taken} network {first} already; {why}",
+                            f"put its guests on {first}, or give one of them a vlan:")
             elif first != name:
                 yield wrong(f"networks.{name}.vlan", f"VLAN {network.vlan} of {network.uplink} is network {first} "
                             "already", f"put its guests on {first}, or use another id")

@@ -90,9 +90,9 @@ class Subject:
         return network.uplink or "" if on else ""
 
     def outer_devices(self, name: str) -> set[str]:
-        """Devices of the segment that the bridge-mode network *name* lies on, before and after it took them."""
+        """Devices of the outer segment that the network *name* lies on, before and after it took them."""
         network = self.spec.networks[name]
-        if network.mode is not Mode.BRIDGE:
+        if not network.mode.on_segment:
             return set()
         bridge = ways.bridge_of(name, self.spec, self.facts.features)
         if network.vlan:

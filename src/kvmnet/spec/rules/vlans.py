@@ -22,11 +22,11 @@ def carried(subject: Subject) -> Iterator[Problem]:
             for other in below:
                 yield from _outside(subject, f"uplinks.{name}.vlan", other, (uplink.vlan,))
     for name, network in spec.networks.items():
-        if network.mode is Mode.BRIDGE and network.uplink and not network.bridge:
+        if network.mode.on_segment and network.uplink and not network.bridge:
             yield from _outside(subject, f"networks.{name}.vlan", network.uplink, (network.vlan,) if network.vlan else ())
     for item in subject.nics:
         found = spec.networks.get(item.nic.network)
-        if found and found.mode is Mode.BRIDGE and found.uplink and not found.bridge:
+        if found and found.mode.on_segment and found.uplink and not found.bridge:
             yield from _outside(subject, f"{item.path}.trunk", found.uplink, item.nic.trunk)
 
 

@@ -1,0 +1,66 @@
+"""The guard of ports that are no bridge's: macvtaps. Pure.
+
+A macvtap's frames pass no hook of a bridge: the guest's transmit is the device's *egress*
+(tap_get_user() in drivers/net/tap.c ends in dev_queue_xmit()). The judgement there is that of
+``policy/guard.py``, word for word, but for the port's name, which is that of the device that the frame
+leaves by. It stands in a table of its own, since sets belong to one table and one family.
+
+A chain of family netdev hangs on a device, so each port has a hook of its own, a resource beside its
+guard: up to Linux 6.15 a device that is made anew has lost its chain without a word, from 6.16 on the
+chain finds it again by its name. A hook that hangs on nothing is seen and made anew.
+
+What no hook has judged is stopped behind it, by the port's gate: a classifier on the device itself, that
+drops what does not bear the mark ``GUEST``. It goes with the device and with nothing else: neither
+``nft flush ruleset`` nor the death of a process opens the port (nf_hook_egress() comes before
+sch_handle_egress() in net/core/dev.c).
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kvmnet.drivers.macvtap.resources import Gate, OpenPort
+from kvmnet.drivers.nftables.resources import GuardHook, NftTable
+from kvmnet.policy.guard import JUDGE, SETS
+from kvmnet.policy.marks import GUEST
+
+TABLE = "netdev kvmnet"
+SHOT, UNSPEC = 2, 0xFFFF_FFFF
+"""TC_ACT_SHOT drops, TC_ACT_UNSPEC asks the next classifier (linux/pkt_cls.h)."""
+MARK = 0xFFFF_F014
+"""Where classic BPF finds the packet's mark: SKF_AD_OFF + SKF_AD_MARK (linux/filter.h)."""
+PROGRAM = ",".join((f"32 0 0 {MARK}", f"84 0 0 {GUEST}", "21 0 1 0", f"6 0 0 {SHOT}", f"6 0 0 {UNSPEC}"))
+"""ld mark; and GUEST; if 0: drop; else: go on. As ``tc`` is told, without the number of instructions."""
+
+
+def egress_table(zones: Iterable[int] = ()) -> NftTable:
+    """The guard of every macvtap of this network namespace; the same text whatever NICs there are.
+
+    ``zones``: networks on whose parent routers are listened to.
+    """
+    judge = (SETS + JUDGE).replace("iifname", "oifname")
+    return NftTable(name=TABLE, text=judge + "".join(listening(zone) for zone in sorted(zones)))
+
+
+def listening(zone: int) -> str:
+    """The chain that remembers routers outside: their link-locals are nobody's to claim. Frames of our own guests
+    come by at the parent's ingress too, and have their mark by then."""
+    rule = f"    meta mark & {GUEST:#x} == 0 icmpv6 type nd-router-advert"
+    return "\n".join((f"chain {outside_chain(zone)} {{",
+                      f"{rule} meta mark set {zone:#x} update @advertised {{ meta mark . @nh,64,128 }}",
+                      f"    icmpv6 type nd-router-advert meta mark {zone:#x} meta mark set 0", "}", ""))
+
+
+def outside_chain(zone: int) -> str:
+    return f"outside_{zone:08x}"
+
+
+def guest_port(device: str) -> tuple[Gate, GuardHook, OpenPort]:
+    """What makes a macvtap a guarded port, in the order in which it is made: its gate, its hook, and that it is up."""
+    return (Gate(name=device, dev=device, program=PROGRAM),
+            GuardHook(name=device, table=TABLE, dev=device, guard=device, side="egress", to="guest"),
+            OpenPort(name=device, gate=device, hook=device))
+
+
+def parent_hook(device: str, zone: int) -> GuardHook:
+    """The ear at a parent of macvtaps."""
+    return GuardHook(name=device, table=TABLE, dev=device, guard="", side="ingress", to=outside_chain(zone))
