@@ -212,7 +212,7 @@ MACVTAPS = """
 version: 1
 uplinks: {wan: {device: eth0}, spare: {device: eth1}}
 networks:
-  office: {mode: macvtap, uplink: wan, subnet: 192.0.2.0/24, gateway: 192.0.2.1, address: 192.0.2.250, allow: [{port: 8080}]}
+  office: {mode: macvtap, uplink: wan, subnet: 192.0.2.0/24, gateway: 192.0.2.1, address: 192.0.2.250, pool: 192.0.2.100-192.0.2.150, allow: [{port: 8080}]}
   far: {mode: macvtap, macvtap: private, uplink: spare, subnet: 10.5.0.0/24}
 vms:
   a: {nics: [{network: office, ip: 192.0.2.50}, {network: far, ip: 10.5.0.2, guard: mac}]}
