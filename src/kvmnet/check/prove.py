@@ -94,7 +94,7 @@ def prepare(subject: Subject, segments: Sequence[Segment], stack: ExitStack) -> 
     for probe, station in zip(probes, stack.enter_context(placed(probes, subject.paths)), strict=True):
         stations.setdefault(probe.segment.name, []).append(station)
     uplinks = [watch(stack, d)[1] for d in ways_out(subject)]
-    witnesses = {s.name: witness_of(s, stations[s.name], subject, stack) for s in segments}
+    witnesses = {s.name: witness_of(s, stations[s.name], subject, probes, stack) for s in segments}
     ends = [Beyond(s, stations[s.name][0], witnesses[s.name]) for s in segments if s.with_host or s.meeting]
     grounds = []
     for segment in segments:
@@ -109,14 +109,17 @@ def prepare(subject: Subject, segments: Sequence[Segment], stack: ExitStack) -> 
     return grounds
 
 
-def witness_of(segment: Segment, stations: Sequence[Station], subject: Subject, stack: ExitStack) -> Witness:
+def witness_of(segment: Segment, stations: Sequence[Station], subject: Subject, probes: Sequence[Probe],
+               stack: ExitStack) -> Witness:
     """The host; another port where the host is not; the wire where ports do not hear each other either."""
     if segment.with_host:
         return host_side(segment, stack)
     if segment.meeting:
         return port(stations[2])
-    capture, ear = watch(stack, segment.parent)    # spoken to is a MAC that nobody has
-    return Witness("the wire", free_mac(subject, segment.name, OUTSIDE), "", "", ear, capture)
+    capture, ear = watch(stack, segment.parent)    # spoken to is somebody whom nobody is
+    taken = [a for p in probes if p.segment is segment for a in (p.ip, p.ip6)]
+    ip, ip6 = nobodys(subject, segment, (), [*taken, *nobodys(subject, segment, (), taken)])
+    return Witness("the wire", free_mac(subject, segment.name, OUTSIDE), ip, ip6, ear, capture)
 
 
 def host_side(segment: Segment, stack: ExitStack) -> Witness:
@@ -164,7 +167,7 @@ def watch(stack: ExitStack, device: str) -> tuple[Capture, Listener]:
     return capture, stack.enter_context(Listener(capture))
 
 
-def nobodys(subject: Subject, segment: Segment, probes: Sequence[Probe]) -> tuple[str, str]:
+def nobodys(subject: Subject, segment: Segment, probes: Sequence[Probe], more: Sequence[str] = ()) -> tuple[str, str]:
     """An address of each family that neither a guest nor a probe has."""
-    taken = [a for p in probes for a in (p.ip, p.ip6)]
+    taken = [*more, *(a for p in probes for a in (p.ip, p.ip6))]
     return (free_address(subject, segment, Family.IPV4, taken), free_address(subject, segment, Family.IPV6, taken))
