@@ -11,7 +11,8 @@ import os
 import socket
 import struct
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kvmnet.errors import HostCannot
@@ -31,6 +32,17 @@ DISCARD = 9
 """A port to name in a connect that sends nothing."""
 
 
+@contextmanager
+def cannot(what: str, opened: socket.socket | None = None) -> Iterator[None]:
+    """Have a failure of the body close *opened* and say *what* cannot be done. Raises HostCannot."""
+    try:
+        yield
+    except OSError as error:
+        if opened is not None:
+            opened.close()
+        raise HostCannot(f"cannot {what}: {error.strerror}", "run it as root; is the device still there?") from error
+
+
 class Wire:
     """An Ethernet device of this network namespace. Raises HostCannot."""
 
@@ -40,12 +52,11 @@ class Wire:
         """Frames that came in."""
         self.tags: Counter[int] = Counter()
         """VLAN id -> frames of it that came in with its tag on."""
-        try:
+        with cannot(f"send by {device}"):
             self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+        with cannot(f"send by {device}", self.socket):
             self.socket.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
             self.socket.bind((device, ETH_P_ALL))
-        except OSError as error:
-            raise HostCannot(f"cannot send by {device}: {error.strerror}", "run it as root") from error
         self.fd = self.socket.fileno()
 
     def send(self, frame: bytes) -> None:
@@ -90,9 +101,10 @@ class Pinger:
         self.target, self.device = target, device
         self.version = 6 if ":" in target else 4
         six = self.version == 6
-        try:
+        with cannot("send an echo request"):
             self.socket = socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK,
                                         socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP)
+        with cannot(f"send an echo request{f' by {device}' if device else ''}", self.socket):
             if six:
                 self.socket.setsockopt(socket.IPPROTO_IPV6, IPV6_MTU_DISCOVER, PROBE)
             else:
@@ -100,8 +112,6 @@ class Pinger:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
             if device:
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
-        except OSError as error:
-            raise HostCannot(f"cannot send an echo request: {error.strerror}", "run it as root") from error
         self.fd = self.socket.fileno()
 
     @property

@@ -16,6 +16,7 @@ from enum import StrEnum
 from time import monotonic
 
 from kvmnet.check import frames
+from kvmnet.errors import HostCannot
 from kvmnet.host.packets import has_carrier
 from kvmnet.host.wire import Pinger, Wire, asks_neighbours, entropy, own_address6, way_to
 from kvmnet.reach.targets import Target
@@ -58,15 +59,18 @@ class Question:
     nonces: dict[bytes, Proof] = field(default_factory=dict)
 
     def open(self, stack: ExitStack) -> None:
-        """Raises HostCannot."""
-        if self.neighbour and asks_neighbours(self.neighbour):
-            self.wire = Wire(self.neighbour)
-            stack.callback(self.wire.close)
-        else:
-            self.needs -= {Proof.NEIGHBOUR}
-        if self.needs & {Proof.ECHO, Proof.FULL}:
-            self.pinger = Pinger(self.target.address, self.target.dev)
-            stack.callback(self.pinger.close)
+        """Where that is not possible, because the device is gone, it is not answered either."""
+        try:
+            if self.neighbour and asks_neighbours(self.neighbour):
+                self.wire = Wire(self.neighbour)
+                stack.callback(self.wire.close)
+            elif len(self.needs) > 1:
+                self.needs -= {Proof.NEIGHBOUR}
+            if self.needs & {Proof.ECHO, Proof.FULL}:
+                self.pinger = Pinger(self.target.address, self.target.dev)
+                stack.callback(self.pinger.close)
+        except HostCannot as error:
+            self.trouble = str(error)
 
     @property
     def missing(self) -> frozenset[Proof]:
@@ -154,7 +158,7 @@ def is_answer(packet: frames.Packet, address: str, own_mac: str) -> bool:
 
 
 def ask_all(questions: Sequence[Question], seconds: float) -> None:
-    """Ask until every proof is there or the time is over. Raises HostCannot."""
+    """Ask until every proof is there or the time is over."""
     deadline = monotonic() + seconds
     with ExitStack() as stack:
         poll = select.poll()
