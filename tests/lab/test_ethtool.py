@@ -7,7 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvmnet.errors import ApplyFailed, HostCannot
+from kvmnet.drivers.linux.driver import LinuxDriver
+from kvmnet.drivers.linux.resources import Link
+from kvmnet.engine.driver import StepFailed
+from kvmnet.engine.plan import plan
+from kvmnet.errors import ApplyFailed, HostCannot, SpecError
 from kvmnet.host.clock import wait_until
 from lib.netns import sh
 from lib.world import World, world
@@ -39,6 +43,17 @@ def shown(option: str, *names: str) -> list[int]:
     """Numbers as the tool prints them."""
     text = sh(f"ethtool {option} {NIC}").rpartition("Current hardware settings:")[2]
     return [int(m[1]) for n in names if (m := re.search(rf"^{n}:\s+(\d+)", text, re.M))]
+
+
+def test_an_mtu_that_the_nic_does_not_take(net: World) -> None:
+    """Refused with the maximum when planned, and with the kernel's words where only the kernel is asked."""
+    with pytest.raises(SpecError) as wrong:
+        net.plan(f"version: 1\nuplinks: {{two: {{device: {NIC}, mtu: 20000}}}}\n")
+    assert f"{NIC} takes an MTU of at most 9216" in str(wrong.value.problems)
+    driver, claim = LinuxDriver(), Link(name=NIC, mtu=20000)
+    seen = driver.observe({})
+    with pytest.raises(StepFailed, match="mtu greater than device maximum"):
+        driver.apply(plan(seen.state, {claim.key: claim}, seen.ours, {claim.key}), lambda n: None)
 
 
 def test_rings_and_coalescing(net: World) -> None:

@@ -1,6 +1,8 @@
 """An uplink that disappears: before the change, in its middle, and afterwards; and a kill at any point."""
 from __future__ import annotations
 
+import json
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,8 +16,8 @@ from kvmnet.errors import ApplyFailed, ConflictError, HostCannot
 from kvmnet.host.clock import wait_until
 from kvmnet.status import problems, status
 from lib.fork import die, in_child
-from lib.netns import sh
-from lib.world import ROUTER, World, same, snapshot, world
+from lib.netns import named_netns, new_netns, sh
+from lib.world import ROUTER, World, connect, same, snapshot, world
 
 pytestmark = pytest.mark.net
 
@@ -104,3 +106,31 @@ def test_killed_anywhere_the_undo_process_brings_it_back(net: World, confirm: fl
         assert Host(net.paths).recover().startswith("nothing to recover"), point
     log = Path(net.paths.run / "undo.log").read_text()
     assert log.count("kvmnet stopped before it was done; rolled back") == 7 + (confirm is None), log
+
+
+def test_after_a_restart_of_the_host_the_last_confirmed_revision_is_made(net: World) -> None:
+    """Killed with its undo process in the middle of a change, then the power fails."""
+    net.apply("version: 1\nuplinks: {wan: {device: eth0, mtu: 1400}}\n")
+
+    def work() -> None:
+        def probe(here: str) -> None:
+            if here == "verified":
+                timer = net.host.engine.journal.timer  # type: ignore[union-attr]
+                os.kill(timer.pid, signal.SIGKILL)  # type: ignore[union-attr]
+                die()
+
+        net.host.engine.probe = probe
+        net.apply(BRIDGED)
+
+    assert in_child(work) == -signal.SIGKILL
+    journal = json.loads(net.paths.journal.read_text())
+    net.paths.journal.write_text(json.dumps(journal | {"boot": "the one before"}))
+    with named_netns(f"kvt-boot-{os.getpid()}") as upstream, new_netns():
+        connect(upstream)
+        before = snapshot()
+        booted = net.cli("boot", "--json")
+        assert booted.returncode == 0, booted.stderr
+        assert json.loads(booted.stdout)["outcome"] == "confirmed" and "mtu 1400" in sh("ip link show eth0")
+        assert [r.status for r in Host(net.paths).history()] == [Status.CONFIRMED, Status.ROLLED_BACK, Status.CONFIRMED]
+        assert Host(net.paths).apply(Host(net.paths).plan_destroy()).steps
+        same(before, snapshot())
