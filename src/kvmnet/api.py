@@ -179,9 +179,10 @@ class Host:
         from kvmnet.compile import compile_spec
         from kvmnet.spec.allocate import allocate
         from kvmnet.spec.checks import require
+        from kvmnet.spec.vfs import rooms
         require(document, facts)
         try:
-            allocations = allocate(document.spec, self.engine.history.allocations())
+            allocations = allocate(document.spec, self.engine.history.allocations(), rooms(document.spec, facts.state))
         except SpecError as wrong:
             raise SpecError(document.source, document.located(wrong.problems)) from None
         return compile_spec(document.spec, facts, allocations), allocations

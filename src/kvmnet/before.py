@@ -45,7 +45,7 @@ def digest(text: bytes, facts: Facts, allocations: Allocations) -> str:
     """One number for everything that compiling depends on."""
     rest = replace(facts, state={}, routing=frozenset(), services=frozenset())
     parts = [short(text), program(), repr(rest), sorted(facts.routing), sorted(facts.services),
-             [(*key, *(given.mac, given.ip, given.ip6)) for key, given in allocations.items()],
+             [(*key, *(given.mac, given.ip, given.ip6, given.vf)) for key, given in allocations.items()],
              [(r.kind, r.name, *compared(type(r))[1](r)) for r in facts.state.values()]]
     return short(marshal.dumps(parts, 0))  # version 0: equal data are equal bytes
 

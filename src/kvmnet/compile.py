@@ -13,9 +13,10 @@ from kvmnet.drivers.files.resources import unmanaged
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.sriov.resources import vf_name
 from kvmnet.engine.resource import Absent, Key, Resource, merge
 from kvmnet.facts.model import Allocations, Facts
-from kvmnet.modes import bridge, isolated, macvtap, nat, routed, vxlan
+from kvmnet.modes import bridge, isolated, macvtap, nat, routed, sriov, vxlan
 from kvmnet.modes.device import guest_nic, queue_pairs
 from kvmnet.modes.links import Way, find_ways, wire_uplinks
 from kvmnet.modes.model import NicOnNetwork
@@ -26,9 +27,9 @@ from kvmnet.policy.egress import egress_table
 from kvmnet.policy.guard import TABLE, guard_table, nic_guard, zone_of
 from kvmnet.policy.host import host_table
 from kvmnet.policy.keeper import guard_keeper
-from kvmnet.spec import overlays, ways
+from kvmnet.spec import overlays, pools, ways
 from kvmnet.spec.models import SHARED, Mode, Network, Nic, Spec, Vm
-from kvmnet.spec.names import carrier_name, nic_name, overlay_name, tap_name
+from kvmnet.spec.names import carrier_name, overlay_name, standby_name, tap_name
 
 SEGMENTS = frozenset({"physical", "bond", "team", "vlan", "vxlan"})
 """Types of links that lead a bridge to other machines."""
@@ -70,6 +71,7 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
     policy = HostPolicy()
     found = find_ways(spec, facts)
     out.take(wire_uplinks(spec, facts, found))
+    out.take(sriov.wire_pools(spec, facts, nics))
     for name, network in spec.networks.items():
         out.segments[name] = segment = settle(name, network, spec, facts, tuple(nics.get(name, ())))
         wire_network(out, policy, segment, spec, facts, found)
@@ -77,26 +79,27 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
         for peer in network.peers:
             ends = out.segments[name].bridge, out.segments[peer].bridge
             policy.reach |= {ends, ends[::-1]}
-    if spec.networks:
-        keeper = guard_keeper()
+    keeper = guard_keeper()
+    if any(network.mode is not Mode.SRIOV for network in spec.networks.values()):  # VFs pass no table of the host
         out.add(guard_table(outer_ports(out, spec, facts)), keeper, host_table(policy), *unmanaged(facts.services))
         if zones := [zone_of(s.domain) for s in out.segments.values() if s.parent]:
             out.add(egress_table(zones))
-        attach_nics(out, spec, nics, facts, keeper.name)
+    attach_nics(out, spec, nics, facts, keeper.name)
     return out
 
 
 def place_nics(spec: Spec, facts: Facts, allocations: Allocations) -> dict[str, list[NicOnNetwork]]:
     """Every NIC with its addresses, by network."""
     placed: dict[str, list[NicOnNetwork]] = {}
-    for vm_name, vm in spec.vms.items():
-        for position, nic in enumerate(vm.nics):
-            name = nic_name(position, nic.name)
-            got = allocations[vm_name, name, nic.network]
-            placed.setdefault(nic.network, []).append(NicOnNetwork(
-                vm=vm_name, nic=name, tap=tap_name(vm_name, name), mac=got.mac, ip=got.ip, ip6=got.ip6,
-                hostname=nic.hostname or (vm_name if position == 0 else f"{vm_name}-{name}"),
-                mtu=nic.mtu or network_mtu(spec.networks[nic.network], spec, facts), declared=nic))
+    for item in pools.nics(spec):
+        vm, nic, got = item.vm, item.nic, allocations[item.key]
+        network = spec.networks[nic.network]
+        vf = vf_name(ways.device(network.uplink, spec), got.vf) if network.mode is Mode.SRIOV and network.uplink else ""
+        placed.setdefault(nic.network, []).append(NicOnNetwork(
+            vm=vm, nic=item.name, tap="" if vf else tap_name(vm, item.name), mac=got.mac, ip=got.ip, ip6=got.ip6,
+            hostname=nic.hostname or (vm if item.position == 0 else f"{vm}-{item.primary or item.name}"),
+            mtu=nic.mtu or network_mtu(network, spec, facts), declared=nic, vf=vf, standby=bool(item.primary),
+            pair=f"{vm}/{standby_name(item.name)}" if nic.failover else ""))
     return placed
 
 
@@ -149,6 +152,8 @@ def host_address(declared: str | None, subnet: str | None, *, default: bool) -> 
 def wire_network(out: Compiled, policy: HostPolicy, segment: Segment, spec: Spec, facts: Facts,
                  found: Mapping[str, Way]) -> None:
     network = segment.network
+    if network.mode is Mode.SRIOV:
+        return
     if segment.vlan and Key(Link.kind, segment.bridge) in out.wanted:
         part = bridge.wire_shared(segment)
     elif network.mode is Mode.BRIDGE:
@@ -219,6 +224,8 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
         own = out.wanted.get(Key(Link.kind, segment.bridge))
         spanning = isinstance(own, Link) and bool(own.stp)
         for nic in placed:
+            if nic.vf:
+                continue
             vm = spec.vms[nic.vm]
             out.add(guard_of(nic, segment, kept))
             if segment.parent:
@@ -232,7 +239,7 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
         for nic in placed:
             devices.setdefault(nic.vm, []).append(guest_nic(nic, spec.vms[nic.vm], facts))
     for name, found in devices.items():
-        order = {nic_name(i, n.name): i for i, n in enumerate(spec.vms[name].nics)}
+        order = {item.name: i for i, item in enumerate(pools.nics_of(name, spec.vms[name]))}
         found.sort(key=lambda d: order[d.name.partition("/")[2]])
         out.guest_nics[name] = tuple(found)
         if name in facts.running and spec.vms[name].run is not None:

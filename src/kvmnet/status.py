@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvmnet.drivers.dnsmasq.driver import leases
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer
 from kvmnet.drivers.linux.resources import Address, Link
+from kvmnet.drivers.sriov.resources import VFIO, Vf, pf_of, pool_of, vfs_of
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
 from kvmnet.errors import HostCannot
@@ -40,6 +41,8 @@ class UplinkStatus:
     """NIC -> up, down or missing; of a bond its members, else the NIC itself."""
     neighbours: Mapping[str, tuple[LinkNeighbour, ...]]
     """NIC -> who is at its other end, where lldpd runs."""
+    vfs: str = ""
+    """VFs that it has, of how many, and its NUMA node; '' for a NIC that is not split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ class NicStatus:
     network: str
     model: str
     tap: str
+    """Its device on the host; of a VF ``ens1f0 VF 3``."""
     mac: str
     ip: str
     ip6: str
@@ -138,7 +142,7 @@ def uplink_statuses(spec: Spec, seen: Seen, now: Mapping[str, Traffic],
         found.append(UplinkStatus(
             name, device, link_state(device, seen, now), link.mtu or 0 if isinstance(link, Link) else 0,
             addresses_on(device, seen), {nic: link_state(nic, seen, now) for nic in nics},
-            {nic: heard[nic] for nic in nics if nic in heard}))
+            {nic: heard[nic] for nic in nics if nic in heard}, split(device, seen)))
     return tuple(found)
 
 
@@ -149,13 +153,25 @@ def link_state(device: str, seen: Seen, now: Mapping[str, Traffic]) -> str:
     return "up" if device in now and now[device].carrier else "down"
 
 
+def split(device: str, seen: Seen) -> str:
+    """``4 VFs of 64, 2 for guests, NUMA node 1``."""
+    pool, pf = pool_of(seen.state, device), pf_of(seen.state, device)
+    if pool is None or pf is None:
+        return ""
+    given = sum(vf.driver == VFIO for vf in vfs_of(seen.state, device).values())
+    words = [f"{pool.count} VFs" + (f" of {pf.total}" if pf.total else "")]
+    words += [f"{given} for guests"] if pf.pci else []
+    words += [f"NUMA node {pf.numa}"] if (pf.numa if pf.numa is not None else -1) >= 0 else []
+    return ", ".join(words)
+
+
 def addresses_on(device: str, seen: Seen) -> tuple[str, ...]:
     return tuple(r.name.partition(" ")[2] for r in seen.state.values()
                  if isinstance(r, Address) and r.dev == device)
 
 
 def network_status(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Traffic]) -> NetworkStatus:
-    link = seen.state.get(Key("link", segment.floor))
+    link = seen.state.get(Key("link", segment.floor or segment.way_out))
     server = seen.state.get(Key("dnsmasq", segment.name))
     dhcp = "none" if server is None else "serving" if isinstance(server, DnsmasqServer) and server.running else "down"
     state = "missing" if not isinstance(link, Link) else "up" if link.up else "down"
@@ -185,7 +201,8 @@ def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Tra
         open_ = held()
         now = {d: replace(t, rx_rate=t.tx_rate, tx_rate=t.rx_rate, carrier=d in open_) for d, t in now.items()}
     return [NicStatus(
-        guest=nic.vm, nic=nic.nic, network=segment.name, model=nic.declared.model.value, tap=nic.tap, mac=nic.mac,
+        guest=nic.vm, nic=nic.nic, network=segment.name, model="vf" if nic.vf else nic.declared.model.value,
+        tap=nic.vf.replace(" ", " VF ") or nic.tap, mac=nic.mac,
         ip=nic.ip, ip6=nic.ip6, lease="leased" if {nic.ip, nic.ip6} & lent else "",
         sends=now[nic.tap].rx_rate if nic.tap in now else 0.0,
         receives=now[nic.tap].tx_rate if nic.tap in now else 0.0,
@@ -194,6 +211,8 @@ def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Tra
 
 
 def nic_state(nic: NicOnNetwork, segment: Segment, seen: Seen, now: Mapping[str, Traffic]) -> str:
+    if nic.vf:
+        return vf_state(nic, seen)
     link = seen.state.get(Key("link", nic.tap))
     if not isinstance(link, Link):
         return "missing"
@@ -202,6 +221,15 @@ def nic_state(nic: NicOnNetwork, segment: Segment, seen: Seen, now: Mapping[str,
     if not (Key("open-port", nic.tap) in seen.state if segment.parent else link.up):
         return "down"
     return "ok" if nic.tap in now and now[nic.tap].carrier else "idle"
+
+
+def vf_state(nic: NicOnNetwork, seen: Seen) -> str:
+    vf = seen.state.get(Key(Vf.kind, nic.vf))
+    if not isinstance(vf, Vf):
+        return "missing"
+    if vf.carrier == "disable" and nic.declared.link != "down":
+        return "down"
+    return "ok" if vf.driver == VFIO or not vf.pci else "detached"
 
 
 def refused(host: Host) -> Mapping[str, Mapping[int, int]]:

@@ -27,12 +27,14 @@ from typing import Any, TypeVar
 from kvmnet.host.run import find
 from lib.lab_agent import PORT
 from lib.lab_image import ROOT, LabImage, image_folder, initrd
+from lib.lab_parts import Qemu, qemu_with_igb
 
 PROGRAM = "qemu-system-x86_64"
 CPU = "qemu64,+ssse3,+sse4.1,+sse4.2,+popcnt,+svm,+npt"
 """AMD's virtualisation is what TCG emulates: with it, guests inside the lab have KVM. ``max`` costs
 10 s more at boot."""
 MEMORY = "2G"
+"""At 3 GiB the VFs of an igb never came up (QEMU 10.0); at 2 GiB they always did."""
 NICE = "10"
 """Behind the tests out here, which go on beside it and have an eye on time."""
 WORDS = ("console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on tsc=reliable "
@@ -57,6 +59,29 @@ Stream = Generator[tuple[str, bytes], None, dict[str, Any]]
 Listen = Callable[[str, bytes], None]
 TAIL = 40
 """Lines of the console shown with a failure."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a lab boots on."""
+
+    qemu: Qemu | None = None
+    """The QEMU; this machine's own when not given."""
+    devices: tuple[str, ...] = ()
+    """Further devices and backends, as QEMU takes them."""
+    words: str = ""
+    """Further words of the kernel command line."""
+
+
+PLAIN = Machine()
+SPLIT_DEVICES = (
+    "-device", "intel-iommu,intremap=on,caching-mode=on", "-device", "pcie-root-port,id=pf-port,bus=pcie.0,chassis=1,slot=5",
+    "-netdev", "user,id=pf-net,restrict=on", "-device", "igb,bus=pf-port,netdev=pf-net,mac=02:11:22:33:44:00,romfile=")
+
+
+def split_machine() -> Machine:
+    """A lab with an IOMMU and a NIC that can be split: an emulated igb (Intel 82576), as eth0. Raises HostCannot."""
+    return Machine(qemu_with_igb(image_folder(), lambda line: None), SPLIT_DEVICES, "intel_iommu=on")
 
 
 class LabFailed(Exception):
@@ -258,39 +283,41 @@ class Lab:
 
 
 @contextmanager
-def boot(image: LabImage, *, terminal: bool = False) -> Iterator[Lab]:
+def boot(image: LabImage, *, terminal: bool = False, machine: Machine = PLAIN) -> Iterator[Lab]:
     """A lab that answers. ``terminal``: its console is this process's terminal. Raises LabFailed."""
-    with begun(image, terminal=terminal) as lab:
+    with begun(image, terminal=terminal, machine=machine) as lab:
         lab.greet()
         yield lab
 
 
 @contextmanager
-def begun(image: LabImage, *, terminal: bool = False) -> Iterator[Lab]:
+def begun(image: LabImage, *, terminal: bool = False, machine: Machine = PLAIN) -> Iterator[Lab]:
     """A lab that boots; the first answer is waited for until it has."""
-    with TemporaryDirectory(prefix="kvmnet-lab-") as scratch, start(image, Path(scratch), terminal) as lab:
+    with TemporaryDirectory(prefix="kvmnet-lab-") as scratch, start(image, Path(scratch), terminal, machine) as lab:
         yield lab
 
 
-def start(image: LabImage, folder: Path, terminal: bool) -> Lab:
+def start(image: LabImage, folder: Path, terminal: bool, machine: Machine) -> Lab:
     console, disk = folder / "console.log", folder / "initrd"
     console.touch()
     disk.write_bytes(initrd(image, (sys.executable, str(AGENT))))
     ours, theirs = socket.socketpair()
     serial = "stdio" if terminal else "null"
+    qemu = machine.qemu or Qemu(Path(find(PROGRAM) or PROGRAM))
     argv = [
-        "setpriv", "--pdeathsig", "KILL", "nice", "-n", NICE, find(PROGRAM) or PROGRAM, "-nodefaults", "-no-user-config", "-display", "none",
+        "setpriv", "--pdeathsig", "KILL", "nice", "-n", NICE, str(qemu.program), *qemu.arguments, "-nodefaults", "-no-user-config",
+        "-display", "none",
         "-machine", "q35", "-accel", "tcg", "-cpu", CPU, "-smp", str(min(2, os.cpu_count() or 1)), "-m", MEMORY,
-        "-no-reboot", "-kernel", str(image.kernel), "-initrd", str(disk), "-append", WORDS,
+        "-no-reboot", "-kernel", str(image.kernel), "-initrd", str(disk), "-append", f"{WORDS} {machine.words}",
         "-chardev", f"{serial},id=tty,signal=off,logfile={console}" if terminal else f"null,id=tty,logfile={console}",
         "-serial", "chardev:tty", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
         "-chardev", f"socket,id=agent,fd={theirs.fileno()}", "-device", f"virtserialport,chardev=agent,name={PORT}",
         "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
         "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
-        "-netdev", "user,id=nic,restrict=on", "-device", "e1000e,netdev=nic,mac=52:54:00:e1:00:0e"]
+        "-netdev", "user,id=nic,restrict=on", "-device", "e1000e,netdev=nic,mac=52:54:00:e1:00:0e", *machine.devices]
     with theirs, console.open("ab") as words:
         process = subprocess.Popen(argv, stdin=None if terminal else subprocess.DEVNULL, pass_fds=[theirs.fileno()],
-                                   stderr=None if terminal else words, env={"PATH": os.environ.get("PATH", "")})
+                                   stderr=None if terminal else words, env={"PATH": os.environ.get("PATH", ""), **dict(qemu.environment)})
     return Lab(process, ours, console, {**ENVIRONMENT, "KVMNET_IMAGE_DIR": str(image_folder())})
 
 

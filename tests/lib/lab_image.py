@@ -29,7 +29,7 @@ BOOT_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console",
 """Needed before there is a root; everything else is loaded from /lib/modules."""
 UNUSED = ("sound", *(f"drivers/{name}" for name in (
     "gpu", "media", "iio", "staging", "hid", "usb", "input", "infiniband/hw", "hwmon", "power", "leds", "mmc",
-    "platform", "scsi", "ata", "md", "bluetooth", "i2c", "thunderbolt", "target", "net/wireless", "nfc")))
+    "platform", "scsi", "ata", "md", "bluetooth", "i2c/busses", "thunderbolt", "target", "net/wireless", "nfc")))
 """Folders of modules that the lab leaves out: three quarters of the package."""
 
 

@@ -2,7 +2,7 @@
 
 A test with the marker ``lab`` is collected here and carried out there, by a pytest in the lab that has loaded the same
 files; its reports come back as they are made, those of one file after another. With ``--lab`` this happens to
-every test that needs a kernel. A test that asks for the fixture ``lab`` stays here and drives.
+every test that needs a kernel. A test that asks for the fixture ``lab``, or ``split_lab``, stays here and drives.
 
 Those that drive come first, since the lab does one thing at a time. Then it carries out its own files beside the tests
 out here, whose protocol hands it the next file and takes what it has reported; its reports are told at the end.
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from lib.lab import Lab, LabFailed, begun
+from lib.lab import PLAIN, Lab, LabFailed, Machine, begun, split_machine
 from lib.lab_image import ROOT, build, image_folder
 
 INSIDE = "KVMNET_LAB" in os.environ
@@ -27,6 +27,8 @@ KERNEL = ("net", "daemon", "guest")
 """Markers of tests that --lab moves into the lab."""
 START, EACH = 240.0, 40.0
 """Seconds for a file of tests, and for each test on top."""
+DRIVING = frozenset({"lab", "split_lab"})
+"""Fixtures of tests that drive a lab from outside."""
 HOLDER = pytest.StashKey["Holder"]()
 
 
@@ -85,17 +87,18 @@ class Holder:
     def __init__(self) -> None:
         self.stack = ExitStack()
         self.current: Lab | None = None
+        self.machine = PLAIN
         self.batch: Batch | None = None
         self.told: dict[str, Told] = {}
         self.files: dict[str, list[str]] = {}
         """Tests that go inside, by file."""
         self.times: dict[str, float] = {}
 
-    def lab(self) -> Lab:
+    def lab(self, machine: Machine = PLAIN) -> Lab:
         """The lab, with nothing under way in it."""
         while self.batch:
             self.step()
-        current = self.begin()
+        current = self.begin(machine)
         began = monotonic()
         current.greet()
         self.note("boot", began)
@@ -104,11 +107,12 @@ class Holder:
         self.note("loading kvmnet and pytest", began)
         return current
 
-    def begin(self) -> Lab:
+    def begin(self, machine: Machine = PLAIN) -> Lab:
         """The lab, which may boot still."""
-        if self.current is None or self.current.broken:
+        if self.current is None or self.current.broken or self.machine != machine:
             self.end()
-            self.current = self.stack.enter_context(begun(build(image_folder(), lambda line: None)))
+            self.current = self.stack.enter_context(begun(build(image_folder(), lambda line: None), machine=machine))
+            self.machine = machine
             self.current.warm()
         return self.current
 
@@ -165,6 +169,11 @@ class Holder:
         self.current = None
 
 
+def drives(item: pytest.Item) -> bool:
+    """Whether a test stays outside, with a lab in its hands."""
+    return not INSIDE and not DRIVING.isdisjoint(getattr(item, "fixturenames", ()))
+
+
 def goes_inside(item: pytest.Item) -> bool:
     if INSIDE or drives(item):
         return False
@@ -172,8 +181,11 @@ def goes_inside(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in wanted)
 
 
-def drives(item: pytest.Item) -> bool:
-    return not INSIDE and "lab" in getattr(item, "fixturenames", ())
+def turn(item: pytest.Item) -> int:
+    """When a test has its turn: each lab boots once, and that which goes on beside the others last."""
+    if drives(item):
+        return 1 if "lab" in getattr(item, "fixturenames", ()) else 0
+    return 3 if goes_inside(item) else 2
 
 
 # -- hooks -----------------------------------------------------------------------------------------
@@ -192,7 +204,7 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: 0 if drives(item) else 2 if goes_inside(item) else 1)
+    items.sort(key=turn)
     for item in filter(goes_inside, items):
         config.stash[HOLDER].files.setdefault(item.nodeid.partition("::")[0], []).append(item.nodeid)
 
@@ -230,7 +242,7 @@ def carried_out(item: pytest.Item, holder: Holder) -> Iterator[pytest.TestReport
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     current = item.config.stash[HOLDER].current
-    if report.failed and current and "lab" in getattr(item, "fixturenames", ()):
+    if report.failed and current and drives(item):
         report.sections.append(("lab", current.said()))
     return report
 
@@ -246,8 +258,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 @pytest.fixture
 def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """The lab, booted once for the whole run. What a test leaves running or named in it ends with the test."""
+    yield from held(request, PLAIN)
+
+
+@pytest.fixture
+def split_lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A lab of its own machine: with an IOMMU and a NIC that can be split (eth0)."""
+    yield from held(request, split_machine())
+
+
+def held(request: pytest.FixtureRequest, machine: Machine) -> Iterator[Lab]:
     holder = request.config.stash[HOLDER]
-    made, began = holder.lab(), monotonic()
+    made, began = holder.lab(machine), monotonic()
     yield made
     holder.note(request.node.nodeid.partition("::")[0], began)
     if not made.broken:

@@ -21,6 +21,7 @@ from kvmnet.drivers.linux.resources import (
 from kvmnet.drivers.macvtap.resources import Gate, OpenPort, TapNode
 from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.sriov.resources import VFIO, Vf, VfPool, vf_name
 from kvmnet.engine.plan import Create, Delete, Step, Update, apply_to
 from kvmnet.engine.resource import Key, Resource, diff, must_recreate
 
@@ -61,6 +62,7 @@ def documents(draw: st.DrawFn, daemons: bool = True) -> Things:
     if daemons:
         out += draw(uplinks(bridges))
         out += draw(macvtaps())
+        out += draw(virtual_functions())
     return {r.key: r for r in out}
 
 
@@ -101,6 +103,20 @@ def macvtaps(draw: st.DrawFn) -> list[Resource]:
             out.append(OpenPort(name=name, gate=name, hook=name))
     if draw(st.booleans()):
         out.append(TapNode(name=name, dev=name, user=draw(st.sampled_from([0, 7])), fits=True))
+    return out
+
+
+@st.composite
+def virtual_functions(draw: st.DrawFn) -> list[Resource]:
+    """A NIC of the host split into VFs, each of which a guest may have."""
+    count = draw(st.integers(0, 3))
+    out: list[Resource] = [VfPool(name="eth0", dev="eth0", count=count, made=True)] if count else []
+    for number in range(count):
+        given = draw(st.booleans())
+        out.append(Vf(name=vf_name("eth0", number), pool="eth0", mac=draw(st.sampled_from(MACS)), trust=draw(st.booleans()),
+                      vlan=draw(st.sampled_from([0, 5])), qos=0, protocol="802.1Q", driver=VFIO if given else ""))
+        if given and draw(st.booleans()):
+            out.append(GuestNic(name=f"vm/vf{number}", vm="vm", tap="", vf=vf_name("eth0", number), model="vf", link=True))
     return out
 
 

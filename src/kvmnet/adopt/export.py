@@ -33,6 +33,8 @@ def uplink_layout(spec: Spec, seen: State) -> tuple[Layout, list[str]]:
         link = seen.get(Key("link", uplink.device))
         if not isinstance(link, linux.Link):
             notes.append(f"uplink {name}: {uplink.device} is not on this host; its addresses are not known")
+        if uplink.vfs:
+            notes.append(f"uplink {name}: the {uplink.vfs} VFs of {uplink.device} are left out")
         draft.nics[uplink.device] = Nic(name=uplink.device, mtu=uplink.mtu)
         holder = uplink.device
         if name in bridged:

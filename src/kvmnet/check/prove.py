@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kvmnet.check.guests import prove_guests
 from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
@@ -42,12 +42,16 @@ def prove(subject: Subject, progress: Progress) -> Report:
     can be placed.
     """
     started = time.monotonic()
+    order = {name: i for i, name in enumerate(subject.segments)}
+    claims = [Claim(s.name, "host", "vfs", Verdict.SKIP, "the frames of VFs never pass the host, so it cannot try them; "
+                    "kvmnet status shows what their NIC was told") for s in subject.segments.values() if not s.floor]
+    subject = replace(subject, segments={name: s for name, s in subject.segments.items() if s.floor})
     lacking = {s.name: device for s in subject.segments.values()
                for device in (s.floor, s.bridge if s.with_host else s.floor) if not exists(device)}
     present = [s for s in subject.segments.values() if s.name not in lacking and not s.alone]
-    claims = [Claim(name, "host", "device" if subject.segments[name].parent else "bridge", Verdict.FAIL,
-                    f"there is no {'device' if subject.segments[name].parent else 'bridge'} {device}; kvmnet apply makes it")
-              for name, device in lacking.items()]
+    claims += [Claim(name, "host", "device" if subject.segments[name].parent else "bridge", Verdict.FAIL,
+                     f"there is no {'device' if subject.segments[name].parent else 'bridge'} {device}; kvmnet apply makes it")
+               for name, device in lacking.items()]
     claims += [Claim(s.name, PROBE, "guard", Verdict.SKIP, "passthru: one NIC has the uplink, there is no room for a probe")
                for s in subject.segments.values() if s.alone and s.name not in lacking]
     total = len(present) + 1
@@ -63,7 +67,6 @@ def prove(subject: Subject, progress: Progress) -> Report:
                 progress(f"checked {ground.place.segment.name}", done, total)
                 claims += more
             claims += guests.result() + underlay.result()
-    order = {name: i for i, name in enumerate(subject.segments)}
     claims.sort(key=lambda c: order[c.network])
     return Report(tuple(claims), time.monotonic() - started)
 

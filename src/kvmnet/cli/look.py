@@ -68,7 +68,7 @@ def trees(found: Status) -> list[Node]:
     """Uplinks with their networks below, then networks without one."""
     roots = []
     for uplink in found.uplinks:
-        node = Node("uplink", uplink.device, (f"uplink {uplink.name}", *uplink.addresses, f"mtu {uplink.mtu}"),
+        node = Node("uplink", uplink.device, (f"uplink {uplink.name}", *uplink.addresses, f"mtu {uplink.mtu}", uplink.vfs),
                     "up" if uplink.state == "up" else "broken")
         node.children = [Node("nic", nic, ("member of the bond",), "up" if state == "up" else "broken")
                          for nic, state in uplink.members.items() if nic != uplink.device]

@@ -75,7 +75,7 @@ SEE_ALSO = (
 DEVICE_OPTIONS: dict[str, tuple[str, ...]] = {
     "model": ("model",), "mac": ("mac",), "link": ("link",), "mtu": ("host_mtu",), "queues": ("queues", "multi_queue"),
     "vhost": ("vhost",), "rx_ring": ("rx_ring",), "tx_ring": ("tx_ring",), "packed": ("packed",),
-    "offloads": ("offloads",), "boot": ("bootindex",), "pci": ("pci",),
+    "vf": ("vf",), "failover": ("pair",), "offloads": ("offloads",), "boot": ("bootindex",), "pci": ("pci",),
 }
 """Option of a NIC -> settings of its device and tap, whose declarations say how a guest notices."""
 HOST_OPTIONS: dict[str, str] = {
@@ -84,6 +84,7 @@ HOST_OPTIONS: dict[str, str] = {
     "ip6": "live, as ip",
     "hostname": "live: DNS at once, the guest's own name with its next lease",
     "guard": "live", "extra": "live", "trunk": "live", "untagged": "live", "isolated": "live",
+    "max_rate": "live", "min_rate": "live", "trust": "live",
     "name": "another NIC: the old one is unplugged, the new one is plugged in",
 }
 """Options that only the host's side knows."""

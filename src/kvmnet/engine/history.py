@@ -39,6 +39,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             ip6 TEXT NOT NULL, first_seen TEXT NOT NULL, last_used TEXT NOT NULL,
             PRIMARY KEY (vm, nic, network)) WITHOUT ROWID""",
     ),
+    ("ALTER TABLE allocations ADD COLUMN vf INTEGER NOT NULL DEFAULT -1",),
 )
 """``MIGRATIONS[n]`` turns a database of version n into n + 1. Never edited, only added to."""
 
@@ -137,8 +138,8 @@ class History:
 
     def allocations(self) -> dict[tuple[str, str, str], Allocation]:
         with self.reading() as db:
-            rows = [] if db is None else db.execute("SELECT vm, nic, network, mac, ip, ip6 FROM allocations")
-            return {(vm, nic, network): Allocation(mac, ip, ip6) for vm, nic, network, mac, ip, ip6 in rows}
+            rows = [] if db is None else db.execute("SELECT vm, nic, network, mac, ip, ip6, vf FROM allocations")
+            return {(vm, nic, network): Allocation(mac, ip, ip6, vf) for vm, nic, network, mac, ip, ip6, vf in rows}
 
     def save_allocations(self, allocations: Allocations) -> None:
         """Add or change; nothing is ever forgotten. Raises HostCannot, KvmnetError."""
@@ -149,13 +150,13 @@ class History:
         if not allocations:
             return
         known = {tuple(row[:3]): tuple(row[3:]) for row in
-                 db.execute("SELECT vm, nic, network, mac, ip, ip6 FROM allocations")}
+                 db.execute("SELECT vm, nic, network, mac, ip, ip6, vf FROM allocations")}
         time = now()
-        fresh = [(*key, a.mac, a.ip, a.ip6, time, time) for key, a in allocations.items()
-                 if known.get(key) != (a.mac, a.ip, a.ip6)]
+        fresh = [(*key, a.mac, a.ip, a.ip6, time, time, a.vf) for key, a in allocations.items()
+                 if known.get(key) != (a.mac, a.ip, a.ip6, a.vf)]
         db.executemany(
-            "INSERT INTO allocations VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (vm, nic, network) DO UPDATE"
-            " SET mac = excluded.mac, ip = excluded.ip, ip6 = excluded.ip6, last_used = excluded.last_used", fresh)
+            "INSERT INTO allocations VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (vm, nic, network) DO UPDATE SET mac ="
+            " excluded.mac, ip = excluded.ip, ip6 = excluded.ip6, last_used = excluded.last_used, vf = excluded.vf", fresh)
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:

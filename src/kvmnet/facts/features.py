@@ -40,6 +40,7 @@ PROBES: dict[str, str] = {
     "vxlan": "ip link add x0 type vxlan id 1 dstport 4789",
     "vrf": "ip link add r0 type vrf table 100",
     "wireguard": "ip link add w0 type wireguard",
+    "vfio": "test -e /sys/bus/pci/drivers/vfio-pci || modprobe -qn vfio-pci",
     "ipv6": "test -d /proc/sys/net/ipv6/conf/all",
     "ipv6-force-forwarding": "test -e /proc/sys/net/ipv6/conf/all/force_forwarding",
 }
@@ -67,6 +68,7 @@ MISSING: dict[str, str] = {
     "vxlan": "the kernel lacks VXLAN (CONFIG_VXLAN)",
     "vrf": "the kernel lacks VRFs (CONFIG_NET_VRF)",
     "wireguard": "the kernel lacks WireGuard (CONFIG_WIREGUARD)",
+    "vfio": "the kernel cannot hand PCI devices to guests (CONFIG_VFIO_PCI)",
     "ipv6": "IPv6 is switched off (ipv6.disable=1)",
     "ipv6-force-forwarding": "the kernel is older than Linux 6.17",
 }
@@ -74,9 +76,11 @@ MISSING: dict[str, str] = {
 
 DEVICES: dict[str, tuple[str, str]] = {
     "tun": ("/dev/net/tun", "modprobe tun; in a container the device must be passed in"),
+    "iommu": ("/sys/kernel/iommu_groups/0", "add intel_iommu=on or amd_iommu=on to the kernel command line, and switch VT-d "
+              "or AMD-Vi on in the firmware"),
     "vhost-net": ("/dev/vhost-net", "modprobe vhost_net; in a container the device must be passed in"),
 }
-"""Feature -> (device file, what to do when it is missing). Looked up each time: they come and go."""
+"""Feature -> (file that is there then, what to do when it is missing). Looked up each time: they come and go."""
 
 
 def features(cache: Path) -> dict[str, str]:

@@ -77,6 +77,8 @@ def packets(segments: Iterable[Segment], bridged: Set[int] = frozenset()) -> lis
     whose frames pass the IP hooks on every bridge (net.bridge.bridge-nf-call-iptables, -ip6tables)."""
     found = []
     for s in segments:
+        if not s.bridge:
+            continue
         found += [Packet(way="forward", version=version, iif=s.bridge, oif=s.bridge,
                          words=f"what guests of {s.name} send each other (bridge netfilter is on for all bridges)")
                   for version in sorted(bridged) if not s.parent]

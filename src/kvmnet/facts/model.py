@@ -75,6 +75,8 @@ class Allocation:
     mac: str
     ip: str
     ip6: str
+    vf: int = -1
+    """Number of its VF; -1 for none."""
 
 
 Allocations = Mapping[tuple[str, str, str], Allocation]

@@ -13,11 +13,14 @@ from xml.sax.saxutils import quoteattr
 from kvmnet.drivers.qemu.devices import (
     MODELS,
     OFFLOADS,
+    PREFIX,
     Properties,
+    behind,
     card_properties,
     device_id,
     keyval,
     netdev_id,
+    traits_of,
 )
 from kvmnet.drivers.qemu.resources import GuestNic
 
@@ -27,6 +30,9 @@ def qemu_arguments(nic: GuestNic) -> list[str]:
 
     QEMU must run in this network namespace and be root or the tap's owner.
     """
+    if not traits_of(nic).backend:
+        card = {"driver": traits_of(nic).device, "id": device_id(nic), **behind(nic)}
+        return ["-device", keyval(card | ({"addr": nic.pci} if nic.pci else {}) | card_properties(nic), "driver")]
     backend: Properties = {"type": "tap", "id": netdev_id(nic), "ifname": nic.tap or "",
                            "script": "no", "downscript": "no"}
     if (nic.queues or 1) > 1:
@@ -56,7 +62,7 @@ def shell_line(words: Iterable[str]) -> str:
 def words(nic: GuestNic, backend: Properties) -> list[str]:
     """The backend with its card."""
     backend["vhost"] = bool(nic.vhost)
-    card: Properties = {"driver": MODELS[nic.model or "virtio"].device, "id": device_id(nic),
+    card = {"driver": MODELS[nic.model or "virtio"].device, "id": device_id(nic),
                         "netdev": netdev_id(nic)}
     if nic.pci:
         card["addr"] = nic.pci
@@ -64,7 +70,10 @@ def words(nic: GuestNic, backend: Properties) -> list[str]:
 
 
 def libvirt_xml(nic: GuestNic) -> str:
-    """An ``<interface>`` for ``virsh attach-device`` or the domain's ``<devices>``."""
+    """An ``<interface>`` for ``virsh attach-device`` or the domain's ``<devices>``; of a VF a ``<hostdev>``, which
+    libvirt hands over as it is bound and told already."""
+    if nic.vf:
+        return hostdev(nic)
     traits = MODELS[nic.model or "virtio"]
     rows = [element("mac", {"address": nic.mac or ""}), element("target", {"dev": nic.tap or "", "managed": "no"}),
             element("model", {"type": traits.libvirt})]
@@ -72,6 +81,8 @@ def libvirt_xml(nic: GuestNic) -> str:
         rows += driver_element(nic)
         if nic.host_mtu:
             rows.append(element("mtu", {"size": nic.host_mtu}))
+    if nic.standby:
+        rows += [element("alias", {"name": f"ua-{device_id(nic)}"}), element("teaming", {"type": "persistent"})]
     if nic.link is False:
         rows.append(element("link", {"state": "down"}))
     if nic.bootindex is not None and nic.bootindex >= 0:
@@ -81,6 +92,15 @@ def libvirt_xml(nic: GuestNic) -> str:
         rows.append(element("address", {"type": "pci", "domain": "0x0000", "bus": "0x00",
                                         "slot": f"0x{slot}", "function": f"0x{function or 0}"}))
     return "<interface type='ethernet'>\n" + "".join(f"  {row}\n" for row in rows) + "</interface>\n"
+
+
+def hostdev(nic: GuestNic) -> str:
+    domain, bus, rest = (nic.host or "0000:00:00.0").split(":")
+    slot, _, function = rest.partition(".")
+    where = element("address", {"domain": f"0x{domain}", "bus": f"0x{bus}", "slot": f"0x{slot}", "function": f"0x{function}"})
+    pair = f"  {element('teaming', {'type': 'transient', 'persistent': 'ua-' + PREFIX + nic.pair.partition('/')[2]})}\n" if nic.pair else ""
+    return ("<hostdev mode='subsystem' type='pci' managed='no'>\n  <driver name='vfio'/>\n"
+            f"  <source>{where}</source>\n{pair}</hostdev>\n")
 
 
 def driver_element(nic: GuestNic) -> list[str]:

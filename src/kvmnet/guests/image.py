@@ -26,7 +26,7 @@ FORMAT = 1
 META_PACKAGE = "linux-image-amd64"
 AGENT, DHCP6 = "qemu-guest-agent", "isc-dhcp-client"
 MODULES = ("virtio_pci", "virtio_net", "virtio_console", "virtio_blk", "net_failover", "e1000", "e1000e",
-           "pcnet32", "8139cp", "8139too", "vmxnet3", "8021q")
+           "pcnet32", "8139cp", "8139too", "vmxnet3", "8021q", "igbvf", "ixgbevf", "iavf")
 """Loaded in this order, each after what it needs. IPv6 and packet sockets are in Debian's kernel."""
 SCRIPTS = {
     "init": "init", "uevent": "lib/kvmnet/uevent", "nic-up": "lib/kvmnet/nic-up", "dhcp4": "lib/kvmnet/dhcp4",

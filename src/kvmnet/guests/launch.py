@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from time import monotonic
 
+from kvmnet.drivers.qemu import passed
 from kvmnet.drivers.qemu.agent import Agent, AgentError, Result
 from kvmnet.drivers.qemu.arguments import TINY_WORDS, Descriptors, arguments
 from kvmnet.drivers.qemu.devices import Handles, device_id
@@ -106,11 +107,14 @@ def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Acce
     progress(f"starting guest {name} ({chosen})")
     try:
         with ExitStack() as stack:
+            nics = [passed.found(nic) for nic in nics]
+            for nic in nics:
+                passed.give(nic, who.uid)
             files = open_files(home, boot, nics, stack)
             argv = arguments(name, vm.run, nics, chosen, files, boot.append, boot.disk_format)
             home.command.write_text(shlex.join(argv) + "\n")
             errors = stack.enter_context(home.errors.open("wb")).fileno()
-            child = spawn(argv, who, inherited(files), errors)
+            child = spawn(argv, who, inherited(files), errors, passed.limit(nics, vm.run.memory))
     except StepFailed as failed:
         raise HostCannot(f"guest {name}: {failed}", failed.hint) from failed
     try:
@@ -222,6 +226,8 @@ def open_files(home: GuestFolder, boot: Boot, nics: Sequence[GuestNic], stack: E
     assert log is not None
     handles: dict[str, Handles] = {}
     for nic in nics:
+        if nic.vf:
+            continue
         taps = keep(open_taps(nic), stack)
         handles[nic.name] = Handles(taps, keep(open_vhost(nic), stack))
     return Descriptors(

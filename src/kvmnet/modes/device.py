@@ -3,8 +3,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from kvmnet.drivers.qemu.devices import VF
 from kvmnet.drivers.qemu.resources import GuestNic
-from kvmnet.engine.resource import must_recreate
+from kvmnet.drivers.sriov.resources import Vf
+from kvmnet.engine.resource import Key, must_recreate
 from kvmnet.facts.model import Facts
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.spec.models import Model, Nic, Offloads, Vm
@@ -23,10 +25,12 @@ def guest_nic(nic: NicOnNetwork, vm: Vm, facts: Facts) -> GuestNic:
     and has room stays as it is, unless it is made anew for another reason.
     """
     declared: Nic = nic.declared
+    if nic.vf:
+        return vf_card(nic, facts)
     virtio = declared.model in VIRTIO
     wanted = GuestNic(
         name=f"{nic.vm}/{nic.nic}", vm=nic.vm, tap=nic.tap, model=declared.model.value, mac=nic.mac,
-        link=declared.link == "up", host_mtu=nic.mtu if virtio else 0, mtu=nic.mtu,
+        vf="", host="", standby=nic.standby, pair="", link=declared.link != "down", host_mtu=nic.mtu if virtio else 0, mtu=nic.mtu,
         queues=queue_pairs(declared, vm), packed=declared.packed and virtio,
         rx_ring=(declared.rx_ring or DEFAULT_RING) if virtio else 0,
         tx_ring=(declared.tx_ring or DEFAULT_RING) if virtio else 0,
@@ -38,6 +42,15 @@ def guest_nic(nic: NicOnNetwork, vm: Vm, facts: Facts) -> GuestNic:
         roomy = replace(wanted, host_mtu=seen.host_mtu)
         return wanted if must_recreate(seen, roomy) else roomy
     return wanted
+
+
+def vf_card(nic: NicOnNetwork, facts: Facts) -> GuestNic:
+    """A VF: all that it may is told to its PF."""
+    seen = facts.state.get(Key(Vf.kind, nic.vf))
+    return GuestNic(
+        name=f"{nic.vm}/{nic.nic}", vm=nic.vm, tap="", vf=nic.vf, host=seen.pci or "" if isinstance(seen, Vf) else "", model=VF,
+        mac="", link=True, host_mtu=0, mtu=None, queues=1, packed=False, rx_ring=0, tx_ring=0, offloads=(), vhost=False, standby=False,
+        pair=nic.pair, bootindex=-1 if nic.declared.boot is None else nic.declared.boot, pci=nic.declared.pci or "")
 
 
 def queue_pairs(nic: Nic, vm: Vm) -> int:

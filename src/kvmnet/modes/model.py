@@ -15,6 +15,7 @@ class NicOnNetwork:
     vm: str
     nic: str
     tap: str
+    """Its device on the host; '' for a VF."""
     mac: str
     ip: str
     """IPv4 address, or '' for none."""
@@ -25,6 +26,12 @@ class NicOnNetwork:
     """MTU in bytes told to the guest."""
     declared: Nic
     """What the document says of it."""
+    vf: str = ""
+    """Name of the VF that it is, '' for a NIC with a tap."""
+    standby: bool = False
+    """It stands by for a VF of the same guest."""
+    pair: str = ""
+    """NIC that stands by for this VF (``db/nic0-standby``); '' for none."""
 
     @property
     def prefixes(self) -> tuple[str, ...]:

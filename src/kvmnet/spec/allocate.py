@@ -11,17 +11,19 @@ from hashlib import blake2s
 
 from kvmnet.errors import Problem, SpecError
 from kvmnet.facts.model import Allocation, Allocations
-from kvmnet.spec import pools
+from kvmnet.spec import pools, vfs
 from kvmnet.spec.models import Network, Spec
 from kvmnet.spec.pools import Family, PlacedNic
+from kvmnet.spec.vfs import Rooms
 
 NicKey = tuple[str, str, str]
 OUI = "52:54:00"
 """The prefix of QEMU's and libvirt's guests (locally administered)."""
 
 
-def allocate(spec: Spec, existing: Allocations) -> Allocations:
-    """MAC and addresses of every NIC of *spec*, and what is remembered of NICs that are gone.
+def allocate(spec: Spec, existing: Allocations, rooms: Rooms | None = None) -> Allocations:
+    """MAC, addresses and VF of every NIC of *spec*, and what is remembered of NICs that are gone. ``rooms``: VFs that
+    can be given out, by uplink.
 
     The order is that of *existing*, oldest first, then new NICs in the document's order. For a document
     that passed ``checks`` every NIC finds an address; otherwise raises SpecError (without lines)."""
@@ -39,9 +41,10 @@ def allocate(spec: Spec, existing: Allocations) -> Allocations:
             giver = _Giver(name, network, family, members, existing, remembered.get(name, ()))
             found[family].update(giver.give())
             problems += giver.problems
-    if problems:
-        raise SpecError("allocation", problems)
-    return _result(placed, existing, macs, found[Family.IPV4], found[Family.IPV6])
+    numbers, lacking = vfs.give(spec, placed, existing, rooms or {})
+    if problems + lacking:
+        raise SpecError("allocation", problems + lacking)
+    return _result(placed, existing, macs, found[Family.IPV4], found[Family.IPV6], numbers)
 
 
 def _remembered(existing: Allocations, present: set[NicKey]) -> dict[str, list[NicKey]]:
@@ -54,12 +57,13 @@ def _remembered(existing: Allocations, present: set[NicKey]) -> dict[str, list[N
 
 
 def _result(placed: Iterable[PlacedNic], existing: Allocations, macs: dict[NicKey, str],
-            ip: dict[NicKey, str], ip6: dict[NicKey, str]) -> Allocations:
-    present = {item.key: Allocation(macs[item.key], ip.get(item.key, ""), ip6.get(item.key, ""))
+            ip: dict[NicKey, str], ip6: dict[NicKey, str], numbers: dict[NicKey, int]) -> Allocations:
+    present = {item.key: Allocation(macs[item.key], ip.get(item.key, ""), ip6.get(item.key, ""), numbers.get(item.key, -1))
                for item in placed}
     out: dict[NicKey, Allocation] = {}
     for key, old in existing.items():
-        out[key] = present.get(key) or Allocation(old.mac, ip.get(key, old.ip), ip6.get(key, old.ip6))
+        out[key] = present.get(key) or Allocation(old.mac, ip.get(key, old.ip), ip6.get(key, old.ip6),
+                                                  numbers.get(key, old.vf))
     out.update(present)
     return out
 
@@ -156,6 +160,8 @@ def _macs(placed: Iterable[PlacedNic], existing: Allocations) -> dict[NicKey, st
         old = existing.get(item.key)
         if item.nic.mac:
             out[item.key] = item.nic.mac
+        elif item.primary:
+            continue
         elif old is not None and old.mac and old.mac not in declared:
             out[item.key] = old.mac
         else:
@@ -164,6 +170,8 @@ def _macs(placed: Iterable[PlacedNic], existing: Allocations) -> dict[NicKey, st
     for key in waiting:
         out[key] = mac = next(mac for mac in _candidates(key) if mac not in taken)
         taken.add(mac)
+    by_name = {(item.vm, item.name): item.key for item in placed}
+    out.update((item.key, out[by_name[item.vm, item.primary]]) for item in placed if item.primary and not item.nic.mac)
     return out
 
 

@@ -20,6 +20,7 @@ from kvmnet.spec.rules import (
     networks,
     overlays,
     references,
+    sriov,
     uplinks,
     vlans,
 )
@@ -28,9 +29,9 @@ from kvmnet.spec.rules.subject import Subject
 Rule = Callable[[Subject], Iterator[Problem]]
 
 OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *hardware.RULES, *networks.RULES, *macvtap.RULES,
-                                 *vlans.RULES, *overlays.RULES, *addresses.RULES, *guests.RULES, host.ports)
-OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *hardware.HOST_RULES, *macvtap.HOST_RULES, *vlans.HOST_RULES,
-                             *overlays.HOST_RULES)
+                                 *sriov.RULES, *vlans.RULES, *overlays.RULES, *addresses.RULES, *guests.RULES, host.ports)
+OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *hardware.HOST_RULES, *macvtap.HOST_RULES, *sriov.HOST_RULES,
+                             *vlans.HOST_RULES, *overlays.HOST_RULES)
 
 
 def check(spec: Spec, facts: Facts) -> list[Problem]:

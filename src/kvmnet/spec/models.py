@@ -23,6 +23,7 @@ from kvmnet.spec.values import (
     IfName,
     Line,
     Mac,
+    Megabits,
     Name,
     Network4,
     Network6,
@@ -51,6 +52,7 @@ class Mode(StrEnum):
     BRIDGE = "bridge"
     VXLAN = "vxlan"
     MACVTAP = "macvtap"
+    SRIOV = "sriov"
 
     @property
     def on_segment(self) -> bool:
@@ -58,7 +60,7 @@ class Mode(StrEnum):
         return self in (Mode.BRIDGE, Mode.MACVTAP)
 
 
-SHARED = frozenset({Mode.BRIDGE, Mode.MACVTAP, Mode.VXLAN})
+SHARED = frozenset({Mode.BRIDGE, Mode.MACVTAP, Mode.VXLAN, Mode.SRIOV})
 """Modes of a segment that other machines are on, too: it is not this host's to give addresses away."""
 CLOSED = frozenset({Mode.ISOLATED, Mode.VXLAN})
 """Modes in which the host leads guests nowhere outside."""
@@ -237,6 +239,9 @@ class Uplink(Part):
     be among them. Any when not given."""
     mtu: Annotated[int, Field(ge=68, le=65535)] | None = None
     """MTU in bytes. Left alone when not given; of a bond its members', of a VLAN that of its carrier."""
+    vfs: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Virtual functions (SR-IOV) that the NIC is split into, for networks of mode sriov. VFs that others made
+    are kept when there are enough of them, and never taken away while somebody uses one."""
     mac: Mac | None = None
     """MAC of a bond or VLAN. When not given: of a bond its first member's, of a VLAN its carrier's."""
     addresses: tuple[Cidr, ...] = ()
@@ -386,9 +391,10 @@ class Network(Part):
     mode: Mode
     """nat: behind the host's address; routed: without NAT; isolated: no way out;
     bridge: on the uplink's own segment; macvtap: the same without a bridge; vxlan: stretched over
-    several hosts, by the uplink."""
+    several hosts, by the uplink; sriov: each NIC is a virtual function of the uplink's NIC, which the guest
+    drives itself."""
     uplink: Name | None = None
-    """Uplink that the network leaves by. Required for nat, routed, macvtap and bridge (unless the bridge
+    """Uplink that the network leaves by. Required for nat, routed, macvtap, sriov and bridge (unless the bridge
     exists already). mode vxlan: the uplink that the packets between the hosts take."""
     vxlan: Vxlan | None = None
     """mode vxlan: the segment's number and the other hosts."""
@@ -396,9 +402,14 @@ class Network(Part):
     """mode macvtap, how guests of the network reach each other: bridge (when not given) directly; private not
     on this host; vepa by the switch, which must send back (802.1Qbg); passthru has the uplink for one NIC alone."""
     vlan: VlanId | None = None
-    """modes bridge and macvtap: VLAN of the uplink that the network is; the untagged one when not given. In
+    """modes bridge, macvtap and sriov: VLAN of the uplink that the network is; the untagged one when not given. In
     mode bridge networks of one uplink share a VLAN-aware bridge; where the kernel has none, and where the host
-    has an address, the network gets a bridge of its own on a VLAN sub-interface. macvtaps are always on one."""
+    has an address, the network gets a bridge of its own on a VLAN sub-interface. macvtaps are always on one. In mode
+    sriov the NIC puts its guests' frames on the VLAN and takes them off again; without it guests send what tags they like."""
+    qos: Annotated[int, Field(ge=0, le=7)] = 0
+    """mode sriov: priority (PCP) in the tag of the VLAN."""
+    protocol: Literal["802.1Q", "802.1ad"] = "802.1Q"
+    """mode sriov: kind of the tag; with 802.1ad guests can have VLANs of their own inside it."""
     bridge: IfName | None = None
     """mode bridge: an existing bridge of the host to use as it is. Nothing of it is changed."""
     subnet: Network4 | None = None
@@ -522,7 +533,8 @@ class Nic(Part):
     hostname: Name | None = None
     """DHCP and DNS name; the guest's name (for its first NIC) when not given."""
     guard: Literal["full", "mac", "off"] = "full"
-    """full: bound to its MAC and addresses; mac: bound to its MAC only; off: not bound."""
+    """full: bound to its MAC and addresses; mac: bound to its MAC only; off: not bound. mode sriov: mac or
+    off, because a VF looks at MAC and VLAN only."""
     extra: Extra = Extra()
     """What it may use beyond its own MAC and addresses."""
     trunk: VlanRanges = ()
@@ -535,8 +547,20 @@ class Nic(Part):
     """Does not reach other isolated NICs of its network; the network's isolated_ports when not given."""
     mtu: Annotated[int, Field(ge=68, le=65521)] | None = None
     """MTU in bytes told to the guest; the network's when not given."""
-    link: Literal["up", "down"] = "up"
-    """Carrier that the guest sees."""
+    link: Literal["up", "down", "always"] = "up"
+    """Carrier that the guest sees. mode sriov: up follows that of the uplink; always is up without it, too, so
+    that VFs of one NIC go on reaching each other."""
+    vf: Annotated[int, Field(ge=0, le=65534)] | None = None
+    """mode sriov: number of the VF; a free one, the same for ever, when not given."""
+    max_rate: Megabits | None = None
+    """mode sriov: most that the guest may send, in whole Mbit/s, e.g. 500mbit or 2gbit."""
+    min_rate: Megabits | None = None
+    """mode sriov: what the guest may send at least when others send too."""
+    trust: bool = False
+    """mode sriov: the guest may change its MAC and see frames of others, as its driver asks; needs guard: off."""
+    failover: NetworkName | None = None
+    """mode sriov: network of a second, virtio card with the same MAC and addresses, which the guest uses while
+    the VF is away: during a live migration, and in a guest without the VF's driver. Machine q35."""
     queues: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = 1
     """Queue pairs (virtio, vmxnet3 by itself); auto is one per vCPU, at most 8."""
     vhost: Literal["on", "off", "auto"] = "auto"

@@ -58,5 +58,10 @@ def short(text: str, room: int = ROOM) -> str:
     return text[:room - 6] + "~" + blake2s(text.encode(), digest_size=4).hexdigest()[:5]
 
 
+def standby_name(nic: str) -> str:
+    """The virtio card that stands by for the VF *nic*."""
+    return f"{nic}-standby"
+
+
 def nic_name(position: int, declared: str | None) -> str:
     return declared or f"nic{position}"

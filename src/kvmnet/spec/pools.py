@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, TypeAlias
 
 from kvmnet.spec.models import SHARED, Network, Nic, Spec, Vm
-from kvmnet.spec.names import nic_name
+from kvmnet.spec.names import nic_name, standby_name
 
 
 class Family(IntEnum):
@@ -33,10 +33,12 @@ class PlacedNic(NamedTuple):
     position: int
     name: str
     nic: Nic
+    primary: str = ""
+    """Name of the VF that it stands by for; '' for a NIC of the document."""
 
     @property
     def path(self) -> str:
-        return f"vms.{self.vm}.nics[{self.position}]"
+        return f"vms.{self.vm}.nics[{self.position}]" + (".failover" if self.primary else "")
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -51,7 +53,18 @@ def nics(spec: Spec) -> Iterator[PlacedNic]:
 
 def nics_of(vm: str, declared: Vm) -> Iterator[PlacedNic]:
     for position, nic in enumerate(declared.nics):
-        yield PlacedNic(vm, position, nic_name(position, nic.name), nic)
+        name = nic_name(position, nic.name)
+        if nic.failover is None:
+            yield PlacedNic(vm, position, name, nic)
+        else:  # the addresses are those of the card that the guard watches
+            yield PlacedNic(vm, position, standby_name(name), standby(nic), primary=name)
+            yield PlacedNic(vm, position, name, nic.model_copy(update={"ip": "none", "ip6": "none"}))
+
+
+def standby(nic: Nic) -> Nic:
+    """The virtio card beside a VF: the same guest's NIC, by another way."""
+    return Nic(network=nic.failover or "", mac=nic.mac, ip=nic.ip, ip6=nic.ip6, hostname=nic.hostname, extra=nic.extra,
+               queues=nic.queues, vhost=nic.vhost, offloads=nic.offloads, rx_ring=nic.rx_ring, tx_ring=nic.tx_ring)
 
 
 def number(text: str) -> int:

@@ -31,6 +31,7 @@ _DURATION = re.compile(r"([0-9]{1,9})([smhdw]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZE = re.compile(r"([0-9]{1,12})([kKmMgGtT]?)(i?[bB])?")
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
+_RATE = re.compile(r"([0-9]{1,7})([mg])bit")
 _PCI = re.compile(r"(?:0000:00:)?([0-9A-Fa-f]{1,2})(?:\.([0-9A-Fa-f]))?")
 _VLANS = re.compile(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?")
 
@@ -301,6 +302,18 @@ def size(value: object) -> int:
     return amount
 
 
+def megabits(value: object) -> int:
+    """A rate in whole Mbit/s: 500mbit, 2gbit."""
+    text = _text(value, "a rate").lower()
+    found = _RATE.fullmatch(text)
+    if not found:
+        raise ValueError(f"{shown(text)} is not a rate in whole Mbit/s; write e.g. 500mbit or 2gbit")
+    rate = int(found[1]) * (1000 if found[2] == "g" else 1)
+    if not 1 <= rate <= 1_000_000:
+        raise ValueError(f"{shown(text)} is out of range: from 1mbit to 1000gbit")
+    return rate
+
+
 def pci_slot(value: object) -> str:
     """SLOT.FUNCTION in hex with two and one digits; slot 00 is the host bridge."""
     text = _text(value, "a PCI address")
@@ -356,6 +369,7 @@ Range4 = Annotated[str, PlainValidator(range4), _schema("string", pattern=r"^[0-
 Range6 = Annotated[str, PlainValidator(range6), _schema("string", pattern="^[0-9A-Fa-f:.]+ *- *[0-9A-Fa-f:.]+$")]
 Duration = Annotated[int, PlainValidator(duration), _NUMBER_OR_TEXT]
 Size = Annotated[int, PlainValidator(size), _NUMBER_OR_TEXT]
+Megabits = Annotated[int, PlainValidator(megabits), _schema("string", pattern="^[0-9]+[mMgG][bB][iI][tT]$")]
 PciSlot = Annotated[str, PlainValidator(pci_slot), _NUMBER_OR_TEXT]
 VlanId = Annotated[int, Field(ge=1, le=4094)]
 Cidr = Annotated[str, PlainValidator(cidr), _schema("string", pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")]
@@ -371,6 +385,6 @@ WORDS: dict[Callable[[object], Any], str] = {
     network4: "IPv4 prefix", network6: "IPv6 prefix", prefix: "address or prefix",
     cidr: "address with its prefix length", range4: "FIRST-LAST",
     range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",
-    pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
+    megabits: "rate (500mbit, 2gbit)", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
 }
 """What the reference calls the values that a function takes."""

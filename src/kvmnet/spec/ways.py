@@ -91,8 +91,10 @@ def why_alone(network: Network, spec: Spec, features: Mapping[str, str]) -> str:
 
 
 def bridge_of(name: str, spec: Spec, features: Mapping[str, str]) -> str:
-    """Device of the bridge of a network."""
+    """Device of the bridge of a network; '' where there is none."""
     network = spec.networks[name]
+    if network.mode is Mode.SRIOV:
+        return ""
     if network.bridge:
         return network.bridge
     if network.uplink and name in spec.bridged.get(network.uplink, ()) and shares(name, network, spec, features):

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from kvmnet.drivers.qemu.devices import (
     BRIDGE,
-    MODELS,
     PREFIX,
     Handles,
     Place,
@@ -24,6 +23,7 @@ from kvmnet.drivers.qemu.devices import (
     keyval,
     netdev,
     pcie_nics,
+    traits_of,
 )
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.errors import HostCannot
@@ -140,8 +140,9 @@ def port_id(number: int) -> str:
 def cards(run: Run, nics: Sequence[GuestNic], files: Descriptors) -> list[str]:
     words: list[str] = []
     for nic, place in zip(nics, places(run, nics), strict=True):
-        words += ["-netdev", keyval(netdev(nic, files.nics[nic.name]), "type"),
-                  "-device", keyval(device(nic, place), "driver")]
+        if traits_of(nic).backend:
+            words += ["-netdev", keyval(netdev(nic, files.nics[nic.name]), "type")]
+        words += ["-device", keyval(device(nic, place), "driver")]
     return words
 
 
@@ -152,7 +153,7 @@ def places(run: Run, nics: Sequence[GuestNic]) -> list[Place]:
     for nic in nics:
         if nic.pci:
             found.append(Place(FIRST_BUS[run.machine], pinned(nic)))
-        elif run.machine == "q35" and MODELS[nic.model or "virtio"].pcie:
+        elif run.machine == "q35" and traits_of(nic).pcie:
             found.append(Place(port_id(port)))
             port += 1
         else:

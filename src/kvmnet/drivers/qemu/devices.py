@@ -18,6 +18,8 @@ PREFIX = "kvmnet-"
 """Beginning of the ids of everything in QEMU that is ours."""
 BRIDGE = PREFIX + "pci"
 """Bridge that carries conventional PCI cards on both machine types."""
+VF = "vf"
+"""Model of a card that is a VF of the host's NIC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Traits:
     """libvirt's name of the model."""
     max_mtu: int = 1500
     """Largest MTU in bytes that its Linux driver takes."""
+    backend: bool = True
+    """It has a tap behind it."""
     fixed: tuple[tuple[str, Value], ...] = ()
     """Properties that it always gets."""
 
@@ -52,7 +56,9 @@ MODELS: Mapping[str, Traits] = {
     "vmxnet3": Traits("vmxnet3", pcie=True, vnet_header=True, libvirt="vmxnet3", max_mtu=9000),
 }
 """Model of the document -> its traits. max_mtu: dev->max_mtu of the Linux 6.1 drivers."""
-MODEL_OF_DEVICE = {traits.device: model for model, traits in MODELS.items()}
+PASSED = Traits("vfio-pci", pcie=True, backend=False)
+"""A VF: a device of the host, handed over as it is."""
+MODEL_OF_DEVICE = {**{traits.device: model for model, traits in MODELS.items()}, PASSED.device: VF}
 
 OFFLOADS: Mapping[str, str] = {
     "csum": "csum", "tso4": "host_tso4", "tso6": "host_tso6", "ufo": "host_ufo", "guest_csum": "guest_csum",
@@ -101,18 +107,31 @@ def netdev(nic: GuestNic, handles: Handles) -> Properties:
 
 def device(nic: GuestNic, place: Place) -> Properties:
     """The card. Only what differs from QEMU's default is told, so that plans stay readable."""
-    traits = MODELS[nic.model or "virtio"]
-    properties: Properties = {"driver": traits.device, "id": device_id(nic), "netdev": netdev_id(nic),
-                              "bus": place.bus}
+    traits = traits_of(nic)
+    properties: Properties = {"driver": traits.device, "id": device_id(nic), **behind(nic), "bus": place.bus}
     if place.address:
         properties["addr"] = place.address
     properties |= card_properties(nic)
     return properties
 
 
+def behind(nic: GuestNic) -> Properties:
+    """What a card is connected to: its backend, or the VF that it is."""
+    if traits_of(nic).backend:
+        return {"netdev": netdev_id(nic)}
+    found: Properties = {"host": nic.host or f"VF-{nic.vf}".replace(" ", "-")}
+    if nic.pair:
+        found["failover_pair_id"] = PREFIX + nic.pair.partition("/")[2]
+    return found
+
+
+def traits_of(nic: GuestNic) -> Traits:
+    return PASSED if nic.model == VF else MODELS[nic.model or "virtio"]
+
+
 def card_properties(nic: GuestNic) -> Properties:
     """Properties of the card that do not depend on where it is: shared with external guests."""
-    traits = MODELS[nic.model or "virtio"]
+    traits = traits_of(nic)
     properties: Properties = dict(traits.fixed)
     if nic.mac:
         properties["mac"] = nic.mac
@@ -126,7 +145,7 @@ def card_properties(nic: GuestNic) -> Properties:
 
 
 def virtio_properties(nic: GuestNic) -> Properties:
-    properties: Properties = {}
+    properties: Properties = {"failover": True} if nic.standby else {}
     queues = nic.queues or 1
     if queues > 1:
         properties["mq"] = True
@@ -160,4 +179,4 @@ def escape(value: Value) -> str:
 
 def pcie_nics(nics: Sequence[GuestNic]) -> list[GuestNic]:
     """Those that take a root port of their own on a machine that has them."""
-    return [n for n in nics if MODELS[n.model or "virtio"].pcie and not n.pci]
+    return [n for n in nics if traits_of(n).pcie and not n.pci]

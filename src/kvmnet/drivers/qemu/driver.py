@@ -12,12 +12,13 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from kvmnet.drivers.qemu import passed
 from kvmnet.drivers.qemu.agent import Agent, AgentError
 from kvmnet.drivers.qemu.arguments import FIRST_BUS, pinned
 from kvmnet.drivers.qemu.devices import (
     BRIDGE,
-    MODELS,
     PREFIX,
     Handles,
     Place,
@@ -26,6 +27,7 @@ from kvmnet.drivers.qemu.devices import (
     device_id,
     netdev,
     netdev_id,
+    traits_of,
 )
 from kvmnet.drivers.qemu.folder import GuestFolder, folder, running_folders
 from kvmnet.drivers.qemu.observe import PERIPHERAL, observe_guest
@@ -105,7 +107,7 @@ class GuestNicDriver:
     def make(self, step: Step, home: GuestFolder, monitor: Monitor) -> None:
         match step:
             case Create(after):
-                nic = guest_nic(after)
+                nic = ready(guest_nic(after), home)
                 plug(nic, monitor, self.places.pop(step.key, ""))
                 remember(home, nic)
             case Update(before, after):
@@ -120,6 +122,18 @@ class GuestNicDriver:
 
     def commands(self, steps: Sequence[Step]) -> list[Command]:
         return [command for step in steps for command in spell(step, self.paths)]
+
+
+def ready(nic: GuestNic, home: GuestFolder) -> GuestNic:
+    """*nic* as QEMU can be told: a VF by its address, open to the guest's user."""
+    if not nic.vf:
+        return nic
+    nic = passed.found(nic)
+    process = home.process()
+    if process is not None:
+        passed.give(nic, Path(f"/proc/{process.pid}").stat().st_uid)
+        passed.raise_limit(process.pid, passed.limit([nic], int(home.started_with().get("memory") or 0)))
+    return nic
 
 
 def guest_of(step: Step) -> str:
@@ -155,6 +169,9 @@ def plug(nic: GuestNic, monitor: Monitor, before: str = "") -> None:
     """Hand over the taps, make the backend, plug the card, into the port that it had *before* if that is free.
     Leaves nothing behind when it fails."""
     place = free_place(nic, monitor, before)
+    if not traits_of(nic).backend:
+        monitor.execute("device_add", dict(device(nic, place)))
+        return
     if not has_card(nic, monitor):    # a guest that let go of its card late has left the backend behind
         monitor.execute_all([("netdev_del", {"id": netdev_id(nic)})])
     taps, vhosts = open_taps(nic), []
@@ -206,7 +223,7 @@ def free_place(nic: GuestNic, monitor: Monitor, before: str = "") -> Place:
             raise StepFailed(nic.key, f"a card at PCI address {nic.pci} of a q35 guest can only be there from the start",
                              f"kvmnet vm stop {nic.vm} and start it again, or leave pci out")
         return Place(FIRST_BUS["pc"], pinned(nic))
-    if not ports or not MODELS[nic.model or "virtio"].pcie:
+    if not ports or not traits_of(nic).pcie:
         return Place(BRIDGE)
     free = [name for name, d in ports.items() if not d["pci_bridge"].get("devices")]
     if not free:
@@ -257,6 +274,9 @@ def unplug(nic: GuestNic, monitor: Monitor) -> None:
     """Ask the guest to let go of the card, then remove the backend. A card that is gone is no error."""
     if has_card(nic, monitor):
         request_removal(nic, monitor)
+    if not traits_of(nic).backend:
+        passed.take_back(nic)
+        return
     answer = monitor.execute_all([("netdev_del", {"id": netdev_id(nic)})])[0]
     if isinstance(answer, Refusal) and "not found" not in answer.detail:
         raise QmpError(f"netdev_del: {answer.detail}")
@@ -308,13 +328,16 @@ def messages(step: Step) -> list[tuple[str, dict[str, Value]]]:
             return [("set_link", {"name": device_id(nic), "up": bool(nic.link)})] if changed else []
         case Delete(before):
             nic = guest_nic(before)
-            return [("device_del", {"id": device_id(nic)}), ("netdev_del", {"id": netdev_id(nic)})]
+            last: list[tuple[str, dict[str, Value]]] = [("netdev_del", {"id": netdev_id(nic)})] if traits_of(nic).backend else []
+            return [("device_del", {"id": device_id(nic)}), *last]
 
 
 def plug_messages(nic: GuestNic) -> list[tuple[str, dict[str, Value]]]:
     count = nic.queues or 1
     handles = Handles(given_names(nic, "tap", count), given_names(nic, "vhost", count if nic.vhost else 0))
-    place = Place(BRIDGE if not MODELS[nic.model or "virtio"].pcie else f"{PREFIX}port-N")
+    place = Place(BRIDGE if not traits_of(nic).pcie else f"{PREFIX}port-N")
+    if not traits_of(nic).backend:
+        return [("device_add", device(nic, place))]
     rows: list[tuple[str, dict[str, Value]]] = [
         ("getfd", {"fdname": name}) for name in (*handles.taps, *handles.vhosts)]
     rows += [("netdev_add", netdev(nic, handles)), ("device_add", device(nic, place))]

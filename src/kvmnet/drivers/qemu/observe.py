@@ -2,21 +2,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kvmnet.drivers.qemu.arguments import FIRST_BUS
-from kvmnet.drivers.qemu.devices import MODEL_OF_DEVICE, MODELS, OFFLOADS, PREFIX
+from kvmnet.drivers.qemu.devices import MODEL_OF_DEVICE, MODELS, OFFLOADS, PASSED, PREFIX, VF, Traits
 from kvmnet.drivers.qemu.folder import GuestFolder
 from kvmnet.drivers.qemu.qmp import Monitor, Refusal, Reply
 from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.sriov.resources import vf_name
+from kvmnet.drivers.sriov.sysfs import number_of
 from kvmnet.host import macvtap
 
 PERIPHERAL = "/machine/peripheral"
 COMMON = ("mac", "bootindex", "addr", "parent_bus")
-VIRTIO = ("host_mtu", "rx_queue_size", "tx_queue_size", "packed", *OFFLOADS.values())
+HANDED = (*COMMON, "host", "failover_pair_id")
+VIRTIO = ("failover", "host_mtu", "rx_queue_size", "tx_queue_size", "packed", *OFFLOADS.values())
 CHILD = re.compile(r"child<(.+)>")
 BACKEND = re.compile(r"(\S+): index=\d+,type=tap,fd=(\d+)")
 """A line of ``info network``: QMP has no command that lists backends (QEMU 7.2)."""
@@ -32,24 +35,52 @@ def observe_guest(home: GuestFolder, monitor: Monitor, record: Mapping[str, Gues
     commands: list[tuple[str, dict[str, Any]]] = [
         ("qom-get", {"path": f"{PERIPHERAL}/{card}", "property": prop}) for card, prop in wanted]
     commands += [("x-query-virtio-status", {"path": f"{PERIPHERAL}/{card}/virtio-backend"})
-                 for card, kind in cards.items() if MODELS[MODEL_OF_DEVICE[kind]].virtio]
+                 for card, kind in cards.items() if kind_of(kind).virtio]
     commands.append(("human-monitor-command", {"command-line": "info network"}))
     *answers, network = monitor.execute_all(commands)
     values: dict[str, dict[str, Any]] = {card: {} for card in cards}
     for (card, prop), answer in zip(wanted, answers, strict=False):
         values[card][prop] = value(answer)
-    virtio = [card for card, kind in cards.items() if MODELS[MODEL_OF_DEVICE[kind]].virtio]
+    virtio = [card for card, kind in cards.items() if kind_of(kind).virtio]
     for card, answer in zip(virtio, answers[len(wanted):], strict=True):
         values[card]["vhost"] = "vhost-dev" in (value(answer) or {})
     descriptors = backends(str(value(network) or ""))
     process = home.process()
     pid = process.pid if process else 0
-    return [read_nic(home.name, card, MODEL_OF_DEVICE[kind], values[card], descriptors.get(f"{card}.tap", []),
-                     pid, record) for card, kind in cards.items()]
+    nics = [read_nic(home.name, card, MODEL_OF_DEVICE[kind], values[card], descriptors.get(f"{card}.tap", []),
+                      pid, record) if kind_of(kind).backend else read_vf(home.name, card, values[card], record)
+             for card, kind in cards.items()]
+    return [*nics, *hidden(nics, record)]
+
+
+def hidden(found: Sequence[GuestNic], record: Mapping[str, GuestNic]) -> Iterator[GuestNic]:
+    """VFs that QEMU keeps back until the guest's virtio driver knows of failover (hw/net/virtio-net.c,
+    failover_hide_primary_device()): they are no devices yet, and known from the record only."""
+    there = {nic.name: nic for nic in found}
+    for name, nic in record.items():
+        if name not in there and nic.pair in there and there[nic.pair].standby:
+            yield nic
+
+
+def read_vf(vm: str, card: str, got: Mapping[str, Any], record: Mapping[str, GuestNic]) -> GuestNic:
+    """A VF that the guest has; which one by its PCI address on the host."""
+    name, host = f"{vm}/{card.removeprefix(PREFIX)}", str(got.get("host") or "")
+    place = number_of(host)
+    known = record.get(name)
+    pair = str(got.get("failover_pair_id") or "").removeprefix(PREFIX)
+    return GuestNic(
+        name=name, vm=vm, tap="", vf=vf_name(*place) if place else (known.vf if known and known.host == host else ""), host=host,
+        model=VF, mac="", link=True, host_mtu=0, queues=1, rx_ring=0, tx_ring=0, packed=False, offloads=(), vhost=False,
+        standby=False, pair=f"{vm}/{pair}" if pair else "", bootindex=signed(got.get("bootindex")), pci=address(got))
 
 
 def properties(kind: str) -> tuple[str, ...]:
-    return (*COMMON, *VIRTIO) if MODELS[MODEL_OF_DEVICE[kind]].virtio else COMMON
+    traits = kind_of(kind)
+    return (*COMMON, *VIRTIO) if traits.virtio else COMMON if traits.backend else HANDED
+
+
+def kind_of(device: str) -> Traits:
+    return PASSED if device == PASSED.device else MODELS[MODEL_OF_DEVICE[device]]
 
 
 def value(answer: Reply | Refusal) -> Any:
@@ -80,7 +111,8 @@ def read_nic(vm: str, card: str, model: str, got: Mapping[str, Any], descriptors
     name = f"{vm}/{card.removeprefix(PREFIX)}"
     known = record.get(name)
     return GuestNic(
-        name=name, vm=vm, tap=tap_of(pid, descriptors[0]) if descriptors else "", model=model,
+        name=name, vm=vm, tap=tap_of(pid, descriptors[0]) if descriptors else "", model=model, vf="", host="", pair="",
+        standby=bool(got.get("failover")) if virtio else False,
         mac=str(got.get("mac") or "").lower(), link=known.link if known else None,
         host_mtu=int(got.get("host_mtu") or 0) if virtio else 0, mtu=known.mtu if known else None, queues=max(1, len(descriptors)),
         rx_ring=int(got.get("rx_queue_size") or 0) if virtio else 0,

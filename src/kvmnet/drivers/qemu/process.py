@@ -13,6 +13,7 @@ from hashlib import blake2s
 from pathlib import Path
 from typing import TypeAlias
 
+from kvmnet.drivers.qemu.passed import lockable
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.host.clock import wait_until
 from kvmnet.host.process import Process, start_time
@@ -79,15 +80,17 @@ def group_name(gid: int) -> str:
         return str(gid)
 
 
-def spawn(argv: Sequence[str], who: Account, inherit: Sequence[int], errors: int) -> Child:
-    """Start QEMU in a session of its own. ``errors``: descriptor that gets what it says."""
+def spawn(argv: Sequence[str], who: Account, inherit: Sequence[int], errors: int, locked: int = 0) -> Child:
+    """Start QEMU in a session of its own. ``errors``: descriptor that gets what it says. ``locked``: bytes of memory
+    that it may lock; 0 for as much as usual."""
     path = find(argv[0])
     if path is None:
         raise HostCannot(missing(argv[0]) or argv[0])
-    return subprocess.Popen(
-        [path, *argv[1:]], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, cwd="/",
-        user=who.uid, group=who.gid, extra_groups=list(who.groups), pass_fds=tuple(inherit),
-        start_new_session=True, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"})
+    with lockable(locked):
+        return subprocess.Popen(
+            [path, *argv[1:]], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, cwd="/",
+            user=who.uid, group=who.gid, extra_groups=list(who.groups), pass_fds=tuple(inherit),
+            start_new_session=True, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/nonexistent"})
 
 
 def finish(child: Child, timeout: float) -> int | None:

@@ -19,8 +19,14 @@ class GuestNic(Resource):
     vm: str | None = option(doc="the guest", recreate=True)
     tap: str | None = option(doc="tap that it opens", ref="link", on_delete="delete", recreate=True,
                              guest="replug")
-    model: str | None = option(doc="virtio, e1000e, ...", recreate=True, guest="replug")
-    mac: str | None = option(doc="hardware address", recreate=True, guest="replug")
+    vf: str | None = option(doc="VF that it is, as 'DEV NUMBER'; '' for a card with a tap", ref="vf", on_delete="delete",
+                            recreate=True, guest="replug")
+    host: str | None = option(doc="PCI address of the VF; '' while it is not there yet", once=True)
+    standby: bool | None = option(doc="virtio: it stands by for a VF with the same MAC", recreate=True, guest="replug")
+    pair: str | None = option(doc="VF: NIC that stands by for it; '' for none", ref="guest-nic", on_delete="delete",
+                              recreate=True, guest="replug")
+    model: str | None = option(doc="virtio, e1000e, ..., or vf", recreate=True, guest="replug")
+    mac: str | None = option(doc="hardware address; '' for a VF, which has that of its PF's choice", recreate=True, guest="replug")
     link: bool | None = option(doc="carrier that the guest sees", guest="live")
     host_mtu: int | None = option(doc="virtio: MTU told to the guest; 0 for none", recreate=True, guest="replug")
     mtu: int | None = option(doc="MTU that the guest has: its agent sets it, at most host_mtu", guest="live", top_down=True)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec import pools
-from kvmnet.spec.models import SHARED, MacvtapMode, Network, Nic
+from kvmnet.spec.models import SHARED, MacvtapMode, Mode, Network, Nic
 from kvmnet.spec.pools import Family, PlacedNic
 from kvmnet.spec.rules.subject import Subject, wrong
 
@@ -105,7 +105,7 @@ def unguarded(subject: Subject) -> Iterator[Problem]:
     with autoconfiguration the guest makes it up."""
     for item in subject.nics:
         network = subject.spec.networks.get(item.nic.network)
-        if network is None or item.nic.guard != "full":
+        if network is None or item.nic.guard != "full" or network.mode is Mode.SRIOV:
             continue
         nic = item.nic
         outer = network.mode in SHARED

@@ -32,6 +32,8 @@ def models(subject: Subject) -> Iterator[Problem]:
     """What is asked of a NIC and its model cannot do."""
     for item in subject.nics:
         nic = item.nic
+        if subject.is_vf(item):
+            continue
         if nic.model not in VIRTIO:
             for option, said in _virtio_options(nic):
                 yield wrong(f"{item.path}.{option}", f"{nic.model} has no {said}; only virtio has",
@@ -102,7 +104,7 @@ def slots(subject: Subject) -> Iterator[Problem]:
     for item in subject.nics:
         for option in ("pci", "boot"):
             value = getattr(item.nic, option)
-            if value is not None:
+            if value is not None and not item.primary:
                 first = seen.setdefault((item.vm, option, value), item.path)
                 if first != item.path:
                     yield wrong(f"{item.path}.{option}", f"{option} {value} is taken by {first}",

@@ -22,6 +22,8 @@ def ports(subject: Subject) -> Iterator[Problem]:
     """More NICs on a network than a bridge has ports. This is the kernel's, whatever the host."""
     for name, here in subject.members.items():
         network = subject.spec.networks[name]
+        if network.mode is Mode.SRIOV:
+            continue
         others = 0
         if network.bridge:
             others = sum(1 for link in subject.links.values()

@@ -18,12 +18,12 @@ ONLY_IN = {
     "forwards": ((Mode.NAT,), "are for guests behind the host's address",
                  "remove them; in the other modes guests are reached at their own addresses"),
     "macvtap": ((Mode.MACVTAP,), "says how macvtaps reach each other", "remove it, or write mode: macvtap"),
-    "vlan": ((Mode.BRIDGE, Mode.MACVTAP), "is a VLAN of the uplink that guests are on",
+    "vlan": ((Mode.BRIDGE, Mode.MACVTAP, Mode.SRIOV), "is a VLAN of the uplink that guests are on",
              "remove it; to route over a VLAN make an uplink of it: {vlan: ID, on: UPLINK}"),
     "proxy": ((Mode.ROUTED,), "answers for guests on the uplink", "remove it"),
-    "uplink": ((Mode.NAT, Mode.ROUTED, Mode.BRIDGE, Mode.MACVTAP, Mode.VXLAN), "is a way out",
+    "uplink": ((Mode.NAT, Mode.ROUTED, Mode.BRIDGE, Mode.MACVTAP, Mode.VXLAN, Mode.SRIOV), "is a way out",
                "remove it, or write mode: nat"),
-    "gateway6": ((Mode.BRIDGE, Mode.MACVTAP), "is the router of the outer segment",
+    "gateway6": ((Mode.BRIDGE, Mode.MACVTAP, Mode.SRIOV), "is the router of the outer segment",
                  "remove it; guests learn the host's own address by router advertisements"),
 }
 """Options that not every mode has."""
@@ -40,6 +40,8 @@ def mode_rules(subject: Subject) -> Iterator[Problem]:
     """What each mode needs and what it does not take."""
     for name, network in subject.spec.networks.items():
         path = f"networks.{name}"
+        if network.mode is Mode.SRIOV:
+            continue  # what it takes is in rules/sriov.py
         for option, (modes, why, hint) in ONLY_IN.items():
             if getattr(network, option) and network.mode not in modes:
                 listed = " and ".join(mode.value for mode in modes) if len(modes) < 3 else "the other modes"

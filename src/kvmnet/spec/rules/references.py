@@ -18,7 +18,7 @@ def unknown_names(subject: Subject) -> Iterator[Problem]:
     networks, uplinks = tuple(spec.networks), tuple(spec.uplinks)
     for item in subject.nics:
         if item.nic.network not in spec.networks:
-            yield wrong(f"{item.path}.network", f"there is no network {item.nic.network}",
+            yield wrong(item.path if item.primary else f"{item.path}.network", f"there is no network {item.nic.network}",
                         meant(item.nic.network, networks, "networks"))
     for name, network in spec.networks.items():
         if network.uplink and network.uplink not in spec.uplinks:
@@ -75,7 +75,7 @@ def nic_names(subject: Subject) -> Iterator[Problem]:
 def hostnames(subject: Subject) -> Iterator[Problem]:
     """Guests of one network that DNS could not tell apart."""
     for name, here in subject.members.items():
-        if not subject.spec.networks[name].dns.enabled:
+        if not subject.spec.networks[name].dns.enabled or subject.spec.networks[name].mode is Mode.SRIOV:
             continue
         seen: dict[str, str] = {}
         for item in here:
@@ -110,10 +110,11 @@ def devices(subject: Subject) -> Iterator[Problem]:
             yield from _reserved(path, network.bridge)
     for device, name in subject.own_bridges.items():
         yield from _claim(taken, device, f"networks.{name}")
-    own = {subject.sharing(name) or f" {name}" for name, network in spec.networks.items() if not network.bridge}
+    own = {subject.sharing(name) or f" {name}" for name, network in spec.networks.items()
+           if not network.bridge and network.mode is not Mode.SRIOV}
     if len(subject.own_bridges) < len(own):
         yield wrong("networks", "two networks would share the name of a bridge", "rename one of them")
-    for (vm, nic), path in {(item.vm, item.name): item.path for item in subject.nics}.items():
+    for (vm, nic), path in {(item.vm, item.name): item.path for item in subject.nics if not subject.is_vf(item)}.items():
         yield from _claim(taken, tap_name(vm, nic), path)
 
 

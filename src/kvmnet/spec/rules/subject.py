@@ -78,9 +78,14 @@ class Subject:
         """Device -> network, of the bridges that the document makes; of one that several share, the first."""
         found: dict[str, str] = {}
         for name, network in self.spec.networks.items():
-            if not network.bridge:
+            if not network.bridge and network.mode is not Mode.SRIOV:
                 found.setdefault(ways.bridge_of(name, self.spec, self.facts.features), name)
         return found
+
+    def is_vf(self, item: PlacedNic) -> bool:
+        """Whether a NIC is a VF, and so has no tap."""
+        network = self.spec.networks.get(item.nic.network)
+        return network is not None and network.mode is Mode.SRIOV
 
     def sharing(self, name: str) -> str:
         """Uplink whose VLAN-aware bridge the network is on, or ''."""

@@ -22,7 +22,7 @@ def carried(subject: Subject) -> Iterator[Problem]:
             for other in below:
                 yield from _outside(subject, f"uplinks.{name}.vlan", other, (uplink.vlan,))
     for name, network in spec.networks.items():
-        if network.mode.on_segment and network.uplink and not network.bridge:
+        if (network.mode.on_segment or network.mode is Mode.SRIOV) and network.uplink and not network.bridge:
             yield from _outside(subject, f"networks.{name}.vlan", network.uplink, (network.vlan,) if network.vlan else ())
     for item in subject.nics:
         found = spec.networks.get(item.nic.network)
