@@ -71,6 +71,11 @@ class World:
         return self.run([str(Path(sys.executable).with_name("kvmnet")), *words], codes=codes)
 
     def forget(self) -> None:
-        """Remove what kvmnet keeps; nothing of it must be standing."""
+        """Remove what kvmnet keeps, but for what it knows of the kernel; nothing of it must be standing."""
+        known = self.folder / "run/features.json"
+        text = known.read_text() if known.exists() else ""
         for part in ("state", "run"):
             rmtree(self.folder / part, ignore_errors=True)
+        if text:
+            known.parent.mkdir()
+            known.write_text(text)
