@@ -9,7 +9,7 @@ import pytest
 
 from kvmnet.drivers.qemu import taps
 from kvmnet.drivers.qemu.devices import Place
-from kvmnet.drivers.qemu.driver import GuestNicDriver, free_place
+from kvmnet.drivers.qemu.driver import GuestNicDriver, free_place, tell_mtus
 from kvmnet.drivers.qemu.folder import folder, folders, running_folders
 from kvmnet.drivers.qemu.observe import address, backends, read_nic, signed
 from kvmnet.drivers.qemu.resources import GuestNic
@@ -140,6 +140,21 @@ class Answers:
 ])
 def test_a_free_place_is_found(monitor: Answers, change: dict[str, str], place: Place) -> None:
     assert free_place(replace(NIC, **change), monitor) == place      # type: ignore[arg-type]
+
+
+def test_a_card_comes_back_to_its_port_if_that_is_free() -> None:
+    assert free_place(NIC, Answers(False, False, False), "kvmnet-port-2") == Place("kvmnet-port-2")  # type: ignore[arg-type]
+    assert free_place(NIC, Answers(False, False, True), "kvmnet-port-2") == Place("kvmnet-port-0")  # type: ignore[arg-type]
+
+
+def test_an_mtu_is_told_to_the_agent(paths: Paths) -> None:
+    """And to nobody else: a guest without an agent, or one that hangs, fails nothing."""
+    low = replace(NIC, mtu=1300)
+    (told,) = GuestNicDriver(paths).commands([Update(replace(NIC, mtu=1500), low)])
+    assert str(folder(paths, "web").agent) in told.argv[-1]
+    script = json.loads(told.stdin)["arguments"]["arg"][1]
+    assert "52:54:00:00:00:01" in script and "mtu 1300" in script
+    tell_mtus([Update(replace(NIC, mtu=1500), low)], paths)
 
 
 @pytest.mark.parametrize(("monitor", "change", "reason"), [
