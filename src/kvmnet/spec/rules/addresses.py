@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kvmnet.drivers.linux.resources import Address
 from kvmnet.errors import Problem
 from kvmnet.spec import pools
 from kvmnet.spec.models import SHARED, MacvtapMode, Mode, Network, Nic
@@ -73,9 +74,9 @@ def _outer_addresses(subject: Subject, name: str, family: Family) -> dict[int, s
     """The host's addresses on the segment of a bridge-mode network."""
     devices = subject.outer_devices(name)
     out = {}
-    for item in subject.addresses if devices else ():
+    for item in subject.facts.standing_on(*sorted(devices)):
         text = item.name.rpartition(" ")[2]
-        if item.dev in devices and (":" in text) == (family is Family.IPV6):
+        if isinstance(item, Address) and (":" in text) == (family is Family.IPV6):
             out[pools.number(text.partition("/")[0])] = f"the host's own address on {item.dev}"
     return out
 
