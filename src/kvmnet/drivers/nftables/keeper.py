@@ -34,6 +34,8 @@ TABLE_NAME = 1
 GUARDS = ("bridge kvmnet", "netdev kvmnet")
 MEMORY = ("claimed", "learned")
 """Sets of the guard that the kernel fills."""
+PATIENCE = 25.0
+"""Seconds until nft holds the tables; a machine may be very busy."""
 REMEMBER_EVERY = 5.0
 """Seconds after which they are saved again."""
 
@@ -115,7 +117,7 @@ class Keeper:
         try:
             owner.stdin.write(self.held.encode())
             owner.stdin.flush()
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + PATIENCE
             while not set(self.names) <= self.tables():
                 if owner.poll() is not None or time.monotonic() > deadline:
                     print("nft did not take the tables to hold", flush=True)
