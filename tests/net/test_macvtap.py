@@ -163,7 +163,8 @@ def test_killed_at_any_line_and_recovered(here: World) -> None:
             if "UP" in sh(f"ip -o link show {name}", check=False).partition(">")[0]:
                 assert "bytecode" in sh(f"tc filter show dev {name} egress")
                 assert "goto guest" in sh(f"nft list chain netdev kvmnet egress_{name}")
-        assert here.host.recover().startswith("rolled back"), at
+        # The gateway is asked after a change of its device, so a timer may have undone it before us.
+        assert here.host.recover().startswith(("rolled back", "nothing to recover")), at
         with suppress(TimeoutError):
             wait_until(lambda: snapshot()["nft"] == before["nft"], 5)
         same(before, snapshot())

@@ -18,12 +18,14 @@ TITLES = {
     "neighbour": "neighbours", "bridge-vlan": "VLANs of ports", "vlan-multicast": "multicast on VLANs",
     "sysctl": "kernel settings", "nft-table": "tables of rules", "nic-guard": "guards",
     "guard-keeper": "guard keeper", "dnsmasq": "DHCP and DNS servers", "reservation": "reservations",
-    "guest-nic": "devices of running guests", "file": "files",
+    "guard-hook": "where guards see frames", "gate": "gates of macvtaps", "open-port": "macvtaps that go up",
+    "tap-node": "device files", "guest-nic": "devices of running guests", "file": "files",
 }
 QUIET = {"guard", "keeper", "table", "server", "vm", "after", "config", "text", "zone", "version", "dev", "scope",
-         "label", "addrgenmode", "learning", "flood", "mcast_flood", "mcast_snooping", "member", "bridge", "running", "forbidden"}
+         "label", "addrgenmode", "learning", "flood", "mcast_flood", "mcast_snooping", "member", "bridge", "running", "forbidden",
+         "program", "gate", "hook", "to", "fits", "arp", "allmulticast"}
 """Settings that say nothing to the reader of a creation: neutral, or said by the name."""
-WORDS = {"type", "alias", "level"}
+WORDS = {"type", "alias", "level", "side"}
 """Settings whose value speaks for itself."""
 STYLE: dict[type, tuple[str, str]] = {Create: ("+", "green"), Update: ("~", "yellow"), Delete: ("-", "red")}
 

@@ -29,6 +29,16 @@ from kvmnet.policy.guard import zone_of
 from kvmnet.spec.models import MacvtapMode, Spec
 
 OWN = ("macvlan", "macvtap")
+APART = ("guests of network {network} do not reach the host, nor the host them: a macvtap and its parent {parent} do not see "
+         "each other (an address of the host on the network changes that)")
+WITHOUT_HOST = {
+    MacvtapMode.PRIVATE: "guests of network {network} do not reach the host, nor the host them, nor each other, unless the "
+                         "switch at {parent} sends frames back where they came from",
+    MacvtapMode.VEPA: "guests of network {network} reach the host and each other only by the switch at {parent}, if it sends "
+                      "frames back where they came from (802.1Qbg); the host takes them for any other machine's",
+    MacvtapMode.PASSTHRU: "{parent} belongs to the guest of network {network}: the host has no use of it",
+}
+"""Kind of the macvtaps -> who reaches whom where the host has no place."""
 
 
 def wire(segment: Segment, facts: Facts, spec: Spec, way: Way) -> Part:
@@ -46,10 +56,8 @@ def wire(segment: Segment, facts: Facts, spec: Spec, way: Way) -> Part:
     if segment.address or segment.address6:
         host_macvlan(part, segment, facts, spec)
     else:
-        part.notes.append(f"guests of network {segment.name} do not reach the host, nor the host them: a macvtap and "
-                          f"its parent {segment.parent} do not see each other (give the network an address of the host "
-                          "to change that)" if not segment.alone else
-                          f"{segment.parent} belongs to the guest of network {segment.name}: the host has no use of it")
+        part.notes.append(WITHOUT_HOST.get(segment.network.macvtap, APART).format(network=segment.name,
+                                                                                  parent=segment.parent))
     return part
 
 

@@ -100,7 +100,9 @@ class MacvtapDriver:
         file = str(node_folder(self.paths) / step.key.name)
         if isinstance(step, Delete):
             return Command(("rm", "-f", file), keys=(step.key,))
-        return Command(("mknod", "-m", "600", file, "c", "MAJOR", "MINOR"), keys=(step.key,))
+        number = f"$(tr : ' ' < /sys/class/net/{step.key.name}/tap*/dev)"
+        owner = getattr(step.after, "user", 0) or 0
+        return Command(("sh", "-c", f"mknod -m 600 {file} c {number} && chown {owner} {file}"), keys=(step.key,))
 
 
 def lines_of(step: Step) -> list[Line]:
