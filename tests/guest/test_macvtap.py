@@ -8,7 +8,7 @@ from kvmnet.guests.image import Image
 from kvmnet.guests.launch import execute, wait_for_agent
 from kvmnet.host.clock import wait_until
 from lib.netns import sh
-from lib.world import OUTSIDE, ROUTER, World, same, snapshot, world
+from lib.world import OUTSIDE, ROUTER, World, same, snapshot, steady, world
 
 pytestmark = pytest.mark.guest
 
@@ -41,6 +41,7 @@ def address(here: World) -> str:
 def test_a_guest_on_macvtaps(tiny: Image) -> None:
     with world() as here:
         sh("ip link add eth1 type veth peer name far; ip link set eth1 up; ip link set far up; ip addr add 10.7.0.9/24 dev far")
+        steady()
         before = snapshot()
         here.apply(DOCUMENT.format(""))
         here.host.start_guests(["web1"], lambda words: None)

@@ -56,7 +56,7 @@ def wire(segment: Segment, facts: Facts, spec: Spec, way: Way) -> Part:
     if segment.address or segment.address6:
         host_macvlan(part, segment, facts, spec)
     else:
-        part.notes.append(WITHOUT_HOST.get(segment.network.macvtap, APART).format(network=segment.name,
+        part.notes.append(WITHOUT_HOST.get(segment.network.macvtap or MacvtapMode.BRIDGE, APART).format(network=segment.name,
                                                                                   parent=segment.parent))
     return part
 
