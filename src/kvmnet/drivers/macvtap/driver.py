@@ -58,8 +58,9 @@ class MacvtapDriver:
         for kind, group in groupby(steps, lambda s: s.key.kind):
             run_of = list(group)
             if kind == TapNode.kind:
+                known = numbers()
                 for step in run_of:
-                    self.place(step)
+                    self.place(step, known)
             else:
                 run_batch([line for step in run_of for line in lines_of(step)], TOOLS[kind])
             progress(len(run_of))
@@ -75,8 +76,8 @@ class MacvtapDriver:
                 made.append(Command((TOOLS[kind], "-batch", "-"), batch_text(lines), tuple(x.key for x in lines)))
         return made
 
-    def place(self, step: Step) -> None:
-        """Make or remove one device file."""
+    def place(self, step: Step, known: Mapping[str, int]) -> None:
+        """Make or remove one device file. ``known``: macvtaps -> their numbers."""
         folder = node_folder(self.paths)
         file = folder / step.key.name
         try:
@@ -86,7 +87,7 @@ class MacvtapDriver:
                     folder.rmdir()
                 return
             assert isinstance(step.after, TapNode)
-            number = numbers().get(file.name)
+            number = known.get(file.name)
             if number is None:
                 raise StepFailed(step.key, f"there is no macvtap {file.name}", "kvmnet apply makes it")
             folder.mkdir(parents=True, exist_ok=True, mode=0o755)
