@@ -14,7 +14,7 @@ from kvmnet.adopt.model import Address, Bridge, Device, Draft, Dynamic, Layout, 
 from kvmnet.drivers.linux import resources as linux
 from kvmnet.engine.resource import Key, State
 from kvmnet.spec import ways
-from kvmnet.spec.models import Mode, Spec
+from kvmnet.spec.models import Ethtool, Mode, Spec
 from kvmnet.spec.names import BRIDGE as OWN_BRIDGE
 from kvmnet.spec.names import bridge_name
 
@@ -35,6 +35,8 @@ def uplink_layout(spec: Spec, seen: State) -> tuple[Layout, list[str]]:
             notes.append(f"uplink {name}: {uplink.device} is not on this host; its addresses are not known")
         if uplink.vfs:
             notes.append(f"uplink {name}: the {uplink.vfs} VFs of {uplink.device} are left out")
+        if uplink.ethtool != Ethtool():
+            notes.append(f"uplink {name}: ethtool is left out; kvmnet sets it")
         draft.nics[uplink.device] = Nic(name=uplink.device, mtu=uplink.mtu)
         holder = uplink.device
         if name in bridged:

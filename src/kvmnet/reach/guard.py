@@ -60,11 +60,12 @@ class Reach:
         chosen = [Target(a, NAMED) for a in self.named]
         if far := self.session():
             chosen.append(Target(far, SESSION))
-        found: dict[str, Question] = {}
+        found: dict[tuple[str, str], Question] = {}
         for target in (*gateways(state), *chosen):
             question = place(target)
-            if question.way != "lo" and target.address not in found and hit.concerns(target, question.way, state):
-                found[target.address] = question
+            place_of = target.address, question.way  # every link may have a router fe80::1
+            if question.way != "lo" and place_of not in found and hit.concerns(target, question.way, state):
+                found[place_of] = question
         ask_all(list(found.values()), BEFORE)
         return list(found.values())
 
@@ -140,7 +141,7 @@ class Watch:
 
     def needed(self, state: State) -> list[Question]:
         """What must be answered now. Raises StepFailed for a gateway whose route is gone by itself."""
-        before = {q.target.address: q for q in self.answered}
+        before = {q.target.address: q for q in self.answered} | {(q.target.address, q.way): q for q in self.answered}
         then = after([q.target for q in self.answered if q.target.why == GATEWAY],
                      self.planned.seen.state, state, self.planned.steps)
         self.found = then.notes
@@ -148,7 +149,8 @@ class Watch:
             raise StepFailed(None, f"after the change the default route by {', '.join(then.lost)} is gone", HINT)
         needed = []
         for target in (*then.required, *(q.target for q in self.answered if q.target.why != GATEWAY)):
-            question, old = place(target), before.get(target.address)
+            question = place(target)
+            old = before.get((target.address, question.way)) or before.get(target.address)
             if old is None:  # a new gateway: only that it is there
                 question.needs = ANY if question.neighbour else frozenset({Proof.ECHO})
             else:

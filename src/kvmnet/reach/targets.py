@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 from itertools import pairwise
 
-from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, Route
+from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, Route, default_metric
 from kvmnet.drivers.linux.wire import ROUTE_TYPES
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource, State
@@ -39,7 +39,7 @@ class Target:
 def gateways(state: State) -> list[Target]:
     """Next hops of every default route, those of the smallest metric first."""
     routes = sorted((r for r in state.values() if isinstance(r, Route) and is_default(r)),
-                    key=lambda r: (r.table != "main", r.metric or 0, r.name))
+                    key=lambda r: (r.table != "main", rank(r), r.name))
     return list(dict.fromkeys(Target(via, GATEWAY, dev) for r in routes for via, dev in hops(r)))
 
 
@@ -162,13 +162,13 @@ class After:
 
 def after(answered: Sequence[Target], before: State, state: State, steps: Sequence[Step]) -> After:
     """Which gateways must answer in *state*, when *answered* did in *before*, and *steps* lie between the two."""
-    now = gateways(state)
+    now, others = gateways(state), set(gateways(before)) - set(answered)
     removed = {via for route in taken_away(before, steps) for via, _ in hops(route)}
     made = {r.key for step in steps if not isinstance(step, Delete) for r in sides(step)[-1:] if isinstance(r, Route)}
     required: dict[Target, None] = {}
     notes, lost = [], []
     for target in answered:
-        stays = [t for t in now if t.address == target.address]
+        stays = [t for t in now if t.address == target.address and t not in others]
         required.update(dict.fromkeys(stays))
         if not stays and target.address in removed:
             notes.append(f"{target.address} is no gateway any more after this change, and is not required to answer")
@@ -194,7 +194,12 @@ def taken_away(before: State, steps: Iterable[Step]) -> Iterator[Route]:
 def preferred(state: State, family: int) -> Route | None:
     """The default route that the kernel takes first."""
     routes = [r for r in state.values() if isinstance(r, Route) and is_default(r) and r.family == family and r.table == "main"]
-    return min(routes, key=lambda r: (r.metric or 0, r.name), default=None)
+    return min(routes, key=lambda r: (rank(r), r.name), default=None)
+
+
+def rank(route: Route) -> int:
+    """Its metric; that of an advertised one is the kernel's usual one."""
+    return default_metric(route.family or 4) if route.metric is None else route.metric
 
 
 def patience(steps: Iterable[Step]) -> float:

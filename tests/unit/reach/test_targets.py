@@ -10,7 +10,18 @@ from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, Route, add
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.reach.session import peer
-from kvmnet.reach.targets import GATEWAY, LONG, NAMED, USUAL, Hit, Target, after, gateways, patience
+from kvmnet.reach.targets import (
+    GATEWAY,
+    LONG,
+    NAMED,
+    USUAL,
+    Hit,
+    Target,
+    after,
+    gateways,
+    patience,
+    preferred,
+)
 
 ROUTER = "192.0.2.1"
 
@@ -82,6 +93,21 @@ def test_a_spare_gateway_that_is_added_is_not_required() -> None:
     spare = route("default", via="192.0.2.9", dev="eth1", metric=100)
     held = after([Target(ROUTER, GATEWAY, "br0")], HOST, HOST | state(spare), [Create(spare)])
     assert held.required == (Target(ROUTER, GATEWAY, "br0"),)
+
+
+def test_routers_of_two_links_with_one_address() -> None:
+    """fe80::1 is everybody's favourite: the one that was not asked is not required."""
+    one, two = (route("default", via="fe80::1", dev=dev, metric=m) for dev, m in (("eth0", 1024), ("eth1", 2048)))
+    moved = route("default", via="fe80::1", dev="br0")
+    held = after([Target("fe80::1", GATEWAY, "eth0")], state(one, two), state(moved, two), [Delete(one), Create(moved)])
+    assert held.required == (Target("fe80::1", GATEWAY, "br0"),)
+
+
+def test_an_advertised_route_ranks_as_the_kernel_has_it() -> None:
+    advertised = Route(name="a", dst="default", family=6, table="main", via="fe80::9", dev="eth0", proto="ra", lifetime=60)
+    mine = route("default", via="fe80::1", dev="eth1", metric=512)
+    assert [t.address for t in gateways(state(advertised, mine))] == ["fe80::1", "fe80::9"]
+    assert preferred(state(advertised, mine), 6) == mine
 
 
 def test_patience_with_switches() -> None:
