@@ -99,9 +99,9 @@ def test_killed_anywhere_the_undo_process_brings_it_back(net: World, confirm: fl
 
         killed.append(in_child(work))
         assert killed == [-signal.SIGKILL], point
-        wait_until(lambda: not net.paths.journal.exists(), 15)
+        wait_until(lambda: not net.paths.journal.exists(), 40)
         with suppress(TimeoutError):
-            wait_until(lambda: snapshot() == before, 5, 0.2)
+            wait_until(lambda: snapshot() == before, 15, 0.2)
         same(before, snapshot())
         assert Host(net.paths).recover().startswith("nothing to recover"), point
     log = Path(net.paths.run / "undo.log").read_text()
