@@ -80,12 +80,19 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
             ends = out.segments[name].bridge, out.segments[peer].bridge
             policy.reach |= {ends, ends[::-1]}
     keeper = guard_keeper()
-    if any(network.mode is not Mode.SRIOV for network in spec.networks.values()):  # VFs pass no table of the host
+    if any(is_guarded(segment) for segment in out.segments.values()):
         out.add(guard_table(outer_ports(out, spec, facts)), keeper, host_table(policy), *unmanaged(facts.services))
         if zones := [zone_of(s.domain) for s in out.segments.values() if s.parent]:
             out.add(egress_table(zones))
     attach_nics(out, spec, nics, facts, keeper.name)
     return out
+
+
+def is_guarded(segment: Segment) -> bool:
+    """Whether the host's tables have anything to guard: VFs pass none, and a bridge of the host's own without a NIC
+    of the document is left alone."""
+    network = segment.network
+    return network.mode is not Mode.SRIOV and bool(segment.nics or not network.bridge or network.allow or network.peers or network.metadata)
 
 
 def place_nics(spec: Spec, facts: Facts, allocations: Allocations) -> dict[str, list[NicOnNetwork]]:

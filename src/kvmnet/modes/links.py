@@ -3,13 +3,18 @@
 A bond is made with the MAC of its first member, so that neighbours notice nothing, and its members are
 borrowed: destroy takes the bond away and the kernel gives each its MAC back. What the host has on the
 members moves to the bond, or at once to the bridge that takes the bond.
+
+A bond or VLAN that the host has already under that name, and that is the same thing (kind, mode, carrier, id), is
+borrowed like a NIC: what the document says of it is claimed setting by setting, the rest is left as it is, and
+destroy gives back what was changed. So a host whose own configuration makes its bond at boot, and one where
+kvmnet makes it, have the same document.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kvmnet.drivers.linux.resources import Address, Link, address_name, route
-from kvmnet.engine.resource import Key, Resource
+from kvmnet.drivers.linux.resources import PROTO, Address, Link, Route, Sysctl, address_name, route
+from kvmnet.engine.resource import Key, Resource, narrow
 from kvmnet.facts.model import Facts
 from kvmnet.modes.segment import Part
 from kvmnet.modes.uplink import link_local_mode, move_host
@@ -43,6 +48,10 @@ def find_ways(spec: Spec, facts: Facts) -> dict[str, Way]:
     for name in ways.by_carrier(spec):
         uplink, device = spec.uplinks[name], ways.device(name, spec)
         mtu = ways.mtu(name, spec, facts.state) or 1500
+        if there := ways.theirs(name, spec, facts.state):
+            new = tuple(m for m in uplink.members if m not in (there.members or ()))
+            found[name] = Way(device, mtu, uplink.mac or there.mac or "", link_local_mode(there), (device, *new))
+            continue
         if uplink.on:
             below = found[uplink.on]
             found[name] = Way(device, mtu, uplink.mac or below.mac, below.addrgenmode, (device,))
@@ -59,7 +68,9 @@ def wire_uplinks(spec: Spec, facts: Facts, found: dict[str, Way]) -> Part:
     part = Part()
     for name, way in found.items():
         uplink = spec.uplinks[name]
-        if uplink.members:
+        if there := ways.theirs(name, spec, facts.state):
+            borrow(part, uplink, way, there, facts)
+        elif uplink.members:
             wire_bond(part, name, uplink, way)
             if ways.way_out(name, spec, facts.features) == way.device:
                 resources, borrowed, notes = move_host(uplink.members, way.device, facts)
@@ -76,7 +87,7 @@ def wire_uplinks(spec: Spec, facts: Facts, found: dict[str, Way]) -> Part:
         part.notes += outside_the_trunk(name, spec, facts)
         for setting in tune(uplink, facts.state):
             lend(part, setting)
-        claim_host(part, ways.way_out(name, spec, facts.features), uplink)
+        claim_host(part, ways.way_out(name, spec, facts.features), uplink, facts)
     return part
 
 
@@ -95,6 +106,31 @@ def outside_the_trunk(name: str, spec: Spec, facts: Facts) -> list[str]:
                     notes.append(f"VLAN {vid} is outside the trunk of {nic}: {there.name}, port {there.port}, announces only "
                                  f"{', '.join(map(str, there.vlans))} (LLDP)")
     return notes
+
+
+def borrow(part: Part, uplink: Uplink, way: Way, there: Link, facts: Facts) -> None:
+    """What the document says of a bond or VLAN that is the host's own. NICs that are to join it bring along what
+    the host has on them."""
+    claim = Link(name=way.device)
+    if uplink.members:
+        full = bond_link(way, "", uplink.bond or BondMode.ACTIVE_BACKUP, uplink.options, uplink.members)
+        said = {f for option in uplink.options.model_fields_set for f in CLAIMS[option]}
+        claim = narrow(full, said)
+    claim = replace(claim, mtu=uplink.mtu, mac=uplink.mac)
+    if claim != Link(name=way.device):
+        lend(part, claim)
+    for member in uplink.members:
+        new = member not in (there.members or ())
+        lend(part, Link(name=member, master=way.device, bonded=True, mtu=way.mtu if new else uplink.mtu, up=True if new else None))
+    joining = way.sources[1:]
+    if joining:
+        resources, borrowed, notes = move_host(joining, way.device, facts)
+        part.resources += [r for r in resources if not isinstance(r, Sysctl)]
+        part.borrowed |= borrowed
+        part.notes += notes
+    further = sorted(set(there.members or ()) - set(uplink.members)) if uplink.members else []
+    if further:
+        part.notes.append(f"{way.device} is the host's own and has further members, which stay: {', '.join(further)}")
 
 
 def lend(part: Part, claim: Resource) -> None:
@@ -130,14 +166,24 @@ def bond_link(way: Way, name: str, mode: BondMode, options: BondOptions, members
         bond_ad_select=(options.ad_select or "stable") if lacp else None)
 
 
+CLAIMS: dict[str, tuple[str, ...]] = {
+    "primary": ("bond_primary",), "reselect": ("bond_primary_reselect",), "miimon": ("bond_miimon",),
+    "updelay": ("bond_updelay",), "downdelay": ("bond_downdelay",),
+    "arp": ("bond_miimon", "bond_arp_interval", "bond_arp_targets", "bond_arp_validate"), "hash": ("bond_hash",),
+    "lacp_rate": ("bond_lacp_rate",), "ad_select": ("bond_ad_select",), "min_links": ("bond_min_links",),
+    "peer_notify": ("bond_peer_notify",)}
+"""Option of a bond -> settings of the link that it is about."""
+
+
 def vlan_link(device: str, carrier: str, vid: int, protocol: str, mtu: int, alias: str, mac: str | None = None) -> Link:
     """A VLAN sub-interface, complete. Its MAC follows the carrier's when none is given."""
     return Link(name=device, type="vlan", parent=carrier, vlan_id=vid, vlan_protocol=protocol, mtu=mtu, mac=mac,
                 up=True, master="", alias=alias)
 
 
-def claim_host(part: Part, device: str, uplink: Uplink) -> None:
-    """The host's own addresses and routes that the document claims on *device*."""
+def claim_host(part: Part, device: str, uplink: Uplink, facts: Facts) -> None:
+    """The host's own addresses and routes that the document claims on *device*. A route that the host has made
+    itself is right as it is when it goes the same way."""
     for text in uplink.addresses:
         address = Address(name=address_name(device, text), dev=device, scope="global", dynamic="")
         part.resources.append(address)
@@ -145,7 +191,9 @@ def claim_host(part: Part, device: str, uplink: Uplink) -> None:
     defaults = [route("default", dev=device, via=gateway) for gateway in (uplink.gateway, uplink.gateway6) if gateway]
     for r in (*defaults, *(route(with_length(r.to), dev=device, via=r.via or "", metric=r.metric)
                            for r in uplink.routes)):
-        part.resources.append(r)
+        seen = facts.state.get(r.key)
+        theirs = isinstance(seen, Route) and seen.proto != PROTO and seen.lifetime is None
+        part.resources.append(narrow(r, {"dev", "via"}) if theirs else r)
         part.borrowed.add(r.key)
 
 

@@ -10,6 +10,8 @@ from kvmnet.spec.names import bridge_name, carrier_name, shared_bridge_name, upl
 
 FILTERING, SUB_INTERFACES, BONDS, MULTICAST = "bridge-vlan-filtering", "vlan", "bond", "bridge-vlan-multicast"
 """Features of the host that VLANs, bonds and multicast on VLANs need."""
+OURS = "kvmnet "
+"""A link whose alias begins so is one that kvmnet made."""
 
 
 def is_bond(uplink: Uplink) -> bool:
@@ -30,6 +32,15 @@ def device(name: str, spec: Spec) -> str:
     uplink = spec.uplinks[name]
     own = None if is_vlan(uplink) and not uplink.on else uplink.device
     return own or uplink_name(name)
+
+
+def theirs(name: str, spec: Spec, state: State) -> Link | None:
+    """The bond or VLAN of the host's own that bears the name of one that an uplink describes: it is borrowed as
+    a NIC is, changed only where the document says so, and given back."""
+    if not is_made(spec.uplinks[name]):
+        return None
+    link = state.get(Key(Link.kind, device(name, spec)))
+    return link if isinstance(link, Link) and not (link.alias or "").startswith(OURS) else None
 
 
 def carrier(name: str, spec: Spec) -> str:
@@ -56,6 +67,8 @@ def mtu(name: str, spec: Spec, state: State) -> int | None:
     uplink = spec.uplinks[name]
     if uplink.mtu:
         return uplink.mtu
+    if (there := theirs(name, spec, state)) and there.mtu:
+        return there.mtu
     if uplink.on and uplink.on != name and uplink.on in spec.uplinks:
         return mtu(uplink.on, spec, state)
     for below in uplink.members or (carrier(name, spec) or device(name, spec),):

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_address
 
-from kvmnet.drivers.linux.resources import Address
+from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
 from kvmnet.spec.explain import meant
@@ -166,27 +166,46 @@ def mtus(subject: Subject) -> Iterator[Problem]:
 
 
 def members(subject: Subject) -> Iterator[Problem]:
-    """NICs of the host that cannot be in a bond."""
+    """NICs of the host that cannot be in a bond, and bonds and VLANs of the host that are not what the document says."""
     made = {ways.device(n, subject.spec) for n, u in subject.spec.uplinks.items() if u.members}
     for name, uplink in subject.spec.uplinks.items():
-        device = ways.device(name, subject.spec)
+        there = ways.theirs(name, subject.spec, subject.facts.state)
         for position, member in enumerate(uplink.members):
             link, path = subject.links.get(member), f"uplinks.{name}.members[{position}]"
-            if link is None:
+            if link is None or (there and member in (there.members or ())):
                 continue
-            if link.type in ("bridge", "bond", "vlan", "tap", "loopback", "dummy") and link.type != "dummy":
+            if link.type in ("bridge", "bond", "vlan", "tap", "loopback"):
                 yield wrong(path, f"{member} ({link.type}) cannot be a member of a bond", "name NICs of the host")
             elif link.master and link.master not in made and not _of_ours(subject, link.master):
-                yield wrong(path, f"{member} belongs to {link.master} already", f"take it out of {link.master} first")
+                use = f", or write device: {link.master} to use it" if subject.links[link.master].type == "bond" else ""
+                yield wrong(path, f"{member} belongs to {link.master} already", f"take it out of {link.master} first{use}")
             carried = [n for n, other in subject.links.items() if other.type == "vlan" and other.parent == member
-                       and not (other.alias or "").startswith("kvmnet ")]
+                       and not (other.alias or "").startswith(ways.OURS)]
             if carried:
                 yield wrong(path, f"{member} carries {', '.join(carried)}, which would lose its way out",
                             f"make the VLAN on the bond: {{vlan: ID, on: {name}}}, and remove {carried[0]}")
-        link = subject.links.get(device)
-        if ways.is_made(uplink) and link and not (link.alias or "").startswith("kvmnet "):
-            yield wrong(f"uplinks.{name}", f"this host has a {link.type} {device} already, not made by kvmnet",
-                        "write device: with another name, or to use it as it is, device: alone")
+        if there:
+            yield from _another(subject, name, there)
+
+
+def _another(subject: Subject, name: str, there: Link) -> Iterator[Problem]:
+    """A link of the host's own that has the name of the uplink's and is something else: it would have to be made anew."""
+    uplink, device = subject.spec.uplinks[name], there.name
+    kind = "bond" if uplink.members else "vlan"
+    if there.type != kind:
+        yield wrong(f"uplinks.{name}", f"this host has a {there.type} {device} already, not made by kvmnet",
+                    "write device: with another name, or to use it as it is, device: alone")
+        return
+    mode, options = uplink.bond or BondMode.ACTIVE_BACKUP, uplink.options
+    wanted = {"bond": (mode.value, there.bond_mode), "options.lacp_rate": (options.lacp_rate, there.bond_lacp_rate),
+              "options.ad_select": (options.ad_select, there.bond_ad_select)} if uplink.members else {
+        "vlan": (uplink.vlan, there.vlan_id), "protocol": (uplink.protocol, there.vlan_protocol),
+        "on" if uplink.on else "device": (ways.carrier(name, subject.spec), there.parent)}
+    for option, (value, found) in wanted.items():
+        if value is not None and found is not None and value != found:
+            yield wrong(f"uplinks.{name}.{option}", f"{device} of this host has {found}, and kvmnet did not make it: for "
+                        f"{value} it would have to be made anew", f"write {found}, or change it where the host configures it, "
+                        "or write device: with another name")
 
 
 def _of_ours(subject: Subject, device: str) -> bool:
