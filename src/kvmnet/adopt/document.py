@@ -2,15 +2,14 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kvmnet.adopt.model import Bridge, Device, Element, GuestPort, Layout, Outcome
-from kvmnet.spec.names import BRIDGE, PROBE, TAP
-from kvmnet.spec.values import interface
+from kvmnet.adopt.uplinks import Uplink, describe, flow, quoted, refusal, unusable, word
 
-RESERVED = (TAP, BRIDGE, PROBE)
+WIDTH = 110
+"""Columns of a line with an uplink on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,32 +22,37 @@ class Written:
 
 def write(layout: Layout, heading: Sequence[str]) -> Written:
     """The smallest document for *layout*. ``heading``: lines of its first comment."""
+    uplinks, elements = describe(layout)
     refused: list[Element] = []
     lines = [f"# {line}".rstrip() for line in heading]
     lines.append("version: 1")
-    uplinks = list(uplink_lines(layout, refused))
     if uplinks:
-        lines += ["", "# NICs of the host. They are borrowed: only what is written here is changed.", "uplinks:", *uplinks]
+        lines += ["", "# NICs, bonds and VLANs of the host. They are borrowed: only what is written here is changed.",
+                  "uplinks:", *(line for uplink in uplinks for line in uplink_lines(uplink, layout))]
     networks, names = network_lines(layout, refused)
     if networks:
         lines += ["", "# Bridges of the host, used as they are: nothing of them is changed.", "networks:", *networks]
     lines += guest_lines(layout, names)
     unwritten = {e.device: e.words for e in refused}
-    elements = (*(replace(e, outcome=Outcome.UNSUPPORTED, words=unwritten[e.device])
-                  if e.outcome is Outcome.MAPPED and e.device in unwritten else e for e in layout.elements), *refused)
-    return Written("\n".join([*lines, *left_lines(elements)]) + "\n", elements)
+    told = (*(replace(e, outcome=Outcome.UNSUPPORTED, words=unwritten[e.device])
+              if e.outcome is Outcome.MAPPED and e.device in unwritten else e for e in elements), *refused)
+    return Written("\n".join([*lines, *left_lines(told)]) + "\n", told)
 
 
-def uplink_lines(layout: Layout, refused: list[Element]) -> Iterator[str]:
-    taken: set[str] = set()
-    for device in layout.uplinks:
-        if why := unusable(device):
-            refused.append(refusal("uplink", device, why))
-            continue
-        name = word(device.name, taken, 63)
-        mtu = f", mtu: {device.mtu}" if device.mtu is not None else ""
-        kind = {"Bond": "a bond that the host makes", "Vlan": "a VLAN that the host makes"}.get(type(device).__name__, "")
-        yield f"  {name}: {{device: {quoted(device.name)}{mtu}}}{comment(device, kind, layout)}"
+def uplink_lines(uplink: Uplink, layout: Layout) -> Iterator[str]:
+    """On one line where it fits, else an option on each."""
+    short = f"  {uplink.name}: {flow(uplink.data)}"
+    said = comment(uplink.device, "", layout)
+    if len(short) <= WIDTH:
+        yield short + said
+        return
+    yield f"  {uplink.name}:{said}"
+    for option, value in uplink.data.items():
+        if option == "routes":
+            yield "    routes:"
+            yield from (f"      - {flow(row)}" for row in value)
+        else:
+            yield f"    {option}: {flow(value)}"
 
 
 def network_lines(layout: Layout, refused: list[Element]) -> tuple[list[str], dict[str, str]]:
@@ -56,7 +60,7 @@ def network_lines(layout: Layout, refused: list[Element]) -> tuple[list[str], di
     lines, taken, names = [], set[str](), dict[str, str]()
     for bridge in layout.bridges:
         if why := unusable(bridge):
-            refused.append(refusal("bridge", bridge, why))
+            refused.append(refusal(bridge, f"bridge {bridge.name}", why))
             continue
         names[bridge.name] = word(bridge.name, taken, 32)
         ports = "ports " + " ".join(bridge.ports) if bridge.ports else ""
@@ -85,53 +89,14 @@ def guest_lines(layout: Layout, names: dict[str, str]) -> list[str]:
 
 def left_lines(elements: Sequence[Element]) -> list[str]:
     """What the document does not say."""
-    lines: list[str] = []
-    for outcome, title in ((Outcome.LATER, "Not yet expressible:"), (Outcome.UNSUPPORTED, "Not expressed:")):
-        if found := [e for e in elements if e.outcome is outcome]:
-            lines += ["", f"# {title}", *(f"#   {safe(str(e))}" for e in found)]
-    return lines
+    found = [e for e in elements if e.outcome is Outcome.UNSUPPORTED]
+    return ["", "# Not expressed:", *(f"#   {safe(str(e))}" for e in found)] if found else []
 
 
 # -- words -----------------------------------------------------------------------------------------
 
-def unusable(device: Device) -> str:
-    """Why the document cannot name the device; '' when it can."""
-    if device.name.startswith(RESERVED):
-        return "its name begins like those of kvmnet's own devices"
-    try:
-        interface(device.name)
-    except ValueError as error:
-        return str(error)
-    if device.mtu is not None and not isinstance(device, Bridge) and not 68 <= device.mtu <= 65535:
-        return f"MTU {device.mtu} is not between 68 and 65535"
-    return ""
-
-
-def refusal(what: str, device: Device, why: str) -> Element:
-    return Element(place=device.place, path=f"{what} {device.name}", outcome=Outcome.UNSUPPORTED, words=why,
-                   device=device.name)
-
-
-def word(text: str, taken: Collection[str], longest: int) -> str:
-    """*text* as a name of the document, different from those *taken* (which it joins)."""
-    clean = re.sub(r"[^A-Za-z0-9_-]", "-", text).lstrip("-_")[:longest] or "device"
-    if clean.lower() in ("null", "true", "false"):
-        clean = f"{clean}-0"
-    name, number = clean, 2
-    while name in taken:
-        name, number = f"{clean[:longest - 4]}-{number}", number + 1
-    if isinstance(taken, set):
-        taken.add(name)
-    return name
-
-
-def quoted(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]*", text) and text.lower() not in (
-        "null", "true", "false") else json.dumps(text, ensure_ascii=False)
-
-
 def comment(device: Device, words: str, layout: Layout) -> str:
-    addresses = [a.cidr for a in layout.addresses if a.dev == device.name]
+    addresses = [a.cidr for a in layout.addresses if a.dev == device.name] if isinstance(device, Bridge) else []
     asks = [f"DHCPv{d.family}" for d in layout.dynamic if d.dev == device.name]
     stays = f"{' '.join([*addresses, *asks])} stays on it" if addresses or asks else ""
     parts = [p for p in (str(device.place), words, stays) if p]

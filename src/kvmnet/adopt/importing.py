@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import pwd
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,13 +24,15 @@ from kvmnet.adopt.tap_holders import holders
 from kvmnet.api import Host
 from kvmnet.engine.driver import Seen
 from kvmnet.errors import KvmnetError, SpecError
-from kvmnet.facts.collect import command_lines, namespace_of, resolvers
+from kvmnet.facts.collect import command_lines, namespace_of, policy_rules, resolvers
 from kvmnet.host import run as tools
 from kvmnet.host.process import namespace_id
 from kvmnet.spec.load import loads
 
 LIBVIRT = ("run/libvirt/network", "var/lib/libvirt/dnsmasq")
 MARKS = "marks on this host"
+USUAL_RULES = re.compile(r"0:\s+from all lookup local|32766:\s+from all lookup main|32767:\s+from all lookup default")
+"""Policy rules of every host."""
 FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
 
 
@@ -55,7 +58,7 @@ class Imported:
 
 def row(element: Element) -> dict[str, Any]:
     return {"file": element.place.file, "line": element.place.line, "path": element.path, "value": element.value,
-            "words": element.words, "feature": element.feature, "device": element.device}
+            "words": element.words, "device": element.device}
 
 
 # -- from files ------------------------------------------------------------------------------------
@@ -173,12 +176,12 @@ def look(host: Host, seen: Seen) -> LiveHost:
     """Everything that the document is written from. Only reads."""
     details = {d["ifname"]: d for d in json.loads(tools.run(("ip", "-json", "-details", "link", "show")) or "[]")
                if "ifname" in d}
-    return LiveHost(seen, details, holders(), dict(libvirt_networks()), dict(foreign_dnsmasq(host)), forwarding())
+    rules = [r for r in policy_rules() if not USUAL_RULES.fullmatch(r)]
+    return LiveHost(seen, details, holders(), dict(libvirt_networks()), dict(foreign_dnsmasq(host)), rules, forwarding())
 
 
 def libvirt_networks(root: Path = Path("/")) -> Iterator[tuple[str, str]]:
     """Bridge -> libvirt's network, from its status files."""
-    import re
     for place, pattern in zip(LIBVIRT, ("*.xml", "*.conf"), strict=True):
         for file in sorted((root / place).glob(pattern)):
             with suppress(OSError):

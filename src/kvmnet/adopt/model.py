@@ -5,10 +5,10 @@ stood in the files. Nothing is dropped: a key that no table knows is an element 
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 
 class Outcome(StrEnum):
@@ -20,8 +20,6 @@ class Outcome(StrEnum):
     """It stays with the host: kvmnet borrows the device and leaves this as it stands."""
     FOREIGN = "foreign"
     """It belongs to another program (libvirt, Docker); kvmnet never touches it."""
-    LATER = "later"
-    """The document has no words for it yet; ``feature`` says which."""
     UNSUPPORTED = "unsupported"
     """Not expressed and not understood."""
 
@@ -51,8 +49,6 @@ class Element:
     outcome: Outcome
     words: str = ""
     """Why, or what to do."""
-    feature: str = ""
-    """LATER: which feature it waits for: bonds, vlans."""
     device: str = ""
 
     def __str__(self) -> str:
@@ -79,12 +75,15 @@ class Nic(Device):
 class Bond(Device):
     members: tuple[str, ...] = ()
     mode: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Those of ``uplinks.NAME.options``, as the document has them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vlan(Device):
     parent: str = ""
     id: int = 0
+    protocol: str = "802.1Q"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,13 +94,15 @@ class Bridge(Device):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
+    """A static address without anything more to say of it."""
+
     dev: str
     cidr: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """``dst``: a prefix, 0.0.0.0/0 or ::/0 for the default route."""
+    """A plain route of the main table. ``dst``: a prefix, 0.0.0.0/0 or ::/0 for the default route."""
 
     dev: str
     dst: str
@@ -154,12 +155,24 @@ class Layout:
 
     @property
     def uplinks(self) -> tuple[Device, ...]:
-        """Devices that can be an uplink: they are no port and no member of another."""
+        """Devices that can be an uplink: NICs that are no port and no member of another, or carry a VLAN; bonds;
+        VLANs, each after the one that carries it."""
         inner = self.under
-        return tuple(d for d in (*self.nics, *self.bonds, *self.vlans) if d.name not in inner)
+        members = {member for bond in self.bonds for member in bond.members}
+        carriers = {vlan.parent for vlan in self.vlans} - members
+        nics = (d for d in self.nics if d.name not in inner or d.name in carriers)
+        return (*nics, *self.bonds, *carried(self.vlans))
 
-    def without_elements(self) -> Layout:
-        return replace(self, elements=())
+
+def carried(vlans: Iterable[Vlan]) -> list[Vlan]:
+    """VLANs, each after the one that carries it; a ring comes last."""
+    left = {vlan.name: vlan for vlan in vlans}
+    found: list[Vlan] = []
+    while ready := [vlan for vlan in left.values() if vlan.parent not in left]:
+        found += ready
+        for vlan in ready:
+            del left[vlan.name]
+    return [*found, *left.values()]
 
 
 @dataclass(slots=True)

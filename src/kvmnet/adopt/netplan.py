@@ -5,11 +5,13 @@ mappings are merged, lists joined, and a later value replaces an earlier one (ne
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from kvmnet.adopt import bonds
 from kvmnet.adopt import verdicts as v
-from kvmnet.adopt.keys import YamlFile, items, leaves, mapping, texts
+from kvmnet.adopt.keys import YamlFile, items, mapping, texts
 from kvmnet.adopt.model import (
     Address,
     Bond,
@@ -32,18 +34,27 @@ COMMON: dict[str, v.Verdict] = {
     "emit-lldp": v.LINK, "infiniband-mode": v.LINK, "networkmanager": v.RENDERER, "openvswitch": v.KIND,
     "receive-*": v.LINK, "transmit-*": v.LINK, "tcp-segmentation-offload": v.LINK, "tcp6-segmentation-offload": v.LINK,
     "generic-*": v.LINK, "large-receive-offload": v.LINK, "auth": v.UNKNOWN,
-    **dict.fromkeys(("addresses", "dhcp4", "dhcp6", "dhcp4-overrides", "dhcp6-overrides", "dhcp-identifier", "gateway4",
-                     "gateway6", "nameservers", "routes", "routing-policy", "link-local", "accept-ra", "ipv6-mtu",
+    "addresses": v.HOST_ADDRESS, "gateway4": v.ROUTE, "gateway6": v.ROUTE, "routes": v.ROUTE,
+    **dict.fromkeys(("dhcp4", "dhcp6", "dhcp4-overrides", "dhcp6-overrides", "dhcp-identifier",
+                     "nameservers", "routing-policy", "link-local", "accept-ra", "ipv6-mtu",
                      "ipv6-privacy", "ipv6-address-generation", "ipv6-address-token", "neigh-suppress", "ra-overrides"),
                     v.ADDRESS)}
 """Settings that every kind of device has."""
 KINDS: dict[str, dict[str, v.Verdict]] = {
     "ethernets": {**COMMON, "match": v.DEVICE, "set-name": v.DEVICE},
-    "bonds": {**COMMON, "interfaces": v.BOND, "parameters": v.BOND},
-    "vlans": {**COMMON, "id": v.VLAN, "link": v.VLAN},
+    "bonds": {**COMMON, "interfaces": v.MEMBERS, "parameters": v.MODE, "macaddress": v.MAC},
+    "vlans": {**COMMON, "id": v.VLAN, "link": v.CARRIER, "macaddress": v.MAC},
     "bridges": {**COMMON, "interfaces": v.PORTS, "parameters": v.BRIDGE},
 }
 """Kind of device -> setting -> what becomes of it. Other kinds are not expressed."""
+BOND_WORDS = {"mii_monitor_interval": "miimon", "transmit_hash_policy": "xmit_hash_policy", "up_delay": "updelay",
+              "down_delay": "downdelay", "arp_ip_targets": "arp_ip_target", "fail_over_mac_policy": "fail_over_mac",
+              "gratuitous_arp": "num_grat_arp", "gratuitious_arp": "num_grat_arp",
+              "primary_reselect_policy": "primary_reselect", "learn_packet_interval": "lp_interval"}
+"""netplan's word, with underscores -> the kernel's. The others are the kernel's own."""
+TIMES = frozenset({"miimon", "updelay", "downdelay", "arp_interval"})
+ROUTE_KEYS = frozenset({"to", "via", "metric", "scope", "type"})
+"""Keys of a route that the document can have."""
 TOP = {"version": v.RENDERER, "renderer": v.RENDERER}
 
 
@@ -57,7 +68,7 @@ def parse(sources: Sequence[Source]) -> Layout:
         for problem in file.places.repeated:
             v.Notes(draft).add(Place(file.path, problem.line), problem.path, "", v.Verdict(
                 Outcome.UNSUPPORTED, "written twice: only the first is read"))
-        for path, _ in leaves(file.data, ""):
+        for path, _ in file.leaves():
             origin[path] = file.place(path)
         for path in file.places.keys:
             origin[path] = file.place(path)
@@ -67,7 +78,6 @@ def parse(sources: Sequence[Source]) -> Layout:
     names = device_names(network)
     for file in files:
         note(v.Notes(draft), file, merged, origin, names)
-    v.Notes(draft).settle()
     return draft.layout()
 
 
@@ -122,8 +132,8 @@ def build(draft: Draft, network: dict[str, Any], origin: dict[str, Place]) -> No
             case "ethernets":
                 draft.nics[name] = Nic(**said)
             case "bonds":
-                mode = mapping(settings.get("parameters")).get("mode")
-                draft.bonds[name] = Bond(**said, members=inner, mode=str(mode or ""))
+                mode, options = bonds.described(bond_words(settings))
+                draft.bonds[name] = Bond(**said, members=inner, mode=mode, options=options)
             case "vlans":
                 parent = str(settings.get("link") or "")
                 draft.vlans[name] = Vlan(**said, parent=real.get(parent, parent), id=v.whole(settings.get("id")) or 0)
@@ -141,21 +151,40 @@ def truth(value: Any) -> bool | None:
             "n": False}.get(str(value).lower())
 
 
+def bond_word(key: str) -> str:
+    plain = bonds.canonical(key)
+    return BOND_WORDS.get(plain, plain)
+
+
+def bond_words(settings: dict[str, Any]) -> dict[str, Any]:
+    """A bond's parameters by the kernel's words; times in milliseconds."""
+    found = {bond_word(key): value for key, value in mapping(settings.get("parameters")).items()
+             if not isinstance(value, dict)}
+    return {word: v.milliseconds(value, 1) if word in TIMES else value for word, value in found.items()}
+
+
 def layer3(draft: Draft, name: str, settings: dict[str, Any]) -> None:
-    for item in items(settings.get("addresses")):
-        text = next(iter(item), "") if isinstance(item, dict) else item
-        if address := v.cidr(text):
-            draft.addresses.append(Address(dev=name, cidr=address))
+    draft.addresses += (Address(dev=name, cidr=c) for item in items(settings.get("addresses"))
+                        if isinstance(item, str) and (c := v.cidr(item)))
     for family in (4, 6):
         if truth(settings.get(f"dhcp{family}")):
             draft.dynamic.append(Dynamic(dev=name, family=family))
-        if via := settings.get(f"gateway{family}"):
+        if (via := settings.get(f"gateway{family}")) and v.is_address(via):
             draft.routes.append(Route(dev=name, dst=v.prefix("default", family) or "", via=str(via)))
-    for item in items(settings.get("routes")):
-        route = mapping(item)
-        via = str(route.get("via") or "")
-        if dst := v.prefix(route.get("to"), 6 if ":" in via else 4):
-            draft.routes.append(Route(dev=name, dst=dst, via=via, metric=v.whole(route.get("metric"))))
+    draft.routes += (r for item in items(settings.get("routes")) if (r := plain_route(name, item)))
+
+
+def plain_route(dev: str, item: Any) -> Route | None:
+    """A route that the document can have; None for any other."""
+    route = mapping(item)
+    via = str(route.get("via") or "")
+    dst = v.prefix(route.get("to"), 6 if ":" in via else 4)
+    metric = v.whole(route.get("metric"))
+    if (not dst or set(route) - ROUTE_KEYS or route.get("type", "unicast") != "unicast" or (via and not v.is_address(via))
+            or route.get("scope", "link") != ("global" if via and "scope" in route else "link")
+            or (metric is None and route.get("metric") is not None)):
+        return None
+    return Route(dev=dev, dst=dst, via=via, metric=metric)
 
 
 # -- elements --------------------------------------------------------------------------------------
@@ -167,12 +196,51 @@ def note(notes: v.Notes, file: YamlFile, merged: dict[str, Any], origin: dict[st
         place = file.place(path)
         steps = steps_to(file.data, path)
         device = names.get((steps[1], steps[2]), "") if len(steps) > 2 else ""
+        settings = mapping(mapping(mapping(merged.get("network")).get(steps[1])).get(steps[2])) if len(steps) > 2 else {}
         verdict = verdict_of(steps, device, value)
         if origin.get(path, place) != place and not isinstance(value, list):
             verdict = v.Verdict(Outcome.KEPT, f"replaced by {origin[path]}")
-        elif verdict is v.MTU and v.whole(value) is None:
-            verdict = v.BAD_VALUE
+        elif verdict is v.MODE:
+            verdict = v.UNKNOWN if len(steps) != 5 else bonds.verdict(bond_word(steps[4]), value, {})
+        elif verdict in CHECKS:
+            own = mapping(mapping(mapping(file.data.get("network")).get(steps[1])).get(steps[2]))
+            verdict = CHECKS[verdict](verdict, steps, path, value, own if steps[3] == "routes" else settings)
         notes.add(place, path, value, verdict, device)
+
+
+def checked_mtu(verdict: v.Verdict, steps: list[str], path: str, value: Any, settings: dict[str, Any]) -> v.Verdict:
+    return verdict if len(steps) == 4 and v.whole(value) is not None else v.BAD_VALUE
+
+
+def checked_addresses(verdict: v.Verdict, steps: list[str], path: str, value: Any, settings: dict[str, Any]) -> v.Verdict:
+    """A list of plain ones is one element; one with options of its own stays with the host."""
+    if len(steps) > 4:
+        return v.ADDRESS
+    wrong = [x for x in items(value) if not (isinstance(x, str) and v.cidr(x))]
+    return v.Verdict(Outcome.UNSUPPORTED, f"no address with its prefix length: {v.one_line(wrong)}") if wrong else verdict
+
+
+def checked_route(verdict: v.Verdict, steps: list[str], path: str, value: Any, settings: dict[str, Any]) -> v.Verdict:
+    if steps[3] != "routes":
+        return verdict if len(steps) == 4 and v.is_address(value) else v.BAD_VALUE
+    position = re.search(r"\.routes\[(\d+)\](\.[^.]*)?$", path)
+    rows = items(settings.get("routes"))
+    row = rows[int(position[1])] if position and int(position[1]) < len(rows) else None
+    return v.ROUTE if plain_route("", row) else v.ODD_ROUTE
+
+
+def checked_name(verdict: v.Verdict, steps: list[str], path: str, value: Any, settings: dict[str, Any]) -> v.Verdict:
+    return verdict if len(steps) == 4 and not isinstance(value, (dict, list)) else v.BAD_VALUE
+
+
+def checked_members(verdict: v.Verdict, steps: list[str], path: str, value: Any, settings: dict[str, Any]) -> v.Verdict:
+    return verdict if len(steps) == 4 and len(texts(value)) == len(items(value)) and not isinstance(value, dict) else v.BAD_VALUE
+
+
+CHECKS: dict[v.Verdict, Callable[[v.Verdict, list[str], str, Any, dict[str, Any]], v.Verdict]] = {
+    v.MTU: checked_mtu, v.HOST_ADDRESS: checked_addresses, v.ROUTE: checked_route, v.VLAN: checked_mtu,
+    v.CARRIER: checked_name, v.MAC: checked_name, v.MEMBERS: checked_members, v.PORTS: checked_members}
+"""Verdict -> what looks at the value, too."""
 
 
 def steps_to(data: Any, path: str) -> list[str]:

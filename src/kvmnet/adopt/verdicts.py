@@ -1,13 +1,14 @@
 """What becomes of a setting: the words, and the verdicts that all formats share. Pure.
 
-A format has a table ``key -> Verdict``. When the document learns a feature, its row changes here or there and
-nothing else: ``LATER`` becomes ``MAPPED``.
+A format has a table ``key -> Verdict``. A verdict that begins with ``uplinks.NAME.`` is settled when the document is
+written: there a device is an uplink or not, and a value is one that the document takes or not (uplinks.py).
 """
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from ipaddress import ip_interface, ip_network
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple
 
 from kvmnet.adopt.model import Draft, Element, Outcome, Place
@@ -16,22 +17,29 @@ from kvmnet.adopt.model import Draft, Element, Outcome, Place
 class Verdict(NamedTuple):
     outcome: Outcome
     words: str
-    feature: str = ""
+
+
+PREFIX = "uplinks.NAME."
+
+
+def uplink(option: str) -> Verdict:
+    """It is an option of the uplink that the device is."""
+    return Verdict(Outcome.MAPPED, PREFIX + option)
 
 
 DEVICE = Verdict(Outcome.MAPPED, "names the device")
 PORTS = Verdict(Outcome.MAPPED, "the bridge is used as it is, with its ports")
-MTU = Verdict(Outcome.MAPPED, "uplinks.NAME.mtu")
+MTU, MAC, MEMBERS, MODE = uplink("mtu"), uplink("mac"), uplink("members"), uplink("bond")
+VLAN, CARRIER, PROTOCOL = uplink("vlan"), uplink("on"), uplink("protocol")
+HOST_ADDRESS, ROUTE = uplink("addresses"), uplink("routes or gateway")
 PORT_MTU = Verdict(Outcome.KEPT, "MTU of a port or of a bridge that is used as it is: stays with the host")
-ADDRESS = Verdict(Outcome.KEPT, "addresses, routes and DNS of the host stay as they are")
+ADDRESS = Verdict(Outcome.KEPT, "stays with the host: kvmnet leaves its addresses, routes and name servers alone")
+ODD_ROUTE = Verdict(Outcome.KEPT, "stays with the host: the document's routes have no more than to, via and metric")
 LINK = Verdict(Outcome.KEPT, "a setting of the host's own device stays as it is")
 BRIDGE = Verdict(Outcome.KEPT, "a bridge of the host is used as it is; nothing of it is changed")
+VLAN_FILTER = Verdict(Outcome.KEPT, "a bridge of the host is used as it is, with the VLANs of its ports")
 RENDERER = Verdict(Outcome.KEPT, "who configures the host stays as it is")
 LOOPBACK = Verdict(Outcome.KEPT, "loopback is the host's own")
-BOND = Verdict(Outcome.LATER, "the document cannot describe a bond yet; it can use one that exists as an uplink", "bonds")
-VLAN = Verdict(Outcome.LATER, "the document cannot describe a VLAN device yet; it can use one that exists as an uplink",
-               "vlans")
-VLAN_FILTER = Verdict(Outcome.LATER, "the document cannot filter VLANs on a bridge yet", "vlans")
 COMMAND = Verdict(Outcome.UNSUPPORTED, "a command of the host's own: kvmnet runs none, and cannot tell what it changes")
 KIND = Verdict(Outcome.UNSUPPORTED, "a kind of device that the document does not have")
 UNKNOWN = Verdict(Outcome.UNSUPPORTED, "not known to this import")
@@ -46,7 +54,7 @@ HIDDEN = "(hidden)"
 
 
 class Notes:
-    """Collects one element per key, then settles what depends on the whole."""
+    """Collects one element per key, to be settled when the document is written."""
 
     def __init__(self, draft: Draft):
         self.draft = draft
@@ -54,20 +62,11 @@ class Notes:
     def add(self, place: Place, path: str, value: object, verdict: Verdict, device: str = "") -> None:
         shown = HIDDEN if SECRET.search(path) and value not in (None, "", {}, []) else one_line(value)
         self.draft.elements.append(Element(place=place, path=path, value=shown, outcome=verdict.outcome,
-                                           words=verdict.words, feature=verdict.feature, device=device))
-
-    def settle(self) -> None:
-        """An MTU is in the document only where its device is an uplink."""
-        layout = self.draft.layout()
-        uplinks = {d.name for d in layout.uplinks}
-        self.draft.elements[:] = [
-            reword(e, PORT_MTU) if e.words == MTU.words and e.device not in uplinks else e
-            for e in self.draft.elements]
+                                           words=verdict.words, device=device))
 
 
 def reword(element: Element, verdict: Verdict) -> Element:
-    return Element(place=element.place, path=element.path, value=element.value, device=element.device,
-                   outcome=verdict.outcome, words=verdict.words, feature=verdict.feature)
+    return replace(element, outcome=verdict.outcome, words=verdict.words)
 
 
 def one_line(value: object) -> str:
@@ -97,6 +96,24 @@ def prefix(text: object, version: int = 4) -> str | None:
     if text in ("default", "0.0.0.0", "::"):
         return "::/0" if version == 6 or text == "::" else "0.0.0.0/0"
     return attempt(lambda: str(ip_network(str(text), strict=False)))
+
+
+def is_address(value: object) -> bool:
+    return attempt(lambda: str(ip_address(str(value)))) is not None
+
+
+UNITS = {"us": 0.001, "ms": 1, "s": 1000, "sec": 1000, "second": 1000, "seconds": 1000, "min": 60000, "m": 60000, "h": 3600000}
+
+
+def milliseconds(value: object, bare: int) -> object:
+    """A time of systemd's (``1s 500ms``, systemd.time(7)) in milliseconds; a bare number counts *bare* of them. What
+    is no time stays as it is."""
+    parts = re.findall(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-z]*)", str(value).strip().lower())
+    if not parts or "".join(f"{n}{u}" for n, u in parts) != re.sub(r"\s", "", str(value).lower()) or any(
+            u and u not in UNITS for _, u in parts):
+        return value
+    total = sum(float(n) * (UNITS[u] if u else bare) for n, u in parts)
+    return int(total) if total == int(total) else value
 
 
 def attempt(make: Callable[[], str]) -> str | None:

@@ -50,7 +50,7 @@ def report(found: Imported, everything: bool) -> None:
     from kvmnet.adopt.model import Outcome
     counts = {o: len(found.of(o)) for o in Outcome}
     say(f"from {found.origin}: " + ", ".join(f"{n} {o.value}" for o, n in counts.items() if n))
-    shown = (Outcome.LATER, Outcome.UNSUPPORTED, *((Outcome.KEPT, Outcome.FOREIGN) if everything else ()))
+    shown = (Outcome.UNSUPPORTED, *((Outcome.KEPT, Outcome.FOREIGN) if everything else ()))
     for outcome in shown:
         for element in found.of(outcome):
             say(f"{outcome.value}: {element}")

@@ -11,7 +11,7 @@ kvmnet makes it, have the same document.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from kvmnet.drivers.linux.resources import PROTO, Address, Link, Route, Sysctl, address_name, route
 from kvmnet.engine.resource import Key, Resource, narrow
@@ -111,14 +111,13 @@ def outside_the_trunk(name: str, spec: Spec, facts: Facts) -> list[str]:
 def borrow(part: Part, uplink: Uplink, way: Way, there: Link, facts: Facts) -> None:
     """What the document says of a bond or VLAN that is the host's own. NICs that are to join it bring along what
     the host has on them."""
-    claim = Link(name=way.device)
+    full = Link(name=way.device)
     if uplink.members:
         full = bond_link(way, "", uplink.bond or BondMode.ACTIVE_BACKUP, uplink.options, uplink.members)
-        said = {f for option in uplink.options.model_fields_set for f in CLAIMS[option]}
-        claim = narrow(full, said)
-    claim = replace(claim, mtu=uplink.mtu, mac=uplink.mac)
-    if claim != Link(name=way.device):
-        lend(part, claim)
+    said = {f for option in uplink.options.model_fields_set for f in CLAIMS[option]}
+    claim = {f: getattr(full, f) for f in said} | {"mtu": uplink.mtu, "mac": uplink.mac}
+    if any(value is not None for value in claim.values()):
+        lend(part, Link(name=way.device, **claim))
     for member in uplink.members:
         new = member not in (there.members or ())
         lend(part, Link(name=member, master=way.device, bonded=True, mtu=way.mtu if new else uplink.mtu, up=True if new else None))

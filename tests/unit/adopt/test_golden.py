@@ -29,7 +29,7 @@ def test_golden(case: Path) -> None:
     written = write(layout, [f"Written by kvmnet import from {case.parent.name}."])
     loads(written.text)
     shown = written.text + "\n--- elements\n" + "".join(
-        f"{e.outcome.value}{f' ({e.feature})' if e.feature else ''}: {e}\n" for e in written.elements)
+        f"{e.outcome.value}: {e}\n" for e in written.elements)
     expect = case.with_name(f"{case.name}.expect")
     if os.environ.get("KVMNET_GOLDEN") == "write":
         expect.write_text(shown)

@@ -8,28 +8,55 @@ from kvmnet.adopt.model import Outcome, Source
 from kvmnet.adopt.netplan import parse
 from kvmnet.adopt.qemu_words import machine
 from kvmnet.adopt.tap_holders import Holder
-from kvmnet.drivers.linux.resources import Link
+from kvmnet.drivers.linux.resources import BridgeVlan, Link
 from kvmnet.drivers.qemu.arguments import TINY_WORDS, Descriptors, arguments
 from kvmnet.engine.driver import Seen
+from kvmnet.engine.resource import Resource
 from kvmnet.spec.load import loads
 from kvmnet.spec.models import Run
 
 
-def host(*links: Link, **more: object) -> Host:
+def host(*links: Resource, **more: object) -> Host:
     return Host(Seen({link.key: link for link in links}), **more)  # type: ignore[arg-type]
 
 
-def test_a_bond_and_a_vlan_are_uplinks_that_exist_and_wait_for_their_feature() -> None:
+BOND = Link(name="bond0", type="bond", mtu=9000, mac="02:00:00:00:00:01", alias="", bond_mode="802.3ad", bond_miimon=50,
+            bond_updelay=0, bond_downdelay=0, bond_hash="layer2", bond_lacp_rate="fast", bond_ad_select="stable",
+            bond_min_links=1, bond_peer_notify=1, members=("eno1", "eno2"))
+
+
+def member(name: str) -> Link:
+    return Link(name=name, type="physical", mtu=9000, mac=BOND.mac, own_mac=f"02:00:00:00:00:0{name[-1]}", master="bond0", bonded=True)
+
+
+def test_a_bond_and_its_vlans_are_described_with_what_the_document_cannot_say_of_them() -> None:
     layout = layout_of(host(
-        Link(name="eno1", type="physical", mtu=1500), Link(name="eno2", type="physical", mtu=1500),
-        Link(name="bond0", type="bond", mtu=9000), Link(name="v7", type="vlan", mtu=1500),
-        details={"eno1": {"master": "bond0"}, "eno2": {"master": "bond0"},
-                 "bond0": {"linkinfo": {"info_data": {"mode": "802.3ad"}}},
-                 "v7": {"link": "bond0", "linkinfo": {"info_data": {"id": 7}}}}))
+        member("eno1"), member("eno2"), BOND, Link(name="v7", type="vlan", mtu=1500, mac=BOND.mac, parent="bond0", vlan_id=7,
+                                                  vlan_protocol="802.1ad"),
+        Link(name="v7.9", type="vlan", mtu=1500, mac=BOND.mac, parent="v7", vlan_id=9, vlan_protocol="802.1Q"),
+        Link(name="br0", type="bridge", mtu=1500), Link(name="br0.4", type="vlan", mtu=1500, parent="br0", vlan_id=4,
+                                                       vlan_protocol="802.1Q"),
+        details={"bond0": {"linkinfo": {"info_data": {"mode": "802.3ad", "fail_over_mac": "active", "use_carrier": 1,
+                                                      "all_slaves_active": 0, "resend_igmp": 1}}}}))
     written = write(layout, ["x"])
-    assert {u.device: u.mtu for u in loads(written.text).spec.uplinks.values()} == {"bond0": 9000, "v7": None}
-    assert {e.feature for e in written.elements if e.outcome is Outcome.LATER} == {"bonds", "vlans"}
-    assert "mode 802.3ad, members eno1 eno2" in written.text and "id 7 on bond0" in written.text
+    uplinks = loads(written.text).spec.uplinks
+    wan = uplinks["bond0"]
+    assert wan.members == ("eno1", "eno2") and wan.bond == "802.3ad" and wan.mtu == 9000 and wan.mac is None
+    assert wan.options.model_dump(exclude_unset=True) == {"miimon": 50, "hash": "layer2", "lacp_rate": "fast", "min_links": 1}
+    assert (uplinks["v7"].on, uplinks["v7"].vlan, uplinks["v7"].protocol, uplinks["v7"].mtu) == ("bond0", 7, "802.1ad", 1500)
+    assert (uplinks["v7-9"].on, uplinks["v7-9"].device, uplinks["v7-9"].mtu) == ("v7", "v7.9", None)
+    assert uplinks["br0-4"].model_dump(exclude_unset=True) == {"device": "br0.4"}, "a VLAN of a bridge is used as it is"
+    lost = {e.path: e for e in written.elements if e.outcome is Outcome.UNSUPPORTED}
+    assert lost.keys() == {"link bond0 fail_over_mac", "link br0.4"} and lost["link bond0 fail_over_mac"].value == "active"
+    assert "a VLAN of br0, which is no uplink of the document" in lost["link br0.4"].words
+
+
+def test_vlans_of_ports_are_told_as_ranges() -> None:
+    vlans = [BridgeVlan(name=f"eno1 {v}", dev="eno1", bridge="vmbr0", pvid=v == 1, untagged=v == 1) for v in range(1, 4095)]
+    layout = layout_of(host(Link(name="vmbr0", type="bridge", vlan_filtering=True), *vlans))
+    told = [e for e in layout.elements if e.path == "vlans of eno1"]
+    assert [e.value for e in told] == ["1 (untagged) 2-4094"] and told[0].outcome is Outcome.KEPT
+    assert len(layout.elements) == 2
 
 
 def test_libvirt_network_by_name_and_its_guests_tap() -> None:
