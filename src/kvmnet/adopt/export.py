@@ -5,49 +5,90 @@ until kvmnet has run. A host that shall come up with it has it in its own config
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import yaml
 
-from kvmnet.adopt.model import Address, Bridge, Device, Draft, Dynamic, Layout, Nic, Route
+from kvmnet.adopt import bonds
+from kvmnet.adopt.model import (
+    Address,
+    Bond,
+    Bridge,
+    Device,
+    Draft,
+    Dynamic,
+    Layout,
+    Nic,
+    Route,
+    Vlan,
+    carried,
+)
+from kvmnet.adopt.networkd import BOND_WORDS, TIMES
 from kvmnet.drivers.linux import resources as linux
 from kvmnet.engine.resource import Key, State
+from kvmnet.modes.links import with_length
 from kvmnet.spec import ways
-from kvmnet.spec.models import Ethtool, Mode, Spec
+from kvmnet.spec.models import BondMode, Ethtool, Mode, Spec, Uplink
 from kvmnet.spec.names import BRIDGE as OWN_BRIDGE
 from kvmnet.spec.names import bridge_name
 
 
 def uplink_layout(spec: Spec, seen: State) -> tuple[Layout, list[str]]:
-    """What the document has of the host's own devices, with their addresses as seen, and notes."""
-    draft, notes = Draft(), []
-    bridged = {n.uplink: (n.bridge or boot_name(name)) for name, n in spec.networks.items()
+    """What the document has of the host's own devices, with their addresses as seen and as declared, and notes."""
+    draft, notes = Draft(), list[str]()
+    bridged = {n.uplink: boot_name(name) for name, n in spec.networks.items()
                if n.mode is Mode.BRIDGE and n.uplink and not n.bridge and not n.vlan}
     notes += [f"network {name}: VLAN {n.vlan} of {n.uplink} is left out; kvmnet makes it" for name, n in spec.networks.items()
               if n.vlan]
-    for name, uplink in spec.uplinks.items():
-        if uplink.device is None or ways.is_made(uplink):
-            notes.append(f"uplink {name}: a {'bond' if uplink.members else 'VLAN'} that kvmnet makes is left out")
-            continue
-        link = seen.get(Key("link", uplink.device))
-        if not isinstance(link, linux.Link):
-            notes.append(f"uplink {name}: {uplink.device} is not on this host; its addresses are not known")
+    for name in ways.by_carrier(spec):
+        uplink, device = spec.uplinks[name], ways.device(name, spec)
         if uplink.vfs:
-            notes.append(f"uplink {name}: the {uplink.vfs} VFs of {uplink.device} are left out")
+            notes.append(f"uplink {name}: the {uplink.vfs} VFs of {device} are left out")
         if uplink.ethtool != Ethtool():
             notes.append(f"uplink {name}: ethtool is left out; kvmnet sets it")
-        draft.nics[uplink.device] = Nic(name=uplink.device, mtu=uplink.mtu)
-        holder = uplink.device
+        place(draft, name, uplink, device, spec)
+        holder = bridged.get(name, device)
         if name in bridged:
-            holder = bridged[name]
+            link = seen.get(Key("link", device))
             mac = (link.mac or "") if isinstance(link, linux.Link) else ""
-            draft.bridges[holder] = Bridge(name=holder, mtu=uplink.mtu, mac=mac, ports=(uplink.device,), stp=False)
-            notes.append(f"{uplink.device} becomes a port of {holder}: once the host boots with it, write "
+            draft.bridges[holder] = Bridge(name=holder, mtu=uplink.mtu, mac=mac, ports=(device,), stp=False)
+            notes.append(f"{device} becomes a port of {holder}: once the host boots with it, write "
                          f"bridge: {holder} instead of uplink: {name} in the document")
         made = [bridge_name(n) for n, w in spec.networks.items() if w.uplink == name and w.mode is Mode.BRIDGE]
-        layer3(draft, seen, {uplink.device, *made}, holder, notes)
+        if not any(isinstance(seen.get(Key("link", d)), linux.Link) for d in (device, *uplink.members)):
+            notes.append(f"uplink {name}: {device} is not on this host; of its addresses only those of the document are known")
+        declared(draft, uplink, holder)
+        layer3(draft, seen, {device, *uplink.members, *made, ways.way_out(name, spec, {})}, holder, notes)
     return draft.layout(), notes
+
+
+def place(draft: Draft, name: str, uplink: Uplink, device: str, spec: Spec) -> None:
+    """The device of an uplink, and the NICs that it needs."""
+    if uplink.members:
+        bond = Bond(name=device, mtu=uplink.mtu, mac=uplink.mac or "", members=uplink.members,
+                    mode=(uplink.bond or BondMode.ACTIVE_BACKUP).value, options=uplink.options.model_dump(exclude_unset=True))
+        draft.bonds[device] = bond
+        for member in uplink.members:
+            draft.nics.setdefault(member, Nic(name=member, mtu=uplink.mtu))
+    elif uplink.vlan:
+        carrier = ways.carrier(name, spec)
+        draft.vlans[device] = Vlan(name=device, mtu=uplink.mtu, mac=uplink.mac or "", parent=carrier, id=uplink.vlan,
+                                   protocol=uplink.protocol)
+        if not uplink.on:
+            draft.nics.setdefault(carrier, Nic(name=carrier))
+    else:
+        draft.nics[device] = Nic(name=device, mtu=uplink.mtu)
+
+
+def declared(draft: Draft, uplink: Uplink, holder: str) -> None:
+    """Addresses and routes that the document claims."""
+    draft.addresses += (Address(dev=holder, cidr=c) for c in uplink.addresses)
+    draft.routes += (Route(dev=holder, dst=dst, via=via) for dst, via in (("0.0.0.0/0", uplink.gateway), ("::/0", uplink.gateway6)) if via)
+    for r in uplink.routes:
+        dst = with_length(r.to)
+        usual = linux.default_metric(6 if ":" in dst else 4)
+        draft.routes.append(Route(dev=holder, dst=dst, via=r.via or "", metric=None if r.metric == usual else r.metric))
 
 
 def boot_name(network: str) -> str:
@@ -76,15 +117,23 @@ def layer3(draft: Draft, seen: State, devices: set[str], holder: str, notes: lis
 
 
 def devices_of(layout: Layout) -> Iterator[Device]:
-    yield from (*layout.nics, *layout.bridges)
+    yield from (*layout.nics, *layout.bonds, *carried(layout.vlans), *layout.bridges)
 
 
 # -- netplan ---------------------------------------------------------------------------------------
 
+NETPLAN = {"miimon": "mii-monitor-interval", "updelay": "up-delay", "downdelay": "down-delay", "arp_interval": "arp-interval",
+           "arp_ip_target": "arp-ip-targets", "arp_validate": "arp-validate", "xmit_hash_policy": "transmit-hash-policy",
+           "lacp_rate": "lacp-rate", "ad_select": "ad-select", "min_links": "min-links", "num_grat_arp": "gratuitous-arp",
+           "primary": "primary", "primary_reselect": "primary-reselect-policy"}
+"""The kernel's word for an option of a bond -> netplan's."""
+
+
 def netplan(layout: Layout) -> dict[str, str]:
-    """File name -> text."""
+    """File name -> text. A VLAN whose tag is 802.1ad has no words there."""
     network: dict[str, Any] = {"version": 2}
-    for kind, devices in (("ethernets", layout.nics), ("bridges", layout.bridges)):
+    for kind, devices in (("ethernets", layout.nics), ("bonds", layout.bonds), ("vlans", carried(layout.vlans)),
+                          ("bridges", layout.bridges)):
         if devices:
             network[kind] = {d.name: netplan_device(d, layout) for d in devices}
     return {"60-kvmnet.yaml": dumped({"network": network})}
@@ -92,10 +141,16 @@ def netplan(layout: Layout) -> dict[str, str]:
 
 def netplan_device(device: Device, layout: Layout) -> dict[str, Any]:
     out: dict[str, Any] = {}
-    if isinstance(device, Bridge):
-        out["interfaces"] = list(device.ports)
-        if device.stp is not None:
-            out["parameters"] = {"stp": device.stp}
+    match device:
+        case Bridge():
+            out["interfaces"] = list(device.ports)
+            if device.stp is not None:
+                out["parameters"] = {"stp": device.stp}
+        case Bond():
+            words = {NETPLAN[w]: x for w, x in bonds.words_of(device).items()}
+            out |= {"interfaces": list(device.members), "parameters": {"mode": device.mode} | words}
+        case Vlan():
+            out |= {"id": device.id, "link": device.parent}
     if device.mac:
         out["macaddress"] = device.mac
     if device.mtu is not None:
@@ -113,6 +168,9 @@ def netplan_device(device: Device, layout: Layout) -> dict[str, Any]:
 
 # -- nmstate ---------------------------------------------------------------------------------------
 
+NMSTATE: dict[type[Device], str] = {Nic: "ethernet", Bond: "bond", Vlan: "vlan", Bridge: "linux-bridge"}
+
+
 def nmstate(layout: Layout) -> dict[str, str]:
     state: dict[str, Any] = {"interfaces": [nmstate_device(d, layout) for d in devices_of(layout)]}
     if layout.routes:
@@ -123,16 +181,22 @@ def nmstate(layout: Layout) -> dict[str, str]:
 
 
 def nmstate_device(device: Device, layout: Layout) -> dict[str, Any]:
-    bridge = device if isinstance(device, Bridge) else None
-    out: dict[str, Any] = {"name": device.name, "type": "linux-bridge" if bridge else "ethernet", "state": "up"}
+    out: dict[str, Any] = {"name": device.name, "type": NMSTATE[type(device)], "state": "up"}
     if device.mac:
         out["mac-address"] = device.mac
     if device.mtu is not None:
         out["mtu"] = device.mtu
-    if bridge:
-        out["bridge"] = {"port": [{"name": p} for p in bridge.ports]}
-        if bridge.stp is not None:
-            out["bridge"]["options"] = {"stp": {"enabled": bridge.stp}}
+    match device:
+        case Bridge():
+            out["bridge"] = {"port": [{"name": p} for p in device.ports]}
+            if device.stp is not None:
+                out["bridge"]["options"] = {"stp": {"enabled": device.stp}}
+        case Bond():
+            words = {w: ",".join(x) if isinstance(x, list) else x for w, x in bonds.words_of(device).items()}
+            out["link-aggregation"] = {"mode": device.mode, "port": list(device.members)} | ({"options": words} if words else {})
+        case Vlan():
+            outer = {"protocol": device.protocol} if device.protocol != "802.1Q" else {}
+            out["vlan"] = {"base-iface": device.parent, "id": device.id} | outer
     for family in (4, 6):
         asks = Dynamic(dev=device.name, family=family) in layout.dynamic
         own = [a.cidr for a in layout.addresses if a.dev == device.name and (":" in a.cidr) == (family == 6)]
@@ -145,30 +209,55 @@ def nmstate_device(device: Device, layout: Layout) -> dict[str, Any]:
 
 # -- networkd --------------------------------------------------------------------------------------
 
+NETWORKD = {word: key for key, word in BOND_WORDS.items()}
+
+
 def networkd(layout: Layout) -> dict[str, str]:
     files: dict[str, str] = {}
     inner = layout.under
-    for bridge in layout.bridges:
-        lines = ["[NetDev]", f"Name={bridge.name}", "Kind=bridge"]
-        lines += [f"MACAddress={bridge.mac}"] if bridge.mac else []
-        lines += [] if bridge.stp is None else ["", "[Bridge]", f"STP={'yes' if bridge.stp else 'no'}"]
-        files[f"60-kvmnet-{bridge.name}.netdev"] = "\n".join((*lines, ""))
     for device in devices_of(layout):
+        if not isinstance(device, Nic):
+            files[f"60-kvmnet-{device.name}.netdev"] = "\n".join((*netdev_lines(device), ""))
         lines = ["[Match]", f"Name={device.name}"]
         link = [f"MTUBytes={device.mtu}"] if device.mtu is not None else []
-        link += [f"MACAddress={device.mac}"] if device.mac and not isinstance(device, Bridge) else []
+        link += [f"MACAddress={device.mac}"] if device.mac and isinstance(device, Nic) else []
         lines += ["", "[Link]", *link] if link else []
-        asks = sum(d.family for d in layout.dynamic if d.dev == device.name)
-        body = [f"Bridge={inner[device.name]}"] if device.name in inner else []
-        body += [f"DHCP={ {4: 'ipv4', 6: 'ipv6', 10: 'yes'}[asks] }"] if asks else []
-        body += [f"Address={a.cidr}" for a in layout.addresses if a.dev == device.name]
-        lines += ["", "[Network]", *body]
+        lines += ["", "[Network]", *network_lines(device, layout, inner)]
         for r in layout.routes:
             if r.dev == device.name:
                 lines += ["", "[Route]", f"Destination={r.dst}", *([f"Gateway={r.via}"] if r.via else []),
                           *([] if r.metric is None else [f"Metric={r.metric}"])]
         files[f"60-kvmnet-{device.name}.network"] = "\n".join((*lines, ""))
     return files
+
+
+def netdev_lines(device: Device) -> list[str]:
+    kind = {Bridge: "bridge", Bond: "bond", Vlan: "vlan"}[type(device)]
+    lines = ["[NetDev]", f"Name={device.name}", f"Kind={kind}", *([f"MACAddress={device.mac}"] if device.mac else [])]
+    match device:
+        case Bridge(stp=bool(stp)):
+            lines += ["", "[Bridge]", f"STP={'yes' if stp else 'no'}"]
+        case Bond():
+            words = {w: x for w, x in bonds.words_of(device).items() if w != "primary"}
+            lines += ["", "[Bond]", f"Mode={device.mode}"]
+            lines += [f"{NETWORKD[w]}={' '.join(x) if isinstance(x, list) else f'{x}ms' if w in TIMES else x}" for w, x in words.items()]
+        case Vlan():
+            lines += ["", "[VLAN]", f"Id={device.id}"]
+            lines += [f"Protocol={device.protocol.lower()}"] if device.protocol != "802.1Q" else []
+    return lines
+
+
+def network_lines(device: Device, layout: Layout, inner: Mapping[str, str]) -> list[str]:
+    """What the [Network] of a device says."""
+    bonded = {b.name: b for b in layout.bonds}
+    master = inner.get(device.name)
+    body = [f"{'Bond' if master in bonded else 'Bridge'}={master}"] if master else []
+    if master in bonded and bonds.words_of(bonded[master]).get("primary") == device.name:
+        body.append("PrimarySlave=yes")
+    body += [f"VLAN={vlan.name}" for vlan in layout.vlans if vlan.parent == device.name]
+    asks = sum(d.family for d in layout.dynamic if d.dev == device.name)
+    body += [f"DHCP={ {4: 'ipv4', 6: 'ipv6', 10: 'yes'}[asks] }"] if asks else []
+    return [*body, *(f"Address={a.cidr}" for a in layout.addresses if a.dev == device.name)]
 
 
 WRITERS: dict[str, Callable[[Layout], dict[str, str]]] = {"netplan": netplan, "networkd": networkd, "nmstate": nmstate}
