@@ -69,10 +69,8 @@ def test_what_import_writes_of_bonds_vlans_and_bridges_changes_nothing(netns: No
     told = {e.path for e in found.elements}
     seen = {str(k) for k in host.engine.observe({}).state if k.kind in ("link", "address", "route", "nft-table")}
     assert seen <= told, seen - told
-    lost = {e.path: e.value for e in found.of(Outcome.UNSUPPORTED)}
-    assert lost.pop("link bond1 fail_over_mac") == "active" and lost.pop("link bond4 resend_igmp") == "5"
-    assert lost.pop("uplink bond5 options.miimon", "") == "" and "uplink bond5" not in lost
-    assert not {p for p in lost if not p.startswith(("link p", "uplink bond5 "))}, lost
+    lost = {e.path: e.value for e in found.of(Outcome.UNSUPPORTED) if not e.path.startswith("link p")}
+    assert lost == {"link bond1 fail_over_mac": "active", "link bond4 resend_igmp": "5", "uplink bond5 options.miimon": ""}
     assert any(e.path == "vlans of bond4" and e.value == "1 (untagged) 2-4094" for e in found.elements)
     assert any(e.path == "ip rule" and "10.0.0.2" in e.value for e in found.elements)
     uplinks = loads(found.text).spec.uplinks
@@ -89,7 +87,7 @@ def change_and_give_back(host: Host, text: str, paths: Paths) -> None:
     file = Path(paths.state.parent, "host.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text.replace("miimon: 50", "miimon: 100").replace("mtu: 1400", "mtu: 1300"))
-    steps = [f"{type(s).__name__} {s.key}" for s in host.plan(file).steps]
+    steps = sorted(f"{type(s).__name__} {s.key}" for s in host.plan(file).steps)
     assert steps == ["Update link bond1", "Update link outer"], steps
     host.apply_file(file)
     assert "miimon 100" in sh("ip -d link show bond1") and "mtu 1300" in sh("ip link show outer")
