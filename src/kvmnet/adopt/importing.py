@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from kvmnet.adopt import libvirt_files
 from kvmnet.adopt.document import left_lines, write
 from kvmnet.adopt.live import Host as LiveHost
 from kvmnet.adopt.live import layout_of
@@ -29,7 +30,6 @@ from kvmnet.host import run as tools
 from kvmnet.host.process import namespace_id
 from kvmnet.spec.load import loads
 
-LIBVIRT = ("run/libvirt/network", "var/lib/libvirt/dnsmasq")
 MARKS = "marks on this host"
 USUAL_RULES = re.compile(r"0:\s+from all lookup local|32766:\s+from all lookup main|32767:\s+from all lookup default")
 """Policy rules of every host."""
@@ -177,18 +177,8 @@ def look(host: Host, seen: Seen) -> LiveHost:
     details = {d["ifname"]: d for d in json.loads(tools.run(("ip", "-json", "-details", "link", "show")) or "[]")
                if "ifname" in d}
     rules = [r for r in policy_rules() if not USUAL_RULES.fullmatch(r)]
-    return LiveHost(seen, details, holders(), dict(libvirt_networks()), dict(foreign_dnsmasq(host)), rules, forwarding())
-
-
-def libvirt_networks(root: Path = Path("/")) -> Iterator[tuple[str, str]]:
-    """Bridge -> libvirt's network, from its status files."""
-    for place, pattern in zip(LIBVIRT, ("*.xml", "*.conf"), strict=True):
-        for file in sorted((root / place).glob(pattern)):
-            with suppress(OSError):
-                text = file.read_text(encoding="utf-8", errors="replace")
-                found = re.search(r"<bridge name=['\"]([^'\"]+)", text) or re.search(r"(?m)^interface=(\S+)", text)
-                if found:
-                    yield found[1], file.stem
+    return LiveHost(seen, details, holders(), dict(libvirt_files.networks()), libvirt_files.domains(),
+                    dict(foreign_dnsmasq(host)), rules, forwarding())
 
 
 def foreign_dnsmasq(host: Host) -> Iterator[tuple[int, str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kvmnet.adopt import bonds
@@ -55,6 +55,8 @@ class Host:
     holders: Sequence[Holder] = ()
     libvirt: Mapping[str, str] = field(default_factory=dict)
     """Bridge -> libvirt's network."""
+    domains: Mapping[str, GuestPort] = field(default_factory=dict)
+    """Tap -> the guest that libvirt says it is of."""
     dnsmasq: Mapping[int, str] = field(default_factory=dict)
     """Process -> command line, of dnsmasqs that are not ours."""
     rules: Sequence[str] = ()
@@ -73,7 +75,7 @@ def layout_of(host: Host) -> Layout:
     used |= {link.parent for link in links.values() if link.parent}
     for link in foreign.values():
         judge_link(draft, link, links, owners, used, host)
-    guest_ports(draft, foreign, owners, host.holders)
+    guest_ports(draft, foreign, owners, host)
     layer3(draft, host.seen, {d.name for d in draft.devices()}, owners)
     others(draft, host)
     return draft.layout()
@@ -163,14 +165,15 @@ JUDGES: dict[str, Callable[[Draft, linux.Link, Mapping[str, linux.Link], Host], 
 """Type of a link -> what describes it."""
 
 
-def guest_ports(draft: Draft, foreign: Mapping[str, linux.Link], owners: Mapping[str, str],
-                holders: Iterable[Holder]) -> None:
-    """Every foreign tap with who holds it."""
-    held = {tap: (holder, fd) for holder in holders for fd, tap in holder.taps.items()}
+def guest_ports(draft: Draft, foreign: Mapping[str, linux.Link], owners: Mapping[str, str], host: Host) -> None:
+    """Every foreign tap with who holds it, or whose libvirt says it is."""
+    held = {tap: (holder, fd) for holder in host.holders for fd, tap in holder.taps.items()}
     for link in foreign.values():
         if link.type != "tap":
             continue
         port = guest_port(link, *held.get(link.name, (None, -1)))
+        if not port.guest and (domain := host.domains.get(link.name)):
+            port = replace(domain, bridge=link.master or "")
         where = f"on {link.master}" + (f", a bridge of {owners[link.master]}" if link.master in owners else "") \
             if link.master else "on no bridge"
         whose = f"guest {port.guest}, " if port.guest else ""

@@ -1,8 +1,11 @@
 """What a running host has, judged; hosts that the tests' own kernel cannot make."""
 from __future__ import annotations
 
+from pathlib import Path
+
 from kvmnet.adopt.document import write
 from kvmnet.adopt.importing import run_of
+from kvmnet.adopt.libvirt_files import domains, networks
 from kvmnet.adopt.live import Host, layout_of
 from kvmnet.adopt.model import Outcome, Source
 from kvmnet.adopt.netplan import parse
@@ -69,6 +72,25 @@ def test_libvirt_network_by_name_and_its_guests_tap() -> None:
     assert told["link virbr7"].words == "bridge of libvirt's network default"
     assert "guest db, QEMU, pid 812, run by libvirt, on virbr7" in told["link vnet1"].words
     assert layout.guests == () and "networks:" not in write(layout, ["x"]).text
+
+
+DOMAIN = """<domain type='kvm'><name>{name}</name><uuid>u-{name}</uuid><devices><interface type='bridge'>
+<mac address='52:54:00:AA:00:01'/><source bridge='br0'/><target dev='{tap}'/><model type='virtio'/></interface></devices></domain>"""
+
+
+def test_taps_of_domains_whose_qemu_is_not_seen(tmp_path: Path) -> None:
+    for place, text in (("etc/libvirt/qemu/a.xml", DOMAIN.format(name="old", tap="vnet0")),
+                        ("run/libvirt/qemu/a.xml", f"<domstatus>{DOMAIN.format(name='web', tap='vnet0')}</domstatus>"),
+                        ("run/libvirt/qemu/broken.xml", "<domain"), ("run/libvirt/qemu/bomb.xml", "<!DOCTYPE x [<!ENTITY a 'b'>]><domain/>"),
+                        ("run/libvirt/network/default.xml", "<networkstatus><network><bridge name='virbr0'/></network></networkstatus>"),
+                        ("var/lib/libvirt/dnsmasq/lab.conf", "strict-order\ninterface=virbr5\n")):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(text)
+    assert dict(networks(tmp_path)) == {"virbr0": "default", "virbr5": "lab"}
+    layout = layout_of(host(Link(name="br0", type="bridge"), Link(name="vnet0", type="tap", master="br0"),
+                            domains=domains(tmp_path)))
+    assert 'web: {nics: [{network: br0, model: virtio, mac: "52:54:00:aa:00:01"}]}' in write(layout, ["x"]).text
+    assert any("tap of guest web, libvirt's domain, uuid u-web, on br0" in e.words for e in layout.elements)
 
 
 def test_cards_of_a_qemu() -> None:
