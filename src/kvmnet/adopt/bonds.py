@@ -52,6 +52,8 @@ def canonical(word: str) -> str:
 
 def spelled(word: str, value: Any) -> Any:
     """A value in the kernel's words; numbers as whole numbers, targets as a list."""
+    if isinstance(value, bool):
+        return int(value)
     if word in NUMBERED:
         text = str(value).lower()
         return NUMBERED[word][int(text)] if text.isdecimal() and int(text) < len(NUMBERED[word]) else text

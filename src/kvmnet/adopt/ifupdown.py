@@ -183,7 +183,7 @@ def build(draft: Draft, stanza: Stanza) -> None:
         stp = {"on": True, "yes": True, "off": False, "no": False}.get(stanza.get("bridge_stp").lower())
         ports = tuple(sorted(ports_of(stanza))) or (old.ports if old else ())
         draft.bridges[name] = Bridge(**said, ports=ports, stp=stp if stp is not None or not old else old.stp)  # type: ignore[arg-type]
-    elif members or stanza.get("bond_mode") or name in draft.bonds:
+    elif members or (stanza.get("bond_mode") and not stanza.get("bond_master")) or name in draft.bonds:
         old_bond = draft.bonds.get(name)
         draft.bonds[name] = Bond(**said, members=members or (old_bond.members if old_bond else ()),  # type: ignore[arg-type]
                                  mode=mode if stanza.get("bond_mode") or not old_bond else old_bond.mode,

@@ -256,7 +256,7 @@ def steps_to(data: Any, path: str) -> list[str]:
                 return [key]
             if path.startswith((f"{key}.", f"{key}[")):
                 rest = steps_to(inner, path[len(key):].removeprefix("."))
-                if rest or not isinstance(inner, (dict, list)):
+                if rest or not isinstance(inner, (dict, list)) or re.fullmatch(r"\[\d+\]", path[len(key):]):
                     return [key, *rest]
     return []
 
