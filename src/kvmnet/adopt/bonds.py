@@ -89,7 +89,10 @@ def described(words: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
             options.setdefault(outer, {})[inner] = said[word]
         elif not inner and not (word == "miimon" and said[word] == 0 and watches):
             options[outer] = said[word]
-    return said.get("mode", DEFAULT_MODE), options
+    mode = said.get("mode", DEFAULT_MODE)
+    if mode == BondMode.LACP:
+        options.setdefault("hash", "layer2")  # the kernel's default; the document's is layer3+4
+    return mode, options
 
 
 def words_of(bond: Bond) -> dict[str, Any]:
