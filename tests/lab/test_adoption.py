@@ -49,9 +49,6 @@ link set br100 up
 """
 
 
-LOOK = "for b in bond1 bond2; do ip -d link show $b | grep -v timer; done; ip -d link show outer; ip -br addr; ip route; nft list ruleset"
-
-
 def existing() -> None:
     lines = []
     for i, (mode, options) in enumerate(BONDS.items(), 1):
@@ -86,7 +83,7 @@ def test_what_import_writes_of_bonds_vlans_and_bridges_changes_nothing(netns: No
 
 def change_and_give_back(host: Host, text: str, paths: Paths) -> None:
     """Applied with other settings, in place; destroy leaves what was there at first."""
-    before = sh(LOOK)
+    before = dict(host.engine.observe({}).state)
     file = Path(paths.state.parent, "host.yaml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text.replace("miimon: 50", "miimon: 100").replace("mtu: 1400", "mtu: 1300"))
@@ -95,4 +92,4 @@ def change_and_give_back(host: Host, text: str, paths: Paths) -> None:
     assert "miimon 100" in sh("ip -d link show bond1") and "mtu 1300" in sh("ip link show outer")
     assert "192.0.2.2/24" in sh("ip addr show bond1") and "alias" not in sh("ip link")
     host.apply(host.plan_destroy())
-    assert sh(LOOK) == before
+    assert dict(host.engine.observe({}).state) == before
