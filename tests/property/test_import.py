@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from kvmnet.adopt.bonds import link_of
 from kvmnet.adopt.document import write
-from kvmnet.adopt.export import WRITERS, uplink_layout
+from kvmnet.adopt.export import WRITERS, unsaid, uplink_layout
 from kvmnet.adopt.ifupdown import OPTIONS, lines
 from kvmnet.adopt.keys import leaves
 from kvmnet.adopt.model import Address, Bond, Bridge, Draft, Dynamic, Layout, Nic, Route, Source
@@ -195,12 +195,10 @@ def test_a_document_exported_and_imported_means_the_same(uplinks: dict[str, Any]
     assume(not problems(uplinks))
     text = yaml.safe_dump({"version": 1, "uplinks": uplinks})
     layout, _ = uplink_layout(loads(text).spec, {})
-    if name == "netplan":  # which has no words for it: a note says so
-        outer = {v.name for v in layout.vlans if v.protocol != "802.1Q"}
-        assume(not outer)
+    left = unsaid(layout) if name == "netplan" else {}
     files = [Source(f, body) for f, body in WRITERS[name](layout).items()]
     written = write(FORMATS[name].parse(files), ["x"])
     assert not [str(e) for e in written.elements if e.outcome == "unsupported"]
-    found, wanted = meaning(written.text), meaning(text)
+    found, wanted = meaning(written.text), {d: w for d, w in meaning(text).items() if d not in left}
     assert {d: w for d, w in found.items() if d in wanted} == wanted
     assert found.keys() - wanted.keys() <= {"m0", "m1"}

@@ -6,6 +6,7 @@ until kvmnet has run. A host that shall come up with it has it in its own config
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -130,13 +131,26 @@ NETPLAN = {"miimon": "mii-monitor-interval", "updelay": "up-delay", "downdelay":
 
 
 def netplan(layout: Layout) -> dict[str, str]:
-    """File name -> text. A VLAN whose tag is 802.1ad has no words there."""
+    """File name -> text."""
+    left = unsaid(layout)
+    layout = replace(layout, vlans=tuple(vlan for vlan in layout.vlans if vlan.name not in left))
     network: dict[str, Any] = {"version": 2}
     for kind, devices in (("ethernets", layout.nics), ("bonds", layout.bonds), ("vlans", carried(layout.vlans)),
                           ("bridges", layout.bridges)):
         if devices:
             network[kind] = {d.name: netplan_device(d, layout) for d in devices}
     return {"60-kvmnet.yaml": dumped({"network": network})}
+
+
+def unsaid(layout: Layout) -> dict[str, str]:
+    """VLANs that netplan has no words for -> why: those with an 802.1ad tag, and what they carry."""
+    found: dict[str, str] = {}
+    for vlan in carried(layout.vlans):
+        if vlan.protocol != "802.1Q":
+            found[vlan.name] = f"{vlan.name} is left out: netplan has no words for a VLAN with an {vlan.protocol} tag"
+        elif vlan.parent in found:
+            found[vlan.name] = f"{vlan.name} is left out: {vlan.parent}, which carries it, is"
+    return found
 
 
 def netplan_device(device: Device, layout: Layout) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def export(file: Path | None, target: str, out: Path | None, as_json: bool) -> i
 
     Without FILE: of the document in force. Addresses and routes are those that the host has now.
     """
-    from kvmnet.adopt.export import WRITERS, uplink_layout
+    from kvmnet.adopt.export import WRITERS, unsaid, uplink_layout
     from kvmnet.api import Host
     from kvmnet.spec.load import load
     host = Host()
@@ -78,6 +78,7 @@ def export(file: Path | None, target: str, out: Path | None, as_json: bool) -> i
         raise KvmnetError("no document is applied on this host", "name one: kvmnet export --to netplan FILE")
     layout, notes = uplink_layout(document.spec, host.engine.observe({}).state)
     files = WRITERS[target](layout)
+    notes += unsaid(layout).values() if target == "netplan" else ()
     for name, text in files.items():
         if out is not None:
             write(out / name, text)
