@@ -171,3 +171,11 @@ def test_many_links_of_ours_go_as_a_group_and_foreign_ones_never() -> None:
     assert lines[:30] == [f"link set dev kvt-{i} group 7" for i in range(30)]
     assert lines[30] == "link del group 7"
     assert lines[31:] == [f"link del dev tap{i}" for i in range(30)]
+
+
+def test_delays_of_a_bond_outlive_another_interval() -> None:
+    """The kernel counts them in looks at the carrier: told again with the new interval, they stay what they were."""
+    bond = Link(name="bond0", type="bond", bond_mode="802.3ad", bond_miimon=50, bond_updelay=100, bond_downdelay=0)
+    step = Update(bond, Link(name="bond0", bond_miimon=100))
+    words = next(line.words for line in lines_of(step))
+    assert [words[words.index(w) + 1] for w in ("miimon", "updelay", "downdelay")] == ["100", "100", "0"]

@@ -254,7 +254,10 @@ def update_link(before: Link, after: Link) -> list[Line]:
     changed = {n for n in setting_names(Link)
                if (v := getattr(after, n)) is not None and v != getattr(before, n)}
     stp_off = changed & {"stp"} if after.stp is False else set()
-    bond = told(BOND, after, changed)
+    # The kernel keeps delays as so many looks at the carrier: another interval would make others of them
+    # (bond_option_miimon_set() in drivers/net/bonding/bond_options.c).
+    delays = {"bond_updelay", "bond_downdelay"} if "bond_miimon" in changed and whole.bond_miimon else set()
+    bond = told(BOND, whole, changed | delays)
     lines = [Line(("link", "set", "dev", after.name, "type", "bond", *bond), after.key)] if bond else []
     if "macvlan_mode" in changed:
         lines.append(Line(("link", "set", "dev", after.name, "type", whole.type or "", "mode", after.macvlan_mode or ""),
