@@ -6,7 +6,6 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from time import monotonic
 
 import pytest
 
@@ -63,9 +62,7 @@ def refused(net: World, text: str, **how: object) -> str:
 
 
 def test_a_good_change_passes_and_says_who_answered(net: World) -> None:
-    began = monotonic()
     result = apply(net, BRIDGED)
-    assert monotonic() - began < 5
     assert result.outcome is Outcome.CONFIRMED
     assert result.notes == (f"answered before and after: {ROUTER} (gateway), {ROUTER6} (gateway)",)
     assert not net.paths.journal.exists()
