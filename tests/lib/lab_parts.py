@@ -124,7 +124,7 @@ def qemu_with_igb(folder: Path, progress: Progress) -> Qemu:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder, prefix="work-") as scratch:
             progress(f"fetching QEMU from {suite} (it is unpacked, not installed)")
-            apt, fresh = Apt(Path(scratch, "apt"), backports(suite)), Path(scratch, "image")
+            apt, fresh = Apt(Path(scratch, "apt"), backports(suite, Path(scratch, "own"))), Path(scratch, "image")
             for package in QEMU_PACKAGES:
                 apt.unpack(package, fresh)
             fresh.chmod(0o755)
@@ -138,10 +138,12 @@ def has_igb(qemu: Qemu) -> bool:
     return 'name "igb"' in run([str(qemu.program), "-device", "help"])
 
 
-def backports(suite: str) -> str:
-    """A source of apt: the mirror that the machine has its release from, with another suite."""
-    release = suite.removesuffix("-backports")
-    for line in run(["apt-get", "indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)"]).splitlines():
+def backports(suite: str, work: Path) -> str:
+    """A source of apt: the mirror that the machine has its release from, with another suite. *work*: for lists of our
+    own, where the machine has none (a fresh one)."""
+    release, words = suite.removesuffix("-backports"), ("indextargets", "--format", "$(CODENAME) $(COMPONENT) $(REPO_URI)")
+    listed = run(["apt-get", *words]) or Apt(work).ask("apt-get", *words)
+    for line in listed.splitlines():
         codename, component, uri = line.split(maxsplit=2)
         if (codename, component) == (release, "main"):
             signed = f"[signed-by={KEYRING}] " if KEYRING.exists() else ""

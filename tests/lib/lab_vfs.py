@@ -189,6 +189,7 @@ def pass_through() -> dict[str, object]:
     found, note = Passed(), Passed.note
     with desk() as made:
         note(found, "too many", made.refusal(real_nic(vfs=8)))
+        note(found, "features", [made.host.judged.features[name] for name in ("iommu", "vfio")])
         made.apply(real_nic(), "two VFs")
         before = told(PF)
         note(found, "drift", made.drift())
