@@ -9,9 +9,10 @@ import pytest
 from kvmnet.compile import Compiled, compile_spec
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.sriov import notebook, sysfs, wire
-from kvmnet.drivers.sriov.driver import SriovDriver
+from kvmnet.drivers.sriov.driver import SriovDriver, run_lines
 from kvmnet.drivers.sriov.resources import VFIO, Pf, Vf, VfPool, vf_name
 from kvmnet.engine.borrow import release, remember
+from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import Create, Delete, Update, apply_to, plan
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.errors import ConflictError, HostCannot, SpecError
@@ -283,3 +284,69 @@ def test_the_commands_are_those_of_a_new_vf(tmp_path: Path) -> None:
                       "link set dev ens1 vf 0 spoofchk on\n"),
                      (f"tee {folder}/virtfn0/driver_override", "vfio-pci\n"), ("tee /sys/bus/pci/drivers_probe", "ADDRESS-OF-VF-0\n")]
     assert [" ".join(c.argv) for c in driver.commands([Delete(pool)])] == [f"tee {folder}/sriov_numvfs"]
+
+
+# -- a NIC of files --------------------------------------------------------------------------------
+
+@pytest.fixture
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a NIC that can be split, in a /sys of files."""
+    folder = tmp_path / "sys/bus/pci/devices/0000:81:00.0"
+    (folder / "net/ens1").mkdir(parents=True)
+    for name, text in (("sriov_numvfs", "0"), ("sriov_totalvfs", "8"), ("sriov_drivers_autoprobe", "1"), ("numa_node", "1")):
+        (folder / name).write_text(f"{text}\n")
+    monkeypatch.setattr(sysfs, "SYS", tmp_path / "sys")
+    for function in (sysfs.pf_devices, sysfs.device_of, sysfs.vf_device):
+        monkeypatch.setattr(function, "__defaults__", (tmp_path / "sys",))
+    monkeypatch.setattr(sysfs, "bus_name", lambda dev: "0000:81:00.0" if dev == "ens1" else "")
+    return folder
+
+
+def content(card: Path) -> tuple[str, str]:
+    return tuple((card / name).read_text().strip() for name in ("sriov_numvfs", "sriov_drivers_autoprobe"))  # type: ignore[return-value]
+
+
+def test_no_driver_of_the_host_takes_vfs_of_ours(card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = SriovDriver(Paths(tmp_path, tmp_path))
+    monkeypatch.setattr("kvmnet.drivers.sriov.driver.vfs_of", lambda dev: [])
+    pool = VfPool(name="ens1", dev="ens1", count=4, made=True)
+    driver.apply([Create(pool)], lambda count: None)
+    assert content(card) == ("4", "0")
+    seen = driver.observe({})
+    assert seen.state[Key("vf-pool", "ens1")] == pool and Key("vf-pool", "ens1") in seen.ours
+    assert seen.state[Key("pf", "ens1")] == Pf(name="ens1", dev="ens1", total=8, pci="", numa=1, iommu=False)
+    (card / "sriov_numvfs").write_text("6\n")
+    assert driver.observe({}).ours == set(), "somebody else made others"
+    driver.apply([Delete(replace(pool, count=6))], lambda count: None)
+    assert content(card) == ("0", "1"), "as it was"
+    driver.apply([Create(replace(pool, made=False))], lambda count: None)
+    assert content(card) == ("4", "1") and driver.observe({}).ours == set(), "what is given back is not ours"
+
+
+def test_vfs_that_cannot_be_made_leave_nothing(card: Path, tmp_path: Path) -> None:
+    driver = SriovDriver(Paths(tmp_path, tmp_path))
+    (card / "sriov_numvfs").unlink()
+    (card / "sriov_numvfs").mkdir()
+    with pytest.raises(StepFailed, match=r"echo 4 > .*sriov_numvfs: Is a directory"):
+        driver.apply([Create(VfPool(name="ens1", dev="ens1", count=4, made=True))], lambda count: None)
+    assert (card / "sriov_drivers_autoprobe").read_text().strip() == "1"
+    assert notebook.read(tmp_path / "sriov.json") == notebook.Notes()
+
+
+def test_a_nic_that_is_gone(card: Path, tmp_path: Path) -> None:
+    driver = SriovDriver(Paths(tmp_path, tmp_path))
+    with pytest.raises(StepFailed, match="ens9 cannot be split into VFs, or is gone"):
+        driver.apply([Create(VfPool(name="ens9", dev="ens9", count=4, made=True))], lambda count: None)
+    driver.apply([Delete(VfPool(name="ens9", dev="ens9", count=4, made=True))], lambda count: None)
+    with pytest.raises(StepFailed, match="there is no such NIC, or it cannot be split"):
+        driver.apply([Update(PF, PF)], lambda count: None)
+
+
+def test_what_a_driver_does_not_do_is_said_in_the_document_s_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(lines: object) -> None:
+        raise StepFailed(Key("vf", "ens1 0"), "Operation not supported (ip link set dev ens1 vf 0 spoofchk on)")
+
+    monkeypatch.setattr("kvmnet.drivers.sriov.driver.run_batch", refuse)
+    with pytest.raises(StepFailed) as failed:
+        run_lines([])
+    assert failed.value.hint == "the NIC's driver does not do this to a VF: remove guard: mac (write guard: off)"
