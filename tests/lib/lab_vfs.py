@@ -138,9 +138,9 @@ def keep_books(module: str) -> dict[str, float]:
         assert "Cannot allocate memory; rolled back" in made.refusal(document(dev, vfs=f", vfs: {MANY + 1}", count=2))
         assert told(dev) == others
         sh("echo 0 > /sys/bus/netdevsim/devices/netdevsim1/sriov_numvfs")
-        made.apply(document(dev, count=2), "then gone")
+        made.apply(document(dev, vfs=", vfs: 4", count=2), "then gone")
         sh("echo 1 > /sys/bus/netdevsim/del_device; rmmod netdevsim")
-        assert f"test.yaml:3:18: uplinks.nic.device: this host has no device {dev}" in made.refusal(document(dev, count=2))
+        assert f"test.yaml:3:17: uplinks.nic.device: this host has no device {dev}" in made.refusal(document(dev, vfs=", vfs: 4", count=2))
     return made.seconds
 
 
