@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from kvmnet.drivers.dnsmasq.driver import leases
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer
 from kvmnet.drivers.linux.resources import Address, Link
+from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, pf_of, pool_of, vfs_of
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
@@ -80,6 +81,9 @@ class NicStatus:
     """Bits per second to the guest."""
     refused: Mapping[str, int]
     """Frames of the last day that the guard dropped, by reason."""
+    backend: str
+    """Who moves its packets, read back from QEMU: vhost (the kernel), qemu; '' for other models, and while the guest has no
+    driver running or does not run."""
     state: str
     """ok, idle (nobody opened it), down, detached, missing."""
 
@@ -207,7 +211,12 @@ def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Tra
         sends=now[nic.tap].rx_rate if nic.tap in now else 0.0,
         receives=now[nic.tap].tx_rate if nic.tap in now else 0.0,
         refused={REASONS[number]: count for number, count in sorted(dropped.get(nic.tap, {}).items())},
-        state=nic_state(nic, segment, seen, now)) for nic in segment.nics]
+        backend=backend_of(nic, seen), state=nic_state(nic, segment, seen, now)) for nic in segment.nics]
+
+
+def backend_of(nic: NicOnNetwork, seen: Seen) -> str:
+    card = seen.state.get(Key(GuestNic.kind, f"{nic.vm}/{nic.nic}"))
+    return card.backend or "" if isinstance(card, GuestNic) else ""
 
 
 def nic_state(nic: NicOnNetwork, segment: Segment, seen: Seen, now: Mapping[str, Traffic]) -> str:

@@ -20,4 +20,5 @@ def test_a_guest_runs_under_kvm(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> No
     assert met.accel == "kvm", met.reason
     assert met.threads == 1 and met.left == 0      # of two NICs, one asks for it
     assert met.host_pings and " 0% packet loss" in met.outside
-    assert met.drift == []
+    assert met.read_back == {"nic0": "vhost", "nic1": "qemu"}
+    assert met.early == [] and met.drift == ()

@@ -9,6 +9,7 @@ from kvmnet.drivers.qemu.process import KVM
 from kvmnet.guests.accel import probe
 from kvmnet.guests.launch import wait_for_agent
 from kvmnet.host.clock import wait_until
+from kvmnet.status import status as look
 from lib.netns import sh
 from lib.world import OUTSIDE, world
 
@@ -39,7 +40,11 @@ class Met:
     host_pings: bool
     outside: str
     """What its own ping to the outside printed."""
-    drift: list[str]
+    early: list[str]
+    """Drift while the guest boots, before it has a driver."""
+    drift: tuple[str, ...]
+    read_back: dict[str, str]
+    """NIC -> who moves its packets, as ``kvmnet status`` shows it."""
     left: int
     """Backend threads that are still there when it has ended."""
     seconds: dict[str, float]
@@ -57,6 +62,7 @@ def meet() -> Met:
         seconds["apply"], began = monotonic() - began, monotonic()
         made.host.start_guests(["web"], lambda line: None)
         status = made.host.running()["web"]
+        early = made.drift()
         wait_for_agent("web", made.paths, PATIENCE)
         seconds["guest"], began = monotonic() - began, monotonic()
         threads = backends(status.pid)
@@ -64,9 +70,11 @@ def meet() -> Met:
         host_pings = wait_until(lambda: made.here.pings(address, timeout=2), PATIENCE, 0.2)
         outside = made.host.execute("web", ["ping", "-c", "3", OUTSIDE], PATIENCE)[1]
         seconds["pings"] = monotonic() - began
-        drift = made.drift()
+        shown = look(made.host)
+        assert shown is not None
         made.host.stop_guests(["web"], lambda line: None, 1)
-        return Met(accel.name, accel.reason, threads, host_pings, outside, drift, backends(status.pid), seconds)
+        return Met(accel.name, accel.reason, threads, host_pings, outside, early, shown.drift,
+                   {n.nic: n.backend for n in shown.nics}, backends(status.pid), seconds)
 
 
 def backends(pid: int) -> int:

@@ -92,15 +92,15 @@ def network_node(network: NetworkStatus, found: Status) -> Node:
 
 def show_nics(found: Status, everything: bool) -> None:
     shown = found.nics if everything else found.nics[:CLIPPED]
-    table("", ("guest", "nic", "network", "mac", "address", "lease", "sends", "receives", "refused", "state"),
-          [nic_row(n) for n in shown], spare=("mac", "network", "lease", "receives", "sends", "refused", "nic"))
+    table("", ("guest", "nic", "network", "mac", "address", "lease", "sends", "receives", "refused", "backend", "state"),
+          [nic_row(n) for n in shown], spare=("mac", "network", "lease", "receives", "sends", "refused", "backend", "nic"))
     if len(found.nics) > len(shown):
         click.echo(f"… and {len(found.nics) - len(shown)} more (--all shows them)")
 
 
 def nic_row(n: NicStatus) -> tuple[str, ...]:
     return (n.guest, n.nic, n.network, n.mac, " ".join(a for a in (n.ip, n.ip6) if a), n.lease,
-            bits(n.sends), bits(n.receives), str(sum(n.refused.values()) or ""), n.state)
+            bits(n.sends), bits(n.receives), str(sum(n.refused.values()) or ""), n.backend, n.state)
 
 
 def bits(rate: float) -> str:

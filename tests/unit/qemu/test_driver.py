@@ -11,7 +11,7 @@ from kvmnet.drivers.qemu import taps
 from kvmnet.drivers.qemu.devices import Place
 from kvmnet.drivers.qemu.driver import GuestNicDriver, free_place, tell_mtus
 from kvmnet.drivers.qemu.folder import folder, folders, running_folders
-from kvmnet.drivers.qemu.observe import address, backends, read_nic, signed
+from kvmnet.drivers.qemu.observe import address, backends, mover, read_nic, signed
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.qemu.sockets import listen
 from kvmnet.engine.driver import StepFailed
@@ -98,7 +98,7 @@ def test_a_card_is_read_in_the_compiler_s_words() -> None:
            "host_mtu": 1500, "rx_queue_size": 256, "tx_queue_size": 256, "packed": False, "csum": True,
            "host_tso4": True, "mrg_rxbuf": False}
     seen = read_nic("web", "kvmnet-nic0", "virtio", got, [], 0, {"web/nic0": NIC})
-    assert seen == replace(NIC, mac="52:54:00:00:00:0a", tap="", queues=1, offloads=("csum", "tso4"))
+    assert seen == replace(NIC, mac="52:54:00:00:00:0a", tap="", queues=1, offloads=("csum", "tso4"), backend="")
     plain = read_nic("web", "kvmnet-nic0", "pcnet", got, [], 0, {})
     assert (plain.host_mtu, plain.rx_ring, plain.packed, plain.offloads, plain.link) == (0, 0, False, (), None)
 
@@ -164,3 +164,23 @@ def test_an_mtu_is_told_to_the_agent(paths: Paths) -> None:
 def test_where_there_is_no_place_the_step_fails(monitor: Answers, change: dict[str, str], reason: str) -> None:
     with pytest.raises(StepFailed, match=reason):
         free_place(replace(NIC, **change), monitor)      # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("status", "carrier", "who"), [
+    ({"vhost-started": True, "started": True, "vm-running": True}, True, "vhost"),
+    ({"vhost-started": False, "started": True, "vm-running": True}, True, "qemu"),
+    ({"vhost-started": False, "started": True, "vm-running": True}, False, ""),
+    ({"vhost-started": False, "started": True, "vm-running": False}, True, ""),
+    ({"vhost-started": False, "started": False, "vm-running": True}, True, ""),
+    ({}, True, ""),
+])
+def test_who_moves_packets_is_read_back(status: dict[str, bool], carrier: bool, who: str) -> None:
+    assert mover(status, carrier) == who
+
+
+def test_a_card_without_a_driver_is_what_it_was_started_as() -> None:
+    on = replace(NIC, vhost=True)
+    for status, vhost in (({}, True), ({"vhost-started": True}, True), ({"started": True, "vm-running": True}, False)):
+        seen = read_nic("web", "kvmnet-nic0", "virtio", {"virtio": status}, [], 0, {NIC.name: on})
+        assert seen.vhost is vhost
+    assert read_nic("web", "kvmnet-nic0", "virtio", {}, [], 0, {}).vhost is False

@@ -43,7 +43,7 @@ def observe_guest(home: GuestFolder, monitor: Monitor, record: Mapping[str, Gues
         values[card][prop] = value(answer)
     virtio = [card for card, kind in cards.items() if kind_of(kind).virtio]
     for card, answer in zip(virtio, answers[len(wanted):], strict=True):
-        values[card]["vhost"] = "vhost-dev" in (value(answer) or {})
+        values[card]["virtio"] = value(answer) or {}
     descriptors = backends(str(value(network) or ""))
     process = home.process()
     pid = process.pid if process else 0
@@ -110,6 +110,7 @@ def read_nic(vm: str, card: str, model: str, got: Mapping[str, Any], descriptors
     virtio = MODELS[model].virtio
     name = f"{vm}/{card.removeprefix(PREFIX)}"
     known = record.get(name)
+    backend = mover(got.get("virtio") or {}, known is None or known.link is not False)
     return GuestNic(
         name=name, vm=vm, tap=tap_of(pid, descriptors[0]) if descriptors else "", model=model, vf="", host="", pair="",
         standby=bool(got.get("failover")) if virtio else False,
@@ -119,7 +120,16 @@ def read_nic(vm: str, card: str, model: str, got: Mapping[str, Any], descriptors
         tx_ring=int(got.get("tx_queue_size") or 0) if virtio else 0,
         packed=bool(got.get("packed")) if virtio else False,
         offloads=tuple(sorted(n for n, p in OFFLOADS.items() if got.get(p))) if virtio else (),
-        vhost=bool(got.get("vhost")), bootindex=signed(got.get("bootindex")), pci=address(got))
+        vhost=backend == "vhost" if backend else bool(known and known.vhost), backend=backend, bootindex=signed(got.get("bootindex")), pci=address(got))
+
+
+def mover(status: Mapping[str, Any], carrier: bool) -> str:
+    """Who moves the packets of a virtio card, from x-query-virtio-status: ``vhost`` or ``qemu``; '' while nobody does, since the
+    in-kernel backend starts with the guest's driver and stops with the carrier (hw/net/virtio-net.c,
+    virtio_net_vhost_status)."""
+    if status.get("vhost-started"):
+        return "vhost"
+    return "qemu" if status.get("started") and status.get("vm-running") and carrier else ""
 
 
 def signed(number: Any) -> int:

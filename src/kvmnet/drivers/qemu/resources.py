@@ -37,5 +37,7 @@ class GuestNic(Resource):
     offloads: tuple[str, ...] | None = option(doc="virtio: offload properties that are on, sorted",
                                               recreate=True, guest="replug")
     vhost: bool | None = option(doc="in-kernel backend", recreate=True, guest="replug")
+    backend: str | None = option(doc="virtio: who moves its packets now: vhost (the kernel), qemu, or '' while the guest has no "
+                                     "driver running", once=True)
     bootindex: int | None = option(doc="boot order; -1 for none", recreate=True, guest="replug")
     pci: str | None = option(doc="PCI slot.function on the bus; '' for automatic", recreate=True, guest="replug")
