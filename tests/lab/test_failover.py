@@ -110,6 +110,7 @@ def test_lacp(host: World, bench: Bench) -> None:
     partner(host.switch, "bond mode 802.3ad miimon 100 lacp_rate fast xmit_hash_policy layer3+4")
     host.apply(document("{lacp_rate: fast}", "802.3ad"))
     wait_until(lambda: all(m.usable for m in read_bond("bond0").members), 20, 0.2)
+    assert "Number of ports: 2" in sh("cat /proc/net/bonding/bond0")
     wait_until(lambda: host.here.pings(PARTNER), 10)
     found = bench("--times", "1", "--flows", "4000")
     assert failures() == [1, 1], "each was lost once"

@@ -51,19 +51,21 @@ def address(ctx: click.Context, param: click.Parameter, value: str | None) -> st
 @json_option
 def failover(name: str | None, to: str | None, members: tuple[str, ...], loss: str, times: int, interval: int, limit: int,
              flows: int, yes: bool, as_json: bool) -> int:
-    """Lose members of a bond, one at a time, and measure the gap; then the members' shares of many flows.
+    """Measure how long a bond takes when a member is lost.
+
+    Members are lost one at a time, again and again; then many flows show how members share traffic.
 
     UPLINK is one of the document's with members, DEVICE any bond; without it, the document's only bond. It says what it
     will do and asks first. A member is given back by itself, also when this command is killed; the last one with a
     carrier is never taken. Exits with 1 when nothing took over, or when shares are uneven where they could be even.
     """
     from kvmnet.bench.failover.losses import Loss
-    from kvmnet.bench.failover.scenario import Wish, promise
-    from kvmnet.bench.failover.subject import chosen_bond, chosen_target, run
+    from kvmnet.bench.failover.scenario import Wish
+    from kvmnet.bench.failover.subject import chosen_bond, chosen_target, promised, run
     here = host()
     bond = chosen_bond(here, name)
     wish = Wish(bond, to or chosen_target(here, bond), members, Loss(loss), times, interval / 1000, float(limit), flows)
-    for line in promise(wish):
+    for line in promised(here, wish):
         say(line)
     if not agreed(yes, "Do it?"):
         raise click.Abort

@@ -4,10 +4,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kvmnet.bench.failover.bonds import read_bond
+from kvmnet.bench.failover.losses import Loss
 from kvmnet.bench.failover.paths import default_target
-from kvmnet.bench.failover.scenario import Wish, measure
+from kvmnet.bench.failover.scenario import Wish, measure, promise
 from kvmnet.bench.model import Progress, Report
-from kvmnet.errors import KvmnetError
+from kvmnet.errors import HostCannot, KvmnetError
+from kvmnet.facts.features import features
 from kvmnet.host.interrupts import raised
 from kvmnet.spec import ways
 from kvmnet.spec.models import Spec
@@ -42,6 +44,13 @@ def chosen_target(host: Host, bond: str) -> str:
     document = host.current()
     uplinks = document.spec.uplinks.values() if document else ()
     return default_target(bond, [g for u in uplinks for g in (u.gateway, u.gateway6) if g])
+
+
+def promised(host: Host, wish: Wish) -> list[str]:
+    """What will be done, in words. Raises what stands against it: HostCannot, ConflictError, KvmnetError."""
+    if wish.loss is Loss.SILENT and (lacks := features(host.paths.run / "features.json")["nft-netdev-egress"]):
+        raise HostCannot(f"a silent loss cannot be made: {lacks}", "--loss link needs nothing of the kernel")
+    return promise(wish)
 
 
 def run(host: Host, wish: Wish, progress: Progress) -> Report:
