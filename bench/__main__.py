@@ -42,6 +42,7 @@ BENCHMARKS = {
                             ("--nics", "2000")),
     "vlans": Benchmark("500 VLANs", ("-m", "bench.vlans"), ("--rounds", "1"), ("bridge-vlan-filtering", "vlan")),
     "guard": Benchmark("Packets through the guard", ("bench/guard_pps.py", "--json"), ("--rounds", "5")),
+    "groups": Benchmark("Packets between guests in groups", ("bench/groups_pps.py", "--json"), ("--rounds", "5")),
 }
 
 

@@ -428,6 +428,7 @@ class Host:
 
     def check(self, outside: Sequence[str] = (), progress: Progress = lambda what, done, total: None) -> Report:
         """Prove the applied document with packets. ``outside``: addresses that answer echo."""
+        from kvmnet.check.allowed import allowed
         from kvmnet.check.model import Subject
         from kvmnet.check.prove import prove
         document = self.current()
@@ -437,7 +438,8 @@ class Host:
         compiled, allocations = self.compile(document, self.facts(seen, document))
         return prove(Subject(segments=compiled.segments, paths=self.paths, running=tuple(self.running()),
                              allocations=allocations, outside=tuple(outside) or next_hops(seen),
-                             next_hops=next_hops(seen), execute=execute_in), progress)
+                             next_hops=next_hops(seen), execute=execute_in,
+                             allowed=allowed(compiled.wanted)), progress)
 
 
 def refuse_another(planned: Planned, saved: Mapping[str, Any], path: Path) -> None:

@@ -24,6 +24,7 @@ from kvmnet.modes.segment import HostPolicy, Overlay, Part, Segment
 from kvmnet.modes.services import services
 from kvmnet.policy.egress import TABLE as EGRESS
 from kvmnet.policy.egress import egress_table
+from kvmnet.policy.grouping import Grouping, grouping
 from kvmnet.policy.guard import TABLE, guard_table, nic_guard, zone_of
 from kvmnet.policy.host import host_table
 from kvmnet.policy.keeper import guard_keeper
@@ -58,6 +59,12 @@ class Compiled:
             both = isinstance(before, Resource) and isinstance(resource, Resource)
             self.wanted[resource.key] = merge(before, resource) if both else resource  # type: ignore[arg-type]
 
+    def group(self, groups: Grouping) -> None:
+        """What groups and tenants add; the bridges as their back end needs them."""
+        self.add(*groups.members, *groups.sets)
+        self.wanted |= {key: groups.bridge(link) for key, link in self.wanted.items() if isinstance(link, Link)}
+        self.notes += groups.notes
+
     def take(self, part: Part) -> None:
         self.add(*part.resources)
         self.borrowed |= part.borrowed
@@ -81,7 +88,12 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
             policy.reach |= {ends, ends[::-1]}
     keeper = guard_keeper()
     if any(is_guarded(segment) for segment in out.segments.values()):
-        out.add(guard_table(outer_ports(out, spec, facts)), keeper, host_table(policy), *unmanaged(facts.services))
+        outer = outer_ports(out, spec, facts)
+        groups = grouping(spec, facts, out.segments, policy.routers, outer)
+        out.add(guard_table(outer, groups.bridge_text if groups else ""), keeper,
+                host_table(policy, groups.host_text if groups else ""), *unmanaged(facts.services))
+        if groups:
+            out.group(groups)
         if zones := [zone_of(s.domain) for s in out.segments.values() if s.parent]:
             out.add(egress_table(zones))
     attach_nics(out, spec, nics, facts, keeper.name)

@@ -22,6 +22,7 @@ from kvmnet.policy.guard import REASONS
 
 if TYPE_CHECKING:
     from kvmnet.api import Host
+    from kvmnet.drivers.nftables.driver import NftablesDriver
     from kvmnet.engine.plan import Step
     from kvmnet.modes.model import NicOnNetwork
     from kvmnet.modes.segment import Segment
@@ -89,6 +90,19 @@ class NicStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleStatus:
+    group: str
+    """The group, or the tenant of a crossing."""
+    direction: str
+    """ingress, egress or allow."""
+    position: int
+    """Place in the document's list, from 0; -1 for an egress that is not limited."""
+    packets: int
+    """Packets that began a flow, since the rules last changed."""
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     revision: int
     source: str
@@ -103,6 +117,8 @@ class Status:
     networks: tuple[NetworkStatus, ...]
     nics: tuple[NicStatus, ...]
     guests: Mapping[str, str]
+    rules: tuple[RuleStatus, ...] = ()
+    """What the rules of groups and tenants let in."""
 
     def to_json(self) -> dict[str, Any]:
         return {"format": 1, **asdict(self)}
@@ -133,7 +149,8 @@ def status(host: Host) -> Status | None:
         uplinks=uplink_statuses(document.spec, seen, now, link_neighbours(host.paths)),
         networks=tuple(network_status(host, s, seen, now) for s in segments.values()),
         nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped)),
-        guests={row.name: row.state for row in host.guests()})
+        guests={row.name: row.state for row in host.guests()},
+        rules=rule_statuses(host) if document.spec.groups or document.spec.tenants else ())
 
 
 def uplink_statuses(spec: Spec, seen: Seen, now: Mapping[str, Traffic],
@@ -243,11 +260,23 @@ def vf_state(nic: NicOnNetwork, seen: Seen) -> str:
 
 def refused(host: Host) -> Mapping[str, Mapping[int, int]]:
     """Tap -> reason -> frames that the guard dropped in the last day."""
+    driver = nftables(host)
+    return driver.dropped() if driver else {}
+
+
+def rule_statuses(host: Host) -> tuple[RuleStatus, ...]:
+    driver = nftables(host)
+    found = []
+    for name, (packets, octets) in (driver.passed() if driver else {}).items():
+        group, direction, position = (*name.split(), "-1")[:3]
+        found.append(RuleStatus(group, direction, int(position), packets, octets))
+    return tuple(found)
+
+
+def nftables(host: Host) -> NftablesDriver | None:
     from kvmnet.drivers.nftables.driver import NftablesDriver
-    for driver in host.engine.dispatch.drivers:
-        if isinstance(driver, NftablesDriver) and driver.unavailable() is None:
-            return driver.dropped()
-    return {}
+    return next((d for d in host.engine.dispatch.drivers
+                 if isinstance(d, NftablesDriver) and d.unavailable() is None), None)
 
 
 def problems(status: Status) -> Sequence[str]:

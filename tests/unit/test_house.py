@@ -13,7 +13,7 @@ PURE = (
     *SRC.glob("spec/**/*.py"), *SRC.glob("modes/*.py"), *SRC.glob("policy/*.py"), *SRC.glob("drivers/*/resources.py"),
     *(SRC / "engine" / f"{n}.py" for n in ("resource", "plan", "driver", "fingerprint", "result")),
     *(SRC / "adopt" / f"{n}.py" for n in ("model", "verdicts", "keys", "netplan", "ifupdown", "networkd", "nmstate",
-                                          "document", "export", "live", "restore", "qemu_words")),
+                                          "document", "export", "live", "restore", "restore_groups", "qemu_words")),
     SRC / "reach" / "targets.py", SRC / "drivers" / "kinds.py", SRC / "facts" / "model.py", SRC / "compile.py",
 )
 DOORS = ("subprocess", "socket", "sqlite3", "threading", "asyncio", "shutil", "tempfile", "time", "fcntl",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
+from kvmnet.adopt.restore_groups import memberships, policies
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
 from kvmnet.drivers.linux.resources import Address, Link, Neighbour, ProxyNeighbour
 from kvmnet.drivers.macvtap.resources import TapNode
@@ -87,7 +88,7 @@ def restore(seen: Seen, runs: Mapping[str, Tree], resolvers: tuple[str, ...] = (
     out: Tree = {"version": 1}
     if uplinks:
         out["uplinks"] = {name: {"device": device} for device, name in uplinks.items()}
-    return out | {"networks": networks} | ({"vms": vms} if vms else {})
+    return out | {"networks": networks} | ({"vms": vms} if vms else {}) | policies(seen)
 
 
 # -- networks --------------------------------------------------------------------------------------
@@ -264,10 +265,13 @@ def forwards(ours: Ours, networks: Tree, vms: Tree) -> None:
 def guests(ours: Ours, networks: Tree, runs: Mapping[str, Tree], users: Mapping[int, str]) -> Tree:
     found: dict[str, dict[str, Tree]] = {}
     owners: dict[str, str] = {}
+    tenants: dict[str, str] = {}
     for tap, (vm, nic, link) in sorted(ours.taps.items()):
         of = macvtap_network(ours, link) if link.type == "macvtap" else ours.bridges.get(link.master or "") or re.sub(r"[^A-Za-z0-9_-]", "-", link.master or "")
         if of in networks:
             found.setdefault(vm, {})[nic] = card(ours, tap, vm, nic, link, of, networks[of])
+            if tenant := memberships(ours.seen, tap)[1]:
+                tenants[vm] = tenant
             node = ours.get(TapNode, tap)
             if (user := node.user if node else link.user) is not None and user > 0:
                 owners[vm] = users.get(user, str(user))
@@ -275,6 +279,7 @@ def guests(ours: Ours, networks: Tree, runs: Mapping[str, Tree], users: Mapping[
     for vm, nics in sorted(found.items()):
         order = sorted(nics, key=lambda n: (not re.fullmatch(r"nic\d+", n), len(n), n))
         head: Tree = {"run": runs[vm]} if vm in runs else {"owner": owners[vm]} if vm in owners else {}
+        head |= {"tenant": tenants[vm]} if vm in tenants else {}
         vms[vm] = head | {"nics": [nics[n] for n in order]}
         default = [n.get("hostname") for n in vms[vm]["nics"]]
         for i, nic in enumerate(vms[vm]["nics"]):
@@ -304,6 +309,8 @@ def card(ours: Ours, tap: str, vm: str, nic: str, link: Link, name: str, network
         out |= guarded(guard, out, [m for m in macs if m != mac], addresses)
     if link.type == "tap":
         out["isolated"] = bool(link.isolated)
+    if found := memberships(ours.seen, tap)[0]:
+        out["groups"] = found
     mtu = own_mtu(ours.get(DnsmasqServer, name), mac or "")
     if device:
         out |= hardware(device)

@@ -93,15 +93,19 @@ def about(subject: Subject, segment: Segment, nic: NicOnNetwork) -> Iterator[Que
             continue
         yield replace(ask(f"address{family}", has_address(nic, own), "", "ip"), awaited=own)
         target = gateway(segment, family)
+        if target and not subject.allowed.echo(nic.tap, own, target, beside=False):
+            target = ""
         if target:
             yield ask(f"gateway{family}", answered(target), echo(nic, target), "ping")
         for address in outside(subject, segment, family):
+            if not subject.allowed.echo(nic.tap, own, address, beside=False):
+                continue
             yield ask(f"outside{family}", answered(address), echo(nic, address), "ping")
         for other in segment.nics:
             peer = other.ip if family == 4 else other.ip6
             if other.vm == nic.vm or other.vm not in subject.running or not peer:
                 continue
-            if apart(segment, nic) and apart(segment, other):
+            if (apart(segment, nic) and apart(segment, other)) or not subject.allowed.echo(nic.tap, own, peer, beside=True):
                 yield ask(f"apart from {other.vm} by IPv{family}", silent(peer), echo(nic, peer, tries=1), "ping")
             else:
                 yield ask(f"reaches {other.vm} by IPv{family}", answered(peer), echo(nic, peer), "ping")

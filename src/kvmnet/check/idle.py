@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from kvmnet.check.attacks import ATTACKS
-from kvmnet.check.model import DROPS, Claim, Subject, Verdict
+from kvmnet.check.model import DROPS, Claim, Subject, Verdict, skipped
 from kvmnet.check.promises import PROMISES, Place, Prove, single
 from kvmnet.check.refusals import Range, fire, sender_of
 from kvmnet.check.station import Station
@@ -83,6 +83,9 @@ def work_of(idle: Idle, place: Place, ground: Range) -> tuple[Place, list[Prove]
     assert idle.station
     own = replace(place, station=idle.station, mtu=idle.nic.mtu)
     aimed = replace(ground, place=own, sender=sender_of(own))
+    if not place.subject.allowed.sends_anything(idle.nic.tap):
+        kept = [single(f"dhcp{v}", PROMISES[f"dhcp{v}"]) for v, ip in ((4, idle.nic.ip), (6, idle.nic.ip6)) if ip]
+        return own, [*kept, single("guard", lambda _: skipped("its groups limit what it sends, controls too"))]
     names = [f"{kind}{v}" for kind in ("dhcp", "gateway") for v, ip in ((4, idle.nic.ip), (6, idle.nic.ip6)) if ip]
     promised = [single(name, PROMISES[name]) for name in names]
     return own, [*promised, *forged(idle.nic, aimed)]

@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from itertools import groupby
 from typing import Any, Protocol
 
+from kvmnet.check.allowed import Allowed
 from kvmnet.facts.model import Allocations
 from kvmnet.host.paths import Paths
 from kvmnet.modes.segment import Segment
@@ -44,6 +45,8 @@ class Subject:
     """Those of them that are neighbours of this host, or networks': what fits into their segment is known."""
     execute: Execute | None = None
     """None: no guest is asked."""
+    allowed: Allowed = field(default_factory=Allowed)
+    """What groups and tenants let pass."""
 
     def target(self, family: int) -> str:
         """The address to try outside; '' for none. A link-local next hop answers nobody but the host."""

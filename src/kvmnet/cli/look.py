@@ -23,10 +23,11 @@ def host() -> Host:
 
 
 @click.command()
-@click.option("--drops", is_flag=True, help="Only the frames that the guard refused, by guest and reason.")
+@click.option("--drops", is_flag=True, help="Only the frames that the guard and groups refused, by guest and reason.")
+@click.option("--rules", is_flag=True, help="Only what the rules of groups and tenants let begin, by rule.")
 @click.option("--all", "everything", is_flag=True, help="Every NIC, however many.")
 @json_option
-def status(drops: bool, everything: bool, as_json: bool) -> int:
+def status(drops: bool, rules: bool, everything: bool, as_json: bool) -> int:
     """What the document wants and what the host has, at a glance. Where the two differ (drift), it says so."""
     from kvmnet.status import status as look
     found = look(host())
@@ -37,6 +38,8 @@ def status(drops: bool, everything: bool, as_json: bool) -> int:
         print_json(found.to_json())
     elif drops:
         show_drops(found)
+    elif rules:
+        show_rules(found)
     else:
         show(found, everything)
     return 0
@@ -117,7 +120,16 @@ def show_drops(found: Status) -> None:
     if rows:
         table("refused in the last day", ("nic", "frames", "why"), rows)
     else:
-        click.echo("the guard refused nothing in the last day")
+        click.echo("nothing was refused in the last day")
+
+
+def show_rules(found: Status) -> None:
+    if found.rules:
+        table("what began a flow since the rules last changed", ("group", "direction", "rule", "packets", "bytes"),
+              [(r.group, r.direction, "any" if r.position < 0 else str(r.position), str(r.packets), str(r.bytes))
+               for r in found.rules])
+    else:
+        click.echo("the document has no groups and no tenants")
 
 
 @click.command()
@@ -139,6 +151,7 @@ def history(limit: int, as_json: bool) -> int:
 @click.command()
 @click.option("--outside", multiple=True, metavar="ADDRESS",
               help="An address beyond the uplink that answers pings; the next hop of the default route if not given.")
+@click.option("--rules", is_flag=True, help="Only what the rules of groups and tenants let begin, by rule.")
 @click.option("--all", "everything", is_flag=True, help="A row for every forged frame.")
 @json_option
 def check(outside: tuple[str, ...], everything: bool, as_json: bool) -> int:

@@ -18,15 +18,22 @@ from kvmnet.drivers.linux.resources import (
     VlanMulticast,
 )
 from kvmnet.drivers.macvtap.resources import Gate, OpenPort, TapNode
-from kvmnet.drivers.nftables.resources import GuardHook, GuardKeeper, NftTable, NicGuard
+from kvmnet.drivers.nftables.resources import (
+    AddressSet,
+    GuardHook,
+    GuardKeeper,
+    NftTable,
+    NicGroups,
+    NicGuard,
+)
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import Pf, Vf, VfPool
 from kvmnet.engine.resource import Absent, Key, Resource, setting_names
 
 KINDS: dict[str, type[Resource]] = {
     c.kind: c for c in (Link, BridgeVlan, VlanMulticast, Fdb, Address, Route, ProxyNeighbour, Neighbour, Sysctl, NftTable,
-                        NicGuard, GuardHook, GuardKeeper, Gate, OpenPort, TapNode, DnsmasqServer, Reservation, GuestNic, File,
-                        NicTuning, NicFeature, Pf, VfPool, Vf)
+                        NicGuard, NicGroups, AddressSet, GuardHook, GuardKeeper, Gate, OpenPort, TapNode, DnsmasqServer,
+                        Reservation, GuestNic, File, NicTuning, NicFeature, Pf, VfPool, Vf)
 }
 
 

@@ -73,8 +73,14 @@ REASONS = {
     14: "IPv4 option other than router alert, or a header that cannot be read",
     15: "ICMPv6 message that guests have no use for",
     16: "IPv6 fragment that hides its upper header",
+    17: "sent: no rule of its groups allows it",
+    18: "packet of no flow, or one that cannot be read",
+    19: "received: no rule of its groups allows it",
+    20: "received: from a guest of another tenant",
+    21: "frame with a VLAN tag, or neither IP nor ARP, from or to a NIC in groups",
+    22: "received: from an isolated NIC of its network, by way of the host",
 }
-"""Why the guard dropped a frame: key of the ``dropped`` set -> words for the operator."""
+"""Why the guard, or a group, dropped a frame from or to a NIC: key of the ``dropped`` set -> words for the operator."""
 
 ROLES = {"dhcp-server": "dhcp_server", "router": "router", "querier": "querier"}
 """Role -> its set."""
@@ -351,13 +357,15 @@ chain neighbour6 {
 TEXT = SETS + HOOKS + JUDGE
 
 
-def guard_table(outside: Iterable[tuple[str, str]] = ()) -> NftTable:
+def guard_table(outside: Iterable[tuple[str, str]] = (), groups: str = "") -> NftTable:
     """The guard of this network namespace; the same text whatever NICs there are.
+
+    ``groups``: chains of the document's groups and tenants, which stand and fall with the guard.
 
     ``outside``: (device, its bridge) of ports that lead to somebody else's segment. Routers that
     advertise themselves there keep their link-local addresses, though nobody declared them.
     """
-    return NftTable(name=TABLE, text=TEXT + advertisers(outside))
+    return NftTable(name=TABLE, text=TEXT + advertisers(outside) + groups)
 
 
 def advertisers(outside: Iterable[tuple[str, str]]) -> str:

@@ -95,8 +95,8 @@ counter drop
 """
 
 
-def host_table(policy: HostPolicy) -> NftTable:
-    """The whole table for the merged policy of all networks."""
+def host_table(policy: HostPolicy, groups: str = "") -> NftTable:
+    """The whole table for the merged policy of all networks. ``groups``: chains that groups and tenants add."""
     given = {(device, forward[5]) for device in policy.inward for forward in policy.forwards}
     body = [
         named_set("reach", "ifname . ifname", pairs(policy.reach)),
@@ -118,6 +118,7 @@ def host_table(policy: HostPolicy) -> NftTable:
         named_set("metadata", "ifname . ipv4_addr", (f'"{d}" . {asked}' for d, asked, *_ in policy.metadata)),
         BASE.rstrip(),
         *overlay_chains(policy.overlays),
+        groups.rstrip(),
         *nat_chains(policy),
     ]
     return NftTable(name=NAME, text="\n".join(part for part in body if part) + "\n")

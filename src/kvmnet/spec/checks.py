@@ -13,6 +13,7 @@ from kvmnet.spec.load import Document
 from kvmnet.spec.models import Spec
 from kvmnet.spec.rules import (
     addresses,
+    groups,
     guests,
     hardware,
     host,
@@ -29,9 +30,10 @@ from kvmnet.spec.rules.subject import Subject
 Rule = Callable[[Subject], Iterator[Problem]]
 
 OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *hardware.RULES, *networks.RULES, *macvtap.RULES,
-                                 *sriov.RULES, *vlans.RULES, *overlays.RULES, *addresses.RULES, *guests.RULES, host.ports)
+                                 *sriov.RULES, *vlans.RULES, *overlays.RULES, *addresses.RULES, *guests.RULES, *groups.RULES,
+                                 host.ports)
 OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *hardware.HOST_RULES, *macvtap.HOST_RULES, *sriov.HOST_RULES,
-                             *vlans.HOST_RULES, *overlays.HOST_RULES)
+                             *vlans.HOST_RULES, *overlays.HOST_RULES, *groups.HOST_RULES)
 
 
 def check(spec: Spec, facts: Facts) -> list[Problem]:

@@ -15,7 +15,7 @@ from kvmnet.spec.models import Part
 
 def doc(part: type[Part], name: str) -> str:
     """The meaning of the option *name* of *part* on one line; '' where none is written."""
-    return _docs(part).get(name, "")
+    return next((found for cls in part.__mro__ if issubclass(cls, Part) and (found := _docs(cls).get(name))), "")
 
 
 @cache

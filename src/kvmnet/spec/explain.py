@@ -106,7 +106,7 @@ def meant(word: str, known: Sequence[str], what: str) -> str:
 def _unknown(finding: Finding, steps: Steps) -> tuple[str, str]:
     key = str(steps[-1])
     part = shape.part_at(steps[:-1])
-    known = tuple(part.model_fields) if part else ()
+    known = tuple(shape.options(part)) if part else ()
     near = nearest(key, known)
     hint = f"did you mean {near}?" if near else "known here: " + ", ".join(known)
     return f"{shown(key)} is not an option", hint

@@ -10,8 +10,10 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from kvmnet.spec.part import Part as Part
+from kvmnet.spec.policies import NicGroup, Tenant
 from kvmnet.spec.values import (
     Address,
     Address4,
@@ -37,12 +39,6 @@ from kvmnet.spec.values import (
     VlanId,
     VlanRanges,
 )
-
-
-class Part(BaseModel):
-    """A part of the document: closed, so that a mistyped key is an error and not silence."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
 class Mode(StrEnum):
@@ -543,6 +539,8 @@ class Nic(Part):
     untagged: bool = True
     """With trunk, on a VLAN-aware bridge: it also sends and gets untagged, on its network. false: tags only, the
     network's own VLAN among them."""
+    groups: tuple[Name, ...] = ()
+    """Groups that it is in: default deny, and what their rules allow."""
     isolated: bool | None = None
     """Does not reach other isolated NICs of its network; the network's isolated_ports when not given."""
     mtu: Annotated[int, Field(ge=68, le=65521)] | None = None
@@ -614,6 +612,8 @@ class Vm(Part):
     """How to start it."""
     owner: Line | None = None
     """driver external: user that may open the tap, e.g. libvirt-qemu; root only when not given."""
+    tenant: Name | None = None
+    """Tenant that it belongs to; that of its networks when not given."""
     nics: Annotated[tuple[Nic, ...], Field(min_length=1)]
     """Its network cards, in order."""
 
@@ -632,6 +632,12 @@ class Spec(Part):
     reach: tuple[Address, ...] = ()
     """Addresses that must still answer after a change of a way out, besides the gateways of the host: a management
     station, a router behind the first one. Those that do not answer before the change are not required to."""
+    groups: dict[Name, NicGroup] = Field(default_factory=dict)
+    """Groups of NICs and their rules, by name."""
+    address_sets: dict[Name, tuple[Prefix, ...]] = Field(default_factory=dict)
+    """Addresses and prefixes that rules name as set:NAME."""
+    tenants: dict[Name, Tenant] = Field(default_factory=dict)
+    """Tenants, by name."""
 
     @cached_property
     def bridged(self) -> dict[str, dict[str, Network]]:

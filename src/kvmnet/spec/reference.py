@@ -25,7 +25,8 @@ A document is one YAML mapping. Keys in capitals stand for names of your own. On
 booleans and only plain decimal digits are numbers: `on`, `off`, `no`, `0644` and `52:54:00:00:00:01` are
 text, as they were written. Unknown keys are errors.
 """
-_PLURAL = {"uplinks": "UPLINK", "networks": "NETWORK", "vms": "VM", "hosts": "NAME", "options": "OPTION", "features": "FEATURE"}
+_PLURAL = {"uplinks": "UPLINK", "networks": "NETWORK", "vms": "VM", "hosts": "NAME", "options": "OPTION", "features": "FEATURE",
+           "groups": "GROUP", "address_sets": "SET", "tenants": "TENANT"}
 _PLURALS = {"options, see below": "parts, see below", "address": "addresses", "name": "names",
             "list of addresses": "lists of addresses", "MAC address": "MAC addresses",
             "address or prefix": "addresses and prefixes"}
@@ -45,6 +46,7 @@ def parts() -> Iterator[tuple[str, type[Part]]]:
 def _below(path: str, part: type[Part]) -> Iterator[tuple[str, type[Part]]]:
     yield path, part
     for name, field in part.model_fields.items():
+        name = field.alias or name
         here = f"{path}.{name}" if path else name
         kind: Any = field.annotation
         inner = shape.part_of(kind)
@@ -61,7 +63,7 @@ def _section(path: str, part: type[Part]) -> Iterator[str]:
     yield "| option | value | default | meaning |"
     yield "|---|---|---|---|"
     for name, field in part.model_fields.items():
-        cells = (f"`{name}`", _kind(field), _default(field), doc(part, name))
+        cells = (f"`{field.alias or name}`", _kind(field), _default(field), doc(part, name))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
 

@@ -1,6 +1,7 @@
 """JSON Schema of the document, for editors. Pure."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from kvmnet.spec.docs import doc
@@ -16,11 +17,17 @@ def schema() -> dict[str, Any]:
     made["$schema"] = DIALECT
     made["title"] = "kvmnet document"
     made["description"] = "Networks, uplinks and guests of one KVM host."
-    parts = {cls.__name__: cls for cls in Part.__subclasses__()}
+    parts = {cls.__name__: cls for cls in _kinds(Part)}
     for name, part in {"Spec": made, **made["$defs"]}.items():
         if name in parts:
             _describe(part["properties"], parts[name])
     return made
+
+
+def _kinds(part: type[Part]) -> Iterator[type[Part]]:
+    for cls in part.__subclasses__():
+        yield cls
+        yield from _kinds(cls)
 
 
 def _describe(properties: dict[str, dict[str, Any]], part: type[Part]) -> None:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Annotated, Any, Union, get_args, get_origin
 
+from pydantic.fields import FieldInfo
+
 from kvmnet.spec.models import Part, Spec
 
 
@@ -15,13 +17,19 @@ def part_at(steps: Sequence[str | int]) -> type[Part] | None:
     for step in steps:
         part = part_of(here)
         if part is not None:
-            field = part.model_fields.get(str(step))
+            field = options(part).get(str(step))
             if field is None:
                 return None
             here = field.annotation
         else:
             here = items_of(here)
     return part_of(here)
+
+
+@cache
+def options(part: type[Part]) -> dict[str, FieldInfo]:
+    """The options of a part by the names that the document has for them."""
+    return {field.alias or name: field for name, field in part.model_fields.items()}
 
 
 @cache

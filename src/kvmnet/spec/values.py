@@ -343,6 +343,88 @@ def vlan_ranges(value: object) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
+# Rules of groups
+
+ICMP_TYPES: dict[str, tuple[int | None, int | None]] = {
+    "echo-request": (8, 128), "echo-reply": (0, 129), "destination-unreachable": (3, 1), "packet-too-big": (None, 2),
+    "time-exceeded": (11, 3), "parameter-problem": (12, 4), "timestamp-request": (13, None), "timestamp-reply": (14, None),
+}
+"""Name -> its number in ICMP and in ICMPv6 (RFC 792, RFC 4443)."""
+PROTOCOLS = {"icmp": 1, "igmp": 2, "tcp": 6, "udp": 17, "dccp": 33, "gre": 47, "esp": 50, "ah": 51, "icmpv6": 58,
+             "ospf": 89, "ipip": 4, "ipv6": 41, "pim": 103, "vrrp": 112, "l2tp": 115, "sctp": 132, "udplite": 136}
+"""Name -> number (IANA, assigned internet protocol numbers)."""
+ALL_PORTS = "0-65535"
+
+
+def ports(value: object) -> tuple[str, ...]:
+    """Ports and ranges, sorted and merged; ``any`` for all."""
+    if value == "any":
+        return (ALL_PORTS,)
+    found = []
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        text = _text(item, "a port")
+        first, _dash, last = text.partition("-")
+        if not all(part.isascii() and part.isdigit() and 0 < int(part) < 65536 for part in (first, last or first)):
+            raise ValueError(f"{shown(text)} is not a port or a range of ports from 1 to 65535; write e.g. [80, 8000-8099] or any")
+        if int(last or first) < int(first):
+            raise ValueError(f"{shown(text)} runs backwards; write {last}-{first}")
+        found.append((int(first), int(last or first)))
+    if not found:
+        raise ValueError("no port at all; write any for all of them, or remove it")
+    merged: list[tuple[int, int]] = []
+    for low, high in sorted(found):
+        if merged and low <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(high, merged[-1][1])
+        else:
+            merged.append((low, high))
+    return tuple(str(low) if low == high else f"{low}-{high}" for low, high in merged)
+
+
+def icmp_types(value: object) -> tuple[str, ...]:
+    """Names of types, sorted; () for all of them."""
+    if value is True or value == "any":
+        return ()
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    if wrong := [item for item in items if item not in ICMP_TYPES]:
+        raise ValueError(f"{shown(wrong[0])} is not an ICMP type; write true for all, or of {', '.join(ICMP_TYPES)}")
+    if not items:
+        raise ValueError("no ICMP type at all; write true for all of them, or remove it")
+    return tuple(sorted(set(items)))
+
+
+def protocols(value: object) -> tuple[int, ...]:
+    """IP protocols as numbers, sorted."""
+    found = set()
+    for item in value if isinstance(value, (list, tuple)) else (value,):
+        text = _text(item, "a protocol")
+        if text not in PROTOCOLS and not (text.isascii() and text.isdigit() and int(text) < 256):
+            raise ValueError(f"{shown(text)} is not an IP protocol; write a number below 256, or one of "
+                             f"{', '.join(PROTOCOLS)}")
+        found.add(PROTOCOLS[text] if text in PROTOCOLS else int(text))
+    return tuple(sorted(found))
+
+
+def peer(value: object) -> str:
+    """An end of a rule: any, an address or prefix, group:NAME, set:NAME or tenant:NAME."""
+    text = _text(value, "a sender or receiver")
+    kind, colon, rest = text.partition(":")
+    if text == "any":
+        return text
+    if colon and kind in ("group", "set", "tenant"):
+        return f"{kind}:{name(rest)}"
+    try:
+        if text in ("0.0.0.0/0", "::/0"):
+            return text
+        return prefix(text)
+    except ValueError as wrong:
+        raise ValueError(f"{wrong}; or write any, group:NAME, set:NAME or tenant:NAME") from None
+
+
+def peers(value: object) -> tuple[str, ...]:
+    """Ends of a rule, sorted, each once."""
+    return tuple(sorted({peer(item) for item in (value if isinstance(value, (list, tuple)) else (value,))}))
+
+
 # The types that the models use
 
 def _schema(kind: str, **more: Any) -> WithJsonSchema:
@@ -378,6 +460,14 @@ VlanRanges = Annotated[tuple[int, ...], BeforeValidator(vlan_ranges), WithJsonSc
     "anyOf": [{"type": ["integer", "string"]},
               {"type": "array", "items": {"type": ["integer", "string"]}}]})]
 
+_ITEMS = WithJsonSchema({"anyOf": [{"type": ["integer", "string", "boolean"]},
+                                   {"type": "array", "items": {"type": ["integer", "string"]}}]})
+Ports = Annotated[tuple[str, ...], PlainValidator(ports), _ITEMS]
+IcmpTypes = Annotated[tuple[str, ...], PlainValidator(icmp_types), _ITEMS]
+Protocols = Annotated[tuple[int, ...], PlainValidator(protocols), _ITEMS]
+Peer = Annotated[str, PlainValidator(peer), _schema("string")]
+Peers = Annotated[tuple[str, ...], PlainValidator(peers), _ITEMS]
+
 WORDS: dict[Callable[[object], Any], str] = {
     name: "name", network_name: "name, at most 32 characters", domain: "domain", interface: "device", line: "text",
     mac: "MAC address", address: "address", address4: "IPv4 address", address6: "IPv6 address",
@@ -386,5 +476,7 @@ WORDS: dict[Callable[[object], Any], str] = {
     cidr: "address with its prefix length", range4: "FIRST-LAST",
     range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",
     megabits: "rate (500mbit, 2gbit)", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
+    ports: "list of ports and ranges, or `any`", icmp_types: "`true` or list of types", protocols: "list of protocols",
+    peer: "`any`, prefix, `group:`, `set:` or `tenant:` NAME", peers: "list of `any`, prefixes, `group:`, `set:`, `tenant:` NAME",
 }
 """What the reference calls the values that a function takes."""

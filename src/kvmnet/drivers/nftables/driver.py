@@ -19,8 +19,19 @@ from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
 
+from kvmnet.drivers.kinds import from_json, to_json
+from kvmnet.drivers.nftables import members
+from kvmnet.drivers.nftables.cutting import cut_forbidden
 from kvmnet.drivers.nftables.holder import Holder
-from kvmnet.drivers.nftables.resources import GuardHook, GuardKeeper, NftTable, NicGuard
+from kvmnet.drivers.nftables.members import Member
+from kvmnet.drivers.nftables.resources import (
+    AddressSet,
+    GuardHook,
+    GuardKeeper,
+    NftTable,
+    NicGroups,
+    NicGuard,
+)
 from kvmnet.drivers.nftables.wire import (
     EGRESS,
     GUARD,
@@ -37,6 +48,7 @@ from kvmnet.drivers.nftables.wire import (
     hook_lines,
     read_listing,
     read_memory,
+    read_passed,
     read_tables,
     removal_lines,
     table_lines,
@@ -46,7 +58,7 @@ from kvmnet.drivers.nftables.wire import (
 )
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
-from kvmnet.engine.resource import Wanted, merge
+from kvmnet.engine.resource import Key, Wanted, merge
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun
@@ -104,9 +116,10 @@ class Standing:
     guards: dict[str, NicGuard] = field(default_factory=dict)
     memory: Elements = field(default_factory=dict)
     hooks: dict[str, GuardHook] = field(default_factory=dict)
+    members: dict[Key, Member] = field(default_factory=dict)
 
     def copy(self) -> Standing:
-        return Standing(dict(self.tables), dict(self.guards), self.memory, dict(self.hooks))
+        return Standing(dict(self.tables), dict(self.guards), self.memory, dict(self.hooks), dict(self.members))
 
     def script(self) -> list[str]:
         """Commands that make all of it from nothing."""
@@ -115,15 +128,17 @@ class Standing:
 
     def contents(self, tables: Collection[str]) -> list[str]:
         """What stands in some of the guard's tables."""
+        joined = self.members.values() if GUARD in tables else ()
         added = gather(pair for guard in self.guards.values() if guard.table in tables for pair in element(guard))
         return [*element_lines("add", added), *element_lines("add", within(tables, self.memory)),
+                *members.lines("add", (pair for item in joined for pair in members.elements(item))),
                 *(line for hook in self.hooks.values() if hook.table in tables and hook.dev for line in hook_lines(hook))]
 
 
 class NftablesDriver:
-    """Driver of nft-table, nic-guard, guard-hook and guard-keeper."""
+    """Driver of nft-table, nic-guard, nic-groups, address-set, guard-hook and guard-keeper."""
 
-    kinds = frozenset({NftTable.kind, NicGuard.kind, GuardHook.kind, GuardKeeper.kind})
+    kinds = frozenset({NftTable.kind, NicGuard.kind, NicGroups.kind, AddressSet.kind, GuardHook.kind, GuardKeeper.kind})
 
     def __init__(self, paths: Paths):
         self.paths = paths
@@ -157,14 +172,16 @@ class NftablesDriver:
                 standing.tables[name] = table
         found = [self.listing_after(look)] if GUARD in listings else []
         found += [self.listing(EGRESS)] if EGRESS in listings else []
+        standing.members = self.remembered() if GUARD in listings else {}
+        expected = {pair for item in standing.members.values() for pair in members.elements(item)}
         for name, listing in zip([t for t in GUARDS if t in listings], found, strict=True):
-            if not listing.flows_hold:
-                damaged = replace(standing.tables[name], text=f"{standing.tables[name].text}# flow sets changed\n")
+            if not listing.flows_hold or (name == GUARD and listing.members != expected):
+                damaged = replace(standing.tables[name], text=f"{standing.tables[name].text}# sets changed\n")
                 seen.state[damaged.key] = standing.tables[name] = damaged
         if found:
             self.listed = reduce(both, found)
             standing.guards, standing.memory = self.listed.guards, self.listed.memory
-        for thing in (*standing.guards.values(), *standing.hooks.values()):
+        for thing in (*standing.guards.values(), *standing.hooks.values(), *standing.members.values()):
             seen.state[thing.key] = thing
             seen.ours.add(thing.key)
         if keeper := self.holder.seen(listings):
@@ -181,6 +198,15 @@ class NftablesDriver:
         if name not in GUARDS and ("\tset " in body or "\tmap " in body):
             body = read_tables(run(["nft", "-s", "list", "table", *name.split()])).get(name, body)
         return self.texts.text_of(name, canonical(body))
+
+    def remembered(self) -> dict[Key, Member]:
+        """Memberships and address sets as they were loaded last."""
+        try:
+            items = json.loads((self.paths.guard / "members.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        made = (from_json(item) for item in items)
+        return {item.key: item for item in made if isinstance(item, NicGroups | AddressSet)}
 
     def listing(self, table: str = GUARD) -> Listing:
         """A table of the guard with its elements. Raises ToolFailed, also when there is none."""
@@ -204,6 +230,13 @@ class NftablesDriver:
                 listed = run(["nft", "-j", "list", "set", *table.split(), "dropped"])
                 found[table] = read_listing(json.loads(listed), table=table).dropped
         return found
+
+    def passed(self) -> dict[str, tuple[int, int]]:
+        """Name of a rule of groups or tenants -> packets and bytes that it let begin a flow."""
+        try:
+            return read_passed(json.loads(run(["nft", "-j", "list", "table", *GUARD.split()])))
+        except ToolFailed:
+            return {}
 
     def table_diff(self, before: NftTable, after: NftTable) -> tuple[str, ...]:
         """Lines of nft's listing that go (``-``) and come (``+``) when *before* becomes *after*.
@@ -279,7 +312,9 @@ class NftablesDriver:
             self.wait()
             raise StepFailed(steps[0].key if len(steps) == 1 else None, refused.detail,
                              "nothing of this transaction was made") from refused
-        self.standing = after
+        before, self.standing = self.standing, after
+        if (before.members, before.guards, before.tables.get(GUARD)) != (after.members, after.guards, after.tables.get(GUARD)):
+            cut_forbidden(after.tables.get(GUARD), after.members.values(), after.guards, after.memory)
         if any(touches_memory(s) for s in steps):
             (self.paths.guard / "memory.nft").unlink(missing_ok=True)
         self.save()
@@ -301,6 +336,11 @@ class NftablesDriver:
     def save(self) -> None:
         """Write what the keeper loads when our tables vanish."""
         assert self.standing is not None
+        if self.standing.members:
+            write_whole(self.paths.guard / "members.json", json.dumps(
+                [to_json(item) for item in self.standing.members.values()]))
+        else:
+            (self.paths.guard / "members.json").unlink(missing_ok=True)
         if self.standing.tables:
             write_whole(self.paths.guard / "ruleset.nft", "\n".join(self.standing.script()) + "\n")
         else:
@@ -368,6 +408,7 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
                 if name in GUARDS:
                     after.guards = {n: g for n, g in after.guards.items() if g.table != name}
                     after.hooks = {n: h for n, h in after.hooks.items() if h.table != name}
+                    after.members = after.members if name != GUARD else {}
                     after.memory = within([t for t in GUARDS if t != name], after.memory)
             case Create(NicGuard() as guard):
                 after.guards[guard.name] = guard
@@ -381,6 +422,12 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
                 after.hooks[hook.name] = hook
             case Delete(GuardHook(name=name)):
                 after.hooks.pop(name, None)
+            case Create(NicGroups() | AddressSet() as member):
+                after.members[member.key] = member
+            case Update(NicGroups() | AddressSet() as before, NicGroups() | AddressSet() as member):
+                after.members[member.key] = merge(before, member)  # type: ignore[assignment]
+            case Delete(NicGroups() | AddressSet() as member):
+                after.members.pop(member.key, None)
     script = [line for name in gone if name not in loaded for line in removal_lines(name)]
     script += [line for table in loaded.values() for line in table_lines(table)]
     left = {n for n, g in standing.guards.items() if n not in after.guards or after.guards[n].zone != g.zone}
@@ -401,6 +448,11 @@ def changes(tables: Collection[str], standing: Standing, after: Standing) -> lis
     removed, added = change([standing.guards[n] for n in changed if n in standing.guards],
                             [after.guards[n] for n in changed if n in after.guards])
     script += element_lines("delete", within(tables, removed)) + element_lines("add", within(tables, added))
+    moved = {k for k in {*standing.members, *after.members} if standing.members.get(k) != after.members.get(k)}
+    if moved and GUARD in tables:
+        script += members.change((m for k, m in standing.members.items() if k in moved),
+                                 (m for k, m in after.members.items() if k in moved),
+                                 (m for k, m in after.members.items() if k not in moved))
     lost = within(tables, {name: [m for m in items if m not in set(after.memory.get(name, ()))]
                            for name, items in standing.memory.items()})
     script += element_lines("add", lost)

@@ -51,6 +51,33 @@ class GuardHook(Resource):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NicGroups(Resource):
+    """What one guest NIC is in, where the document has groups or tenants; named by its tap. Set elements, never rules."""
+
+    kind: ClassVar[str] = "nic-groups"
+    table: str | None = option(doc="the guard's table", ref="nft-table", on_delete="cascade")
+    number: int | None = option(doc="its number in packet marks, 1 to 65535", guest="live")
+    groups: tuple[str, ...] | None = option(doc="groups that it is in, sorted", guest="live")
+    tenant: str | None = option(doc="tenant that it belongs to, or ''", guest="live")
+    zone: int | None = option(doc="connection tracking zone of its network", guest="live")
+    macs: tuple[str, ...] | None = option(doc="its MACs, sorted", guest="live")
+    addresses: tuple[str, ...] | None = option(
+        doc="its own addresses that the host routes to, sorted", guest="live")
+    isolated: bool | None = option(doc="does not reach other isolated NICs, not through the host's router either", guest="live")
+    traits: tuple[str, ...] | None = option(
+        doc="reject: refused packets to it are answered; log: what is refused to and from it is logged", guest="live")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddressSet(Resource):
+    """A named set of addresses that rules of groups ask."""
+
+    kind: ClassVar[str] = "address-set"
+    table: str | None = option(doc="the guard's table", ref="nft-table", on_delete="cascade")
+    prefixes: tuple[str, ...] | None = option(doc="its addresses and prefixes, none inside another, sorted", guest="live")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GuardKeeper(Resource):
     """The process that owns a table which drops guest frames that no guard has judged.
 

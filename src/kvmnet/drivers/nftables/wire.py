@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_network, summarize_address_ra
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any, TypeAlias
 
+from kvmnet.drivers.nftables import members
 from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGuard
 
 GUARD, EGRESS = "bridge kvmnet", "netdev kvmnet"
@@ -170,6 +171,8 @@ class Listing:
     """The (MAC, address) pairs are those that follow from the guards."""
     dropped: dict[str, dict[int, int]] = field(default_factory=dict)
     """Tap -> number of the reason -> frames."""
+    members: set[tuple[str, str]] = field(default_factory=set)
+    """(set, element) of groups, tenants and address sets."""
 
 
 def read_listing(document: Mapping[str, Any], before: Listing | None = None, table: str = GUARD) -> Listing:
@@ -194,7 +197,7 @@ def read_listing(document: Mapping[str, Any], before: Listing | None = None, tab
     return Listing(guards=guards, parts=facts, flows_hold=listed == expected,
                    memory={f"{table} {name}": [remembered(e["elem"]) for e in sets.get(name, ()) if "elem" in e]
                            for name in MEMORY},
-                   dropped=read_dropped(sets.get("dropped", ())))
+                   dropped=read_dropped(sets.get("dropped", ())), members=members.listed(sets))
 
 
 PARTS = ("zone", "open", "loose", "mac", "own4", "own6", "not4", "not6", "net4", "net6", "vlans",
@@ -275,6 +278,18 @@ def read_dropped(elements: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, i
         item = entry["elem"]
         nic, reason = item["val"]["concat"]
         found.setdefault(nic, {})[number(reason)] = item.get("counter", {}).get("packets", 0)
+    return found
+
+
+def read_passed(document: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """Packets and bytes by the comment that a rule bears, summed over the rules that bear the same."""
+    found: dict[str, tuple[int, int]] = {}
+    for entry in document["nftables"]:
+        rule = entry.get("rule", {})
+        for part in rule.get("expr", ()) if "comment" in rule else ():
+            if counter := part.get("counter"):
+                packets, octets = found.get(rule["comment"], (0, 0))
+                found[rule["comment"]] = packets + counter["packets"], octets + counter["bytes"]
     return found
 
 

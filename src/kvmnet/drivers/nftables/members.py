@@ -1,0 +1,112 @@
+"""Memberships and address sets as elements of the guard's table, and nft's listing in the same words. No I/O.
+
+What is said once of a NIC stands in several sets, each keyed as one rule needs it, so a NIC cannot be read back from
+them: what was loaded is remembered in a file, and holds as long as the sets contain exactly what follows from it.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address, ip_network, summarize_address_range
+from typing import Any, TypeAlias
+
+from kvmnet.drivers.nftables.resources import AddressSet, NicGroups
+from kvmnet.policy.marks import GUEST, LONE
+from kvmnet.spec.policies import MOST_GROUPS
+
+TABLE = "bridge kvmnet"
+SLOTS = range(1, MOST_GROUPS + 1)
+NAMES = frozenset({"ids", "ctzone", "tenant", "grouped", "lone", "logged", "answered", "rejecting",
+                   *(f"{way}{n}" for way in ("in", "out", "ask") for n in SLOTS)})
+FAMILIES = ("g_", "h_", "m4_", "m6_", "n_", "a4_", "a6_")
+"""Sets of these names are ours too, one for each group, tenant or address set."""
+SHARED = ("m4_", "m6_", "rejecting", "ask")
+"""Sets in which two NICs may have the same element."""
+
+Member: TypeAlias = NicGroups | AddressSet
+
+
+def elements(item: Member) -> Iterator[tuple[str, str]]:
+    """The (set, element) pairs that make *item*."""
+    if isinstance(item, AddressSet):
+        for prefix in item.prefixes or ():
+            yield f"a{ip_network(prefix).version}_{item.name}", prefix
+        return
+    nic, number, zone = f'"{item.name}"', item.number or 0, item.zone or 0
+    yield "ids", f"{nic} : {GUEST | (LONE if item.isolated else 0) | number:#010x}"
+    yield "ctzone", f"{nic} : {zone}"
+    if item.isolated:
+        yield "lone", nic
+    if item.tenant:
+        yield "tenant", f"{nic} : jump t_{item.tenant}"
+        yield f"n_{item.tenant}", f"{number:#010x}"
+    if item.groups:
+        yield "grouped", nic
+    if item.groups and "log" in (item.traits or ()):
+        yield "logged", nic
+    if item.groups and "reject" in (item.traits or ()):
+        yield "answered", nic
+        for mac in item.macs or ():
+            yield "rejecting", f"{zone} . {mac}"
+            yield from ((f"ask{n}", f"{zone} . {mac} : jump ask_{group}") for n, group in zip(SLOTS, item.groups, strict=False))
+    for n, group in zip(SLOTS, item.groups or (), strict=False):
+        yield f"in{n}", f"{nic} : jump in_{group}"
+        yield f"out{n}", f"{nic} : jump out_{group}"
+        yield f"g_{group}", f"{number:#010x}"
+        yield f"h_{group}", nic
+        for address in item.addresses or ():
+            yield f"m{ip_address(address).version}_{group}", address
+
+
+def lines(verb: str, pairs: Iterable[tuple[str, str]], table: str = TABLE) -> list[str]:
+    """One nft command per set. ``verb``: add or delete."""
+    found: dict[str, dict[str, None]] = {}
+    for name, text in pairs:
+        found.setdefault(name, {})[text.partition(" : ")[0] if verb == "delete" else text] = None
+    return [f"{verb} element {table} {name} {{ {', '.join(texts)} }}" for name, texts in found.items()]
+
+
+def change(before: Iterable[Member], after: Iterable[Member], unchanged: Iterable[Member] = ()) -> list[str]:
+    """Commands that put *after* in the place of *before*. What *unchanged* share with them stays."""
+    old = {pair for item in before for pair in elements(item)}
+    new = {pair for item in after for pair in elements(item)}
+    gone = old - new
+    if any(name.startswith(SHARED) for name, _ in gone):
+        gone -= {pair for item in unchanged for pair in elements(item)}
+    return lines("delete", sorted(gone)) + lines("add", sorted(new - old))
+
+
+def listed(sets: Mapping[str, Iterable[Any]]) -> set[tuple[str, str]]:
+    """The (set, element) pairs of a JSON listing, in the words of ``elements``."""
+    return {(name, text) for name, found in sets.items() if name in NAMES or name.startswith(FAMILIES)
+            for element in found for text in said(name, element)}
+
+
+def said(name: str, element: Any) -> Iterator[str]:
+    if isinstance(element, list):
+        key, value = element
+        to = f"jump {value['jump']['target']}" if isinstance(value, dict) else f"{value:#010x}" if name == "ids" else str(value)
+        yield f"{words(key)} : {to}"
+    elif name.startswith(("a4_", "a6_")):
+        yield from prefixes(element)
+    elif name.startswith(("m4_", "m6_")):
+        yield element
+    elif isinstance(element, int):
+        yield f"{element:#010x}"
+    else:
+        yield words(element)
+
+
+def words(key: Any) -> str:
+    return " . ".join(map(str, key["concat"])) if isinstance(key, dict) else f'"{key}"'
+
+
+def prefixes(element: Any) -> Iterator[str]:
+    """One interval: an address, a prefix, or a range that nft made of neighbours."""
+    if isinstance(element, str):
+        yield element
+    elif "prefix" in element:
+        yield f"{element['prefix']['addr']}/{element['prefix']['len']}"
+    else:
+        first, last = map(ip_address, element["range"])
+        for net in summarize_address_range(first, last):
+            yield str(net.network_address) if net.prefixlen == net.max_prefixlen else str(net)

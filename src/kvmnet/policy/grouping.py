@@ -1,0 +1,159 @@
+"""Groups, tenants and isolation of a document: spec -> the policy, who is in what, the back end. Pure."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import collapse_addresses, ip_network
+from zlib import crc32
+
+from kvmnet.drivers.linux.resources import Link
+from kvmnet.drivers.nftables.resources import AddressSet, NicGroups
+from kvmnet.engine.resource import Key
+from kvmnet.facts.model import Facts
+from kvmnet.modes.model import NicOnNetwork
+from kvmnet.modes.segment import Segment
+from kvmnet.policy.flows import Policy, Rule, Rules
+from kvmnet.policy.groups import Ports, Tracking, bridge_text, host_chains
+from kvmnet.policy.guard import TABLE
+from kvmnet.spec.models import Mode, Spec
+from kvmnet.spec.policies import Traffic
+from kvmnet.spec.tenancy import BLIND, owners, tenant_of
+
+HIGHEST = 0xFFFF
+"""NIC numbers and conntrack zones have 16 bits; 0 is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """What groups, tenants and isolation add to the host."""
+
+    bridge_text: str
+    host_text: str
+    members: Sequence[NicGroups]
+    sets: Sequence[AddressSet]
+    filtered: frozenset[str]
+    """Bridges of ours whose frames go through the IP hooks (bridge netfilter)."""
+    notes: tuple[str, ...]
+
+    def bridge(self, link: Link) -> Link:
+        """*link* as the back end needs it."""
+        if link.name not in self.filtered:
+            return link
+        return replace(link, nf_call_iptables=True, nf_call_ip6tables=True)
+
+
+def grouping(spec: Spec, facts: Facts, segments: Mapping[str, Segment], routers: Iterable[tuple[str, str]],
+             outer: Iterable[tuple[str, str]]) -> Grouping | None:
+    """None when the document has nothing of it. ``routers``: (bridge, its MAC); ``outer``: (port, its bridge)."""
+    segments = {name: s for name, s in segments.items() if s.network.mode not in BLIND}
+    if not is_needed(spec, segments):
+        return None
+    tracking = tracking_of(facts)
+    zones = numbers({s.domain for s in segments.values()})
+    ports = Ports(frozenset({*routers, *adopted_macs(segments, facts)}),
+                  {s.bridge: zones[s.domain] for s in segments.values() if not s.vlan}, outer_ports(segments, zones, outer))
+    policy = policy_of(spec)
+    members = nic_groups(spec, segments, zones)
+    filtered = frozenset(s.bridge for s in segments.values() if not s.network.bridge) \
+        if tracking is Tracking.NETFILTER else frozenset[str]()
+    return Grouping(bridge_text(policy, tracking, ports, spec.address_sets), host_chains(tracking, ports), members,
+                    [address_set(name, prefixes) for name, prefixes in spec.address_sets.items()], filtered,
+                    notes(spec, segments, tracking))
+
+
+def is_needed(spec: Spec, segments: Mapping[str, Segment]) -> bool:
+    return bool(spec.tenants) or any(
+        nic.declared.groups or (s.network.bridge and is_isolated(nic, s)) for s in segments.values() for nic in s.nics)
+
+
+def is_isolated(nic: NicOnNetwork, segment: Segment) -> bool:
+    declared = nic.declared.isolated
+    return segment.network.isolated_ports if declared is None else declared
+
+
+def tracking_of(facts: Facts) -> Tracking:
+    return Tracking.BRIDGE if facts.features.get("bridge-conntrack") == "" else Tracking.NETFILTER
+
+
+def numbers(names: Iterable[str]) -> dict[str, int]:
+    """A number for each name, 1 to 65535: the same for the same name, unless two meet."""
+    found: dict[str, int] = {}
+    taken: set[int] = set()
+    for name in sorted(names):
+        number = crc32(name.encode()) % HIGHEST + 1
+        while number in taken:
+            number = number % HIGHEST + 1
+        taken.add(number)
+        found[name] = number
+    return found
+
+
+def adopted_macs(segments: Mapping[str, Segment], facts: Facts) -> Iterable[tuple[str, str]]:
+    for segment in segments.values():
+        link = facts.state.get(Key(Link.kind, segment.network.bridge or ""))
+        if isinstance(link, Link) and link.mac:
+            yield link.name, link.mac
+
+
+def outer_ports(segments: Mapping[str, Segment], zones: Mapping[str, int],
+                outer: Iterable[tuple[str, str]]) -> frozenset[tuple[str, int, int]]:
+    return frozenset((device, s.network.vlan or 0 if s.vlan else 0, zones[s.domain])
+                     for device, bridge in outer for s in segments.values() if s.bridge == bridge)
+
+
+def policy_of(spec: Spec) -> Policy:
+    return Policy(
+        {name: Rules(tuple(rule(r, r.from_) for r in group.ingress),
+                     None if group.egress is None else tuple(rule(r, r.to) for r in group.egress),
+                     group.refuse, group.log)
+         for name, group in spec.groups.items()},
+        {name: tuple(rule(r, r.from_, r.to or "") for r in tenant.allow) for name, tenant in spec.tenants.items()})
+
+
+def rule(traffic: Traffic, peers: tuple[str, ...], to: str = "") -> Rule:
+    return Rule(tcp=traffic.tcp or (), udp=traffic.udp or (), icmp=traffic.icmp, protocol=traffic.protocol or (),
+                peers=() if "any" in peers else peers, to=to, log=traffic.log)
+
+
+def nic_groups(spec: Spec, segments: Mapping[str, Segment], zones: Mapping[str, int]) -> list[NicGroups]:
+    number = numbers(nic.tap for s in segments.values() for nic in s.nics)
+    owner = owners(spec)
+    found = []
+    for segment in segments.values():
+        routed = segment.network.mode is Mode.BRIDGE or segment.address or segment.address6
+        for nic in segment.nics:
+            groups = tuple(sorted(set(nic.declared.groups)))
+            own = {a for a in (nic.ip, nic.ip6, *(p for p in nic.prefixes if "/" not in p)) if a} if routed else set()
+            found.append(NicGroups(
+                name=nic.tap, table=TABLE, number=number[nic.tap], groups=groups, zone=zones[segment.domain],
+                tenant=tenant_of(spec.vms[nic.vm], nic.declared.network, owner) or "",
+                macs=tuple(sorted({nic.mac, *nic.declared.extra.macs})), addresses=tuple(sorted(own)),
+                isolated=is_isolated(nic, segment), traits=traits(spec, groups)))
+    return found
+
+
+def traits(spec: Spec, groups: Iterable[str]) -> tuple[str, ...]:
+    declared = [spec.groups[g] for g in groups]
+    return tuple(name for name, given in (("log", any(g.log for g in declared)),
+                                          ("reject", any(g.refuse == "reject" for g in declared))) if given)
+
+
+def address_set(name: str, prefixes: Iterable[str]) -> AddressSet:
+    nets = [ip_network(p) for p in prefixes]
+    merged = [n for v in (4, 6) for n in collapse_addresses([n for n in nets if n.version == v])]  # type: ignore[type-var]
+    return AddressSet(name=name, table=TABLE, prefixes=tuple(
+        str(n.network_address) if n.prefixlen == n.max_prefixlen else str(n) for n in merged))
+
+
+def notes(spec: Spec, segments: Mapping[str, Segment], tracking: Tracking) -> tuple[str, ...]:
+    """What the second back end does otherwise."""
+    if tracking is Tracking.BRIDGE:
+        return ()
+    silent = sorted(s.name for s in segments.values() if not (s.address or s.address6)
+                    and any("reject" in traits(spec, nic.declared.groups) for nic in s.nics))
+    lines = ["groups: this kernel cannot track flows in bridges, so frames of guests go through the IP hooks "
+             "(bridge netfilter); other firewalls of the host see them too"]
+    if silent:
+        lines.append(f"groups: refused packets on {', '.join(silent)} are dropped, not rejected: the host has no address "
+                     "there, and this kernel cannot answer in bridges")
+    return tuple(lines)
