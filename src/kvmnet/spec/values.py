@@ -385,7 +385,7 @@ def icmp_types(value: object) -> tuple[str, ...]:
     if value is True or value == "any":
         return ()
     items = value if isinstance(value, (list, tuple)) else (value,)
-    if wrong := [item for item in items if item not in ICMP_TYPES]:
+    if wrong := [item for item in items if not isinstance(item, str) or item not in ICMP_TYPES]:
         raise ValueError(f"{shown(wrong[0])} is not an ICMP type; write true for all, or of {', '.join(ICMP_TYPES)}")
     if not items:
         raise ValueError("no ICMP type at all; write true for all of them, or remove it")
