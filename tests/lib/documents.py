@@ -9,8 +9,10 @@ from lib.world import same, snapshot, steady, world
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = {p.stem: p for p in (*sorted((ROOT / "examples").glob("*.yaml")), *sorted((ROOT / "tests/golden").glob("*.yaml")))}
-IN_LAB = frozenset({"bond-vlan"})
+IN_LAB = frozenset({"bond-vlan", "macvtap", "vlans"})
 """Documents that need what only a whole kernel has: bonds, VLANs."""
+WITH_VFS = frozenset({"sriov"})
+"""Documents that need a NIC with VFs: tests/lab/test_sriov.py has one."""
 
 
 def live_through(name: str) -> None:
