@@ -87,7 +87,7 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
             ends = out.segments[name].bridge, out.segments[peer].bridge
             policy.reach |= {ends, ends[::-1]}
     keeper = guard_keeper()
-    if any(is_guarded(segment) for segment in out.segments.values()):
+    if any(segment.guarded for segment in out.segments.values()):
         outer = outer_ports(out, spec, facts)
         groups = grouping(spec, facts, out.segments, policy.routers, outer)
         out.add(guard_table(outer, groups.bridge_text if groups else ""), keeper,
@@ -98,13 +98,6 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
             out.add(egress_table(zones))
     attach_nics(out, spec, nics, facts, keeper.name)
     return out
-
-
-def is_guarded(segment: Segment) -> bool:
-    """Whether the host's tables have anything to guard: VFs pass none, and a bridge of the host's own without a NIC
-    of the document is left alone."""
-    network = segment.network
-    return network.mode is not Mode.SRIOV and bool(segment.nics or not network.bridge or network.allow or network.peers or network.metadata)
 
 
 def place_nics(spec: Spec, facts: Facts, allocations: Allocations) -> dict[str, list[NicOnNetwork]]:

@@ -17,6 +17,7 @@ from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.qemu.taps import close, open_taps
 from kvmnet.engine.plan import Create
+from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import Tap as Port
 from kvmnet.host.paths import Paths
 from kvmnet.policy.guard import nic_guard
@@ -78,7 +79,7 @@ def test_the_lease_of_a_guest_that_was_stopped_is_no_failure(here: Applied) -> N
     with Port.hold(nic.tap) as port, Station(port, nic.mac, nic.ip, nic.ip6, "guest") as guest:
         guest.iaid = 0xAC042F
         assert lease6(guest).address == nic.ip6
-    before = [x for x in leases(here.engine.paths, "lan") if x.iaid is not None]
+    before = wait_until(lambda: [x for x in leases(here.engine.paths, "lan") if x.iaid is not None], 5)  # written after the answer
     assert [x.ip for x in before] == [nic.ip6]
     assert claims(here, "web1")["dhcp6"].verdict is Verdict.PASS
     after = [x for x in leases(here.engine.paths, "lan") if x.iaid is not None]

@@ -48,7 +48,9 @@ def prove(subject: Subject, progress: Progress) -> Report:
     subject = replace(subject, segments={name: s for name, s in subject.segments.items() if s.floor})
     lacking = {s.name: device for s in subject.segments.values()
                for device in (s.floor, s.bridge if s.with_host else s.floor) if not exists(device)}
-    present = [s for s in subject.segments.values() if s.name not in lacking and not s.alone]
+    present = [s for s in subject.segments.values() if s.name not in lacking and not s.alone and s.guarded]
+    claims += [Claim(s.name, PROBE, "guard", Verdict.SKIP, f"{s.bridge} is the host's own and no NIC of the document is on it: "
+                     "nothing is guarded there") for s in subject.segments.values() if not s.guarded]
     claims += [Claim(name, "host", "device" if subject.segments[name].parent else "bridge", Verdict.FAIL,
                      f"there is no {'device' if subject.segments[name].parent else 'bridge'} {device}; kvmnet apply makes it")
                for name, device in lacking.items()]

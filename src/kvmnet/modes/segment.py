@@ -50,6 +50,13 @@ class Segment:
     """How it stretches to other hosts; None when it does not."""
 
     @property
+    def guarded(self) -> bool:
+        """Whether the host's tables have anything to guard: VFs pass none, and a bridge of the host's own without a NIC
+        of the document is left alone."""
+        network = self.network
+        return bool(self.floor and (self.nics or not network.bridge or network.allow or network.peers or network.metadata))
+
+    @property
     def with_host(self) -> bool:
         """Whether frames reach the host there: of a shared bridge it is on the untagged VLAN alone, and among
         macvtaps where it has one of its own."""
