@@ -33,6 +33,8 @@ WITHIN = 1.0
 @pytest.fixture
 def net() -> Iterator[World]:
     with world() as made:
+        wait_until(lambda: "fe80" in sh("ip -6 addr show dev eth0 -tentative") and "fe80" in
+                   made.outside.run("ip -6 addr show dev segment -tentative"), 10)
         yield made
 
 

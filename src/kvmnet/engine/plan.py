@@ -170,7 +170,7 @@ def handover_last(deletions: list[Step], pending: Sequence[Create | Update]) -> 
     """The plan's order, with everything that changes places at its end.
 
     There stand: the deletions of what is replaced, then the changes of what it hung on (the NIC that
-    joins a bridge), then what takes its place.
+    joins a bridge), then what takes its place, then what needs that change (the NIC's VLANs on the bridge).
     """
     left = {old: s.key for s in pending if isinstance(s, Create) and (old := predecessor(s.after))}
     moving = [s for s in deletions if s.key in left]
@@ -178,12 +178,24 @@ def handover_last(deletions: list[Step], pending: Sequence[Create | Update]) -> 
         return (*deletions, *pending)
     arriving = {left[s.key] for s in moving}
     holders = {r.target for s in moving if isinstance(s, Delete) for r in s.before.refs()}
+    bonds = {(s.key, r.target) for s in pending if isinstance(s, Update) and s.key in holders for r in s.after.refs()}
+    late: set[Key] = set()
+    for step in pending if bonds else ():  # from shallow to deep
+        if needs_one(step.after, bonds) or any(r.target in late for r in step.after.refs()):
+            late.add(step.key)
     last = {s.key for s in moving}
     return (*(s for s in deletions if s.key not in last),
-            *(s for s in pending if s.key not in arriving and s.key not in holders),
+            *(s for s in pending if s.key not in arriving and s.key not in holders and s.key not in late),
             *moving,
             *(s for s in pending if s.key in holders),
-            *(s for s in pending if s.key in arriving))
+            *(s for s in pending if s.key in arriving),
+            *(s for s in pending if s.key in late))
+
+
+def needs_one(resource: Resource, bonds: Set[tuple[Key, Key]]) -> bool:
+    """Whether *resource* names both ends of one of the *bonds*: it can stand when the first hangs on the second."""
+    named = [r.target for r in resource.refs()]
+    return any((one, other) in bonds for one in named for other in named)
 
 
 def predecessor(resource: Resource) -> Key | None:
