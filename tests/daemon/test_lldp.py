@@ -43,7 +43,7 @@ def net() -> Iterator[World]:
 
 
 def test_neighbours_are_facts_and_in_the_status(net: World) -> None:
-    heard = wait_until(lambda: link_neighbours(net.paths), 15, 0.2)
+    heard = wait_until(lambda: link_neighbours(net.paths), 45, 0.2)
     (there,) = heard["eth0"]
     mac = json.loads(net.outside.run("ip -j link show segment"))[0]["address"]
     assert there.port == "segment" and there.port_id == mac and there.name == os.uname().nodename
