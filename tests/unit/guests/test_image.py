@@ -98,7 +98,7 @@ def test_a_package_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pyte
 
     def run(argv: list[str], **settings: object) -> str:
         asked.append(tuple(argv))
-        raise ToolFailed(argv, 100, "Err:1 http://deb.debian.org\nE: Unable to locate package")
+        raise ToolFailed(argv, 100, "Err:1 http://mirror.example\nE: Unable to locate package")
     monkeypatch.setattr(image, "run", run)
     with pytest.raises(HostCannot, match="needs package qemu-guest-agent: E: Unable to locate") as caught:
         image.unpacked("qemu-guest-agent", tmp_path, lambda line: None)
