@@ -354,6 +354,7 @@ def clean_up(made: World) -> None:
     host = Host(made.paths)
     with suppress(Exception):
         host.engine.revert()
+    host.stop_guests(list(host.running()), lambda words: None, 0)
     host.apply(host.plan_destroy())
 
 
