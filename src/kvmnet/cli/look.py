@@ -151,7 +151,6 @@ def history(limit: int, as_json: bool) -> int:
 @click.command()
 @click.option("--outside", multiple=True, metavar="ADDRESS",
               help="An address beyond the uplink that answers pings; the next hop of the default route if not given.")
-@click.option("--rules", is_flag=True, help="Only what the rules of groups and tenants let begin, by rule.")
 @click.option("--all", "everything", is_flag=True, help="A row for every forged frame.")
 @json_option
 def check(outside: tuple[str, ...], everything: bool, as_json: bool) -> int:
