@@ -61,6 +61,7 @@ class Range:
     place: Place
     sender: Sender
     aims: Sequence[Aim]
+    witness: Witness
 
 
 def fire(ground: Range, attack: Attack) -> Finding | None:
@@ -262,32 +263,37 @@ def firing_range(place: Place, witness: Witness) -> Range:
     aims = [Aim(to_witness, witness.ear)]
     if segment.meeting:
         aims.insert(0, Aim(to_peer, place.peer))
-    return Range(place, sender, aims)
+    return Range(place, sender, aims, witness)
 
 
-def guests_apart(place: Place, witness: Aim) -> Finding | None:
-    """Ports that are apart do not reach each other; the witness they do."""
+def guests_apart(place: Place, witness: Witness) -> Finding | None:
+    """Ports that are apart do not reach each other; the witness they do, and the witness them."""
     if not place.segment.apart:
         return None
     peer = place.peer
     shot = from_address(sender_of(place), receiver_of(peer), place.station.local, peer.local)
-    to = witness.receiver
-    control = from_address(sender_of(place), to, place.station.local, frames.link_local(to.mac))
+    to = Receiver(witness.name, witness.mac, witness.ip, witness.ip6, "", "")
+    control = from_address(sender_of(place), to, place.station.local, frames.link_local(witness.mac))
     assert shot and control
     place.station.send(shot.frame)
     if not sent(place.station, control, witness.ear):
-        return failed(f"cannot be proved: {to.name} does not hear the probe")
-    # What a switch sends back comes after the control, which was heard on its way out.
-    if peer.wait_for(shot.mark, SHORT if place.segment.parent else 0.0):
+        return failed(f"cannot be proved: {witness.name} does not hear the probe")
+    if place.segment.parent:    # what a switch sends back comes after the control, which was heard on its way out
+        reached = peer.wait_for(shot.mark, SHORT)
+    elif sent(witness.mouth, witness.may_send(peer), peer):    # now the peer has heard all that came before
+        reached = peer.carried(shot.mark)
+    else:
+        return failed(f"cannot be proved: the other port does not hear {witness.name}")
+    if reached:
         return failed("a frame from one isolated port reached another")
-    return passed(f"a frame for another isolated port did not reach it; one for {to.name} did")
+    return passed(f"a frame for another isolated port did not reach it; one for {witness.name} did")
 
 
 def refusals(ground: Range, others: Sequence[Beyond]) -> Iterator[Prove]:
     """Proofs of what is forbidden (and of the way to peers), in the order of the report."""
     for name, attack in ATTACKS.items():
         yield single(f"{DROPS}{name}", lambda _, attack=attack: fire(ground, attack))  # type: ignore[misc]
-    yield single("guests-apart", lambda p: guests_apart(p, ground.aims[-1]))
+    yield single("guests-apart", lambda p: guests_apart(p, ground.witness))
     yield single("host-closed", host_is_closed)
     yield single("no-way-out4", lambda p: no_way_out(p, 4))
     yield single("no-way-out6", lambda p: no_way_out(p, 6))
