@@ -44,8 +44,8 @@ HOST, HOST6 = "192.0.2.2", "2001:db8:1::2"
 ROUTER, ROUTER6 = "192.0.2.1", "2001:db8:1::1"
 OUTSIDE, OUTSIDE6 = "203.0.113.1", "2001:db8:ffff::1"
 """A server behind the router."""
-SOON = 2.0
-"""Seconds for an answer that must come."""
+SOON = 10.0
+"""Seconds for an answer that must come; a busy machine takes its time."""
 NEVER = 0.3
 """Seconds of silence that count as no answer."""
 
@@ -196,9 +196,10 @@ class Place:
                         waiting.remove(s)
         return ""
 
-    def pings(self, address: str, size: int = 56, timeout: float = 1.0) -> bool:
-        """Whether an echo of *size* bytes of payload is answered, without fragmentation."""
-        out = self.run(f"ping -n -c 1 -M do -s {size} -W {timeout:g} {address}", check=False)
+    def pings(self, address: str, size: int = 56, timeout: float = SOON) -> bool:
+        """Whether an echo of *size* bytes of payload is answered, without fragmentation; asked each second."""
+        patience = f"-w {timeout:.0f}" if timeout >= 1 else f"-W {timeout:g}"
+        out = self.run(f"ping -n -c 1 -M do -s {size} {patience} {address}", check=False)
         return " bytes from " in out
 
     def name(self, name: str, server: str, timeout: float = SOON) -> str:

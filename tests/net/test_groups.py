@@ -26,7 +26,7 @@ from kvmnet.engine.resource import Key, Resource
 from kvmnet.status import status as look
 from lib.frames import ICMP, UDP, ether, icmp, ip4, ip6, udp
 from lib.netns import inside, sh
-from lib.world import NEVER, OUTSIDE, OUTSIDE6, Guest, Place, World, world
+from lib.world import NEVER, OUTSIDE, OUTSIDE6, SOON, Guest, Place, World, world
 
 pytestmark = pytest.mark.net
 IP4, IP6 = 0x0800, 0x86DD
@@ -134,7 +134,7 @@ REFUSED = [
 
 
 def test_who_reaches_whom(ground: Ground) -> None:
-    assert [case for case in ALLOWED if not ground.asks(*case, timeout=2.0)] == []
+    assert [case for case in ALLOWED if not ground.asks(*case, timeout=SOON)] == []
     assert [case for case in REFUSED if ground.asks(*case)] == []
     assert ground.world.drift() == []
 
@@ -142,7 +142,7 @@ def test_who_reaches_whom(ground: Ground) -> None:
 def test_without_groups_everything_refused_gets_through(ground: Ground) -> None:
     ground.world.apply(OPEN)
     try:
-        assert [case for case in REFUSED if not ground.asks(*case, timeout=2.0)] == []
+        assert [case for case in REFUSED if not ground.asks(*case, timeout=SOON)] == []
     finally:
         ground.world.apply(DOCUMENT)
     assert ground.world.drift() == []

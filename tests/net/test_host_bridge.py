@@ -128,7 +128,7 @@ def test_the_mtu_of_the_uplink_is_lent_and_told_to_guests() -> None:
         assert {links[n]["mtu"] for n in ("eth0", "kvb-office", "kvb-lan", "kvt-app-0", "kvt-desk-0")} == {1400}
         app = net.guest("app")
         assert app.lease()["mtu"] == "1400"
-        assert app.pings(OUTSIDE, 1400 - 28) and not app.pings(OUTSIDE, 1400 - 27)
+        assert app.pings(OUTSIDE, 1400 - 28) and not app.pings(OUTSIDE, 1400 - 27, timeout=1)
         net.apply(BRIDGED.replace("device: eth0", "device: eth0, mtu: 1300"))
         assert "mtu 1300" in sh("ip link show eth0") and "mtu 1300" in sh("ip link show kvb-lan")
         net.destroy()

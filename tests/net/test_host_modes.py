@@ -165,7 +165,7 @@ def test_dhcp_announces_address_router_and_mtu(net: World) -> None:
     got = app.lease()
     assert (got["ip"], got["mask"], got["router"], got["mtu"]) == ("192.168.100.11", "24", "192.168.100.1", "1400")
     assert "169.254.169.254/32 192.168.100.1" in got["staticroutes"]
-    assert app.pings("192.168.100.10", 1400 - 28) and not app.pings("192.168.100.10", 1400 - 27)
+    assert app.pings("192.168.100.10", 1400 - 28) and not app.pings("192.168.100.10", 1400 - 27, timeout=1)
     assert app.name("web.lan", "192.168.100.1") == "192.168.100.10"
     sh(f"ip -n {app.netns} link set eth0 mtu 1500")
     settle(net, "app")

@@ -14,7 +14,7 @@ import pytest
 from kvmnet.check.model import Verdict
 from lib.frames import UDP, ether, ip4, udp
 from lib.netns import inside, sh
-from lib.world import NEVER, OUTSIDE, World, world
+from lib.world import NEVER, OUTSIDE, SOON, World, world
 
 pytestmark = pytest.mark.net
 
@@ -62,11 +62,11 @@ def asks(made: World, source: str, target: str, what: str, timeout: float = NEVE
 
 
 def test_tenants_are_closed_to_each_other_but_for_what_is_allowed(shared: World) -> None:
-    assert [case for case in ALLOWED if not asks(shared, *case, timeout=2.0)] == []
+    assert [case for case in ALLOWED if not asks(shared, *case, timeout=SOON)] == []
     assert [case for case in REFUSED if asks(shared, *case)] == []
     shared.apply(OPEN)
     try:
-        assert [case for case in REFUSED if not asks(shared, *case, timeout=2.0)] == []
+        assert [case for case in REFUSED if not asks(shared, *case, timeout=SOON)] == []
     finally:
         shared.apply(DOCUMENT)
     assert shared.drift() == []
