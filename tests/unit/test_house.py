@@ -14,12 +14,12 @@ PURE = (
     *(SRC / "engine" / f"{n}.py" for n in ("resource", "plan", "driver", "fingerprint", "result")),
     *(SRC / "adopt" / f"{n}.py" for n in ("model", "verdicts", "keys", "netplan", "ifupdown", "networkd", "nmstate",
                                           "document", "export", "live", "restore", "restore_groups", "qemu_words")),
-    SRC / "reach" / "targets.py", SRC / "drivers" / "kinds.py", SRC / "facts" / "model.py", SRC / "compile.py",
+    *SRC.glob("doctor/**/*.py"), SRC / "facts" / "secrets.py", SRC / "reach" / "targets.py", SRC / "drivers" / "kinds.py", SRC / "facts" / "model.py", SRC / "compile.py",
 )
 DOORS = ("subprocess", "socket", "sqlite3", "threading", "asyncio", "shutil", "tempfile", "time", "fcntl",
          "kvmnet.host", "kvmnet.api", "kvmnet.cli", "kvmnet.facts.collect", "kvmnet.engine.transaction")
 EDGES = ("kvmnet.cli", "kvmnet.api")
-INSIDE = ("spec", "modes", "policy", "engine", "drivers", "host", "facts", "check", "guests", "reach")
+INSIDE = ("spec", "modes", "policy", "engine", "drivers", "host", "facts", "check", "guests", "reach", "doctor")
 
 
 def imports(file: Path) -> Iterator[str]:

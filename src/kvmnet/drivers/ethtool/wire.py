@@ -8,7 +8,7 @@ import fcntl
 import socket
 import struct
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from kvmnet.drivers.ethtool.resources import NicFeature, NicTuning, feature_name
 
@@ -71,6 +71,14 @@ class Asker:
             available, _, active, never = (bool(bits[block + i] & bit) for i in range(4))
             yield NicFeature(name=feature_name(dev, name), dev=dev, on=active, fixed=never or not available)
 
+    def active(self, dev: str, names: Sequence[str]) -> list[str] | None:
+        """Which of *names*, the kernel's list in its order, are on; None when the NIC does not tell."""
+        blocks = (len(names) + 31) // 32
+        bits = self.ask(dev, GFEATURES, 1 + 4 * blocks, blocks) if names else None
+        if bits is None:
+            return None
+        return [name for i, name in enumerate(names) if name and bits[3 + i // 32 * 4] & 1 << i % 32]
+
     def feature_names(self, dev: str) -> list[str]:
         info = self.ask(dev, GSSET_INFO, 4, 0, 1 << FEATURES)
         if info is None or not info[1]:
@@ -101,3 +109,16 @@ def read(devices: Iterable[str], wanted: Mapping[str, frozenset[str] | None]) ->
             names = wanted.get(dev, frozenset())
             if names is None or names:
                 yield from (f for f in asker.features(dev) if names is None or f.name.partition(" ")[2] in names)
+
+
+def active_features(devices: Collection[str], wanted: Collection[str]) -> dict[str, list[str]]:
+    """Device -> which of the *wanted* features are on. One question per device: the names are the kernel's, the same
+    for all (net/ethtool/common.c, netdev_features_strings)."""
+    found = {}
+    with Asker() as asker:
+        names: list[str] = []
+        for dev in devices:
+            names = names or [n if n in wanted else "" for n in asker.feature_names(dev)]
+            if (active := asker.active(dev, names)) is not None:
+                found[dev] = active
+    return found

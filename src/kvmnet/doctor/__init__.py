@@ -1,0 +1,1 @@
+"""What is broken, with evidence: findings over a capture of the host."""
