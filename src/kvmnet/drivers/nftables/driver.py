@@ -23,6 +23,7 @@ from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.nftables import members
 from kvmnet.drivers.nftables.cutting import cut_forbidden
 from kvmnet.drivers.nftables.holder import Holder
+from kvmnet.drivers.nftables.inplace import Edit, edit
 from kvmnet.drivers.nftables.members import Member
 from kvmnet.drivers.nftables.resources import (
     AddressSet,
@@ -394,13 +395,18 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
     """The lines of one nft script for *steps*, and what stands after it."""
     after = standing.copy()
     loaded: dict[str, NftTable] = {}
+    edited = Edit((), ())
     gone: list[str] = []
     for step in steps:
         match step:
             case Create(NftTable() as table):
                 after.tables[table.name] = loaded[table.name] = table
             case Update(NftTable() as before, NftTable() as wanted):
-                after.tables[wanted.name] = loaded[wanted.name] = replace(before, text=wanted.text)
+                after.tables[wanted.name] = replace(before, text=wanted.text)
+                if way := in_place(standing.tables.get(wanted.name), wanted):
+                    edited = way
+                else:
+                    loaded[wanted.name] = after.tables[wanted.name]
             case Delete(NftTable(name=name)):
                 after.tables.pop(name, None)
                 loaded.pop(name, None)
@@ -432,8 +438,14 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
     script += [line for table in loaded.values() for line in table_lines(table)]
     left = {n for n, g in standing.guards.items() if n not in after.guards or after.guards[n].zone != g.zone}
     after.memory = forget(after.memory, left, standing)
-    script += after.contents([t for t in GUARDS if t in loaded])
-    return script + changes([t for t in GUARDS if t in after.tables and t not in loaded], standing, after), after
+    script += [*after.contents([t for t in GUARDS if t in loaded]), *edited.first]
+    script += changes([t for t in GUARDS if t in after.tables and t not in loaded], standing, after)
+    return [*script, *edited.last], after
+
+
+def in_place(standing: NftTable | None, wanted: NftTable) -> Edit | None:
+    """The guard's table is not replaced where its rules alone change: no packet may be lost by that."""
+    return edit(GUARD, standing.text or "", wanted.text or "") if standing and wanted.name == GUARD else None
 
 
 def changes(tables: Collection[str], standing: Standing, after: Standing) -> list[str]:

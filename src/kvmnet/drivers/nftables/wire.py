@@ -303,11 +303,13 @@ def read_tables(listing: str) -> dict[str, str]:
 
 
 def canonical(body: str) -> str:
-    """A table's listing with the elements of every set in one order: the kernel's hashes have none."""
+    """A table's listing with its parts, and the elements of every set, in one order: the kernel's hashes have none,
+    and what was added to a standing table is listed last."""
     def in_order(match: re.Match[str]) -> str:
         items = sorted(" ".join(item.split()) for item in (match[1] or match[2] or "").split(",") if item.strip())
         return "{ " + ", ".join(items) + " }"
-    return BRACES.sub(in_order, body)
+    parts = BRACES.sub(in_order, body).rstrip("\n").split("\n\n")
+    return "\n\n".join(sorted(parts, key=lambda part: (part.startswith("\tchain "), part))) + "\n"
 
 
 LISTED_CHAIN = re.compile(r"^\tchain (\S+) \{\n(.*?)^\t\}\n\n?", re.M | re.S)
