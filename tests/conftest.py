@@ -18,7 +18,7 @@ from lib.netns import new_netns
 settings.register_profile("kvmnet", deadline=None)  # a busy machine is no failure
 settings.load_profile("kvmnet")
 
-pytest_plugins = ["lib.lab_pytest"]
+pytest_plugins = ["lib.lab_pytest", "lib.side"]
 
 
 @pytest.fixture(scope="session", autouse=True)

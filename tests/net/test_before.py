@@ -10,6 +10,7 @@ import pytest
 
 from kvmnet.api import Host
 from kvmnet.engine.transaction import Outcome
+from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from lib.netns import sh
 
@@ -50,7 +51,9 @@ def test_the_third_apply_does_not_read_the_document(file: Path, compiled: list[s
 
 
 def kill_dnsmasq() -> None:
-    os.kill(int((Paths.from_environment().dnsmasq("lan") / "pid").read_text()), signal.SIGKILL)
+    pid = int((Paths.from_environment().dnsmasq("lan") / "pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() or ") Z " in Path(f"/proc/{pid}/stat").read_text(), 10)
 
 
 DRIFT: dict[str, Callable[[], object]] = {
