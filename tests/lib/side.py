@@ -61,6 +61,7 @@ class Side:
     """Its words; the last is empty."""
     begun: list[str] = field(default_factory=list)
     """Tests that it took and has not reported whole."""
+    over: bool = False
     lab_times: dict[str, float] = field(default_factory=dict)
 
     def listen(self) -> None:
@@ -72,17 +73,17 @@ class Side:
 
     def tell(self) -> None:
         """What has come of its tests up to now."""
-        while not self.said.empty():
+        while not self.over and not self.said.empty():
             self.heard(self.said.get())
 
     def tell_all(self) -> None:
         """The same until it has ended."""
-        while line := self.said.get():
-            self.heard(line)
+        while not self.over:
+            self.heard(self.said.get())
 
     def heard(self, line: bytes) -> None:
         if not line:
-            self.said.put(line)
+            self.over = True
             return
         said: dict[str, Any] = json.loads(line)
         if said["what"] == "lab":
