@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
 from queue import SimpleQueue
-from tempfile import TemporaryFile
 from threading import Thread
-from typing import IO, Any
+from typing import Any
 
 import pytest
 
@@ -35,11 +34,11 @@ class Queue:
     def __init__(self, units: list[list[pytest.Item]]):
         self.units = units
         self.next = mmap.mmap(-1, 4)
-        self.lock: IO[bytes] = TemporaryFile()  # noqa: SIM115 - it lives as long as the run
+        self.lock = os.memfd_create("tests")
 
     def take(self) -> list[pytest.Item]:
         """Tests of the next file, or none."""
-        own = os.open(f"/proc/self/fd/{self.lock.fileno()}", os.O_RDWR)    # a lock of its own for each process
+        own = os.open(f"/proc/self/fd/{self.lock}", os.O_RDWR)    # a lock of its own for each process
         try:
             flock(own, LOCK_EX)
             number = int.from_bytes(self.next[:4], "big")
