@@ -25,7 +25,7 @@ BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 
 EXIT_CODES: tuple[tuple[int, str], ...] = (
     (0, "Done, or nothing to do."),
-    (KvmnetError.exit_code, "Another error that the message explains; for check: a claim failed."),
+    (KvmnetError.exit_code, "Another error that the message explains; for check: a claim failed; for explain: nothing is known of the words."),
     (2, "plan: there are changes."),
     (SpecError.exit_code, "The document is wrong. Every problem is printed with its line; nothing was changed."),
     (HostCannot.exit_code, "This host lacks what the document needs: a tool, a kernel feature, a privilege."),

@@ -20,7 +20,9 @@ from kvmnet.drivers.ethtool.wire import active_features
 from kvmnet.engine.history import History
 from kvmnet.errors import HostCannot
 from kvmnet.facts.collect import LIMITS, dhcp_clients, resolvers
+from kvmnet.facts.dhcp_servers import dhcp_servers
 from kvmnet.facts.features import features
+from kvmnet.facts.machine import machine
 from kvmnet.facts.processes import Processes, processes
 from kvmnet.facts.secrets import scrubbed
 from kvmnet.host import run as host
@@ -111,6 +113,8 @@ def capture(paths: Paths) -> Json:
         running = held.result()
     found |= {"taps": running.taps, "listening": running.listening, "guests": guests(paths, running), "servers": running.servers}
     found["leases"] = leases(paths)
+    found["dhcp_servers"] = dhcp_servers(running.servers)
+    found["machine"] = machine(found["links"] or (), running.guests)
     found["missing"] = missing
     return found
 

@@ -1,0 +1,104 @@
+"""Commands that say what is broken without being asked about a path: doctor, explain."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kvmnet.cli.output import json_option, print_json, say
+
+if TYPE_CHECKING:
+    from kvmnet.doctor.explain.entry import Answer
+    from kvmnet.doctor.view import View
+
+NOT_KNOWN = 1
+PROGRAMS = frozenset({"ip", "bridge", "tc", "nft", "sysctl", "ethtool", "kvmnet", "modprobe", "ss", "virsh", "iptables", "ip6tables", "systemctl", "dhcp_release",
+                      "ovs-vsctl", "ovs-appctl", "conntrack", "journalctl", "cat", "ls", "nstat", "zgrep", "ping", "ulimit", "echo", "usermod", "apt-get", "chmod",
+                      "dpkg-statoverride", "firewall-cmd", "ufw", "dig", "df", "free", "resolvectl"})
+"""First words of what a shell can run."""
+COLOURS = {"SEEN": "red", "POSSIBLE": "yellow", "RULED_OUT": "green", "UNKNOWN": "bright_black"}
+facts_option = click.option("--facts", "file", type=click.Path(path_type=Path), metavar="FILE",
+                            help="Judge a host by what `kvmnet facts` wrote there, instead of this one.")
+
+
+def capture() -> dict[str, Any]:
+    from kvmnet.facts.capture import capture
+    from kvmnet.host.paths import Paths
+    return capture(Paths.from_environment())
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("words", nargs=-1, required=True)
+@facts_option
+@json_option
+def explain(words: tuple[str, ...], file: Path | None, as_json: bool) -> int:
+    """Say what an error code or a line of a log means, which of its causes this host shows, and what mends it.
+
+    WORDS: ENOBUFS, "Operation not supported", a line of the kernel's log, of QEMU, libvirt, dnsmasq, OVS, nft, an exit
+    code of kvmnet ("exit 13"), a code of a finding. Quote what has brackets. Exits with 1 when nothing is known of it.
+    """
+    from kvmnet.doctor.explain.match import explain as look_up
+    text = " ".join(words)
+    view, reason = seen_host(file)
+    answer = look_up(text, view)
+    if answer is None:
+        return not_known(text, as_json)
+    if as_json:
+        print_json(answer.to_json() | {"text": text, "host": reason or "looked at"})
+        return 0
+    show(answer, reason)
+    return 0
+
+
+def shown(cure: str) -> str:
+    """A command with the prompt before it; what no command does as it is."""
+    words = cure.split()
+    return f"$ {cure}" if len(words) > 1 and words[0] in PROGRAMS else cure
+
+
+def seen_host(file: Path | None) -> tuple[View | None, str]:
+    """The host to check against, or None and why not."""
+    from kvmnet.doctor.view import View
+    from kvmnet.errors import HostCannot
+    from kvmnet.facts.saved import saved
+    if file is not None:
+        return View(saved(file)), ""
+    try:
+        return View(capture()), ""
+    except (HostCannot, PermissionError) as error:
+        return None, str(error)
+
+
+def not_known(text: str, as_json: bool) -> int:
+    """An honest answer to words that nobody wrote an entry for."""
+    from kvmnet.doctor.explain.match import nearest, plain_error
+    near, plain = nearest(text), plain_error(text)
+    if as_json:
+        print_json({"known": False, "text": text, "error": plain, "nearest": near})
+        return NOT_KNOWN
+    click.echo(f"{text!r} is not known here." + (f" The C library says: {plain}." if plain else ""))
+    click.echo("nearest: " + "; ".join(near))
+    say("kvmnet doctor looks at the whole host; kvmnet why A B at one path")
+    return NOT_KNOWN
+
+
+def show(answer: Answer, reason: str) -> None:
+    click.echo(click.style(answer.entry.name, bold=True))
+    click.echo(answer.entry.means)
+    click.echo()
+    for cause in answer.causes:
+        click.echo(f"{click.style('●', fg=COLOURS[cause.holds.name])} {cause.what}" + ("" if reason else f"  [{cause.holds.value}]"))
+        if cause.evidence:
+            click.echo(f"    {cause.evidence}")
+        for command in cause.cure if cause.holds.name != "RULED_OUT" else ():
+            click.echo(click.style(f"    {shown(command)}", fg="cyan"))
+    if answer.entry.wrong:
+        click.echo()
+        click.echo(click.style("Not the cure: ", fg="yellow") + answer.entry.wrong)
+    click.echo()
+    click.echo(f"source: {answer.entry.source}")
+    if answer.also:
+        click.echo(f"also in these words: {', '.join(answer.also)}")
+    if reason:
+        say(f"not checked against this host: {reason}")
