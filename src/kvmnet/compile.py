@@ -22,6 +22,7 @@ from kvmnet.modes.links import Way, find_ways, wire_uplinks
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import HostPolicy, Overlay, Part, Segment
 from kvmnet.modes.services import services
+from kvmnet.policy import rates
 from kvmnet.policy.egress import TABLE as EGRESS
 from kvmnet.policy.egress import egress_table
 from kvmnet.policy.grouping import Grouping, grouping
@@ -97,6 +98,7 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
         if zones := [zone_of(s.domain) for s in out.segments.values() if s.parent]:
             out.add(egress_table(zones))
     attach_nics(out, spec, nics, facts, keeper.name)
+    out.notes += rates.notes(any(n.tap and n.declared.rate.limited for here in nics.values() for n in here), facts.features)
     return out
 
 
@@ -239,7 +241,7 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
             if nic.vf:
                 continue
             vm = spec.vms[nic.vm]
-            out.add(guard_of(nic, segment, kept))
+            out.add(guard_of(nic, segment, kept), *rates.nic_rates(nic, segment, facts.features))
             if segment.parent:
                 out.add(*macvtap.guest_ports(nic, segment),
                         *([] if vm.run else [macvtap.node(nic, owner_of(vm, facts))]))

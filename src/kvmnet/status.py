@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kvmnet.drivers.dnsmasq.driver import leases
@@ -11,6 +11,9 @@ from kvmnet.drivers.dnsmasq.resources import DnsmasqServer
 from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, pf_of, pool_of, vfs_of
+from kvmnet.drivers.tc.driver import TcDriver
+from kvmnet.drivers.tc.resources import Qdisc, qdisc_name
+from kvmnet.drivers.tc.wire import Counts
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
 from kvmnet.errors import HostCannot
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from kvmnet.modes.segment import Segment
     from kvmnet.spec.models import Spec
 from kvmnet.spec import ways
+from kvmnet.spec.names import detour_name
 
 HOUR = 3600
 
@@ -64,6 +68,18 @@ class NetworkStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class RateStatus:
+    """What a rate did since it was set. Of a VF only the rate is known."""
+
+    rate: int
+    """Most, in bits per second."""
+    dropped: int = 0
+    """Packets that found the queue full."""
+    waiting: int = 0
+    """Bytes in the queue now."""
+
+
+@dataclass(frozen=True, slots=True)
 class NicStatus:
     guest: str
     nic: str
@@ -87,6 +103,8 @@ class NicStatus:
     driver running or does not run."""
     state: str
     """ok, idle (nobody opened it), down, detached, missing."""
+    rates: Mapping[str, RateStatus] = field(default_factory=dict)
+    """in, out -> how that direction is limited; what is not is not there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +160,14 @@ def status(host: Host) -> Status | None:
         assert planned.compiled is not None
         seen, steps, notes, segments = planned.seen, planned.steps, planned.notes, planned.compiled.segments
     dropped = refused(host)
+    queues = TcDriver().counts() if any(isinstance(r, Qdisc) for r in seen.state.values()) else {}
     return Status(
         revision=last.number, source=last.source, applied=last.created, by=last.who,
         unconfirmed=host.unconfirmed(),
         drift=tuple(f"{type(s).__name__.lower()} {s.key}" for s in steps), notes=notes,
         uplinks=uplink_statuses(document.spec, seen, now, link_neighbours(host.paths)),
         networks=tuple(network_status(host, s, seen, now) for s in segments.values()),
-        nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped)),
+        nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped, queues)),
         guests={row.name: row.state for row in host.guests()},
         rules=rule_statuses(host) if document.spec.groups or document.spec.tenants else ())
 
@@ -216,7 +235,7 @@ def live_leases(host: Host, segment: Segment) -> set[str]:
 
 
 def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Traffic],
-                 dropped: Mapping[str, Mapping[int, int]]) -> list[NicStatus]:
+                 dropped: Mapping[str, Mapping[int, int]], queues: Mapping[str, Counts]) -> list[NicStatus]:
     lent = live_leases(host, segment)
     if segment.parent:    # what the guest sends leaves by its macvtap; the carrier is the parent's
         open_ = held()
@@ -228,7 +247,22 @@ def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Tra
         sends=now[nic.tap].rx_rate if nic.tap in now else 0.0,
         receives=now[nic.tap].tx_rate if nic.tap in now else 0.0,
         refused={REASONS[number]: count for number, count in sorted(dropped.get(nic.tap, {}).items())},
-        backend=backend_of(nic, seen), state=nic_state(nic, segment, seen, now)) for nic in segment.nics]
+        backend=backend_of(nic, seen), state=nic_state(nic, segment, seen, now),
+        rates=rates_of(nic, segment, seen, queues)) for nic in segment.nics]
+
+
+def rates_of(nic: NicOnNetwork, segment: Segment, seen: Seen, queues: Mapping[str, Counts]) -> dict[str, RateStatus]:
+    """How each direction is limited, as the host has it now."""
+    if nic.vf:
+        vf = seen.state.get(Key(Vf.kind, nic.vf))
+        return {"out": RateStatus(vf.max_rate * 1_000_000)} if isinstance(vf, Vf) and vf.max_rate else {}
+    own, other = ("out", "in") if segment.parent else ("in", "out")
+    found = {}
+    for direction, device in ((own, nic.tap), (other, detour_name(nic.vm, nic.nic))):
+        queue, counts = seen.state.get(Key(Qdisc.kind, qdisc_name(device))), queues.get(device)
+        if isinstance(queue, Qdisc) and queue.rate:
+            found[direction] = RateStatus(queue.rate * 1000, counts.dropped if counts else 0, counts.backlog if counts else 0)
+    return found
 
 
 def backend_of(nic: NicOnNetwork, seen: Seen) -> str:

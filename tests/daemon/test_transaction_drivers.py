@@ -34,7 +34,7 @@ networks:
   lan: {mode: nat, uplink: wan, subnet: 192.168.100.0/24, subnet6: fd00:100::/64}
   lab: {mode: isolated, subnet: 10.10.0.0/24}
 vms:
-  web1: {nics: [{network: lan}, {network: lab}]}
+  web1: {nics: [{network: lan, rate: {in: 100mbit, out: 50mbit}}, {network: lab}]}
   web2: {nics: [{network: lan}]}
 """
 

@@ -89,7 +89,7 @@ def simulated(module: str) -> str:
 def document(dev: str, vfs: str = f", vfs: {MANY}", count: int = MANY, vlan: int = 100) -> str:
     """A network of VFs with a guest on each, every setting another one."""
     nics = "\n".join(
-        f"  g{n}: {{nics: [{{network: fast, guard: {'mac' if n % 2 else 'off'}, max_rate: {100 + n}mbit, min_rate: {n + 1}mbit, "
+        f"  g{n}: {{nics: [{{network: fast, guard: {'mac' if n % 2 else 'off'}, rate: {{out: {100 + n}mbit, min: {n + 1}mbit}}, "
         f"trust: {'false' if n % 2 else 'true'}, link: {('up', 'down', 'always')[n % 3]}, mac: '52:54:00:00:01:{n:02x}'}}]}}"
         for n in range(count))
     return (f"version: 1\nuplinks:\n  nic: {{device: {dev}{vfs}}}\nnetworks:\n  fast: {{mode: sriov, uplink: nic, vlan: {vlan}, qos: 3, "
@@ -193,7 +193,7 @@ def pass_through() -> dict[str, object]:
         made.apply(real_nic(), "two VFs")
         before = told(PF)
         note(found, "drift", made.drift())
-        note(found, "min_rate", made.refusal(real_nic(nic="guard: mac, max_rate: 500mbit, min_rate: 100mbit")))
+        note(found, "min_rate", made.refusal(real_nic(nic="guard: mac, rate: {out: 500mbit, min: 100mbit}")))
         note(found, "after refusal", told(PF) == before)
         on_vlan(100)
         read, compiled = made.host.in_force()

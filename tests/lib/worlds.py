@@ -22,6 +22,7 @@ from kvmnet.drivers.macvtap.resources import Gate, OpenPort, TapNode
 from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, VfPool, vf_name
+from kvmnet.drivers.tc.resources import Detour, Qdisc, TcClass, class_name, qdisc_name
 from kvmnet.engine.plan import Create, Delete, Step, Update, apply_to
 from kvmnet.engine.resource import Key, Resource, diff, must_recreate
 
@@ -62,6 +63,7 @@ def documents(draw: st.DrawFn, daemons: bool = True) -> Things:
     if daemons:
         out += draw(uplinks(bridges))
         out += draw(macvtaps())
+        out += draw(rates([r.name for r in out if isinstance(r, Link) and r.type == "tap"]))
         out += draw(virtual_functions())
     return {r.key: r for r in out}
 
@@ -103,6 +105,32 @@ def macvtaps(draw: st.DrawFn) -> list[Resource]:
             out.append(OpenPort(name=name, gate=name, hook=name))
     if draw(st.booleans()):
         out.append(TapNode(name=name, dev=name, user=draw(st.sampled_from([0, 7])), fits=True))
+    return out
+
+
+@st.composite
+def rates(draw: st.DrawFn, taps: list[str]) -> list[Resource]:
+    """Queues of taps, and a tree of classes on the host's NIC, each part of which may be there when what it needs is."""
+    out: list[Resource] = []
+    for tap in taps:
+        if draw(st.booleans()):
+            out.append(Qdisc(name=qdisc_name(tap), dev=tap, parent="root", below="", of="", discipline="tbf",
+                             rate=draw(st.sampled_from([100, 200])), burst=4096, limit=65536))
+        if draw(st.booleans()):
+            device = tap.replace("kvt", "kvi")
+            out += [Link(name=device, type="ifb", mtu=1500, up=True, master="", alias="kvmnet rate", addrgenmode="none"),
+                    Detour(name=tap, dev=tap, to=device)]
+    if draw(st.booleans()):
+        root = qdisc_name("eth0")
+        out.append(Qdisc(name=root, dev="eth0", parent="root", below="", of="", discipline="htb", default=draw(st.sampled_from([0, 2]))))
+        upper = ""
+        for minor in range(1, draw(st.integers(0, 3)) + 1):
+            name = class_name("eth0", minor)
+            out.append(TcClass(name=name, qdisc=root, parent=upper, rate=draw(st.sampled_from([1, 2])), ceil=3, priority=0))
+            upper = draw(st.sampled_from(["", name]))
+        if upper and draw(st.booleans()):
+            out.append(Qdisc(name=qdisc_name("eth0", 0x7001), dev="eth0", parent=upper.split()[1], below=root, of=upper,
+                             discipline="fq_codel", packets=10, flows=8))
     return out
 
 

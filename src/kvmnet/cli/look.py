@@ -25,9 +25,10 @@ def host() -> Host:
 @click.command()
 @click.option("--drops", is_flag=True, help="Only the frames that the guard and groups refused, by guest and reason.")
 @click.option("--rules", is_flag=True, help="Only what the rules of groups and tenants let begin, by rule.")
+@click.option("--rates", is_flag=True, help="Only the rates of NICs, by guest and direction: what was dropped, what waits.")
 @click.option("--all", "everything", is_flag=True, help="Every NIC, however many.")
 @json_option
-def status(drops: bool, rules: bool, everything: bool, as_json: bool) -> int:
+def status(drops: bool, rules: bool, rates: bool, everything: bool, as_json: bool) -> int:
     """What the document wants and what the host has, at a glance. Where the two differ (drift), it says so."""
     from kvmnet.status import status as look
     found = look(host())
@@ -40,6 +41,8 @@ def status(drops: bool, rules: bool, everything: bool, as_json: bool) -> int:
         show_drops(found)
     elif rules:
         show_rules(found)
+    elif rates:
+        show_rates(found)
     else:
         show(found, everything)
     return 0
@@ -130,6 +133,16 @@ def show_rules(found: Status) -> None:
                for r in found.rules])
     else:
         click.echo("the document has no groups and no tenants")
+
+
+def show_rates(found: Status) -> None:
+    rows = [(f"{n.guest}/{n.nic}", direction, bits(r.rate), bits(n.receives if direction == "in" else n.sends),
+             str(r.dropped or ""), f"{r.waiting} bytes" if r.waiting else "")
+            for n in found.nics for direction, r in n.rates.items()]
+    if rows:
+        table("rates, seen from the guest", ("nic", "direction", "at most", "now", "dropped", "waiting"), rows)
+    else:
+        click.echo("no NIC has a rate")
 
 
 @click.command()

@@ -9,12 +9,13 @@ from kvmnet.drivers.macvtap.driver import MacvtapDriver
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.qemu.guests import Guests
 from kvmnet.drivers.sriov.driver import SriovDriver
+from kvmnet.drivers.tc.driver import TcDriver
 from kvmnet.engine.driver import Driver
 from kvmnet.host.paths import Paths
 
 
 def drivers(paths: Paths) -> tuple[Driver, ...]:
     """Every driver of a host whose state lies in *paths*."""
-    return (LinuxDriver(), EthtoolDriver(), MacvtapDriver(paths), NftablesDriver(paths), DnsmasqDriver(paths),
+    return (LinuxDriver(), EthtoolDriver(), TcDriver(), MacvtapDriver(paths), NftablesDriver(paths), DnsmasqDriver(paths),
             SriovDriver(paths), Guests(paths),
             FileDriver(paths))

@@ -77,8 +77,8 @@ def assigned(nic: NicOnNetwork, network: Network, dev: str, facts: Facts) -> Vf:
     declared: Nic = nic.declared
     pf = pf_of(facts.state, dev)
     return Vf(name=nic.vf, pool=dev, mac=nic.mac, vlan=network.vlan or 0, qos=network.qos,
-              protocol=network.protocol if network.vlan else "802.1Q", max_rate=declared.max_rate or 0,
-              min_rate=declared.min_rate or 0, spoofchk=declared.guard != "off", trust=declared.trust,
+              protocol=network.protocol if network.vlan else "802.1Q", max_rate=(declared.rate.out or 0) // 1000,
+              min_rate=(declared.rate.min or 0) // 1000, spoofchk=declared.guard != "off", trust=declared.trust,
               carrier=CARRIER[declared.link], driver=VFIO if pf and pf.pci else "")
 
 

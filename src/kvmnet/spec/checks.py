@@ -20,6 +20,7 @@ from kvmnet.spec.rules import (
     macvtap,
     networks,
     overlays,
+    rates,
     references,
     sriov,
     uplinks,
@@ -31,9 +32,10 @@ Rule = Callable[[Subject], Iterator[Problem]]
 
 OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *hardware.RULES, *networks.RULES, *macvtap.RULES,
                                  *sriov.RULES, *vlans.RULES, *overlays.RULES, *addresses.RULES, *guests.RULES, *groups.RULES,
-                                 host.ports)
+                                 *rates.RULES, host.ports)
 OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *hardware.HOST_RULES, *macvtap.HOST_RULES, *sriov.HOST_RULES,
-                             *vlans.HOST_RULES, *overlays.HOST_RULES, *groups.HOST_RULES)
+                             *vlans.HOST_RULES, *overlays.HOST_RULES, *groups.HOST_RULES,
+                             *rates.HOST_RULES)
 
 
 def check(spec: Spec, facts: Facts) -> list[Problem]:

@@ -101,6 +101,10 @@ def meant(word: str, known: Sequence[str], what: str) -> str:
     return f"{what}: {listed}"
 
 
+RENAMED = {"max_rate": "write rate: {out: ...}", "min_rate": "write rate: {min: ...}"}
+"""Options of early documents -> what stands in their place."""
+
+
 # One function per kind of finding: -> message, hint
 
 def _unknown(finding: Finding, steps: Steps) -> tuple[str, str]:
@@ -108,7 +112,7 @@ def _unknown(finding: Finding, steps: Steps) -> tuple[str, str]:
     part = shape.part_at(steps[:-1])
     known = tuple(shape.options(part)) if part else ()
     near = nearest(key, known)
-    hint = f"did you mean {near}?" if near else "known here: " + ", ".join(known)
+    hint = RENAMED[key] if key in RENAMED else f"did you mean {near}?" if near else "known here: " + ", ".join(known)
     return f"{shown(key)} is not an option", hint
 
 

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from kvmnet.spec.part import Part as Part
 from kvmnet.spec.policies import NicGroup, Tenant
+from kvmnet.spec.rates import Rate
 from kvmnet.spec.values import (
     Address,
     Address4,
@@ -25,7 +26,6 @@ from kvmnet.spec.values import (
     IfName,
     Line,
     Mac,
-    Megabits,
     Name,
     Network4,
     Network6,
@@ -550,10 +550,8 @@ class Nic(Part):
     that VFs of one NIC go on reaching each other."""
     vf: Annotated[int, Field(ge=0, le=65534)] | None = None
     """mode sriov: number of the VF; a free one, the same for ever, when not given."""
-    max_rate: Megabits | None = None
-    """mode sriov: most that the guest may send, in whole Mbit/s, e.g. 500mbit or 2gbit."""
-    min_rate: Megabits | None = None
-    """mode sriov: what the guest may send at least when others send too."""
+    rate: Rate = Rate()
+    """How fast it may be."""
     trust: bool = False
     """mode sriov: the guest may change its MAC and see frames of others, as its driver asks; needs guard: off."""
     failover: NetworkName | None = None

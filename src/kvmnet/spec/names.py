@@ -17,6 +17,8 @@ UPLINK = "kvu-"
 """Reserved prefix of bonds and VLANs that kvmnet makes and the document gives no name."""
 OVERLAY = "kvx-"
 """Reserved prefix of the ports by which networks stretch to other hosts."""
+DETOUR = "kvi-"
+"""Reserved prefix of the devices in whose queues frames wait that came in by another (ifb)."""
 ROOM = 11
 
 
@@ -24,6 +26,11 @@ def tap_name(vm: str, nic: str) -> str:
     """Device of one guest NIC: ``kvt-web1-0`` for nic0 of web1."""
     index = nic[3:] if nic.startswith("nic") and nic[3:].isdigit() else nic
     return TAP + short(f"{vm}-{index}")
+
+
+def detour_name(vm: str, nic: str) -> str:
+    """Device in whose queue frames of one guest NIC wait."""
+    return DETOUR + tap_name(vm, nic).removeprefix(TAP)
 
 
 def bridge_name(network: str) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeAlias
 
 from kvmnet.spec.models import SHARED, Network, Nic, Spec, Vm
 from kvmnet.spec.names import nic_name, standby_name
+from kvmnet.spec.rates import Rate
 
 
 class Family(IntEnum):
@@ -64,7 +65,8 @@ def nics_of(vm: str, declared: Vm) -> Iterator[PlacedNic]:
 def standby(nic: Nic) -> Nic:
     """The virtio card beside a VF: the same guest's NIC, by another way."""
     return Nic(network=nic.failover or "", mac=nic.mac, ip=nic.ip, ip6=nic.ip6, hostname=nic.hostname, extra=nic.extra,
-               queues=nic.queues, vhost=nic.vhost, offloads=nic.offloads, rx_ring=nic.rx_ring, tx_ring=nic.tx_ring)
+               queues=nic.queues, vhost=nic.vhost, offloads=nic.offloads, rx_ring=nic.rx_ring, tx_ring=nic.tx_ring,
+               rate=Rate(out=nic.rate.out))
 
 
 def number(text: str) -> int:

@@ -31,7 +31,8 @@ _DURATION = re.compile(r"([0-9]{1,9})([smhdw]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _SIZE = re.compile(r"([0-9]{1,12})([kKmMgGtT]?)(i?[bB])?")
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
-_RATE = re.compile(r"([0-9]{1,7})([mg])bit")
+_RATE = re.compile(r"([0-9]{1,9})([kmg])bit")
+_KILOBITS = {"k": 1, "m": 1000, "g": 1_000_000}
 _PCI = re.compile(r"(?:0000:00:)?([0-9A-Fa-f]{1,2})(?:\.([0-9A-Fa-f]))?")
 _VLANS = re.compile(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?")
 
@@ -302,16 +303,30 @@ def size(value: object) -> int:
     return amount
 
 
-def megabits(value: object) -> int:
-    """A rate in whole Mbit/s: 500mbit, 2gbit."""
+def bit_rate(value: object) -> int:
+    """A rate in kbit/s: 500kbit, 100mbit, 2gbit. tc tells no more digits than these of a class back."""
     text = _text(value, "a rate").lower()
     found = _RATE.fullmatch(text)
     if not found:
-        raise ValueError(f"{shown(text)} is not a rate in whole Mbit/s; write e.g. 500mbit or 2gbit")
-    rate = int(found[1]) * (1000 if found[2] == "g" else 1)
-    if not 1 <= rate <= 1_000_000:
-        raise ValueError(f"{shown(text)} is out of range: from 1mbit to 1000gbit")
+        raise ValueError(f"{shown(text)} is not a rate in bits per second; write e.g. 500kbit, 100mbit or 2gbit")
+    rate = int(found[1]) * _KILOBITS[found[2]]
+    if not 64 <= rate <= 200_000_000:
+        raise ValueError(f"{shown(text)} is out of range: from 64kbit to 200gbit")
+    if rate >= 1_000_000 and rate % 1000:
+        raise ValueError(f"{shown(text)} is too fine: from 1gbit on in whole mbit, e.g. {rate // 1000}mbit")
     return rate
+
+
+def burst(value: object) -> int:
+    """An amount of data that passes at once in bytes, in whole steps of 4 KiB: 64k, 1m."""
+    text = _text(value, "an amount of data")
+    found = _SIZE.fullmatch(text)
+    if not found:
+        raise ValueError(f"{shown(text)} is not an amount of data; write e.g. 64k or 1m")
+    amount = int(found[1]) * _BYTES[found[2].lower()]
+    if not 4096 <= amount <= 2**26:
+        raise ValueError(f"{shown(text)} is out of range: from 4k to 64m bytes")
+    return -(-amount // 4096) * 4096
 
 
 def pci_slot(value: object) -> str:
@@ -451,7 +466,8 @@ Range4 = Annotated[str, PlainValidator(range4), _schema("string", pattern=r"^[0-
 Range6 = Annotated[str, PlainValidator(range6), _schema("string", pattern="^[0-9A-Fa-f:.]+ *- *[0-9A-Fa-f:.]+$")]
 Duration = Annotated[int, PlainValidator(duration), _NUMBER_OR_TEXT]
 Size = Annotated[int, PlainValidator(size), _NUMBER_OR_TEXT]
-Megabits = Annotated[int, PlainValidator(megabits), _schema("string", pattern="^[0-9]+[mMgG][bB][iI][tT]$")]
+BitRate = Annotated[int, PlainValidator(bit_rate), _schema("string", pattern="^[0-9]+[kKmMgG][bB][iI][tT]$")]
+Burst = Annotated[int, PlainValidator(burst), _NUMBER_OR_TEXT]
 PciSlot = Annotated[str, PlainValidator(pci_slot), _NUMBER_OR_TEXT]
 VlanId = Annotated[int, Field(ge=1, le=4094)]
 Cidr = Annotated[str, PlainValidator(cidr), _schema("string", pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")]
@@ -475,7 +491,7 @@ WORDS: dict[Callable[[object], Any], str] = {
     network4: "IPv4 prefix", network6: "IPv6 prefix", prefix: "address or prefix",
     cidr: "address with its prefix length", range4: "FIRST-LAST",
     range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",
-    megabits: "rate (500mbit, 2gbit)", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
+    bit_rate: "rate (500kbit, 100mbit, 2gbit)", burst: "bytes (64k, 1m)", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
     ports: "list of ports and ranges, or `any`", icmp_types: "`true` or list of types", protocols: "list of protocols",
     peer: "`any`, prefix, `group:`, `set:` or `tenant:` NAME", peers: "list of `any`, prefixes, `group:`, `set:`, `tenant:` NAME",
 }

@@ -38,9 +38,9 @@ def apply(want: Mapping[Key, File], adopt: bool = False) -> int:
 def test_make_keep_and_remove(etc: Path) -> None:
     assert (apply(BOTH), apply(BOTH)) == (2, 0)
     keyfile = (etc / "NetworkManager/conf.d/kvmnet.conf").read_text()
-    assert "match-device=interface-name:kvt-*;interface-name:kvb-*;interface-name:kvp-*\nmanaged=0\n" in keyfile
+    assert "match-device=interface-name:kvt-*;interface-name:kvb-*;interface-name:kvp-*;interface-name:kvi-*\nmanaged=0\n" in keyfile
     network = (etc / "systemd/network/00-kvmnet.network").read_text()
-    assert "Name=kvt-* kvb-* kvp-*\n" in network and "Unmanaged=yes" in network
+    assert "Name=kvt-* kvb-* kvp-* kvi-*\n" in network and "Unmanaged=yes" in network
     (etc / "systemd/network/00-kvmnet.network").write_text(network.replace("yes", "no"))
     assert apply(BOTH) == 1
     assert apply({}) == 2

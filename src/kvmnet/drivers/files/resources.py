@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
-from kvmnet.spec.names import BRIDGE, PROBE, TAP
+from kvmnet.spec.names import BRIDGE, DETOUR, PROBE, TAP
 
 MARK = "# kvmnet: written by kvmnet, which replaces and removes it; do not edit"
 """First line of a file that is ours."""
@@ -23,7 +23,7 @@ class File(Resource):
 NETWORK_MANAGER, NETWORKD = "NetworkManager", "systemd-networkd"
 """Services that configure any link they find unless they are told not to."""
 
-LINKS = tuple(f"{prefix}*" for prefix in (TAP, BRIDGE, PROBE))
+LINKS = tuple(f"{prefix}*" for prefix in (TAP, BRIDGE, PROBE, DETOUR))
 
 # NetworkManager: a device section of our own, since keyfile.unmanaged-devices is one list for all files,
 # of which the last one read replaces the others (NetworkManager.conf(5)).

@@ -312,8 +312,10 @@ def batch_text(lines: Iterable[Line]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def run_batch(lines: Sequence[Line], tool: str = "ip") -> None:
-    """Run *lines*; what is to be deleted and is gone already is passed over. Raises StepFailed."""
+def run_batch(lines: Sequence[Line], tool: str = "ip", absent: Sequence[str] = GONE,
+              cures: Sequence[tuple[str, str]] = CURES) -> None:
+    """Run *lines*; what is to be deleted and is gone already is passed over. ``absent``, ``cures``: what the tool says then,
+    and what to do about other words of it. Raises StepFailed."""
     at = 0
     while at < len(lines):
         try:
@@ -324,11 +326,11 @@ def run_batch(lines: Sequence[Line], tool: str = "ip") -> None:
             detail = re.sub(r"\s*Command failed -:\d+\s*", "", failed.detail).strip()
             detail = detail.removeprefix("RTNETLINK answers: ").removeprefix("Error: ")
             if where is None:
-                raise StepFailed(accused(detail, lines[at:]), detail, cure(detail)) from failed
+                raise StepFailed(accused(detail, lines[at:]), detail, cure(detail, cures)) from failed
             at += int(where[1]) - 1
             line = lines[at]
-            if not (line.gone and any(text in detail for text in GONE)):
-                raise StepFailed(line.key, f"{detail} ({tool} {line})", cure(detail)) from failed
+            if not (line.gone and any(text in detail for text in absent)):
+                raise StepFailed(line.key, f"{detail} ({tool} {line})", cure(detail, cures)) from failed
             at += 1
 
 
@@ -338,8 +340,8 @@ def accused(detail: str, lines: Sequence[Line]) -> Key | None:
     return next((line.key for line in lines if word and word[1] in line.words), None)
 
 
-def cure(detail: str) -> str:
-    return next((hint for text, hint in CURES if text in detail), "")
+def cure(detail: str, cures: Sequence[tuple[str, str]] = CURES) -> str:
+    return next((hint for text, hint in cures if text in detail), "")
 
 
 def free_group(links: Sequence[Link]) -> int | None:

@@ -164,7 +164,7 @@ def create_link(link: Link) -> list[Line]:
     return [Line(make, link.key), *([Line(("link", "set", "dev", link.name, *first), link.key)] if first else []), *rest]
 
 
-CARRIED = frozenset({"vxlan"})
+CARRIED = frozenset({"vxlan", "ifb"})
 """Types that have a carrier as soon as they are up."""
 
 BOND_MODES = {
@@ -245,7 +245,7 @@ def another_mtu(mtu: int) -> int:
     return mtu - 1 if mtu > 1280 else mtu + 1
 
 
-MADE_PLAIN = frozenset({"dummy"})
+MADE_PLAIN = frozenset({"dummy", "ifb"})
 """Further types that need no words of their own."""
 
 

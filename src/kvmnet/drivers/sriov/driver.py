@@ -25,7 +25,7 @@ from kvmnet.host.paths import Paths
 
 REFUSALS = ("Operation not supported", "Not supported", "Invalid argument")
 """How drivers answer what they do not do to a VF."""
-OPTIONS = {"max_tx_rate": "max_rate and min_rate", "spoofchk": "guard: mac (write guard: off)", "trust": "trust", "state": "link",
+OPTIONS = {"max_tx_rate": "rate", "spoofchk": "guard: mac (write guard: off)", "trust": "trust", "state": "link",
            "vlan": "vlan, qos and protocol", "mac": "mac"}
 """Word of an ``ip`` line -> what it comes from in the document."""
 Look = Callable[[str], Iterable[Vf]]

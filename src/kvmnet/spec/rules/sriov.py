@@ -20,7 +20,7 @@ HOST_ONLY = {
 }
 """Options of a network that need the host on the way -> why mode sriov has them not."""
 SERVICES = ("dhcp", "dns", "ra")
-OF_VF = {"vf": None, "max_rate": None, "min_rate": None, "trust": False, "failover": None}
+OF_VF = {"vf": None, "trust": False, "failover": None}
 """Options of a NIC that only a VF has -> value when not given."""
 OF_TAP = ("model", "queues", "vhost", "rx_ring", "tx_ring", "packed", "offloads")
 """Options of a card that QEMU makes: a VF is what it is, and only the card that stands by for it has them."""
@@ -95,8 +95,6 @@ def _vf(subject: Subject, item: PlacedNic, network: Network) -> Iterator[Problem
     if nic.trust and nic.guard == "mac":
         yield wrong(f"{path}.trust", "a guest that is trusted may change its MAC, so guard: mac would not hold",
                     "remove trust, or write guard: off")
-    if nic.max_rate and nic.min_rate and nic.min_rate > nic.max_rate:
-        yield wrong(f"{path}.min_rate", f"{nic.min_rate} Mbit/s at least and {nic.max_rate} at most", "write a smaller min_rate")
     if nic.trunk:
         yield wrong(f"{path}.trunk", "a NIC puts a VF on one VLAN, or leaves tags to its guest altogether",
                     "remove trunk; without vlan on the network the guest tags its frames itself")

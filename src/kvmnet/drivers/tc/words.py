@@ -1,0 +1,66 @@
+"""Steps -> lines of ``tc -batch``. Pure: what is printed for the operator is what runs."""
+from __future__ import annotations
+
+from typing import cast
+
+from kvmnet.drivers.linux.words import Line
+from kvmnet.drivers.tc.resources import PREF, Detour, Qdisc, TcClass
+from kvmnet.engine.plan import Create, Delete, Step, Update
+from kvmnet.engine.resource import merge
+
+PLACE = ("ingress", "protocol", "all", "pref", str(PREF))
+EVERY = ("u32", "match", "u32", "0", "0")
+"""Every frame. u32, since it is what every kernel has that has any classifier; matchall is younger."""
+
+
+def lines_of(step: Step) -> list[Line]:
+    """The lines that make *step*. Raises TypeError for what is not of this driver."""
+    match step:
+        case Create(Qdisc() as qdisc):
+            return [Line(("qdisc", "add", *place(qdisc), *settings(qdisc)), qdisc.key)]
+        case Update(Qdisc() as before, Qdisc() as after):
+            whole = cast(Qdisc, merge(before, after))
+            return [Line(("qdisc", "change", *place(whole), *settings(whole)), after.key)]
+        case Delete(Qdisc() as qdisc):
+            return [Line(("qdisc", "del", *place(qdisc)), qdisc.key, gone=True)]
+        case Create(TcClass() as made):
+            return [class_line("add", made)]
+        case Update(TcClass() as before, TcClass() as after):
+            return [class_line("change", cast(TcClass, merge(before, after)))]
+        case Delete(TcClass() as gone):
+            dev, classid = gone.name.split(" ")
+            return [Line(("class", "del", "dev", dev, "classid", classid), gone.key, gone=True)]
+        case Create(Detour() as detour) | Update(_, Detour() as detour):
+            dev = detour.name
+            # Both verbs leave what others have there: clsact cannot be changed, and the filter has a number of its own.
+            return [Line(("qdisc", "replace", "dev", dev, "clsact"), detour.key),
+                    Line(("filter", "replace", "dev", dev, *PLACE, "handle", "800::800", *EVERY,
+                          "action", "mirred", "egress", "redirect", "dev", detour.to or ""), detour.key)]
+        case Delete(Detour() as detour):
+            return [Line(("filter", "del", "dev", detour.name, *PLACE), detour.key, gone=True)]
+    raise TypeError(f"not of this driver: {step}")
+
+
+def place(qdisc: Qdisc) -> tuple[str, ...]:
+    dev, handle = qdisc.name.split(" ")
+    where = ("root",) if qdisc.parent == "root" else ("parent", qdisc.parent or "")
+    return ("dev", dev, *where, "handle", handle)
+
+
+def settings(qdisc: Qdisc) -> tuple[str, ...]:
+    match qdisc.discipline:
+        case "tbf":
+            return ("tbf", "rate", f"{qdisc.rate}kbit", "burst", f"{qdisc.burst}b", "limit", f"{qdisc.limit}b")
+        case "htb":
+            return ("htb", "default", f"{qdisc.default or 0:#x}")
+        case "fq_codel":
+            return ("fq_codel", "limit", str(qdisc.packets), *(("flows", str(qdisc.flows)) if qdisc.flows else ()))
+    return (qdisc.discipline or "",)
+
+
+def class_line(verb: str, made: TcClass) -> Line:
+    dev, classid = made.name.split(" ")
+    parent = made.parent.split(" ")[1] if made.parent else classid.partition(":")[0] + ":"
+    return Line(("class", verb, "dev", dev, "parent", parent, "classid", classid, "htb",
+                 "rate", f"{made.rate}kbit", "ceil", f"{made.ceil}kbit", "burst", f"{made.burst}b", "cburst", f"{made.cburst}b",
+                 "prio", str(made.priority), "quantum", str(made.quantum)), made.key)

@@ -1,0 +1,153 @@
+"""Rates of NICs on a real kernel: what passes in each direction; changes, drift, leftovers.
+
+A machine that is busy lets less through, never more: the upper bound is exact, the lower one is loose.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from kvmnet.errors import ApplyFailed
+from kvmnet.status import status as look
+from lib.flood import Heard, ear, flood
+from lib.frames import UDP, ether, ip4, udp
+from lib.netns import inside, sh
+from lib.world import Guest, World, same, snapshot, world
+
+pytestmark = pytest.mark.net
+
+RATE, BURST = 4000, 16 * 1024
+"""kbit/s and bytes of the limited NICs."""
+OFFERED, SECONDS, FRAME = 4 * RATE, 0.5, 1014
+FREE = """
+version: 1
+uplinks: {wan: {device: eth0}}
+networks:
+  lan: {mode: isolated, subnet: 10.0.0.0/24}
+  wire: {mode: macvtap, uplink: wan, subnet: 192.0.2.0/24, pool: 192.0.2.50-192.0.2.60}
+vms:
+  a: {nics: [{network: lan}]}
+  b: {nics: [{network: lan}]}
+  m: {nics: [{network: wire}]}
+  n: {nics: [{network: wire}]}
+"""
+
+
+def limited(vm: str, rate: str) -> str:
+    """The document with a rate for one guest's NIC."""
+    network = "lan" if vm in "ab" else "wire"
+    return FREE.replace(f"{vm}: {{nics: [{{network: {network}", f"{vm}: {{nics: [{{network: {network}, rate: {{{rate}}}")
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[World]:
+    with world() as made:
+        made.apply(FREE)
+        for name in "abmn":
+            made.guest(name)
+        yield made
+
+
+def frame_of(source: Guest, target: Guest, nonce: bytes, size: int = FRAME) -> bytes:
+    payload = nonce + bytes(size - 42 - len(nonce))
+    return ether(target.mac, source.mac, 0x0800, ip4(source.ip, target.ip, UDP, udp(source.ip, target.ip, 1234, 5678, payload)))
+
+
+def passed(source: Guest, target: Guest, rate: int = OFFERED, seconds: float = SECONDS) -> tuple[int, Heard]:
+    """The bytes that *source* sent, and what of it *target* got."""
+    nonce = os.urandom(8)
+    with inside(target.netns):
+        opened = ear("eth0", nonce)
+        hears = opened.__enter__()
+    try:
+        sent = flood(partial(os.write, source.outer.fd), frame_of(source, target, nonce), rate, seconds)
+        return sent, hears.rest()
+    finally:
+        opened.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(("source", "target", "vm", "direction"), [
+    ("a", "b", "a", "out"), ("a", "b", "b", "in"), ("m", "n", "m", "out"), ("m", "n", "n", "in")])
+def test_what_passes_is_what_was_promised(ground: World, source: str, target: str, vm: str, direction: str) -> None:
+    one, other = ground.guest(source), ground.guest(target)
+    ground.apply(limited(vm, f"{direction}: 4mbit"))
+    assert ground.drift() == []
+    _, heard = passed(one, other)
+    assert heard.octets <= heard.allowed(RATE, BURST)
+    assert heard.octets >= 0.75 * RATE * 125 * SECONDS
+    _, back = passed(other, one)
+    assert back.octets > back.allowed(RATE, BURST), "the other direction is not limited"
+    ground.apply(FREE)
+    sent, control = passed(one, other)
+    assert control.octets >= 0.9 * sent and control.octets > control.allowed(RATE, BURST)
+    assert ground.drift() == []
+
+
+def test_a_change_of_the_rate_loses_nothing(ground: World) -> None:
+    one, other = ground.guest("a"), ground.guest("b")
+    ground.apply(limited("a", "out: 50mbit, in: 50mbit"))
+    steps = ground.plan(limited("a", "out: 60mbit, in: 60mbit")).steps
+    assert [(type(s).__name__, str(s.key)) for s in steps] == [("Update", "qdisc kvi-a-0 6b76:"), ("Update", "qdisc kvt-a-0 6b76:")]
+    nonce = os.urandom(8)
+    with inside(other.netns):
+        opened = ear("eth0", nonce)
+        hears = opened.__enter__()
+    try:
+        sent = 0
+        for rate in (60, 40, 70, 50):
+            sent += flood(partial(os.write, one.outer.fd), frame_of(one, other, nonce), 1000, 0.1)
+            ground.apply(limited("a", f"out: {rate}mbit, in: {rate}mbit"))
+            sent += flood(partial(os.write, one.outer.fd), frame_of(one, other, nonce), 1000, 0.1)
+        assert hears.rest().octets == sent
+    finally:
+        opened.__exit__(None, None, None)
+
+
+def test_what_is_taken_away_is_seen_and_put_back(ground: World) -> None:
+    text = limited("a", "out: 4mbit, in: 3mbit, burst: 32k")
+    ground.apply(text)
+    for damage, drift in (("tc qdisc del dev kvt-a-0 root", ["create qdisc kvt-a-0 6b76:"]),
+                          ("tc filter del dev kvt-a-0 ingress", ["create detour kvt-a-0"]),
+                          ("tc qdisc change dev kvi-a-0 root handle 6b76: tbf rate 5mbit burst 32k limit 64k",
+                           ["update qdisc kvi-a-0 6b76:"]),
+                          ("ip link del kvi-a-0", ["create link kvi-a-0", "create qdisc kvi-a-0 6b76:", "update detour kvt-a-0"])):
+        sh(damage)
+        assert ground.drift() == drift
+        ground.apply(text)
+        assert ground.drift() == []
+    assert ground.apply(text).steps == ()
+
+
+def test_a_queue_of_somebody_else_stays(ground: World) -> None:
+    ground.apply(FREE)
+    sh("tc qdisc add dev kvt-b-0 root handle 5: tbf rate 7mbit burst 20k limit 90k")
+    theirs = sh("tc qdisc show dev kvt-b-0 root")
+    with pytest.raises(ApplyFailed, match="qdisc kvt-b-0") as refused:
+        ground.apply(limited("b", "in: 4mbit, out: 4mbit"))
+    assert "tc qdisc del dev" in str(refused.value.hint)
+    assert sh("tc qdisc show dev kvt-b-0 root") == theirs and ground.drift() == []
+    assert "kvi-b-0" not in sh("ip -br link")
+    sh("tc qdisc del dev kvt-b-0 root")
+
+
+def test_status_tells_rates_and_what_was_dropped(ground: World) -> None:
+    ground.apply(limited("a", "out: 4mbit, in: 8mbit"))
+    before = {n.guest: n.rates for n in (look(ground.host) or pytest.fail("no status")).nics}
+    assert set(before["a"]) == {"in", "out"} and before["b"] == {}
+    assert (before["a"]["out"].rate, before["a"]["in"].rate, before["a"]["out"].dropped) == (4_000_000, 8_000_000, 0)
+    sent, heard = passed(ground.guest("a"), ground.guest("b"))
+    after = next(n.rates for n in (look(ground.host) or pytest.fail("no status")).nics if n.guest == "a")
+    assert after["out"].dropped == (sent - heard.octets) // FRAME > 0 and after["in"].dropped == 0
+
+
+def test_destroy_leaves_nothing() -> None:
+    with world() as made:
+        before, queues = snapshot(), sh("tc qdisc show")
+        made.apply(limited("a", "out: 4mbit, in: 4mbit").replace("m: {nics: [{network: wire", "m: {nics: [{network: wire, rate: {in: 1gbit}"))
+        assert "tbf" in sh("tc qdisc show")
+        made.destroy()
+        same(before, snapshot())
+        assert sh("tc qdisc show") == queues

@@ -1,0 +1,136 @@
+"""tc's words: what is told, what is read back, and that the two are the same."""
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kvmnet.drivers.tc.resources import (
+    MAJOR,
+    STEP,
+    TICKS,
+    Detour,
+    Qdisc,
+    TcClass,
+    burst_of,
+    in_steps,
+    is_ours,
+)
+from kvmnet.drivers.tc.wire import parse_classes, parse_counts, parse_filters, parse_qdiscs
+from kvmnet.drivers.tc.words import lines_of
+from kvmnet.engine.plan import Create, Delete, Update
+from kvmnet.policy.rates import bucket, usual_burst
+from kvmnet.spec.values import bit_rate, burst
+
+TBF = Qdisc(name="kvt-a-0 6b76:", dev="kvt-a-0", parent="root", below="", of="", discipline="tbf", rate=123456, burst=262144, limit=1000001)
+CODEL = Qdisc(name="kvt-a-0 6b77:", dev="kvt-a-0", parent="6b76:1", below="kvt-a-0 6b76:", of="", discipline="fq_codel", packets=1024,
+              flows=128)
+HTB = Qdisc(name="eth0 6b76:", dev="eth0", parent="root", below="", of="", discipline="htb", default=0x1f)
+LEAF = TcClass(name="eth0 6b76:1a", qdisc="eth0 6b76:", parent="eth0 6b76:1", rate=1_234_000, ceil=2_000_000, burst=65536, cburst=102400,
+               priority=3, quantum=3000)
+DETOUR = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-a-0")
+
+
+@pytest.mark.parametrize(("step", "told"), [
+    (Create(TBF), ["qdisc add dev kvt-a-0 root handle 6b76: tbf rate 123456kbit burst 262144b limit 1000001b"]),
+    (Update(TBF, replace(TBF, rate=7)), ["qdisc change dev kvt-a-0 root handle 6b76: tbf rate 7kbit burst 262144b limit 1000001b"]),
+    (Delete(TBF), ["qdisc del dev kvt-a-0 root handle 6b76:"]),
+    (Create(CODEL), ["qdisc add dev kvt-a-0 parent 6b76:1 handle 6b77: fq_codel limit 1024 flows 128"]),
+    (Create(HTB), ["qdisc add dev eth0 root handle 6b76: htb default 0x1f"]),
+    (Create(LEAF), ["class add dev eth0 parent 6b76:1 classid 6b76:1a htb rate 1234000kbit ceil 2000000kbit burst 65536b cburst 102400b "
+                    "prio 3 quantum 3000"]),
+    (Update(LEAF, TcClass(name=LEAF.name, ceil=5)), [
+        "class change dev eth0 parent 6b76:1 classid 6b76:1a htb rate 1234000kbit ceil 5kbit burst 65536b cburst 102400b prio 3 quantum 3000"]),
+    (Delete(LEAF), ["class del dev eth0 classid 6b76:1a"]),
+    (Create(DETOUR), ["qdisc replace dev kvt-a-0 clsact",
+                      "filter replace dev kvt-a-0 ingress protocol all pref 27510 handle 800::800 u32 match u32 0 0 action mirred egress "
+                      "redirect dev kvi-a-0"]),
+    (Delete(DETOUR), ["filter del dev kvt-a-0 ingress protocol all pref 27510"])])
+def test_what_is_told(step: Create | Update | Delete, told: list[str]) -> None:
+    assert [str(line) for line in lines_of(step)] == told
+
+
+SHOWN = json.loads("""[
+ {"kind":"noqueue","handle":"0:","dev":"lo","root":true,"refcnt":2,"options":{}},
+ {"kind":"tbf","handle":"6b76:","dev":"kvt-a-0","root":true,"refcnt":2,
+  "options":{"rate":15432000,"burst":262143,"burst_raw":"40cce","lat":47813,"limit":1000001}},
+ {"kind":"fq_codel","handle":"6b77:","dev":"kvt-a-0","parent":"6b76:1","options":{"limit":1024,"flows":128,"quantum":1514}},
+ {"kind":"clsact","handle":"ffff:","dev":"kvt-a-0","parent":"ffff:fff1","options":{}},
+ {"kind":"htb","handle":"6b76:","dev":"eth0","root":true,"refcnt":2,"options":{"r2q":10,"default":"0x1f","direct_packets_stat":0}},
+ {"kind":"fq_codel","handle":"7001:","dev":"eth0","parent":"6b76:1a","options":{"limit":1024,"flows":128}},
+ {"kind":"htb","handle":"1:","dev":"eth9","root":true,"refcnt":2,"options":{"r2q":10,"default":"0"}}]""")
+CLASSES = """\
+class htb 6b76:1 root rate 10Gbit ceil 10Gbit linklayer ethernet burst 0b/1 mpu 0b cburst 0b/1 mpu 0b level 7 buffer [00000333] cbuffer [00000333]
+class htb 6b76:1a parent 6b76:1 leaf 7001: prio 3 quantum 3000 rate 1234Mbit ceil 2Gbit linklayer ethernet burst 65432b/1 mpu 0b \
+cburst 102000b/1 mpu 0b level 0 buffer [000019e1] cbuffer [000018f6]
+class fq_codel 7001:3f parent 7001:
+class htb 1:2 root prio 0 rate 10Mbit ceil 10Mbit burst 1600b cburst 1600b buffer [00000333] cbuffer [00000333]
+"""
+
+
+def test_what_is_read_back_is_what_was_told() -> None:
+    found = {q.name: q for q in parse_qdiscs(SHOWN)}
+    leaf_queue = replace(CODEL, name="eth0 7001:", dev="eth0", parent="6b76:1a", below="eth0 6b76:", of="eth0 6b76:1a")
+    assert found == {q.name: q for q in (TBF, CODEL, HTB, leaf_queue, Qdisc(name="eth9 1:", dev="eth9", parent="root", discipline="htb"))}
+    assert [is_ours(name.split()[1]) for name in found] == [True, True, True, True, False]
+    root, leaf = parse_classes("eth0", CLASSES)
+    assert leaf == LEAF and (root.parent, root.rate, root.ceil) == ("", 10_000_000, 10_000_000)
+
+
+def test_a_detour_that_leads_elsewhere_is_none() -> None:
+    action = {"order": 1, "kind": "mirred", "mirred_action": "redirect", "direction": "egress", "to_dev": "kvi-a-0"}
+    rule = {"pref": 27510, "kind": "u32", "options": {"match": {"value": "0", "mask": "0"}, "actions": [action]}}
+    other = {"pref": 5, "kind": "u32", "options": {"match": {"value": "0", "mask": "0"}, "actions": [action]}}
+    head = {"pref": 27510, "kind": "u32", "options": {"fh": "800:", "ht_divisor": 1}}
+    assert list(parse_filters("kvt-a-0", [head, other, rule])) == [DETOUR]
+    assert list(parse_filters("kvt-a-0", [head, other])) == []
+    for change in ({"to_dev": "*"}, {"mirred_action": "mirror"}, {"direction": "ingress"}, {"kind": "gact"}):
+        wrong = {**rule, "options": {**rule["options"], "actions": [{**action, **change}]}}  # type: ignore[dict-item]
+        assert [d.to for d in parse_filters("kvt-a-0", [wrong])] == [""]
+    part = {**rule, "options": {"match": {"value": "1", "mask": "ff"}, "actions": [action]}}
+    assert [d.to for d in parse_filters("kvt-a-0", [part])] == [""]
+
+
+def test_counts_are_those_of_our_roots() -> None:
+    shown = [{**item, "bytes": 10, "drops": 2, "backlog": 7, "overlimits": 3} for item in SHOWN]
+    counts = parse_counts(shown)
+    assert counts.keys() == {"kvt-a-0", "eth0"} and counts["kvt-a-0"] == (10, 2, 7, 3)
+
+
+@given(st.integers(64, 200_000_000), st.integers(1, 2**26 // STEP), st.booleans())
+def test_a_burst_comes_back_from_ticks(rate: int, steps: int, up: bool) -> None:
+    """iproute2 up to 6.x cuts what it computes to whole ticks, later versions round it up."""
+    ticks = steps * STEP / (rate * 125) * TICKS
+    assert burst_of(rate, int(ticks) + up) == steps * STEP
+
+
+@pytest.mark.parametrize(("text", "kilobits"), [("64kbit", 64), ("1500kbit", 1500), ("10MBIT", 10_000), ("2gbit", 2_000_000),
+                                               ("1234mbit", 1_234_000), ("200gbit", 200_000_000)])
+def test_rates(text: str, kilobits: int) -> None:
+    assert bit_rate(text) == kilobits
+
+
+@pytest.mark.parametrize(("text", "why"), [("10", "not a rate"), ("1.5gbit", "not a rate"), ("10mbps", "not a rate"), ("1kbit", "out of range"),
+                                         ("201gbit", "out of range"), ("1234567kbit", "in whole mbit, e.g. 1234mbit"), (True, "not a rate")])
+def test_no_rates(text: object, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        bit_rate(text)
+
+
+def test_bursts() -> None:
+    assert (burst("64k"), burst("1m"), burst("5000"), burst(8192)) == (65536, 1048576, 8192, 8192)
+    for wrong in ("100", "65m", "x", None):
+        with pytest.raises(ValueError, match=r"amount of data|out of range"):
+            burst(wrong)
+
+
+def test_a_bucket_is_complete_and_its_burst_grows_with_the_rate() -> None:
+    (plain,) = bucket("kvt-a-0", 100_000, None, fair=False)
+    root, queue = bucket("kvt-a-0", 100_000, 65536, fair=True)
+    assert (plain.burst, root.burst, root.limit, queue.name) == (131072, 65536, in_steps(625_000), f"kvt-a-0 {MAJOR + 1:x}:")
+    bursts = [usual_burst(rate) for rate in (64, 50_000, 1_000_000, 10_000_000, 100_000_000)]
+    assert bursts == sorted(bursts) and bursts[0] == 16384 and bursts[1] == 131072 and all(b % STEP == 0 for b in bursts)
+    assert in_steps(1) == STEP
