@@ -88,6 +88,15 @@ def ping6(src: str, dst: str) -> bytes:
     return icmp6(src, dst, 128, b"\0\1\0\1abcdefgh")
 
 
+def complaint(t: End, kind: int) -> bytes:
+    """An ICMP error about a packet that the receiver would have sent to somebody else."""
+    return icmp(kind, 1, bytes(4) + ip4(t.ip4, other(t).ip4, UDP, udp(t.ip4, other(t).ip4, 9, 9)))
+
+
+def complaint6(t: End, kind: int) -> bytes:
+    return icmp6(A.ip6, t.ip6, kind, bytes(4) + ip6(t.ip6, other(t).ip6, UDP, udp(t.ip6, other(t).ip6, 9, 9)))
+
+
 def both(t: End, kind: int, rest: bytes, src: str) -> list[bytes]:
     """An ND message to all nodes, and the same to one host alone."""
     return [nd(kind, rest, src, ALL_NODES), nd(kind, rest, src, t.ip6, t.mac)]
@@ -170,6 +179,10 @@ ATTACKS: dict[str, Attack] = {
     "first fragment without a port": lambda t: [v6(t, 44, fragment(k, b"")) for k in (UDP, TCP, ICMP6)],
     "IPv6 redirect": lambda t: [nd(137, REDIRECT6, A.local, t.ip6, t.mac)],
     "IPv4 redirect": lambda t: [v4(t, ICMP, icmp(5, 1, REDIRECT4))],
+    "ICMP error about another's packet": lambda t: [v4(t, ICMP, complaint(t, k)) for k in (3, 4, 11, 12)] + [
+        v4(t, ICMP, complaint(t, 3)[:8], frag=0x2000), v4(t, ICMP, complaint(t, 3), options=b"\x94\4\0\0")],
+    "ICMPv6 error about another's packet": lambda t: [v6(t, ICMP6, complaint6(t, k)) for k in (1, 2, 3, 4)] + [
+        v6(t, 44, fragment(ICMP6, complaint6(t, 2) + bytes(64))), v6(t, 44, fragment(ICMP6, complaint6(t, 2)[:16]))],
     "IPv4 router advertisement": lambda t: [v4(t, ICMP, icmp(9, 0, b"\1\2\0\x0a" + ip(A.ip4) + bytes(4)))],
     "DHCP server": lambda t: [
         v4(t, UDP, udp(A.ip4, t.ip4, sport, 68, dhcp(2, 2, t.mac))) for sport in (67, 4011)] + [

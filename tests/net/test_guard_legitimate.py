@@ -156,6 +156,9 @@ def test_guests_may(wired: Lab, name: str, level: str) -> None:
 ROUTER = [nd(134, RA, G.local, "ff02::1"), nd(137, bytes(4) + ip(V.local) + ip("fd00:1::1"), G.local, V.ip6),
           m4(V.ip4, ICMP, icmp(5, 1, ip(V.ip4) + ip4(V.ip4, "192.0.2.1", UDP, bytes(8)))),
           m4("224.0.0.1", ICMP, icmp(9, 0, b"\1\2\0\x0a" + ip(G.ip4) + bytes(4)))]
+ON_THE_WAY = [m4(V.ip4, ICMP, icmp(11, 0, bytes(4) + ip4(V.ip4, "192.0.2.1", UDP, bytes(8)))),
+              m6(V.ip6, ICMP6, icmp6(G.ip6, V.ip6, 3, bytes(4) + ip6(V.ip6, "fd00:1::1", UDP, bytes(8))))]
+"""Errors about packets for somebody else."""
 SERVER = [m4("255.255.255.255", UDP, udp(G.ip4, "255.255.255.255", 67, 68, dhcp(2, 2, V.mac))),
           m4(V.ip4, UDP, udp(G.ip4, V.ip4, 67, 67, dhcp(1, 1, V.mac))),
           m6(V.local, UDP, udp(G.local, V.local, 547, 546, b"\2\0\0\1"), G.local)]
@@ -168,14 +171,16 @@ NESTED = [ether(V.mac, G.mac, ARP, arp(2, (G.mac, "10.7.0.9"), (V.mac, V.ip4))),
           ether(BROADCAST, G.mac, ARP, arp(1, (G.mac, "0.0.0.0"), (NOTHING, "10.7.0.9"))),
           m4(V.ip4, TCP, tcp("10.7.0.9", V.ip4, 5, 5), "10.7.0.9"),
           m6(V.ip6, TCP, tcp("fd00:7::9", V.ip6, 5, 5), "fd00:7::9"), dad("fd00:7::9"),
-          nd(136, b"\x20\0\0\0" + ip("fd00:7::9") + TLL, "fd00:7::9", V.ip6)]
+          nd(136, b"\x20\0\0\0" + ip("fd00:7::9") + TLL, "fd00:7::9", V.ip6),
+          m4(V.ip4, ICMP, icmp(3, 1, bytes(4) + ip4(V.ip4, "10.7.0.9", UDP, bytes(8)))),
+          m6(V.ip6, ICMP6, icmp6(G.ip6, V.ip6, 1, bytes(4) + ip6(V.ip6, "fd00:7::9", UDP, bytes(8))))]
 TRUNK = [tag(vlan, ether(V.mac, G.mac, kind, payload)) for vlan in (10, 0x6014) for kind, payload in (
     (IP4, ip4("192.0.2.9", "192.0.2.1", UDP, bytes(8))), (IP6, ip6("fe80::9", "ff02::1", UDP, bytes(8))),
     (ARP, arp(1, (G.mac, "192.0.2.9"), (NOTHING, "192.0.2.1"))))]
 OWN = ([G.mac], [G.ip4, G.ip6])
 
 ROLES: dict[str, tuple[NicGuard, list[bytes]]] = {
-    "router": (plain_guard(TAP, G, roles=["router"]), ROUTER),
+    "router": (plain_guard(TAP, G, roles=["router"]), ROUTER + ON_THE_WAY),
     "dhcp-server": (plain_guard(TAP, G, roles=["dhcp-server"]), SERVER),
     "querier": (plain_guard(TAP, G, roles=["querier"]), QUERIER),
     "a VRRP pair": (nic_guard(TAP, "full", [G.mac, VRRP_MAC], [G.ip4, VRRP_IP], bridge=BRIDGE), VRRP),

@@ -22,6 +22,10 @@ declared MACs are bound beforehand, and the bridge's own is of this form. Nor ca
 protected: the gateway's, what the document declares for another NIC of the network, and those of
 routers that were heard on the segment that an uplink leads to.
 
+An ICMP error is about a packet that was sent to the one who complains: the destination that it quotes must be the NIC's own,
+unless it is a router's. Conntrack asks only whether the quoted flow exists, so a bystander's error would break, or slow down,
+what others talk about, and would pass every rule as "related".
+
 Two tests for "not equal" on neighbouring fields never stand in one rule: nft 1.0.6 merges them into
 one comparison of both, which is true as soon as one differs (a DHCPv6 server on an odd port passed).
 """
@@ -79,6 +83,7 @@ REASONS = {
     20: "received: from a guest of another tenant",
     21: "frame with a VLAN tag, or neither IP nor ARP, from or to a NIC in groups",
     22: "received: from an isolated NIC of its network, by way of the host",
+    23: "ICMP error about a packet that was not sent to this NIC",
 }
 """Why the guard, or a group, dropped a frame from or to a NIC: key of the ``dropped`` set -> words for the operator."""
 
@@ -92,7 +97,7 @@ set flow4 { typeof iifname . @ll,48,64 . @nh,96,32; }
 set flow6 { typeof iifname . @ll,48,64 . @nh,64,128; }
 set mac { typeof iifname . @ll,48,48; }
 set own4 { typeof iifname . @nh,96,32; }
-set net4 { typeof iifname . ip saddr; flags interval; }
+set net4 { typeof iifname . @nh,96,32; flags interval; }
 set not4 { typeof iifname . @nh,96,32; }
 set own6 { typeof iifname . @nh,64,128; }
 set net6 { typeof iifname . @nh,64,128; flags interval; }
@@ -156,14 +161,14 @@ chain arp_in {
     @nh,0,64 != { 0x0001080006040001, 0x0001080006040002 } meta mark set 4 goto refuse
     iifname . @nh,64,48 != @mac meta mark set 4 goto refuse
     iifname . @nh,112,32 @own4 goto pass
-    iifname . arp saddr ip @net4 goto pass
+    iifname . @nh,112,32 @net4 goto pass
     @nh,112,32 0 goto arp_probe
     iifname @loose iifname . @nh,112,32 != @not4 goto pass
     meta mark set 4 goto refuse
 }
 chain arp_probe {
     arp operation request iifname . @nh,192,32 @own4 goto pass
-    arp operation request iifname . arp daddr ip @net4 goto pass
+    arp operation request iifname . @nh,192,32 @net4 goto pass
     arp operation request iifname @loose iifname . @nh,192,32 != @not4 goto pass
     meta mark set 4 goto refuse
 }
@@ -180,7 +185,7 @@ chain ip_options {
     goto ip_other
 }
 chain ip_other {
-    iifname . ip saddr @net4 goto ip_up
+    iifname . @nh,96,32 @net4 goto ip_up
     ip saddr 0.0.0.0 goto ip_zero
     iifname @loose iifname . @nh,96,32 != @not4 ip saddr != { 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/3 } goto ip_up
     meta mark set 5 goto refuse
@@ -204,10 +209,18 @@ chain udp4 {
     meta mark set 7 goto refuse
 }
 chain icmp_in {
+    icmp type { 3, 4, 11, 12 } goto error4
     icmp type != { redirect, router-advertisement } goto pass
     ip frag-off & 0x1fff != 0 goto pass
     iifname @router icmp type { redirect, router-advertisement } goto pass
     meta mark set 8 goto refuse
+}
+chain error4 {
+    iifname . @th,192,32 @own4 goto pass
+    iifname . @th,192,32 @net4 goto pass
+    iifname @router goto pass
+    iifname @loose iifname . @th,192,32 != @not4 goto pass
+    meta mark set 23 goto refuse
 }
 chain igmp_in {
     igmp type { 0x12, 0x16, 0x17, 0x22 } ip frag-off & 0x3fff == 0 goto pass
@@ -322,15 +335,24 @@ chain fragment6 {
     ip6 length < 16 meta mark set 16 goto refuse
     frag nexthdr 6 tcp dport 0-65535 goto pass
     frag nexthdr 17 goto udp6
-    frag nexthdr 58 icmpv6 type { 1, 2, 3, 4, 128, 129 } goto pass
+    frag nexthdr 58 icmpv6 type { 1-4 } goto error6
+    frag nexthdr 58 icmpv6 type { 128, 129 } goto pass
     frag nexthdr { 47, 50, 88, 89, 132, 136 } meta l4proto { 47, 50, 88, 89, 132, 136 } goto pass
     meta mark set 16 goto refuse
 }
 chain icmp6 {
-    icmpv6 type vmap { 1-4 : goto pass, 128-129 : goto pass, 133 : goto solicit6, 134 : goto advertise6, \
+    icmpv6 type vmap { 1-4 : goto error6, 128-129 : goto pass, 133 : goto solicit6, 134 : goto advertise6, \
 135 : goto neighbour6, 136 : goto neighbour6, 137 : goto advertise6 }
     icmpv6 type { 130, 151, 152, 153 } goto query
     meta mark set 15 goto refuse
+}
+chain error6 {
+    iifname . @th,256,128 @own6 goto pass
+    iifname . @th,256,128 @net6 goto pass
+    iifname . @th,256,128 @learned goto pass
+    iifname @router goto pass
+    iifname @loose iifname . @th,256,128 != @not6 goto pass
+    meta mark set 23 goto refuse
 }
 chain advertise6 {
     iifname @router ip6 hoplimit 255 goto pass

@@ -56,10 +56,7 @@ def _elements(guard: NicGuard) -> Iterator[tuple[str, str]]:
         yield f"flow{version}", f"{nic} . {source:#018x} . {pair:#x}"
     for text in guard.prefixes or ():
         net = ip_network(text)
-        if net.version == 4:
-            yield "net4", f"{nic} . {net}"
-        else:
-            yield "net6", f"{nic} . {int(net[0]):#x}-{int(net[-1]):#x}"
+        yield f"net{net.version}", f"{nic} . {int(net[0]):#x}-{int(net[-1]):#x}"
     for vlan in guard.vlans or ():
         yield "vlans", f"{nic} . {vlan}"
     for role in guard.roles or ():
