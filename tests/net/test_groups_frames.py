@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -34,13 +35,15 @@ networks:
 vms:
   a: {nics: [{network: lan, groups: [ask, base]}]}
   b: {nics: [{network: lan, groups: [answer]}]}
+  e: {nics: [{network: lan, groups: [ask, narrow]}]}
   c1: {nics: [{network: one, ip: 10.0.0.1}]}
   d1: {nics: [{network: one, ip: 10.0.0.2, groups: [base]}]}
   c2: {nics: [{network: two, ip: 10.0.0.1}]}
   d2: {nics: [{network: two, ip: 10.0.0.2, groups: [base]}]}
 groups:
   base: {}
-  ask: {}
+  ask: {egress: [{udp: 53}, {tcp: 80, to: group:answer}]}
+  narrow: {egress: [{tcp: 81}], refuse: reject}
   answer: {ingress: [{tcp: 80, udp: 53, from: group:ask}], refuse: reject}
 """
 OPEN = re.sub(r", groups: \[[^]]+\]", "", DOCUMENT)
@@ -164,10 +167,44 @@ def test_a_refusal_is_answered_in_the_name_of_the_receiver(wire: Wire) -> None:
     assert a.ip != b.ip
 
 
+def test_what_a_member_may_not_send_is_answered_as_if_by_the_receiver(wire: Wire) -> None:
+    """To a guest, to the host, and outside by way of the host: a reset each; without groups none of it."""
+    neighbours(wire)
+    sh("sysctl -qw net.ipv4.ip_forward=1")  # else an IP stack that is to answer drops what is for others
+    assert [name for name, (there, reset) in sendings(wire, 82).items() if there or not reset] == []
+    found = sendings(wire, 80)
+    assert found["b"] == (True, False) and found["a"] == (False, True)
+    wire.use(OPEN)
+    try:
+        assert [name for name, (_, reset) in sendings(wire, 83).items() if reset] == [] and sendings(wire, 84)["b"][0]
+    finally:
+        wire.use(DOCUMENT)
+        sh("sysctl -qw net.ipv4.ip_forward=0")
+
+
+def sendings(wire: Wire, port: int) -> dict[str, tuple[bool, bool]]:
+    """What became of a TCP packet of ``e`` to each: whether it arrived, and whether a reset came back."""
+    e, found = wire.nics["e"], {}
+    router = json.loads(sh("ip -j link show kvb-lan"))[0]["address"]
+    ends = {"a": (wire.nics["a"].mac, wire.nics["a"].ip), "b": (wire.nics["b"].mac, wire.nics["b"].ip),
+            "b by IPv6": (wire.nics["b"].mac, wire.nics["b"].ip6), "the host": (router, "10.1.0.1"), "outside": (router, "203.0.113.1")}
+    for number, (name, (mac, address)) in enumerate(ends.items()):
+        own, six = (e.ip6, True) if ":" in address else (e.ip, False)
+        sport = 2000 + 10 * port + number
+        body = tcp(own, address, sport, port)
+        frame = ether(mac, e.mac, IP6 if six else IP4, (ip6 if six else ip4)(own, address, TCP, body))
+        there, start = wire.arrives("e", name[0] if name[0] in "ab" else "b", frame, nonce=frame[26:]), 54 if six else 34
+        wire.settle("a", "e")
+        found[name] = there, any(f[12:14] == frame[12:14] and f[start:start + 4] == struct.pack("!HH", port, sport) and f[start + 13] & 4
+                                 for f in wire.taps["e"].drain())
+    return found
+
+
 def neighbours(wire: Wire) -> None:
     """The host has no way of asking a tap for its MAC: nobody answers there."""
-    for name in ("a", "b"):
-        sh(f"ip neigh replace {wire.nics[name].ip} lladdr {wire.nics[name].mac} dev kvb-lan")
+    for name in ("a", "b", "e"):
+        for address in (wire.nics[name].ip, wire.nics[name].ip6):
+            sh(f"ip neigh replace {address} lladdr {wire.nics[name].mac} dev kvb-lan")
 
 
 def test_a_member_that_leaves_loses_its_flows_and_nobody_else_does(wire: Wire) -> None:
@@ -177,10 +214,10 @@ def test_a_member_that_leaves_loses_its_flows_and_nobody_else_does(wire: Wire) -
     assert passes(wire, "c2", "d2", 9, 4444)
     planned = wire.made.plan(LEFT)
     assert [str(s.key) for s in planned.steps] == ["nic-groups kvt-a-0"]
-    handle = json.loads(sh("nft -j list tables bridge"))
+    handle = sh("nft -a -t list table bridge kvmnet").splitlines()[0]
     wire.made.host.apply(planned)
     try:
-        assert json.loads(sh("nft -j list tables bridge")) == handle, "the table was loaded anew"
+        assert sh("nft -a -t list table bridge kvmnet").splitlines()[0] == handle, "the table was loaded anew"
         ends = {(f.source, f.target, f.port) for f in flows()}
         assert (wire.nics["d2"].ip, wire.nics["c2"].ip, 9) in ends
         assert not [e for e in ends if e[0] == wire.nics["a"].ip and e[2] == 53]

@@ -104,6 +104,7 @@ ${always}
     ${invalid} goto unsent_invalid
 ${out}
     jump log_sent
+${unsent}
     meta mark set 17 goto refuse
 }
 chain unsent_type {
@@ -154,7 +155,23 @@ chain withhold {
 ANSWER = f"""\
 chain answer {{
     type filter hook prerouting priority -100; policy accept;
+    ct state new iifname @answered goto telling
     ct state new ct zone . ether daddr @rejecting goto answering
+}}
+chain telling {{
+{ALWAYS}
+    ether type != {{ ip, ip6 }} accept
+    udp sport 68 udp dport 67 goto asked
+    udp sport 546 udp dport 547 goto asked
+TOLD
+    jump log_sent
+    meta mark set 17 update @dropped {{ iifname . meta mark }}
+    meta l4proto tcp counter reject with tcp reset
+    counter reject with icmpx type admin-prohibited
+}}
+chain asked {{
+    ct zone . ether daddr @rejecting goto answering
+    accept
 }}
 chain answering {{
 {ALWAYS}
@@ -165,7 +182,7 @@ SLOTS
     meta l4proto tcp counter reject with tcp reset
     counter reject with icmpx type admin-prohibited
 }}"""
-"""Bridges can answer in prerouting and input only: the receiver is known by its MAC there."""
+"""Bridges can answer in prerouting and input only: the receiver is known by its MAC there, for what a NIC may send as well."""
 
 Matches: TypeAlias = list[tuple[int, str]]
 """(IP version that it implies or 0, words of nft)."""
@@ -183,12 +200,14 @@ def bridge_text(policy: Policy, tracking: Tracking, ports: Ports, sets: Iterable
         logged=LOGGED, always=ALWAYS, slots="\n".join(slot_maps()),
         out="\n".join(f"    iifname vmap @out{n}" for n in slots),
         into="\n".join(f"    oifname vmap @in{n}" for n in slots),
-        refused="\n".join(hand_over(ports)) if tracking is Tracking.NETFILTER else "")
-    parts = [policy.line(), base, *set_lines(policy, sets), *group_chains(policy), *answer_chains(policy),
+        unsent=hand_over("", "iifname", 17) if tracking is Tracking.NETFILTER else "",
+        refused="\n".join(refused_to(ports)) if tracking is Tracking.NETFILTER else "")
+    parts = [policy.line(), base, *set_lines(policy, sets), *group_chains(policy), *answer_chains(policy, tracking),
              *tenant_chains(policy)]
     if tracking is Tracking.BRIDGE:
         asked = "\n".join(f"    ct zone . ether daddr vmap @ask{n}" for n in slots)
-        parts += [zone_chain(ports), ANSWER.replace("SLOTS", asked)]
+        told = "\n".join(f"    iifname vmap @tell{n}" for n in slots)
+        parts += [zone_chain(ports), ANSWER.replace("SLOTS", asked).replace("TOLD", told)]
     return "\n".join((*parts, ""))
 
 
@@ -197,18 +216,25 @@ def slot_maps() -> Iterator[str]:
         yield f"map in{n} {{ typeof oifname : verdict; }}"
         yield f"map out{n} {{ typeof iifname : verdict; }}"
         yield f"map ask{n} {{ typeof ct zone . ether daddr : verdict; }}"
+        yield f"map tell{n} {{ typeof iifname : verdict; }}"
 
 
-def hand_over(ports: Ports) -> Iterator[str]:
-    """Frames that the IP stack shall answer go on to it: it alone can, and lets none of them pass."""
+def refused_to(ports: Ports) -> Iterator[str]:
     for device in ("kvt-*", *sorted({device for device, *_ in ports.outer})):
-        yield f'    iifname "{device}" oifname @answered meta mark set meta mark | {REJECTED:#010x} accept'
+        yield hand_over(f'iifname "{device}" ', "oifname", 19)
+
+
+def hand_over(condition: str, nic: str, reason: int) -> str:
+    """Frames that the IP stack shall answer go on to it, counted: it alone can, and lets none of them pass."""
+    return (f"    {condition}{nic} @answered meta mark set {reason} update @dropped {{ {nic} . meta mark }} "
+            f"meta mark set {REJECTED:#010x} accept")
 
 
 def set_lines(policy: Policy, sets: Iterable[str]) -> Iterator[str]:
     for name in policy.groups:
         yield f"set g_{name} {{ typeof meta mark; }}"
         yield f"set h_{name} {{ typeof oifname; }}"
+        yield f"set e_{name} {{ typeof ct zone . ether daddr; }}"
         yield f"set m4_{name} {{ type ipv4_addr; }}"
         yield f"set m6_{name} {{ type ipv6_addr; }}"
     for name in policy.tenants:
@@ -235,10 +261,17 @@ def group_chains(policy: Policy) -> Iterator[str]:
             yield chain(f"out_{name}", rule_lines(f"{name} egress", rules.egress, receiver, "goto received"))
 
 
-def answer_chains(policy: Policy) -> Iterator[str]:
-    """The ingress rules once more, without counters, for those that are answered."""
+def answer_chains(policy: Policy, tracking: Tracking) -> Iterator[str]:
+    """The rules once more, without counters, for those that are answered."""
     for name, rules in policy.groups.items():
         yield chain(f"ask_{name}", [f"{words} accept" for rule in rules.ingress for words in matches(rule, sender)])
+        if tracking is Tracking.NETFILTER:  # nobody asks there
+            yield chain(f"tell_{name}", ())
+        elif rules.egress is None:
+            yield chain(f"tell_{name}", ["goto asked"])
+        else:
+            yield chain(f"tell_{name}", [
+                f"{words} goto asked".strip() for rule in rules.egress for words in matches(rule, addressee)])
 
 
 def tenant_chains(policy: Policy) -> Iterator[str]:
@@ -327,6 +360,12 @@ def receiver(peer: str) -> Matches:
             (6, f"ether daddr @routers ip6 daddr @m6_{name}")]
 
 
+def addressee(peer: str) -> Matches:
+    """The same before it is known to which port a frame goes."""
+    kind, _, name = peer.partition(":")
+    return [(0, f"ct zone . ether daddr @e_{name}"), *receiver(peer)[1:]] if kind == "group" else receiver(peer)
+
+
 def host_chains(tracking: Tracking, ports: Ports) -> str:
     """What the host's own table adds. Bridge netfilter: flows in their zones, told to the bridge by marks."""
     same = ", ".join(f'"{b}" . "{b}"' for b in sorted(ports.zones))
@@ -368,6 +407,10 @@ chain passing {{
 type filter hook forward priority -20; policy accept;
 meta mark & {rejected:#010x} == {rejected:#010x} goto answer
 oifname @tracked meta mark & {both:#010x} == 0 goto note
+}}
+chain arrived {{
+type filter hook input priority -20; policy accept;
+meta mark & {rejected:#010x} == {rejected:#010x} goto answer
 }}
 chain leaving {{
 type filter hook output priority -20; policy accept;

@@ -59,7 +59,7 @@ class NicGroup(Part):
     egress: tuple[Egress, ...] | None = None
     """What members may send anew; anything when not given, nothing when empty."""
     refuse: Literal["drop", "reject"] = "drop"
-    """What becomes of refused packets to members: dropped, or answered with a reset or an ICMP error."""
+    """What becomes of refused packets to and from members: dropped, or answered with a reset or an ICMP error."""
     log: bool = False
     """Log what is refused to and from members, at most 10 packets a second."""
 

@@ -16,10 +16,10 @@ from kvmnet.spec.policies import MOST_GROUPS
 TABLE = "bridge kvmnet"
 SLOTS = range(1, MOST_GROUPS + 1)
 NAMES = frozenset({"ids", "ctzone", "tenant", "grouped", "lone", "logged", "answered", "rejecting",
-                   *(f"{way}{n}" for way in ("in", "out", "ask") for n in SLOTS)})
-FAMILIES = ("g_", "h_", "m4_", "m6_", "n_", "a4_", "a6_")
+                   *(f"{way}{n}" for way in ("in", "out", "ask", "tell") for n in SLOTS)})
+FAMILIES = ("g_", "h_", "e_", "m4_", "m6_", "n_", "a4_", "a6_")
 """Sets of these names are ours too, one for each group, tenant or address set."""
-SHARED = ("m4_", "m6_", "rejecting", "ask")
+SHARED = ("m4_", "m6_", "e_", "rejecting", "ask")
 """Sets in which two NICs may have the same element."""
 
 Member: TypeAlias = NicGroups | AddressSet
@@ -48,11 +48,13 @@ def elements(item: Member) -> Iterator[tuple[str, str]]:
         for mac in item.macs or ():
             yield "rejecting", f"{zone} . {mac}"
             yield from ((f"ask{n}", f"{zone} . {mac} : jump ask_{group}") for n, group in zip(SLOTS, item.groups, strict=False))
+        yield from ((f"tell{n}", f"{nic} : jump tell_{group}") for n, group in zip(SLOTS, item.groups, strict=False))
     for n, group in zip(SLOTS, item.groups or (), strict=False):
         yield f"in{n}", f"{nic} : jump in_{group}"
         yield f"out{n}", f"{nic} : jump out_{group}"
         yield f"g_{group}", f"{number:#010x}"
         yield f"h_{group}", nic
+        yield from ((f"e_{group}", f"{zone} . {mac}") for mac in item.macs or ())
         for address in item.addresses or ():
             yield f"m{ip_address(address).version}_{group}", address
 

@@ -65,7 +65,7 @@ class NicGroups(Resource):
         doc="its own addresses that the host routes to, sorted", guest="live")
     isolated: bool | None = option(doc="does not reach other isolated NICs, not through the host's router either", guest="live")
     traits: tuple[str, ...] | None = option(
-        doc="reject: refused packets to it are answered; log: what is refused to and from it is logged", guest="live")
+        doc="reject: refused packets to and from it are answered; log: what is refused to and from it is logged", guest="live")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
