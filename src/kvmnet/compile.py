@@ -50,6 +50,8 @@ class Compiled:
     borrowed: set[Key] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
     segments: dict[str, Segment] = field(default_factory=dict)
+    outer: frozenset[tuple[str, str]] = frozenset()
+    """(port, bridge): ports of bridges by which somebody else's segment is reached."""
     guest_nics: dict[str, tuple[GuestNic, ...]] = field(default_factory=dict)
     """Devices of every guest, running or not, in order."""
 
@@ -88,8 +90,8 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
             ends = out.segments[name].bridge, out.segments[peer].bridge
             policy.reach |= {ends, ends[::-1]}
     keeper = guard_keeper()
+    out.outer = outer = frozenset(outer_ports(out, spec, facts))
     if any(segment.guarded for segment in out.segments.values()):
-        outer = outer_ports(out, spec, facts)
         groups = grouping(spec, facts, out.segments, policy.routers, outer)
         out.add(guard_table(outer, groups.bridge_text if groups else ""), keeper,
                 host_table(policy, groups.host_text if groups else ""), *unmanaged(facts.services))

@@ -10,16 +10,17 @@ import pytest
 SRC = Path(__file__).resolve().parents[2] / "src" / "kvmnet"
 
 PURE = (
-    *SRC.glob("spec/**/*.py"), *SRC.glob("modes/*.py"), *SRC.glob("policy/*.py"), *SRC.glob("drivers/*/resources.py"),
+    *SRC.glob("spec/**/*.py"), *SRC.glob("modes/*.py"), *SRC.glob("policy/*.py"), *SRC.glob("bpf/*.py"), *SRC.glob("drivers/*/resources.py"),
     *(SRC / "engine" / f"{n}.py" for n in ("resource", "plan", "driver", "fingerprint", "result")),
     *(SRC / "adopt" / f"{n}.py" for n in ("model", "verdicts", "keys", "netplan", "ifupdown", "networkd", "nmstate",
                                           "document", "export", "live", "restore", "restore_groups", "qemu_words")),
     *SRC.glob("doctor/**/*.py"), SRC / "facts" / "secrets.py", SRC / "reach" / "targets.py", SRC / "drivers" / "kinds.py", SRC / "facts" / "model.py", SRC / "compile.py",
+    *(SRC / "capture" / f"{n}.py" for n in ("choose", "line", "pcapng")),
 )
 DOORS = ("subprocess", "socket", "sqlite3", "threading", "asyncio", "shutil", "tempfile", "time", "fcntl",
          "kvmnet.host", "kvmnet.api", "kvmnet.cli", "kvmnet.facts.collect", "kvmnet.engine.transaction")
 EDGES = ("kvmnet.cli", "kvmnet.api")
-INSIDE = ("spec", "modes", "policy", "engine", "drivers", "host", "facts", "check", "guests", "reach", "doctor")
+INSIDE = ("spec", "modes", "policy", "engine", "drivers", "host", "facts", "check", "guests", "reach", "doctor", "bpf", "capture")
 
 
 def imports(file: Path) -> Iterator[str]:

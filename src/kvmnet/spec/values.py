@@ -440,6 +440,27 @@ def peers(value: object) -> tuple[str, ...]:
     return tuple(sorted({peer(item) for item in (value if isinstance(value, (list, tuple)) else (value,))}))
 
 
+# Sources of mirrors
+
+_VLAN_OF = re.compile(r"vlan:([0-9]{1,4})@(.+)")
+
+
+def mirrored(value: object) -> str:
+    """Whose frames are copied: GUEST, GUEST/NIC, network:NAME, group:NAME, uplink:NAME or vlan:NUMBER@UPLINK."""
+    text = _text(value, "a source of frames")
+    if found := _VLAN_OF.fullmatch(text):
+        if not 1 <= int(found[1]) <= 4094:
+            raise ValueError(f"{found[1]} is no VLAN id from 1 to 4094")
+        return f"vlan:{int(found[1])}@{name(found[2])}"
+    kind, colon, rest = text.partition(":")
+    if colon:
+        if kind not in ("network", "group", "uplink"):
+            raise ValueError(f"{shown(text)} is no source; write GUEST, GUEST/NIC, network:NAME, group:NAME, uplink:NAME or "
+                             "vlan:NUMBER@UPLINK")
+        return f"{kind}:{name(rest)}"
+    return "/".join(name(part) for part in text.split("/", 1))
+
+
 # The types that the models use
 
 def _schema(kind: str, **more: Any) -> WithJsonSchema:
@@ -484,6 +505,8 @@ Protocols = Annotated[tuple[int, ...], PlainValidator(protocols), _ITEMS]
 Peer = Annotated[str, PlainValidator(peer), _schema("string")]
 Peers = Annotated[tuple[str, ...], PlainValidator(peers), _ITEMS]
 
+Source = Annotated[str, PlainValidator(mirrored), _schema("string")]
+
 WORDS: dict[Callable[[object], Any], str] = {
     name: "name", network_name: "name, at most 32 characters", domain: "domain", interface: "device", line: "text",
     mac: "MAC address", address: "address", address4: "IPv4 address", address6: "IPv6 address",
@@ -493,6 +516,7 @@ WORDS: dict[Callable[[object], Any], str] = {
     range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",
     bit_rate: "rate (500kbit, 100mbit, 2gbit)", burst: "bytes (64k, 1m)", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
     ports: "list of ports and ranges, or `any`", icmp_types: "`true` or list of types", protocols: "list of protocols",
+    mirrored: "GUEST, GUEST/NIC, `network:`, `group:`, `uplink:` NAME or `vlan:`NUMBER`@`UPLINK",
     peer: "`any`, prefix, `group:`, `set:` or `tenant:` NAME", peers: "list of `any`, prefixes, `group:`, `set:`, `tenant:` NAME",
 }
 """What the reference calls the values that a function takes."""

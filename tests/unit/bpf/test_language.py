@@ -9,12 +9,12 @@ import random
 from pathlib import Path
 
 import pytest
-from tests.lib import bpf
-from tests.lib.frames import BROADCAST, arp, ether, icmp, ip4, ip6, tag, tcp, udp
 
 from kvmnet.bpf.code import MOST, packed, program
 from kvmnet.bpf.language import parse
 from kvmnet.bpf.tree import EVERYTHING, NOTHING, Any, Field, Is, untagged, vlan
+from lib import bpf
+from lib.frames import BROADCAST, arp, ether, icmp, ip4, ip6, tag, tcp, udp
 
 THEIRS: dict[str, list[list[int]]] = json.loads((Path(__file__).parent / "tcpdump.json").read_text())
 MACS = ("02:00:00:00:00:01", "02:00:00:00:00:02", BROADCAST, "33:33:00:00:00:01", "01:00:5e:00:00:fb")
