@@ -25,10 +25,11 @@ from kvmnet.modes.services import services
 from kvmnet.policy import rates
 from kvmnet.policy.egress import TABLE as EGRESS
 from kvmnet.policy.egress import egress_table
-from kvmnet.policy.grouping import Grouping, grouping
+from kvmnet.policy.grouping import Grouping, grouping, tracking_of
 from kvmnet.policy.guard import TABLE, guard_table, nic_guard, zone_of
 from kvmnet.policy.host import host_table
 from kvmnet.policy.keeper import guard_keeper
+from kvmnet.policy.limits import Limiting, limiting
 from kvmnet.spec import overlays, pools, ways
 from kvmnet.spec.models import SHARED, Mode, Network, Nic, Spec, Vm
 from kvmnet.spec.names import carrier_name, overlay_name, standby_name, tap_name
@@ -93,15 +94,26 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
     out.outer = outer = frozenset(outer_ports(out, spec, facts))
     if any(segment.guarded for segment in out.segments.values()):
         groups = grouping(spec, facts, out.segments, policy.routers, outer)
-        out.add(guard_table(outer, groups.bridge_text if groups else ""), keeper,
-                host_table(policy, groups.host_text if groups else ""), *unmanaged(facts.services))
+        on_bridges, on_macvtaps = limits_of(spec, facts, out.segments, policy)
+        numbers = {m.name: m.number or 0 for m in groups.members} if groups else {}
+        out.add(guard_table(outer, groups.bridge_text if groups else "", on_bridges.text(tracking_of(facts))), keeper,
+                host_table(policy, (groups.host_text if groups else "")
+                           + on_bridges.host_text(tracking_of(facts), numbers)),
+                *unmanaged(facts.services))
         if groups:
             out.group(groups)
         if zones := [zone_of(s.domain) for s in out.segments.values() if s.parent]:
-            out.add(egress_table(zones))
+            out.add(egress_table(zones, on_macvtaps.text()))
+        out.add(*on_bridges.members, *on_macvtaps.members)
     attach_nics(out, spec, nics, facts, keeper.name)
     out.notes += rates.notes(any(n.tap and n.declared.rate.limited for here in nics.values() for n in here), facts.features)
     return out
+
+
+def limits_of(spec: Spec, facts: Facts, segments: Mapping[str, Segment], policy: HostPolicy) -> tuple[Limiting, Limiting]:
+    """Abuse limits of the NICs on bridges, and of macvtaps."""
+    return (limiting(spec, TABLE, [s for s in segments.values() if not s.parent], tracking_of(facts), policy.routers),
+            limiting(spec, EGRESS, [s for s in segments.values() if s.parent]))
 
 
 def place_nics(spec: Spec, facts: Facts, allocations: Allocations) -> dict[str, list[NicOnNetwork]]:

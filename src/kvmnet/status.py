@@ -22,6 +22,8 @@ from kvmnet.facts.lldp import link_neighbours
 from kvmnet.facts.model import LinkNeighbour
 from kvmnet.host.macvtap import held
 from kvmnet.policy.guard import REASONS
+from kvmnet.policy.limits import REASONS as LIMITS
+from kvmnet.spec.limits import effective
 
 if TYPE_CHECKING:
     from kvmnet.api import Host
@@ -34,6 +36,7 @@ from kvmnet.spec import ways
 from kvmnet.spec.names import detour_name
 
 HOUR = 3600
+OF_LIMITS = frozenset(LIMITS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,12 @@ class NicStatus:
     receives: float
     """Bits per second to the guest."""
     refused: Mapping[str, int]
-    """Frames of the last day that the guard dropped, by reason."""
+    """Frames of the last day that the guard, a group or a limit dropped, by reason."""
+    limits: Mapping[str, int]
+    """What it may cause at most, with what follows from it (bytes, neighbours): packets, frames, bytes or flows a second;
+    concurrent: flows."""
+    limited: int
+    """Frames of the last day that were over one of its limits."""
     backend: str
     """Who moves its packets, read back from QEMU: vhost (the kernel), qemu; '' for other models, and while the guest has no
     driver running or does not run."""
@@ -247,6 +255,8 @@ def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Tra
         sends=now[nic.tap].rx_rate if nic.tap in now else 0.0,
         receives=now[nic.tap].tx_rate if nic.tap in now else 0.0,
         refused={REASONS[number]: count for number, count in sorted(dropped.get(nic.tap, {}).items())},
+        limits=effective(nic.declared.limits, segment.network.limits, segment.mtu)[0],
+        limited=sum(count for number, count in dropped.get(nic.tap, {}).items() if number in OF_LIMITS),
         backend=backend_of(nic, seen), state=nic_state(nic, segment, seen, now),
         rates=rates_of(nic, segment, seen, queues)) for nic in segment.nics]
 

@@ -13,10 +13,11 @@ from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
 from kvmnet.adopt.restore_groups import memberships, policies
+from kvmnet.adopt.restore_limits import restored
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
 from kvmnet.drivers.linux.resources import Address, Link, Neighbour, ProxyNeighbour
 from kvmnet.drivers.macvtap.resources import TapNode
-from kvmnet.drivers.nftables.resources import NftTable, NicGuard
+from kvmnet.drivers.nftables.resources import NftTable, NicGuard, NicLimits
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
@@ -311,6 +312,8 @@ def card(ours: Ours, tap: str, vm: str, nic: str, link: Link, name: str, network
         out["isolated"] = bool(link.isolated)
     if found := memberships(ours.seen, tap)[0]:
         out["groups"] = found
+    if limits := restored(ours.get(NicLimits, tap)):
+        out["limits"] = limits
     mtu = own_mtu(ours.get(DnsmasqServer, name), mac or "")
     if device:
         out |= hardware(device)

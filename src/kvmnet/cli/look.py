@@ -23,7 +23,7 @@ def host() -> Host:
 
 
 @click.command()
-@click.option("--drops", is_flag=True, help="Only the frames that the guard and groups refused, by guest and reason.")
+@click.option("--drops", is_flag=True, help="Only the frames that the guard, groups and limits refused, by guest and reason.")
 @click.option("--rules", is_flag=True, help="Only what the rules of groups and tenants let begin, by rule.")
 @click.option("--rates", is_flag=True, help="Only the rates of NICs, by guest and direction: what was dropped, what waits.")
 @click.option("--all", "everything", is_flag=True, help="Every NIC, however many.")
@@ -98,15 +98,15 @@ def network_node(network: NetworkStatus, found: Status) -> Node:
 
 def show_nics(found: Status, everything: bool) -> None:
     shown = found.nics if everything else found.nics[:CLIPPED]
-    table("", ("guest", "nic", "network", "mac", "address", "lease", "sends", "receives", "refused", "backend", "state"),
-          [nic_row(n) for n in shown], spare=("mac", "network", "lease", "receives", "sends", "refused", "backend", "nic"))
+    table("", ("guest", "nic", "network", "mac", "address", "lease", "sends", "receives", "refused", "limited", "backend", "state"),
+          [nic_row(n) for n in shown], spare=("mac", "network", "lease", "receives", "sends", "refused", "limited", "backend", "nic"))
     if len(found.nics) > len(shown):
         click.echo(f"… and {len(found.nics) - len(shown)} more (--all shows them)")
 
 
 def nic_row(n: NicStatus) -> tuple[str, ...]:
     return (n.guest, n.nic, n.network, n.mac, " ".join(a for a in (n.ip, n.ip6) if a), n.lease,
-            bits(n.sends), bits(n.receives), str(sum(n.refused.values()) or ""), n.backend, n.state)
+            bits(n.sends), bits(n.receives), str(sum(n.refused.values()) - n.limited or ""), str(n.limited or ""), n.backend, n.state)
 
 
 def bits(rate: float) -> str:

@@ -16,14 +16,15 @@ SHOWN = 12
 TITLES = {
     "link": "links", "fdb": "hosts of overlays", "address": "addresses", "route": "routes", "proxy-neighbour": "proxy neighbours",
     "neighbour": "neighbours", "bridge-vlan": "VLANs of ports", "vlan-multicast": "multicast on VLANs",
-    "sysctl": "kernel settings", "nft-table": "tables of rules", "nic-guard": "guards",
+    "sysctl": "kernel settings", "nft-table": "tables of rules", "nic-guard": "guards", "nic-groups": "groups of NICs",
+    "nic-limits": "limits of NICs", "address-set": "address sets",
     "guard-keeper": "guard keeper", "dnsmasq": "DHCP and DNS servers", "reservation": "reservations",
     "guard-hook": "where guards see frames", "gate": "gates of macvtaps", "open-port": "macvtaps that go up",
     "tap-node": "device files", "guest-nic": "devices of running guests", "file": "files",
 }
 QUIET = {"guard", "keeper", "table", "server", "vm", "after", "config", "text", "zone", "version", "dev", "scope",
          "label", "addrgenmode", "learning", "flood", "mcast_flood", "mcast_snooping", "member", "bridge", "running", "forbidden",
-         "program", "gate", "hook", "to", "fits", "arp", "allmulticast"}
+         "program", "gate", "hook", "to", "fits", "arp", "allmulticast", "stations", "counted"}
 """Settings that say nothing to the reader of a creation: neutral, or said by the name."""
 WORDS = {"type", "alias", "level", "side"}
 """Settings whose value speaks for itself."""

@@ -25,6 +25,7 @@ from kvmnet.drivers.nftables.resources import (
     NftTable,
     NicGroups,
     NicGuard,
+    NicLimits,
 )
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import Pf, Vf, VfPool
@@ -33,7 +34,7 @@ from kvmnet.engine.resource import Absent, Key, Resource, setting_names
 
 KINDS: dict[str, type[Resource]] = {
     c.kind: c for c in (Link, BridgeVlan, VlanMulticast, Fdb, Address, Route, ProxyNeighbour, Neighbour, Sysctl, NftTable,
-                        NicGuard, NicGroups, AddressSet, GuardHook, GuardKeeper, Gate, OpenPort, TapNode, DnsmasqServer,
+                        NicGuard, NicGroups, NicLimits, AddressSet, GuardHook, GuardKeeper, Gate, OpenPort, TapNode, DnsmasqServer,
                         Reservation, GuestNic, File, NicTuning, NicFeature, Pf, VfPool, Vf, Qdisc, TcClass,
                         Detour)
 }

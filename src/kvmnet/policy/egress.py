@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 from kvmnet.drivers.macvtap.resources import Gate, OpenPort
 from kvmnet.drivers.nftables.resources import GuardHook, NftTable
-from kvmnet.policy.guard import JUDGE, SETS
+from kvmnet.policy.guard import JUDGE, SETS, with_budget
 from kvmnet.policy.marks import GUEST
 
 TABLE = "netdev kvmnet"
@@ -32,12 +32,12 @@ PROGRAM = ",".join((f"32 0 0 {MARK}", f"84 0 0 {GUEST}", "21 0 1 0", f"6 0 0 {SH
 """ld mark; and GUEST; if 0: drop; else: go on. As ``tc`` is told, without the number of instructions."""
 
 
-def egress_table(zones: Iterable[int] = ()) -> NftTable:
+def egress_table(zones: Iterable[int] = (), limits: str = "") -> NftTable:
     """The guard of every macvtap of this network namespace; the same text whatever NICs there are.
 
-    ``zones``: networks on whose parent routers are listened to.
+    ``zones``: networks on whose parent routers are listened to. ``limits``: as in ``guard_table``.
     """
-    judge = (SETS + JUDGE).replace("iifname", "oifname")
+    judge = with_budget(SETS + JUDGE, limits).replace("iifname", "oifname")
     return NftTable(name=TABLE, text=judge + "".join(listening(zone) for zone in sorted(zones)))
 
 

@@ -15,6 +15,7 @@ from kvmnet.modes.segment import Segment
 from kvmnet.policy.flows import Policy, Rule, Rules
 from kvmnet.policy.groups import Ports, Tracking, bridge_text, host_chains
 from kvmnet.policy.guard import TABLE
+from kvmnet.policy.limits import has_flow_limits
 from kvmnet.spec.models import Mode, Spec
 from kvmnet.spec.policies import Traffic
 from kvmnet.spec.tenancy import BLIND, owners, tenant_of
@@ -25,7 +26,7 @@ HIGHEST = 0xFFFF
 
 @dataclass(frozen=True, slots=True)
 class Grouping:
-    """What groups, tenants and isolation add to the host."""
+    """What groups, tenants, isolation and limits of flows add to the host."""
 
     bridge_text: str
     host_text: str
@@ -62,7 +63,7 @@ def grouping(spec: Spec, facts: Facts, segments: Mapping[str, Segment], routers:
 
 
 def is_needed(spec: Spec, segments: Mapping[str, Segment]) -> bool:
-    return bool(spec.tenants) or any(
+    return bool(spec.tenants) or has_flow_limits(spec.networks, (nic for s in segments.values() for nic in s.nics)) or any(
         nic.declared.groups or (s.network.bridge and is_isolated(nic, s)) for s in segments.values() for nic in s.nics)
 
 

@@ -84,8 +84,19 @@ REASONS = {
     21: "frame with a VLAN tag, or neither IP nor ARP, from or to a NIC in groups",
     22: "received: from an isolated NIC of its network, by way of the host",
     23: "ICMP error about a packet that was not sent to this NIC",
+    40: "sent: more packets than its limit",
+    41: "sent: more bytes than its limit",
+    42: "sent: more broadcasts than its limit",
+    43: "sent: more multicasts than its limit",
+    44: "sent: more to unknown MACs than its limit",
+    45: "sent: more ARP and ND than its limit",
+    46: "sent: begins more flows than its limit",
+    47: "sent: has more flows than its limit",
+    48: "received: more packets than its limit",
+    49: "received: more bytes than its limit",
+    50: "received: more TCP connections begun than its limit",
 }
-"""Why the guard, or a group, dropped a frame from or to a NIC: key of the ``dropped`` set -> words for the operator."""
+"""Why the guard, a group or a limit dropped a frame from or to a NIC: key of the ``dropped`` set -> words for the operator."""
 
 ROLES = {"dhcp-server": "dhcp_server", "router": "router", "querier": "querier"}
 """Role -> its set."""
@@ -379,15 +390,25 @@ chain neighbour6 {
 TEXT = SETS + HOOKS + JUDGE
 
 
-def guard_table(outside: Iterable[tuple[str, str]] = (), groups: str = "") -> NftTable:
+PASS = f"meta mark set meta mark | {GUEST:#x} accept"
+COUNTED = f"meta mark set meta mark | {GUEST:#x} goto budget"
+
+
+def with_budget(text: str, limits: str) -> str:
+    """The guard's *text*, with what it lets pass counted where *limits* have something to count."""
+    return (text.replace(PASS, COUNTED) if "chain budget {" in limits else text) + limits
+
+
+def guard_table(outside: Iterable[tuple[str, str]] = (), groups: str = "", limits: str = "") -> NftTable:
     """The guard of this network namespace; the same text whatever NICs there are.
 
     ``groups``: chains of the document's groups and tenants, which stand and fall with the guard.
+    ``limits``: those of abuse limits (``policy/limits.py``), likewise.
 
     ``outside``: (device, its bridge) of ports that lead to somebody else's segment. Routers that
     advertise themselves there keep their link-local addresses, though nobody declared them.
     """
-    return NftTable(name=TABLE, text=TEXT + advertisers(outside) + groups)
+    return NftTable(name=TABLE, text=with_budget(TEXT, limits) + advertisers(outside) + groups)
 
 
 def advertisers(outside: Iterable[tuple[str, str]]) -> str:

@@ -15,3 +15,7 @@ REJECTED = 0x0004_0000
 """The same: groups refuse it with an answer, which only the IP stack can send."""
 LONE = 0x0008_0000
 """The NIC that sent the packet is isolated from others of its network."""
+EXCESS = 0x0010_0000
+"""Bridges without connection tracking of their own: the NIC that sent the packet has more flows than its limit."""
+BEGINS = 0x0020_0000
+"""The same: no flow of it is in the table yet."""

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from kvmnet.spec.limits import Limits
 from kvmnet.spec.part import Part as Part
 from kvmnet.spec.policies import NicGroup, Tenant
 from kvmnet.spec.rates import Rate
@@ -448,6 +449,8 @@ class Network(Part):
     """A metadata service."""
     proxy: bool = False
     """mode routed: answer ARP and ND on the uplink for the guests' addresses."""
+    limits: Limits = Limits()
+    """What its NICs may cause at most, each; a NIC's own limits go before."""
     isolated_ports: bool = False
     """Guests reach the host and the uplink, but not each other."""
     stp: bool = False
@@ -541,6 +544,8 @@ class Nic(Part):
     network's own VLAN among them."""
     groups: tuple[Name, ...] = ()
     """Groups that it is in: default deny, and what their rules allow."""
+    limits: Limits = Limits()
+    """What it may cause at most; more is dropped. The network's when not given, each by itself."""
     isolated: bool | None = None
     """Does not reach other isolated NICs of its network; the network's isolated_ports when not given."""
     mtu: Annotated[int, Field(ge=68, le=65521)] | None = None

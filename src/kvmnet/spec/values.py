@@ -33,6 +33,9 @@ _SIZE = re.compile(r"([0-9]{1,12})([kKmMgGtT]?)(i?[bB])?")
 _BYTES = {"": 1, "k": 2**10, "m": 2**20, "g": 2**30, "t": 2**40}
 _RATE = re.compile(r"([0-9]{1,9})([kmg])bit")
 _KILOBITS = {"k": 1, "m": 1000, "g": 1_000_000}
+_PER_SECOND = re.compile(r"([0-9]{1,9})([kKmM]?)/s")
+_BYTES_PER_SECOND = re.compile(r"([0-9]{1,12})([kKmMgG]?)B?/s")
+_THOUSANDS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}
 _PCI = re.compile(r"(?:0000:00:)?([0-9A-Fa-f]{1,2})(?:\.([0-9A-Fa-f]))?")
 _VLANS = re.compile(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?")
 
@@ -329,6 +332,39 @@ def burst(value: object) -> int:
     return -(-amount // 4096) * 4096
 
 
+def per_second(value: object) -> int:
+    """Packets, frames or flows a second: 20000/s, 20k/s; 0 for none."""
+    return _frequency(value, _PER_SECOND, "20000/s", 10**9)
+
+
+def bytes_per_second(value: object) -> int:
+    """Bytes a second in powers of ten: 100MB/s, 1GB/s; 0 for none."""
+    return _frequency(value, _BYTES_PER_SECOND, "100MB/s", 10**12)
+
+
+def _frequency(value: object, form: re.Pattern[str], example: str, most: int) -> int:
+    text = _text(value, f"a number a second, e.g. {example}")
+    if text == "none":
+        return 0
+    found = form.fullmatch(text)
+    if not found:
+        raise ValueError(f"{shown(text)} is not a number a second; write e.g. {example}, or none")
+    number = int(found[1]) * _THOUSANDS[found[2].lower()]
+    if not 1 <= number <= most:
+        raise ValueError(f"{shown(text)} is out of range: from 1/s to {most}/s, or none")
+    return number
+
+
+def count(value: object) -> int:
+    """A number of things from 1 to 10 million; 0 for none."""
+    text = _text(value, "a number")
+    if text == "none":
+        return 0
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10**7):
+        raise ValueError(f"{shown(text)} is not a number from 1 to {10**7}; write e.g. 5000, or none")
+    return int(text)
+
+
 def pci_slot(value: object) -> str:
     """SLOT.FUNCTION in hex with two and one digits; slot 00 is the host bridge."""
     text = _text(value, "a PCI address")
@@ -489,6 +525,9 @@ Duration = Annotated[int, PlainValidator(duration), _NUMBER_OR_TEXT]
 Size = Annotated[int, PlainValidator(size), _NUMBER_OR_TEXT]
 BitRate = Annotated[int, PlainValidator(bit_rate), _schema("string", pattern="^[0-9]+[kKmMgG][bB][iI][tT]$")]
 Burst = Annotated[int, PlainValidator(burst), _NUMBER_OR_TEXT]
+PerSecond = Annotated[int, PlainValidator(per_second), _schema("string", pattern="^([0-9]+[kKmM]?/s|none)$")]
+BytesPerSecond = Annotated[int, PlainValidator(bytes_per_second), _schema("string", pattern="^([0-9]+[kKmMgG]?B?/s|none)$")]
+Count = Annotated[int, PlainValidator(count), _NUMBER_OR_TEXT]
 PciSlot = Annotated[str, PlainValidator(pci_slot), _NUMBER_OR_TEXT]
 VlanId = Annotated[int, Field(ge=1, le=4094)]
 Cidr = Annotated[str, PlainValidator(cidr), _schema("string", pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")]
@@ -514,7 +553,8 @@ WORDS: dict[Callable[[object], Any], str] = {
     network4: "IPv4 prefix", network6: "IPv6 prefix", prefix: "address or prefix",
     cidr: "address with its prefix length", range4: "FIRST-LAST",
     range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",
-    bit_rate: "rate (500kbit, 100mbit, 2gbit)", burst: "bytes (64k, 1m)", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
+    bit_rate: "rate (500kbit, 100mbit, 2gbit)", burst: "bytes (64k, 1m)", per_second: "rate (20000/s, 20k/s) or `none`",
+    bytes_per_second: "rate (100MB/s) or `none`", count: "number or `none`", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
     ports: "list of ports and ranges, or `any`", icmp_types: "`true` or list of types", protocols: "list of protocols",
     mirrored: "GUEST, GUEST/NIC, `network:`, `group:`, `uplink:` NAME or `vlan:`NUMBER`@`UPLINK",
     peer: "`any`, prefix, `group:`, `set:` or `tenant:` NAME", peers: "list of `any`, prefixes, `group:`, `set:`, `tenant:` NAME",

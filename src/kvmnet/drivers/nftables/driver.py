@@ -32,6 +32,7 @@ from kvmnet.drivers.nftables.resources import (
     NftTable,
     NicGroups,
     NicGuard,
+    NicLimits,
 )
 from kvmnet.drivers.nftables.wire import (
     EGRESS,
@@ -129,7 +130,7 @@ class Standing:
 
     def contents(self, tables: Collection[str]) -> list[str]:
         """What stands in some of the guard's tables."""
-        joined = self.members.values() if GUARD in tables else ()
+        joined = [item for item in self.members.values() if item.table in tables]
         added = gather(pair for guard in self.guards.values() if guard.table in tables for pair in element(guard))
         return [*element_lines("add", added), *element_lines("add", within(tables, self.memory)),
                 *members.lines("add", (pair for item in joined for pair in members.elements(item))),
@@ -137,9 +138,10 @@ class Standing:
 
 
 class NftablesDriver:
-    """Driver of nft-table, nic-guard, nic-groups, address-set, guard-hook and guard-keeper."""
+    """Driver of nft-table, nic-guard, nic-groups, nic-limits, address-set, guard-hook and guard-keeper."""
 
-    kinds = frozenset({NftTable.kind, NicGuard.kind, NicGroups.kind, AddressSet.kind, GuardHook.kind, GuardKeeper.kind})
+    kinds = frozenset({NftTable.kind, NicGuard.kind, NicGroups.kind, NicLimits.kind, AddressSet.kind, GuardHook.kind,
+                       GuardKeeper.kind})
 
     def __init__(self, paths: Paths):
         self.paths = paths
@@ -173,10 +175,12 @@ class NftablesDriver:
                 standing.tables[name] = table
         found = [self.listing_after(look)] if GUARD in listings else []
         found += [self.listing(EGRESS)] if EGRESS in listings else []
-        standing.members = self.remembered() if GUARD in listings else {}
-        expected = {pair for item in standing.members.values() for pair in members.elements(item)}
+        standing.members = {key: item for key, item in self.remembered().items() if item.table in listings} if found else {}
+        expected: dict[str, set[tuple[str, str]]] = {name: set() for name in GUARDS}
+        for item in standing.members.values():
+            expected[item.table or GUARD].update(members.elements(item))
         for name, listing in zip([t for t in GUARDS if t in listings], found, strict=True):
-            if not listing.flows_hold or (name == GUARD and listing.members != expected):
+            if not listing.flows_hold or listing.members != expected[name]:
                 damaged = replace(standing.tables[name], text=f"{standing.tables[name].text}# sets changed\n")
                 seen.state[damaged.key] = standing.tables[name] = damaged
         if found:
@@ -201,13 +205,13 @@ class NftablesDriver:
         return self.texts.text_of(name, canonical(body))
 
     def remembered(self) -> dict[Key, Member]:
-        """Memberships and address sets as they were loaded last."""
+        """Memberships, limits and address sets as they were loaded last."""
         try:
             items = json.loads((self.paths.guard / "members.json").read_text())
         except (OSError, ValueError):
             return {}
         made = (from_json(item) for item in items)
-        return {item.key: item for item in made if isinstance(item, NicGroups | AddressSet)}
+        return {item.key: item for item in made if isinstance(item, Member)}
 
     def listing(self, table: str = GUARD) -> Listing:
         """A table of the guard with its elements. Raises ToolFailed, also when there is none."""
@@ -414,7 +418,7 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
                 if name in GUARDS:
                     after.guards = {n: g for n, g in after.guards.items() if g.table != name}
                     after.hooks = {n: h for n, h in after.hooks.items() if h.table != name}
-                    after.members = after.members if name != GUARD else {}
+                    after.members = {k: m for k, m in after.members.items() if m.table != name}
                     after.memory = within([t for t in GUARDS if t != name], after.memory)
             case Create(NicGuard() as guard):
                 after.guards[guard.name] = guard
@@ -428,11 +432,11 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
                 after.hooks[hook.name] = hook
             case Delete(GuardHook(name=name)):
                 after.hooks.pop(name, None)
-            case Create(NicGroups() | AddressSet() as member):
+            case Create(NicGroups() | NicLimits() | AddressSet() as member):
                 after.members[member.key] = member
-            case Update(NicGroups() | AddressSet() as before, NicGroups() | AddressSet() as member):
+            case Update(NicGroups() | NicLimits() | AddressSet() as before, NicGroups() | NicLimits() | AddressSet() as member):
                 after.members[member.key] = merge(before, member)  # type: ignore[assignment]
-            case Delete(NicGroups() | AddressSet() as member):
+            case Delete(NicGroups() | NicLimits() | AddressSet() as member):
                 after.members.pop(member.key, None)
     script = [line for name in gone if name not in loaded for line in removal_lines(name)]
     script += [line for table in loaded.values() for line in table_lines(table)]
@@ -461,9 +465,9 @@ def changes(tables: Collection[str], standing: Standing, after: Standing) -> lis
                             [after.guards[n] for n in changed if n in after.guards])
     script += element_lines("delete", within(tables, removed)) + element_lines("add", within(tables, added))
     moved = {k for k in {*standing.members, *after.members} if standing.members.get(k) != after.members.get(k)}
-    if moved and GUARD in tables:
-        script += members.change((m for k, m in standing.members.items() if k in moved),
-                                 (m for k, m in after.members.items() if k in moved),
+    if moved:
+        script += members.change((m for k, m in standing.members.items() if k in moved and m.table in tables),
+                                 (m for k, m in after.members.items() if k in moved and m.table in tables),
                                  (m for k, m in after.members.items() if k not in moved))
     lost = within(tables, {name: [m for m in items if m not in set(after.memory.get(name, ()))]
                            for name, items in standing.memory.items()})

@@ -1,4 +1,4 @@
-"""Memberships and address sets as elements of the guard's table, and nft's listing in the same words. No I/O.
+"""Memberships, limits and address sets as elements of the guard's table, and nft's listing in the same words. No I/O.
 
 What is said once of a NIC stands in several sets, each keyed as one rule needs it, so a NIC cannot be read back from
 them: what was loaded is remembered in a file, and holds as long as the sets contain exactly what follows from it.
@@ -9,24 +9,31 @@ from collections.abc import Iterable, Iterator, Mapping
 from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any, TypeAlias
 
-from kvmnet.drivers.nftables.resources import AddressSet, NicGroups
+from kvmnet.drivers.nftables import limits
+from kvmnet.drivers.nftables.resources import AddressSet, NicGroups, NicLimits
 from kvmnet.policy.marks import GUEST, LONE
 from kvmnet.spec.policies import MOST_GROUPS
 
-TABLE = "bridge kvmnet"
 SLOTS = range(1, MOST_GROUPS + 1)
 NAMES = frozenset({"ids", "ctzone", "tenant", "grouped", "lone", "logged", "answered", "rejecting",
-                   *(f"{way}{n}" for way in ("in", "out", "ask", "tell") for n in SLOTS)})
+                   *(f"{way}{n}" for way in ("in", "out", "ask", "tell") for n in SLOTS), *limits.NAMES})
 FAMILIES = ("g_", "h_", "e_", "m4_", "m6_", "n_", "a4_", "a6_")
 """Sets of these names are ours too, one for each group, tenant or address set."""
-SHARED = ("m4_", "m6_", "e_", "rejecting", "ask")
+SHARED = ("m4_", "m6_", "e_", "rejecting", "ask", limits.STATIONS)
 """Sets in which two NICs may have the same element."""
 
-Member: TypeAlias = NicGroups | AddressSet
+Member: TypeAlias = NicGroups | NicLimits | AddressSet
 
 
 def elements(item: Member) -> Iterator[tuple[str, str]]:
-    """The (set, element) pairs that make *item*."""
+    """The (``TABLE SET``, element) pairs that make *item*."""
+    return ((f"{item.table} {name}", text) for name, text in _elements(item))
+
+
+def _elements(item: Member) -> Iterator[tuple[str, str]]:
+    if isinstance(item, NicLimits):
+        yield from limits.elements(item)
+        return
     if isinstance(item, AddressSet):
         for prefix in item.prefixes or ():
             yield f"a{ip_network(prefix).version}_{item.name}", prefix
@@ -59,12 +66,17 @@ def elements(item: Member) -> Iterator[tuple[str, str]]:
             yield f"m{ip_address(address).version}_{group}", address
 
 
-def lines(verb: str, pairs: Iterable[tuple[str, str]], table: str = TABLE) -> list[str]:
+def lines(verb: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
     """One nft command per set. ``verb``: add or delete."""
     found: dict[str, dict[str, None]] = {}
     for name, text in pairs:
-        found.setdefault(name, {})[text.partition(" : ")[0] if verb == "delete" else text] = None
-    return [f"{verb} element {table} {name} {{ {', '.join(texts)} }}" for name, texts in found.items()]
+        found.setdefault(name, {})[key_of(text) if verb == "delete" else text] = None
+    return [f"{verb} element {name} {{ {', '.join(texts)} }}" for name, texts in found.items()]
+
+
+def key_of(text: str) -> str:
+    """An element without the value, or the limit, that it bears."""
+    return text.partition(" : ")[0].partition(limits.BEARS)[0].partition(limits.COUNTS)[0]
 
 
 def change(before: Iterable[Member], after: Iterable[Member], unchanged: Iterable[Member] = ()) -> list[str]:
@@ -72,19 +84,26 @@ def change(before: Iterable[Member], after: Iterable[Member], unchanged: Iterabl
     old = {pair for item in before for pair in elements(item)}
     new = {pair for item in after for pair in elements(item)}
     gone = old - new
-    if any(name.startswith(SHARED) for name, _ in gone):
+    if any(bare(name).startswith(SHARED) for name, _ in gone):
         gone -= {pair for item in unchanged for pair in elements(item)}
     return lines("delete", sorted(gone)) + lines("add", sorted(new - old))
 
 
-def listed(sets: Mapping[str, Iterable[Any]]) -> set[tuple[str, str]]:
-    """The (set, element) pairs of a JSON listing, in the words of ``elements``."""
-    return {(name, text) for name, found in sets.items() if name in NAMES or name.startswith(FAMILIES)
+def bare(name: str) -> str:
+    """A set's name without its table."""
+    return name.rpartition(" ")[2]
+
+
+def listed(table: str, sets: Mapping[str, Iterable[Any]]) -> set[tuple[str, str]]:
+    """The (``TABLE SET``, element) pairs of *table*'s JSON listing, in the words of ``elements``."""
+    return {(f"{table} {name}", text) for name, found in sets.items() if name in NAMES or name.startswith(FAMILIES)
             for element in found for text in said(name, element)}
 
 
 def said(name: str, element: Any) -> Iterator[str]:
-    if isinstance(element, list):
+    if name in limits.NAMES:
+        yield limits.said(element)
+    elif isinstance(element, list):
         key, value = element
         to = f"jump {value['jump']['target']}" if isinstance(value, dict) else f"{value:#010x}" if name == "ids" else str(value)
         yield f"{words(key)} : {to}"

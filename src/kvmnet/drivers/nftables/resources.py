@@ -69,6 +69,30 @@ class NicGroups(Resource):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NicLimits(Resource):
+    """What one guest NIC may cause at most; named by its tap. Elements that bear the limit, never rules. 0 is no limit."""
+
+    kind: ClassVar[str] = "nic-limits"
+    table: str | None = option(doc="the guard's table", ref="nft-table", on_delete="cascade")
+    packets: int | None = option(doc="packets a second from the guest", guest="live")
+    bytes: int | None = option(doc="bytes a second from the guest", guest="live")
+    connections: int | None = option(doc="flows a second that it begins", guest="live")
+    concurrent: int | None = option(doc="flows that it has begun and that live", guest="live")
+    broadcast: int | None = option(doc="broadcast frames a second from the guest", guest="live")
+    multicast: int | None = option(doc="multicast frames a second from the guest", guest="live")
+    unknown: int | None = option(doc="frames a second to MACs that its network does not have", guest="live")
+    neighbours: int | None = option(doc="ARP and ND messages a second from the guest", guest="live")
+    receive_packets: int | None = option(doc="packets a second to the guest", guest="live")
+    receive_bytes: int | None = option(doc="bytes a second to the guest", guest="live")
+    syn: int | None = option(doc="TCP connections a second that others begin with it", guest="live")
+    burst: int | None = option(doc="seconds' worth of each rate that may come at once", guest="live")
+    counted: str | None = option(doc="who counts concurrent flows: bridge; host, in its own table; ''", guest="live")
+    stations: tuple[str, ...] | None = option(
+        doc="where frames to unknown MACs are limited: MACs that its network has because of it, sorted", guest="live")
+    zone: int | None = option(doc="number of its network among them", guest="live")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AddressSet(Resource):
     """A named set of addresses that rules of groups ask."""
 

@@ -169,7 +169,7 @@ class Listing:
     dropped: dict[str, dict[int, int]] = field(default_factory=dict)
     """Tap -> number of the reason -> frames."""
     members: set[tuple[str, str]] = field(default_factory=set)
-    """(set, element) of groups, tenants and address sets."""
+    """(``TABLE SET``, element) of groups, tenants, limits and address sets."""
 
 
 def read_listing(document: Mapping[str, Any], before: Listing | None = None, table: str = GUARD) -> Listing:
@@ -194,7 +194,7 @@ def read_listing(document: Mapping[str, Any], before: Listing | None = None, tab
     return Listing(guards=guards, parts=facts, flows_hold=listed == expected,
                    memory={f"{table} {name}": [remembered(e["elem"]) for e in sets.get(name, ()) if "elem" in e]
                            for name in MEMORY},
-                   dropped=read_dropped(sets.get("dropped", ())), members=members.listed(sets))
+                   dropped=read_dropped(sets.get("dropped", ())), members=members.listed(table, sets))
 
 
 PARTS = ("zone", "open", "loose", "mac", "own4", "own6", "not4", "not6", "net4", "net6", "vlans",
@@ -204,7 +204,7 @@ PARTS = ("zone", "open", "loose", "mac", "own4", "own6", "not4", "not6", "net4",
 def both(one: Listing, other: Listing) -> Listing:
     """Two tables' listings as one."""
     return Listing({**one.guards, **other.guards}, {**one.parts, **other.parts}, {**one.memory, **other.memory},
-                   one.flows_hold and other.flows_hold, {**one.dropped, **other.dropped})
+                   one.flows_hold and other.flows_hold, {**one.dropped, **other.dropped}, one.members | other.members)
 
 
 def read_guard(nic: str, parts: Mapping[str, list[Any]], table: str = GUARD) -> NicGuard:

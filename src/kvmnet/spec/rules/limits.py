@@ -1,0 +1,72 @@
+"""Abuse limits: that they can be enforced where they are written. Pure."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvmnet.errors import Problem
+from kvmnet.spec.limits import FLOWS, RECEIVED, Limits, declared, effective
+from kvmnet.spec.models import Mode, Network
+from kvmnet.spec.rules.subject import Subject, wrong
+
+CLOSED = frozenset({Mode.NAT, Mode.ROUTED, Mode.ISOLATED})
+"""Modes of networks all of whose MACs the document knows."""
+
+
+def enforceable(subject: Subject) -> Iterator[Problem]:
+    """Limits that nothing on the way of the frames could hold."""
+    for name, network in subject.spec.networks.items():
+        yield from _written(f"networks.{name}.limits", network.limits, network)
+    for item in subject.nics:
+        if item.nic.network in subject.spec.networks:
+            yield from _written(f"{item.path}.limits", item.nic.limits, subject.spec.networks[item.nic.network])
+
+
+def _written(path: str, limits: Limits, network: Network) -> Iterator[Problem]:
+    for limit, place, value in declared(limits):
+        if why := value and _why_not(limit, network.mode):
+            yield wrong(f"{path}.{place}", *why)
+
+
+def _why_not(limit: str, mode: Mode) -> tuple[str, str] | None:
+    """Message and what to do; None where the limit can be held."""
+    if mode is Mode.SRIOV:
+        return ("a VF's frames pass no rules of the host: this limit cannot be enforced",
+                "remove it, or use mode: bridge; rate: {out: ...} is what the NIC itself can hold")
+    if limit in RECEIVED | FLOWS and mode is Mode.MACVTAP:
+        return ("in mode macvtap only single frames that the guest sends can be limited: "
+                f"no rule sees {'flows' if limit in FLOWS else 'what comes to it'}", "remove it, or use mode: bridge")
+    if limit == "unknown" and mode not in CLOSED:
+        return (f"in mode {mode} there are MACs that the document does not know, and nft cannot ask the bridge which it has "
+                "learned", "remove it; packets and broadcast limit what a guest can flood")
+    return None
+
+
+def tagged(subject: Subject) -> Iterator[Problem]:
+    """Limits of flows on trunks."""
+    for item in subject.nics:
+        network = subject.spec.networks.get(item.nic.network)
+        if network and item.nic.trunk and effective(item.nic.limits, network.limits, 0)[0].keys() & FLOWS:
+            yield wrong(f"{item.path}.trunk", "flows inside VLANs of a trunk are not tracked, so their limits cannot be held",
+                        "write send: {connections: none, concurrent: none}, or give the VLANs a NIC of their own")
+
+
+def tracked(subject: Subject) -> Iterator[Problem]:
+    """What this host lacks to track flows of bridged guests."""
+    if not subject.links or subject.facts.features.get("bridge-conntrack") == "":
+        return
+    for item in subject.nics:
+        network = subject.spec.networks.get(item.nic.network)
+        if network is None or not effective(item.nic.limits, network.limits, 0)[0].keys() & FLOWS:
+            continue
+        own = any(limit in FLOWS for limit, *_ in declared(item.nic.limits))
+        path = f"{item.path}.limits" if own else f"networks.{item.nic.network}.limits"
+        if why := subject.facts.features.get("bridge-netfilter"):
+            yield wrong(path, f"flows of bridged guests cannot be counted: {why}",
+                        "modprobe br_netfilter, or a kernel with CONFIG_NF_CONNTRACK_BRIDGE (Linux 5.3)")
+        elif network.bridge or subject.sharing(item.nic.network):
+            yield wrong(path, "flows on a VLAN-aware bridge, or on one that is not kvmnet's, need CONFIG_NF_CONNTRACK_BRIDGE",
+                        "use a kernel with it (Linux 5.3), or remove connections and concurrent")
+
+
+RULES = (enforceable, tagged)
+HOST_RULES = (tracked,)

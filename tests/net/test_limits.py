@@ -1,0 +1,301 @@
+"""Abuse limits on a real kernel: what is over a limit does not arrive, what is below does, and who dropped what is told.
+
+Frames are written to the taps of guests at once, far more than a limit lets pass; what may arrive is what the bucket held, and what
+the time of the sending added. Each limit has its control: the same frames from a NIC without limits. The lab runs
+the same on bridge conntrack (tests/lab/test_limits.py).
+"""
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import pytest
+
+from kvmnet.drivers.nftables.conntrack import flows
+from kvmnet.host.clock import wait_until
+from kvmnet.modes.model import NicOnNetwork
+from kvmnet.policy.guard import REASONS
+from kvmnet.spec.names import tap_name
+from kvmnet.status import nftables
+from kvmnet.status import status as look
+from lib.frames import (
+    BROADCAST,
+    ICMP6,
+    TCP,
+    UDP,
+    arp,
+    ether,
+    icmp6,
+    ip4,
+    ip6,
+    multicast_mac,
+    option,
+    solicited_node,
+    tcp,
+    udp,
+)
+from lib.frames import ip as packed_ip
+from lib.frames import mac as packed
+from lib.netns import sh
+from lib.tap import Tap
+from lib.world import World, world
+
+pytestmark = pytest.mark.net
+IP4, IP6 = 0x0800, 0x86DD
+SENT = 300
+"""Frames of a flood: fewer than a tap's queue holds, 500."""
+DOCUMENT = """
+version: 1
+networks:
+  lan: {mode: isolated, subnet: 10.1.0.0/24, subnet6: "fd01::/64", dhcp: {enabled: false}, dns: {enabled: false}, ra: "off"}
+  big: {mode: isolated, subnet: 10.2.0.0/24, address: none, mtu: 65000}
+vms:
+  free: {nics: [{network: lan}]}
+  sink: {nics: [{network: lan}]}
+  packets: {nics: [{network: lan, limits: {send: {packets: 20/s, bytes: none}, neighbours: 30/s}}]}
+  storms: {nics: [{network: lan, limits: {storms: {broadcast: 20/s, multicast: 30/s, unknown: 10/s}}}]}
+  flows: {nics: [{network: lan, limits: {send: {connections: 20/s}}}]}
+  many: {nics: [{network: lan, limits: {send: {concurrent: 25}}}]}
+  shy: {nics: [{network: lan, limits: {receive: {packets: 40/s, syn: 15/s}}}]}
+  bulk: {nics: [{network: big, limits: {send: {packets: 1000/s, bytes: 500kB/s}}}]}
+  bulksink: {nics: [{network: big}]}
+"""
+FASTER = DOCUMENT.replace("packets: 20/s", "packets: 60/s")
+
+
+@dataclass
+class Ground:
+    """The taps of all guests, and what the document gave them."""
+
+    made: World
+    taps: Mapping[str, Tap]
+    nics: Mapping[str, NicOnNetwork]
+
+    def ip4(self, source: str, target: str, protocol: int, body: bytes) -> bytes:
+        a, b = self.nics[source], self.nics[target]
+        return ether(b.mac, a.mac, IP4, ip4(a.ip, b.ip, protocol, body))
+
+    def udp(self, source: str, target: str, data: bytes, sport: int = 1000) -> bytes:
+        return self.ip4(source, target, UDP, udp(self.nics[source].ip, self.nics[target].ip, sport, 9, data))
+
+    def syn(self, source: str, target: str, sport: int, flags: int = 2) -> bytes:
+        return self.ip4(source, target, TCP, tcp(self.nics[source].ip, self.nics[target].ip, sport, 80, flags))
+
+    def question(self, source: str, target: str, data: bytes = b"") -> bytes:
+        a, b = self.nics[source], self.nics[target]
+        return ether(BROADCAST, a.mac, 0x0806, arp(1, (a.mac, a.ip), ("00:00:00:00:00:00", b.ip)) + data)
+
+    def solicitation(self, source: str, target: str) -> bytes:
+        a, b = self.nics[source], self.nics[target]
+        to = solicited_node(b.ip6)
+        body = icmp6(a.ip6, to, 135, bytes(4) + packed_ip(b.ip6) + option(1, packed(a.mac)))
+        return ether(multicast_mac(to), a.mac, IP6, ip6(a.ip6, to, ICMP6, body))
+
+    def flood(self, source: str, target: str, frames: Iterable[bytes], known: Callable[[bytes], bool]) -> tuple[int, float]:
+        """How many of *frames* come to *target*, and the seconds that sending took. What the host hands on arrives in order,
+        so a question by ARP from a NIC without limits says when the last would have come."""
+        frames, tap, mark = list(frames), self.taps[source], os.urandom(12)
+        self.taps[target].forget()
+        started = time.monotonic()
+        for frame in frames:
+            tap.send(frame)
+        took = time.monotonic() - started
+        other = "bulksink" if self.nics[target].ip.startswith("10.2.") else "free" if target != "free" else "sink"
+        if other != target:
+            self.taps[other].send(self.question(other, target, mark))
+            self.taps[target].wait(mark, 10)
+        return sum(map(known, self.taps[target].drain())), took
+
+    def refused(self, name: str) -> Mapping[str, int]:
+        driver = nftables(self.made.host)
+        assert driver is not None
+        return {REASONS[number]: count for number, count in driver.dropped().get(self.nics[name].tap, {}).items()}
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[Ground]:
+    with world() as made, ExitStack() as stack:
+        planned = made.plan(DOCUMENT)
+        made.host.apply(planned)
+        assert planned.compiled is not None
+        nics = {nic.vm: nic for s in planned.compiled.segments.values() for nic in s.nics}
+        taps = {vm: stack.enter_context(Tap(tap_name(vm, "nic0"))) for vm in nics}
+        wait_until(lambda: sh("bridge link").count("state forwarding") >= len(taps), 20)
+        for vm, nic in nics.items():  # bridges learn where everybody is
+            taps[vm].send(ether(BROADCAST, nic.mac, 0x0806, arp(1, (nic.mac, nic.ip), ("00:00:00:00:00:00", nic.ip))))
+        yield Ground(made, taps, nics)
+
+
+def held(arrived: int, took: float, rate: int, burst: int = 0) -> None:
+    """What arrived is what the bucket held, and what the time added to it."""
+    burst = burst or rate
+    assert burst <= arrived <= burst + rate * took + 1, (arrived, rate, took)
+    assert arrived < SENT
+
+
+def test_nothing_drifts_and_a_second_apply_is_nothing(ground: Ground) -> None:
+    assert ground.made.drift() == []
+
+
+def marked(nonce: bytes) -> Callable[[bytes], bool]:
+    return lambda frame: nonce in frame
+
+
+def datagrams(ground: Ground, source: str, target: str, nonce: bytes, count: int = SENT) -> list[bytes]:
+    return [ground.udp(source, target, nonce) for _ in range(count)]
+
+
+def test_packets_and_their_control(ground: Ground) -> None:
+    nonce = os.urandom(12)
+    before = ground.refused("packets").get("sent: more packets than its limit", 0)
+    arrived, took = ground.flood("packets", "sink", datagrams(ground, "packets", "sink", nonce), marked(nonce))
+    held(arrived, took, 20)
+    assert ground.refused("packets")["sent: more packets than its limit"] - before == SENT - arrived
+    arrived, _ = ground.flood("free", "sink", datagrams(ground, "free", "sink", nonce), marked(nonce))
+    assert arrived == SENT, "without a limit all of it arrives"
+
+
+def test_who_is_over_its_limit_still_resolves_addresses_and_no_more_than_that(ground: Ground) -> None:
+    """ARP and ND have a budget of their own; they go on while packets are refused, and are held by it."""
+    ground.flood("packets", "sink", datagrams(ground, "packets", "sink", os.urandom(12)), lambda frame: False)
+    question, solicitation = ground.question("packets", "sink"), ground.solicitation("packets", "sink")
+    arrived, took = ground.flood("packets", "sink", [question, solicitation] * 5, lambda f: f in (question, solicitation))
+    assert arrived == 10
+    time_over()
+    arrived, took = ground.flood("packets", "sink", [question, solicitation] * (SENT // 2), lambda f: f in (question, solicitation))
+    held(arrived, took, 30)
+    assert ground.refused("packets")["sent: more ARP and ND than its limit"] == SENT - arrived
+
+
+def time_over() -> None:
+    """Until every bucket of a second is full again."""
+    wait_for(time.monotonic() + 1.05)
+
+
+def wait_for(moment: float) -> None:
+    wait_until(lambda: time.monotonic() >= moment, 10)
+
+
+def test_forged_frames_use_up_nobodys_budget(ground: Ground) -> None:
+    time_over()
+    nonce, victim = os.urandom(12), ground.nics["packets"]
+    sink = ground.nics["sink"]
+    forged = ether(sink.mac, victim.mac, IP4, ip4(victim.ip, sink.ip, UDP, udp(victim.ip, sink.ip, 1, 9, bytes(12))))
+    ground.flood("free", "sink", [forged] * SENT, lambda frame: False)
+    own = datagrams(ground, "packets", "sink", nonce)
+    own_forged = [frame[:26] + bytes([10, 1, 0, 99]) + frame[30:] for frame in own]
+    ground.flood("packets", "sink", own_forged, lambda frame: False)
+    arrived, took = ground.flood("packets", "sink", own, marked(nonce))
+    held(arrived, took, 20)
+
+
+@pytest.mark.parametrize(("kind", "rate", "reason"), [
+    ("broadcast", 20, "sent: more broadcasts than its limit"), ("multicast", 30, "sent: more multicasts than its limit"),
+    ("unknown", 10, "sent: more to unknown MACs than its limit")])
+def test_storms(ground: Ground, kind: str, rate: int, reason: str) -> None:
+    """Unicast of the same NIC is not limited; to a MAC that nobody has, a bridge sends to all."""
+    time_over()
+    to = {"broadcast": BROADCAST, "multicast": "01:00:5e:00:00:fb", "unknown": "02:11:22:33:44:55"}[kind]
+    nonce = os.urandom(12)
+
+    def storm(source: str) -> list[bytes]:
+        ip = ground.nics[source].ip
+        return [ether(to, ground.nics[source].mac, IP4, ip4(ip, "10.1.0.200", UDP, udp(ip, "10.1.0.200", 1, 9, nonce)))] * SENT
+
+    before = ground.refused("storms").get(reason, 0)
+    arrived, took = ground.flood("storms", "sink", storm("storms"), marked(nonce))
+    held(arrived, took, rate)
+    assert ground.refused("storms")[reason] - before == SENT - arrived
+    assert ground.flood("free", "sink", storm("free"), marked(nonce))[0] == SENT
+    plain = os.urandom(12)
+    assert ground.flood("storms", "sink", datagrams(ground, "storms", "sink", plain), marked(plain))[0] == SENT
+
+
+def test_a_large_packet_counts_by_its_bytes(ground: Ground) -> None:
+    """One packet of 60,000 bytes is one of the 1,000 packets; the bytes hold it."""
+    nonce = os.urandom(12)
+
+    def large(source: str) -> list[bytes]:
+        return [ground.udp(source, "bulksink", nonce + bytes(60_000))] * 40
+    arrived, took = ground.flood("bulk", "bulksink", large("bulk"), marked(nonce))
+    assert 500_000 // 60_100 <= arrived <= (500_000 + 500_000 * took) / 60_000 + 1 < 40
+    assert ground.refused("bulk").keys() == {"sent: more bytes than its limit"}
+    assert ground.flood("bulksink", "bulk", [ground.udp("bulksink", "bulk", nonce + bytes(60_000))] * 40, marked(nonce))[0] == 40
+
+
+def test_flows_a_second_and_packets_of_known_flows(ground: Ground) -> None:
+    """Each source port is a flow of its own. What belongs to one that was let in is not limited."""
+    nonce = os.urandom(12)
+    arrived, took = ground.flood("flows", "sink", [ground.udp("flows", "sink", nonce, 2000 + n) for n in range(SENT)], marked(nonce))
+    held(arrived, took, 20)
+    assert ground.flood("free", "sink", [ground.udp("free", "sink", nonce, 2000 + n) for n in range(SENT)], marked(nonce))[0] == SENT
+    time_over()
+    ask, answer = os.urandom(12), os.urandom(12)
+    assert ground.flood("flows", "sink", [ground.udp("flows", "sink", ask, 5)], marked(ask))[0] == 1
+    reply = ground.ip4("sink", "flows", UDP, udp(ground.nics["sink"].ip, ground.nics["flows"].ip, 9, 5, answer))
+    assert ground.flood("sink", "flows", [reply], marked(answer))[0] == 1
+    known = os.urandom(12)
+    assert ground.flood("flows", "sink", [ground.udp("flows", "sink", known, 5)] * SENT, marked(known))[0] == SENT
+
+
+def test_flows_at_once(ground: Ground) -> None:
+    """A guest cannot fill the kernel's table: what is refused leaves no flow behind, what lives goes on."""
+    nonce = os.urandom(12)
+    arrived, _ = ground.flood("many", "sink", [ground.udp("many", "sink", nonce, 3000 + n) for n in range(SENT)], marked(nonce))
+    assert arrived == 25
+    assert ground.refused("many")["sent: has more flows than its limit"] == SENT - 25
+    assert sum(f.source == ground.nics["many"].ip for f in flows()) == 25
+    again = os.urandom(12)
+    assert ground.flood("many", "sink", [ground.udp("many", "sink", again, 3000 + n) for n in range(25)], marked(again))[0] == 25
+    assert ground.flood("free", "sink", [ground.udp("free", "sink", again, 3000 + n) for n in range(SENT)], marked(again))[0] == SENT
+
+
+def test_what_comes_to_a_guest(ground: Ground) -> None:
+    time_over()
+    nonce = os.urandom(12)
+    before = ground.refused("shy").get("received: more packets than its limit", 0)
+    arrived, took = ground.flood("free", "shy", datagrams(ground, "free", "shy", nonce), marked(nonce))
+    held(arrived, took, 40)
+    assert ground.refused("shy")["received: more packets than its limit"] - before == SENT - arrived
+    assert ground.flood("free", "sink", datagrams(ground, "free", "sink", nonce), marked(nonce))[0] == SENT
+    time_over()
+    syn = {ground.syn("free", "shy", 4000 + n)[34:36] for n in range(SENT)}
+    arrived, took = ground.flood("free", "shy", [ground.syn("free", "shy", 4000 + n) for n in range(SENT)],
+                                 lambda f: f[23] == TCP and f[34:36] in syn)
+    held(arrived, took, 15)
+    assert ground.refused("shy")["received: more TCP connections begun than its limit"] == SENT - arrived
+
+
+def test_a_change_of_a_limit_is_one_step_and_loses_nothing(ground: Ground) -> None:
+    """Elements of one NIC change in one transaction; a stream below both limits arrives whole."""
+    time_over()
+    planned = ground.made.plan(FASTER)
+    assert [str(s.key) for s in planned.steps] == ["nic-limits kvt-packets-0"]
+    tables = sh("nft -a -t list ruleset")
+    nonce, begun, sent = os.urandom(12), time.monotonic(), 0
+    ground.taps["sink"].forget()
+    for text in (FASTER, DOCUMENT) * 3:
+        for _ in range(6):
+            wait_for(begun + (sent - 15) / 10)  # 15 of the bucket, then 10 a second where 20 are allowed
+            ground.taps["packets"].send(ground.udp("packets", "sink", nonce))
+            sent += 1
+        ground.made.apply(text)
+    mark = os.urandom(12)
+    ground.taps["free"].send(ground.question("free", "sink", mark))
+    ground.taps["sink"].wait(mark, 10)
+    assert ground.taps["sink"].got(nonce) == sent == 36
+    assert ground.made.drift() == []
+    assert sh("nft -a -t list ruleset") == tables, "no table was loaded anew"
+
+
+def test_status_tells_the_limits_and_what_was_over_them(ground: Ground) -> None:
+    found = look(ground.made.host)
+    assert found is not None
+    nics = {n.guest: n for n in found.nics}
+    assert nics["bulk"].limits == {"packets": 1000, "bytes": 500_000, "neighbours": 100}
+    assert nics["many"].limits == {"concurrent": 25, "connections": 1000}
+    assert nics["free"].limits == {} and nics["free"].limited == 0
+    assert nics["packets"].limited == sum(n for why, n in nics["packets"].refused.items() if "limit" in why) > 0

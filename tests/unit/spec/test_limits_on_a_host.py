@@ -1,0 +1,32 @@
+"""What a host must have for limits of flows; the other limits need nothing."""
+from __future__ import annotations
+
+import pytest
+
+from kvmnet.drivers.linux.resources import Link
+from kvmnet.facts.model import Facts
+from kvmnet.spec.checks import lacking
+from kvmnet.spec.load import loads
+
+LINKS = {r.key: r for r in (Link(name="eth0", type="physical", mtu=1500, mac="02:00:00:00:00:10", master=""),
+                            Link(name="br0", type="bridge", mtu=1500, mac="02:00:00:00:00:11"))}
+DOCUMENT = """
+version: 1
+networks:
+  lan: {mode: isolated, subnet: 10.0.0.0/24, limits: {send: {concurrent: 5}}}
+  old: {mode: bridge, bridge: br0}
+vms:
+  a: {nics: [{network: lan}]}
+  b: {nics: [{network: old, ip: 10.1.0.2, limits: {send: {connections: 5/s}}}]}
+  c: {nics: [{network: old, ip: 10.1.0.3, limits: {send: {packets: 5/s}, receive: {syn: 5/s}}}]}
+  d: {nics: [{network: lan, limits: {send: {concurrent: none}}}]}
+"""
+
+
+@pytest.mark.parametrize(("features", "where"), [
+    ({"bridge-conntrack": ""}, set()),
+    ({"bridge-conntrack": "no", "bridge-netfilter": ""}, {"vms.b.nics[0].limits"}),
+    ({"bridge-conntrack": "no", "bridge-netfilter": "no"}, {"vms.b.nics[0].limits", "networks.lan.limits"})])
+def test_who_tracks_flows(features: dict[str, str], where: set[str]) -> None:
+    found = lacking(loads(DOCUMENT).spec, Facts(state=LINKS, features={"ipv6": "", **features}))
+    assert {p.path for p in found if "limits" in p.path} == where
