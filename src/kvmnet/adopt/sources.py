@@ -75,7 +75,8 @@ def followed(sources: Sequence[Source], depth: int = 0) -> list[Source]:
         out.append(source)
         for pattern, directory in ifupdown.included(source):
             place = str(Path(source.path).parent / pattern)
-            files = [Path(p) for p in sorted(glob(f"{place}/*" if directory else place)) if Path(p).is_file()]  # noqa: PTH207
+            names = glob(f"{place}/*" if directory else place) if "\0" not in place else []  # noqa: PTH207
+            files = [Path(p) for p in sorted(names) if Path(p).is_file()]
             if depth >= DEEPEST:
                 raise KvmnetError(f"{source.path}: files read each other more than {DEEPEST} levels deep")
             out += followed([read(f) for f in files], depth + 1)

@@ -11,7 +11,7 @@ import pytest
 
 from kvmnet.adopt.document import write
 from kvmnet.adopt.model import Source
-from kvmnet.adopt.sources import FORMATS
+from kvmnet.adopt.sources import FORMATS, followed, read
 from kvmnet.spec.load import loads
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -39,3 +39,10 @@ def test_golden(case: Path) -> None:
 def test_there_are_enough_cases() -> None:
     counts = {form: sum(c.parent.name == form for c in CASES) for form in FORMATS}
     assert counts["netplan"] >= 6 and counts["ifupdown"] >= 6 and counts["networkd"] >= 3 and counts["nmstate"] >= 3
+
+
+def test_a_pattern_that_can_name_no_file_names_none(tmp_path: Path) -> None:
+    file = tmp_path / "interfaces"
+    file.write_bytes(b"source \x00/etc/network/*\nsource more\n")
+    (tmp_path / "more").write_text("auto lo\n")
+    assert [Path(s.path).name for s in followed([read(file)])] == ["interfaces", "more"]
