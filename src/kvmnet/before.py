@@ -22,7 +22,7 @@ from kvmnet.errors import HostCannot
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.files import write_durably
 
-FORMAT = 2
+FORMAT = 3
 
 
 class Before(NamedTuple):
@@ -35,6 +35,7 @@ class Before(NamedTuple):
     users: tuple[str, ...]
     uplinks: tuple[str, ...]
     tuned: tuple[str, ...]
+    secrets: tuple[str, ...]
     """What the facts are asked about for it."""
     wanted: Wanted
     borrowed: frozenset[Key]
@@ -80,7 +81,7 @@ def read(path: Path, text: bytes) -> Before | None:
             if file.readline() != head(short(text)) + "\n":
                 return None
             data = json.loads(file.read())
-        return Before(data["digest"], data["text"], tuple(data["users"]), tuple(data["uplinks"]), tuple(data["tuned"]),
+        return Before(data["digest"], data["text"], tuple(data["users"]), tuple(data["uplinks"]), tuple(data["tuned"]), tuple(data["secrets"]),
                       {r.key: r for r in map(resource, data["wanted"])},
                       frozenset(Key(*k) for k in data["borrowed"]), tuple(data["notes"]))
     except (OSError, ValueError, KeyError, TypeError):

@@ -22,6 +22,7 @@ from kvmnet.modes.links import Way, find_ways, wire_uplinks
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import HostPolicy, Overlay, Part, Segment
 from kvmnet.modes.services import services
+from kvmnet.modes.tunnel import TunnelWay, tunnel_ways
 from kvmnet.policy import rates
 from kvmnet.policy.egress import TABLE as EGRESS
 from kvmnet.policy.egress import egress_table
@@ -53,6 +54,7 @@ class Compiled:
     segments: dict[str, Segment] = field(default_factory=dict)
     outer: frozenset[tuple[str, str]] = frozenset()
     """(port, bridge): ports of bridges by which somebody else's segment is reached."""
+    tunnels: tuple[TunnelWay, ...] = ()
     guest_nics: dict[str, tuple[GuestNic, ...]] = field(default_factory=dict)
     """Devices of every guest, running or not, in order."""
 
@@ -81,7 +83,9 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
     nics = place_nics(spec, facts, allocations)
     policy = HostPolicy()
     found = find_ways(spec, facts)
-    out.take(wire_uplinks(spec, facts, found))
+    out.take(way := wire_uplinks(spec, facts, found))
+    policy.merge(way.policy)
+    out.tunnels = tunnel_ways(spec, facts)
     out.take(sriov.wire_pools(spec, facts, nics))
     for name, network in spec.networks.items():
         out.segments[name] = segment = settle(name, network, spec, facts, tuple(nics.get(name, ())))
@@ -105,6 +109,8 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
         if zones := [zone_of(s.domain) for s in out.segments.values() if s.parent]:
             out.add(egress_table(zones, on_macvtaps.text()))
         out.add(*on_bridges.members, *on_macvtaps.members)
+    elif policy.tunnels:
+        out.add(host_table(policy))
     attach_nics(out, spec, nics, facts, keeper.name)
     out.notes += rates.notes(any(n.tap and n.declared.rate.limited for here in nics.values() for n in here), facts.features)
     return out

@@ -14,6 +14,7 @@ from kvmnet.drivers.sriov.resources import VFIO, Vf, pf_of, pool_of, vfs_of
 from kvmnet.drivers.tc.driver import TcDriver
 from kvmnet.drivers.tc.resources import Qdisc, qdisc_name
 from kvmnet.drivers.tc.wire import Counts
+from kvmnet.drivers.wireguard.driver import dump
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
 from kvmnet.errors import HostCannot
@@ -52,6 +53,30 @@ class UplinkStatus:
     """NIC -> who is at its other end, where lldpd runs."""
     vfs: str = ""
     """VFs that it has, of how many, and its NUMA node; '' for a NIC that is not split."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelPeerStatus:
+    """A host at the far end of a tunnel."""
+
+    name: str
+    endpoint: str
+    """Where it is now; '' while nobody knows."""
+    handshake: int | None
+    """Seconds since the last handshake; None for never. One is made every two minutes while packets pass."""
+    received: int
+    sent: int
+    """Bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelStatus:
+    uplink: str
+    device: str
+    key: str
+    """This host's public key, for the documents of the others; '' while there is none."""
+    port: int
+    peers: tuple[TunnelPeerStatus, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +170,7 @@ class Status:
     guests: Mapping[str, str]
     rules: tuple[RuleStatus, ...] = ()
     """What the rules of groups and tenants let in."""
+    tunnels: tuple[TunnelStatus, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"format": 1, **asdict(self)}
@@ -177,6 +203,7 @@ def status(host: Host) -> Status | None:
         networks=tuple(network_status(host, s, seen, now) for s in segments.values()),
         nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped, queues)),
         guests={row.name: row.state for row in host.guests()},
+        tunnels=tunnel_statuses(document.spec),
         rules=rule_statuses(host) if document.spec.groups or document.spec.tenants else ())
 
 
@@ -192,6 +219,27 @@ def uplink_statuses(spec: Spec, seen: Seen, now: Mapping[str, Traffic],
             addresses_on(device, seen), {nic: link_state(nic, seen, now) for nic in nics},
             {nic: heard[nic] for nic in nics if nic in heard}, split(device, seen)))
     return tuple(found)
+
+
+def tunnel_statuses(spec: Spec) -> tuple[TunnelStatus, ...]:
+    """Every tunnel with how its peers do; asked only where the document has one."""
+    named = {name: u.wireguard for name, u in spec.uplinks.items() if u.wireguard}
+    try:
+        found = dump() if named else {}
+    except HostCannot:
+        found = {}
+    out = []
+    for name, wireguard in named.items():
+        device = ways.device(name, spec)
+        seen = found.get(device)
+        peers = []
+        for peer_name, peer in wireguard.peers.items():
+            there = seen.peers.get(peer.key) if seen else None
+            ago = max(0, int(time.time()) - there.handshake) if there and there.handshake else None
+            peers.append(TunnelPeerStatus(peer_name, there.endpoint if there else "", ago, there.received if there else 0,
+                                          there.sent if there else 0))
+        out.append(TunnelStatus(name, device, seen.public if seen else "", wireguard.port, tuple(peers)))
+    return tuple(out)
 
 
 def link_state(device: str, seen: Seen, now: Mapping[str, Traffic]) -> str:

@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = {p.stem: p for p in (*sorted((ROOT / "examples").glob("*.yaml")), *sorted((ROOT / "tests/golden").glob("*.yaml")))}
 IN_LAB = frozenset({"bond-vlan", "macvtap", "vlans"})
 """Documents that need what only a whole kernel has: bonds, VLANs."""
-WITH_VFS = frozenset({"sriov"})
-"""Documents that need a NIC with VFs: tests/lab/test_sriov.py has one."""
+ELSEWHERE = frozenset({"sriov", "wireguard"})
+"""Documents that need something at the other end: a NIC with VFs (tests/lab/test_sriov.py), another host behind a tunnel
+(tests/lab/test_wireguard.py)."""
 
 
 def live_through(name: str) -> None:

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import pytest
 
-from lib.documents import DOCUMENTS, IN_LAB, WITH_VFS, live_through
+from lib.documents import DOCUMENTS, ELSEWHERE, IN_LAB, live_through
 
 pytestmark = pytest.mark.net
 
 
-@pytest.mark.parametrize("name", sorted(DOCUMENTS.keys() - IN_LAB - WITH_VFS))
+@pytest.mark.parametrize("name", sorted(DOCUMENTS.keys() - IN_LAB - ELSEWHERE))
 def test_document(name: str) -> None:
     live_through(name)

@@ -44,6 +44,9 @@ def uplink_layout(spec: Spec, seen: State) -> tuple[Layout, list[str]]:
               if n.vlan]
     for name in ways.by_carrier(spec):
         uplink, device = spec.uplinks[name], ways.device(name, spec)
+        if uplink.wireguard:    # its secrets are not to be copied into other files
+            notes.append(f"uplink {name}: a tunnel by WireGuard is left out; kvmnet makes it")
+            continue
         if uplink.vfs:
             notes.append(f"uplink {name}: the {uplink.vfs} VFs of {device} are left out")
         if uplink.ethtool != Ethtool():

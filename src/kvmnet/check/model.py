@@ -12,6 +12,7 @@ from kvmnet.check.allowed import Allowed
 from kvmnet.facts.model import Allocations
 from kvmnet.host.paths import Paths
 from kvmnet.modes.segment import Segment
+from kvmnet.modes.tunnel import TunnelWay
 
 
 class Execute(Protocol):
@@ -45,6 +46,7 @@ class Subject:
     """Those of them that are neighbours of this host, or networks': what fits into their segment is known."""
     execute: Execute | None = None
     """None: no guest is asked."""
+    tunnels: tuple[TunnelWay, ...] = ()
     allowed: Allowed = field(default_factory=Allowed)
     """What groups and tenants let pass."""
 

@@ -16,6 +16,7 @@ from kvmnet.check.probe import Probe, await_forwarding, design, drops_kept, free
 from kvmnet.check.promises import Place, Prove, promises
 from kvmnet.check.refusals import Beyond, Range, Witness, firing_range, refusals
 from kvmnet.check.station import Listener, Station
+from kvmnet.check.tunnels import prove_tunnels
 from kvmnet.check.underlay import prove_underlay
 from kvmnet.host.interrupts import raised
 from kvmnet.host.lock import exclusive
@@ -61,15 +62,16 @@ def prove(subject: Subject, progress: Progress) -> Report:
     allow_many_files()
     with raised(), exclusive(subject.paths.lock, "kvmnet check", LOCK_TIMEOUT), ExitStack() as stack:
         grounds = prepare(subject, present, stack)
-        with ThreadPoolExecutor(NETWORKS + 2) as pool:
+        with ThreadPoolExecutor(NETWORKS + 3) as pool:
             guests = pool.submit(prove_guests, subject)
             underlay = pool.submit(prove_underlay, present)
+            tunnels = pool.submit(prove_tunnels, subject.tunnels)
             found = pool.map(prove_network, grounds)
             for done, (ground, more) in enumerate(zip(grounds, found, strict=True), 1):
                 progress(f"checked {ground.place.segment.name}", done, total)
                 claims += more
-            claims += guests.result() + underlay.result()
-    claims.sort(key=lambda c: order[c.network])
+            claims += guests.result() + underlay.result() + tunnels.result()
+    claims.sort(key=lambda c: order.get(c.network, len(order)))    # tunnels last
     return Report(tuple(claims), time.monotonic() - started)
 
 

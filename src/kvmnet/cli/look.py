@@ -10,7 +10,7 @@ from kvmnet.cli.picture import Node, picture
 
 if TYPE_CHECKING:
     from kvmnet.api import Host
-    from kvmnet.status import NetworkStatus, NicStatus, Status
+    from kvmnet.status import NetworkStatus, NicStatus, Status, TunnelPeerStatus
 
 SIGNS = {"ok": "up", "up": "up", "idle": "idle", "running": "up", "stopped": "idle"}
 CLIPPED = 40
@@ -80,10 +80,22 @@ def trees(found: Status) -> list[Node]:
                          for nic, state in uplink.members.items() if nic != uplink.device]
         node.children += [Node("neighbour", there.name, (f"at {nic}", f"port {there.port}", there.address), "up")
                           for nic, heard in uplink.neighbours.items() for there in heard]
+        for tunnel in (t for t in found.tunnels if t.uplink == uplink.name):
+            node.words = (*node.words, f"public key {tunnel.key}" if tunnel.key else "")
+            node.children += [peer_node(peer) for peer in tunnel.peers]
         node.children += [network_node(n, found) for n in found.networks if n.uplink == uplink.name]
         roots.append(node)
     roots += [network_node(n, found) for n in found.networks if not n.uplink]
     return roots
+
+
+def peer_node(peer: TunnelPeerStatus) -> Node:
+    """A peer that has not been heard for longer than its keys live (180 s, WireGuard's white paper, 6.1) may be idle only."""
+    if peer.handshake is None:
+        words, sign = ("no handshake yet",), "idle"
+    else:
+        words, sign = (f"handshake {peer.handshake} s ago",), "up" if peer.handshake < 180 else "idle"
+    return Node("peer", peer.name, (peer.endpoint, *words, f"received {peer.received} B", f"sent {peer.sent} B"), sign)
 
 
 def network_node(network: NetworkStatus, found: Status) -> Node:

@@ -20,11 +20,12 @@ TITLES = {
     "nic-limits": "limits of NICs", "address-set": "address sets",
     "guard-keeper": "guard keeper", "dnsmasq": "DHCP and DNS servers", "reservation": "reservations",
     "guard-hook": "where guards see frames", "gate": "gates of macvtaps", "open-port": "macvtaps that go up",
+    "wireguard": "tunnels", "wireguard-peer": "hosts behind tunnels",
     "tap-node": "device files", "guest-nic": "devices of running guests", "file": "files",
 }
 QUIET = {"guard", "keeper", "table", "server", "vm", "after", "config", "text", "zone", "version", "dev", "scope",
          "label", "addrgenmode", "learning", "flood", "mcast_flood", "mcast_snooping", "member", "bridge", "running", "forbidden",
-         "program", "gate", "hook", "to", "fits", "arp", "allmulticast", "stations", "counted"}
+         "program", "tunnel", "keyed", "gate", "hook", "to", "fits", "arp", "allmulticast", "stations", "counted"}
 """Settings that say nothing to the reader of a creation: neutral, or said by the name."""
 WORDS = {"type", "alias", "level", "side"}
 """Settings whose value speaks for itself."""

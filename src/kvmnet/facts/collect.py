@@ -13,6 +13,7 @@ from kvmnet.drivers.files.driver import services_in_use
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.linux.driver import LinuxDriver
 from kvmnet.drivers.linux.resources import Address, Link, Route, Sysctl
+from kvmnet.drivers.wireguard.secrets import trouble
 from kvmnet.engine.borrow import load_originals
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.journal import Codec
@@ -41,11 +42,10 @@ WHOLE_HOST = frozenset({"dhcpcd", "systemd-networkd", "NetworkManager", "connman
 
 
 def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Collection[str] = (),
-             tuned: Sequence[str] = (), running: Mapping[str, tuple[str, ...]] | None = None) -> Facts:
+             tuned: Sequence[str] = (), secrets: Sequence[str] = (), running: Mapping[str, tuple[str, ...]] | None = None) -> Facts:
     """Facts for compiling. ``seen``: everything observed. ``users``: names that the document gives.
     ``uplinks``: devices that join a bridge: what names them elsewhere is read too. ``tuned``: NICs whose hardware
-    settings are read. ``running``: guests
-    that run -> their NICs."""
+    settings are read. ``secrets``: files that are looked at, not into. ``running``: guests that run -> their NICs."""
     links = {r.name: r for r in seen.state.values() if isinstance(r, Link)}
     return Facts(
         state={**seen.state, **device_settings(links, seen, set(uplinks)),
@@ -55,6 +55,7 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Co
         running=dict(running or {}),
         resolvers=resolvers(),
         users=uids(users),
+        secrets={file: trouble(Path(file)) for file in secrets},
         limits=limits(),
         routing=routing(paths),
         services=services_in_use(paths),

@@ -38,6 +38,8 @@ class Facts:
     """Nameservers of the host's resolv.conf."""
     users: Mapping[str, int] = field(default_factory=dict)
     """User name -> uid, for those that the document names."""
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """File of a secret that the document names -> '', or what is wrong with it."""
     limits: Mapping[str, int] = field(default_factory=dict)
     """Kernel limits: gc_thresh3 (IPv4), gc_thresh3_6, nf_conntrack_max."""
     routing: frozenset[int] = frozenset({4, 6})

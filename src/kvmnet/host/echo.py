@@ -14,14 +14,16 @@ IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, IPV6_DONTFRAG, PROBE = 10, 23, 62, 3
 """linux/in.h, linux/in6.h: DF on every packet, and no notice of a path MTU that was learnt."""
 
 
-def echoes(target: str, size: int, *, source: str = "", device: str = "", timeout: float = 1.0) -> bool:
+def echoes(target: str, size: int, *, source: str = "", device: str = "", timeout: float = 1.0,
+           payload: bytes = b"") -> bool:
     """Whether *target* answers an echo of *size* bytes, IP header included, sent in one packet.
 
-    ``source``: address to ask from; ``device``: link to ask by. Raises HostCannot without CAP_NET_RAW.
+    ``source``: address to ask from; ``device``: link to ask by; ``payload``: what stands in it, after 8 bytes of its own. Raises HostCannot without CAP_NET_RAW.
     """
     six = ":" in target
     nonce = os.urandom(8)
-    body = nonce + bytes(max(0, size - HEADERS[6 if six else 4] - len(nonce)))
+    begin = nonce + payload
+    body = begin + bytes(max(0, size - HEADERS[6 if six else 4] - len(begin)))
     with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW,
                        socket.IPPROTO_ICMPV6 if six else socket.IPPROTO_ICMP) as out:
         if device:

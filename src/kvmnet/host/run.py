@@ -15,7 +15,7 @@ PACKAGES = {
     "ip": "iproute2", "bridge": "iproute2", "tc": "iproute2", "nft": "nftables",
     "dnsmasq": "dnsmasq-base", "dhcp_release": "dnsmasq-utils", "dhcp_release6": "dnsmasq-utils",
     "qemu-system-x86_64": "qemu-system-x86", "ethtool": "ethtool", "tcpdump": "tcpdump",
-    "busybox": "busybox-static", "conntrack": "conntrack", "unshare": "util-linux",
+    "busybox": "busybox-static", "conntrack": "conntrack", "wg": "wireguard-tools", "unshare": "util-linux",
 }
 """Tool -> Debian package."""
 

@@ -17,6 +17,7 @@ from kvmnet.drivers.linux.resources import PROTO, Address, Link, Route, Sysctl, 
 from kvmnet.engine.resource import Key, Resource, narrow
 from kvmnet.facts.model import Facts
 from kvmnet.modes.segment import Part
+from kvmnet.modes.tunnel import wire_tunnel
 from kvmnet.modes.uplink import link_local_mode, move_host
 from kvmnet.spec import ways
 from kvmnet.spec.hardware import tune
@@ -54,6 +55,9 @@ def find_ways(spec: Spec, facts: Facts) -> dict[str, Way]:
             continue
         if uplink.on:
             below = found[uplink.on]
+            if uplink.wireguard:
+                found[name] = Way(device, mtu, "", "none", (device,))
+                continue
             found[name] = Way(device, mtu, uplink.mac or below.mac, below.addrgenmode, (device,))
             continue
         nic = facts.state[Key(Link.kind, uplink.members[0] if uplink.members else ways.carrier(name, spec) or device)]
@@ -77,6 +81,8 @@ def wire_uplinks(spec: Spec, facts: Facts, found: dict[str, Way]) -> Part:
                 part.resources += resources
                 part.borrowed |= borrowed
                 part.notes += notes
+        elif uplink.wireguard:
+            wire_tunnel(part, name, uplink.wireguard, way, ways.way_out(uplink.on, spec, facts.features), facts)
         elif ways.is_vlan(uplink):
             part.resources.append(vlan_link(way.device, ways.carrier(name, spec), uplink.vlan or 0, uplink.protocol,
                                             way.mtu, f"kvmnet uplink {name}", uplink.mac))

@@ -159,6 +159,8 @@ class HostPolicy:
     """(bridge, asked address, asked port, host address, host port)."""
     overlays: set[Listening] = field(default_factory=set)
     """Segments stretched to other hosts, and who may speak on them."""
+    tunnels: set[tuple[int, str]] = field(default_factory=set)
+    """(UDP port, device): encrypted tunnels, and the only device that their packets come in by."""
     own: set[str] = field(default_factory=set)
     """The host's addresses on guest networks."""
 

@@ -27,7 +27,7 @@ from ipaddress import ip_network
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.modes.segment import HostPolicy
 from kvmnet.policy.marks import GUEST, ROUTED
-from kvmnet.policy.overlay import overlay_chains
+from kvmnet.policy.overlay import overlay_chains, tunnel_chain
 
 NAME = "inet kvmnet"
 PROTOCOLS = {4: "ipv4", 6: "ipv6"}
@@ -118,6 +118,7 @@ def host_table(policy: HostPolicy, groups: str = "") -> NftTable:
         named_set("metadata", "ifname . ipv4_addr", (f'"{d}" . {asked}' for d, asked, *_ in policy.metadata)),
         BASE.rstrip(),
         *overlay_chains(policy.overlays),
+        *tunnel_chain(policy.tunnels),
         groups.rstrip(),
         *nat_chains(policy),
     ]

@@ -31,6 +31,13 @@ def overlay_chains(listening: Iterable[Listening]) -> list[str]:
             *([base("overlay_through", "forward", list(dict.fromkeys(through)))] if through else [])]
 
 
+def tunnel_chain(tunnels: Iterable[tuple[int, str]]) -> list[str]:
+    """The chain for the ports of encrypted tunnels. Who may speak there is decided by keys; a stranger on another device
+    does not even learn that somebody listens, nor costs the host a decryption."""
+    rules = [f'udp dport {port} iifname != "{device}" counter drop' for port, device in sorted(tunnels)]
+    return [base("tunnel_in", "input", rules)] if rules else []
+
+
 def coming_in(one: Listening) -> Iterator[str]:
     who = " ".join(w for w in (f'iifname "{one.device}"' if one.device else "", sources(one)) if w)
     yield f"meta nfproto ipv{one.version} {number(one)} {who} accept"

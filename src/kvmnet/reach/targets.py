@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, Route, default_metric
 from kvmnet.drivers.linux.wire import ROUTE_TYPES
+from kvmnet.drivers.wireguard.resources import Tunnel, TunnelPeer, tunnel_of
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource, State
 
@@ -78,6 +79,8 @@ def below(device: str, state: State) -> frozenset[str]:
         stack += ports.get(name, ())
         if isinstance(link, Link) and link.parent:
             stack.append(link.parent)
+        if tunnel := tunnel_of(state, name):
+            stack.append(tunnel.carrier or "")
     return frozenset(found)
 
 
@@ -91,6 +94,8 @@ def touched(steps: Iterable[Step]) -> frozenset[str]:
                     pass
                 case Link():
                     found.add(resource.name)
+                case Tunnel() | TunnelPeer():
+                    found.add(resource.name.partition(" ")[0])
                 case Address() | BridgeVlan() | Route():
                     found.add(resource.dev or "")
                 case _ if resource.kind == "nic-tuning":

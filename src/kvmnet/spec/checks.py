@@ -24,6 +24,7 @@ from kvmnet.spec.rules import (
     rates,
     references,
     sriov,
+    tunnels,
     uplinks,
     vlans,
 )
@@ -31,11 +32,11 @@ from kvmnet.spec.rules.subject import Subject
 
 Rule = Callable[[Subject], Iterator[Problem]]
 
-OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *hardware.RULES, *networks.RULES, *macvtap.RULES,
+OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *tunnels.RULES, *hardware.RULES, *networks.RULES, *macvtap.RULES,
                                  *sriov.RULES, *vlans.RULES, *overlays.RULES, *addresses.RULES, *guests.RULES, *groups.RULES,
                                  *rates.RULES, *limits.RULES, host.ports)
-OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *hardware.HOST_RULES, *macvtap.HOST_RULES, *sriov.HOST_RULES,
-                             *vlans.HOST_RULES, *overlays.HOST_RULES, *groups.HOST_RULES,
+OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *tunnels.HOST_RULES, *hardware.HOST_RULES, *macvtap.HOST_RULES,
+                             *sriov.HOST_RULES, *vlans.HOST_RULES, *overlays.HOST_RULES, *groups.HOST_RULES,
                              *rates.HOST_RULES, *limits.HOST_RULES)
 
 

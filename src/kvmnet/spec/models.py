@@ -40,6 +40,7 @@ from kvmnet.spec.values import (
     VlanId,
     VlanRanges,
 )
+from kvmnet.spec.wireguard import Wireguard
 
 
 class Mode(StrEnum):
@@ -212,9 +213,9 @@ class UplinkRoute(Part):
 
 
 class Uplink(Part):
-    """A way out of the host: a NIC, a bond of NICs, or a VLAN of either. NICs are borrowed: nothing but
-    what is written here is changed, and everything is given back by destroy. Bonds and VLANs are made, and
-    what the host has on a NIC moves to the bond that takes it."""
+    """A way out of the host: a NIC, a bond of NICs, a VLAN of either, or a tunnel over one of these. NICs are borrowed:
+    nothing but what is written here is changed, and everything is given back by destroy. Bonds, VLANs and tunnels are
+    made, and what the host has on a NIC moves to the bond that takes it."""
 
     device: IfName | None = None
     """Name of the host's NIC, e.g. ens18. With members, and with on: name of the link that is made, e.g.
@@ -228,14 +229,17 @@ class Uplink(Part):
     vlan: VlanId | None = None
     """VLAN id of a sub-interface of device, or of the uplink named by on."""
     on: Name | None = None
-    """Uplink that carries the VLAN, e.g. a bond, or another VLAN (QinQ)."""
+    """Uplink that carries the VLAN, e.g. a bond, or another VLAN (QinQ); of a tunnel, the uplink that its packets take."""
+    wireguard: Wireguard | None = None
+    """A tunnel to other hosts, encrypted: for networks of the modes nat, routed and vxlan."""
     protocol: Literal["802.1Q", "802.1ad"] = "802.1Q"
     """Kind of the VLAN's tag; 802.1ad for the outer tag of QinQ."""
     vlans: VlanRanges = ()
     """VLAN ids that the switch carries to this uplink, e.g. [100, 200-299]. Networks, trunks and VLANs on it must
     be among them. Any when not given."""
     mtu: Annotated[int, Field(ge=68, le=65535)] | None = None
-    """MTU in bytes. Left alone when not given; of a bond its members', of a VLAN that of its carrier."""
+    """MTU in bytes. Left alone when not given; of a bond its members', of a VLAN that of its carrier, of a tunnel that
+    of the uplink below less 60 bytes, or 80 where an endpoint is IPv6."""
     vfs: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Virtual functions (SR-IOV) that the NIC is split into, for networks of mode sriov. VFs that others made
     are kept when there are enough of them, and never taken away while somebody uses one."""

@@ -7,6 +7,7 @@ a message that says what to write instead.
 from __future__ import annotations
 
 import re
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Annotated, Any
@@ -394,6 +395,56 @@ def vlan_ranges(value: object) -> tuple[int, ...]:
     return tuple(sorted(ids))
 
 
+# Tunnels
+
+def wireguard_key(value: object) -> str:
+    """A public key of WireGuard: 32 bytes in base64, in the one spelling that wg(8) prints."""
+    text = _text(value, "a key")
+    try:
+        raw = b64decode(text, validate=True)
+    except ValueError:
+        raw = b""
+    if len(raw) != 32:
+        raise ValueError(f"{shown(text)} is not a public key of WireGuard: 32 bytes in base64, as wg pubkey prints them")
+    return b64encode(raw).decode()
+
+
+def endpoint(value: object) -> str:
+    """ADDRESS:PORT or [ADDRESS6]:PORT."""
+    text = _text(value, "an endpoint")
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not colon or not (port.isascii() and port.isdigit() and 0 < int(port) < 65536) or (":" in bare) != (bare != host):
+        raise ValueError(f"{shown(text)} is not an endpoint; write ADDRESS:PORT or [ADDRESS]:PORT, e.g. 192.0.2.7:51820")
+    try:
+        found = address(bare)
+    except ValueError as wrong:
+        raise ValueError(f"{wrong}; an endpoint is an address: a name could lead elsewhere tomorrow") from None
+    return f"[{found}]:{int(port)}" if ":" in found else f"{found}:{int(port)}"
+
+
+def any_prefix(value: object) -> str:
+    """A prefix of either family, the default route among them. A single address has its length, too, as wg(8) prints it."""
+    text = _text(value, "an address or prefix")
+    if text in ("0.0.0.0/0", "::/0"):
+        return text
+    found = prefix(text)
+    return found if "/" in found else f"{found}/{128 if ':' in found else 32}"
+
+
+def prefixes(value: object) -> tuple[str, ...]:
+    """Prefixes, sorted, each once."""
+    return tuple(sorted({any_prefix(item) for item in (value if isinstance(value, (list, tuple)) else (value,))}))
+
+
+def secret_file(value: object) -> str:
+    """Path of a file that holds a secret: absolute, since commands are run from anywhere."""
+    text = line(value)
+    if not text.startswith("/") or any(c.isspace() for c in text):
+        raise ValueError(f"{shown(text)} is not the path of a file; write it from / on, without spaces")
+    return text
+
+
 # Rules of groups
 
 ICMP_TYPES: dict[str, tuple[int | None, int | None]] = {
@@ -529,6 +580,9 @@ PerSecond = Annotated[int, PlainValidator(per_second), _schema("string", pattern
 BytesPerSecond = Annotated[int, PlainValidator(bytes_per_second), _schema("string", pattern="^([0-9]+[kKmMgG]?B?/s|none)$")]
 Count = Annotated[int, PlainValidator(count), _NUMBER_OR_TEXT]
 PciSlot = Annotated[str, PlainValidator(pci_slot), _NUMBER_OR_TEXT]
+WireguardKey = Annotated[str, PlainValidator(wireguard_key), _schema("string", pattern="^[A-Za-z0-9+/]{43}=$")]
+Endpoint = Annotated[str, PlainValidator(endpoint), _schema("string", pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$")]
+SecretFile = Annotated[str, PlainValidator(secret_file), _schema("string", pattern=r"^/\S+$")]
 VlanId = Annotated[int, Field(ge=1, le=4094)]
 Cidr = Annotated[str, PlainValidator(cidr), _schema("string", pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")]
 PortNumber = Annotated[int, Field(ge=1, le=65535)]
@@ -538,6 +592,7 @@ VlanRanges = Annotated[tuple[int, ...], BeforeValidator(vlan_ranges), WithJsonSc
 
 _ITEMS = WithJsonSchema({"anyOf": [{"type": ["integer", "string", "boolean"]},
                                    {"type": "array", "items": {"type": ["integer", "string"]}}]})
+Prefixes = Annotated[tuple[str, ...], PlainValidator(prefixes), _ITEMS]
 Ports = Annotated[tuple[str, ...], PlainValidator(ports), _ITEMS]
 IcmpTypes = Annotated[tuple[str, ...], PlainValidator(icmp_types), _ITEMS]
 Protocols = Annotated[tuple[int, ...], PlainValidator(protocols), _ITEMS]
@@ -555,6 +610,7 @@ WORDS: dict[Callable[[object], Any], str] = {
     range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",
     bit_rate: "rate (500kbit, 100mbit, 2gbit)", burst: "bytes (64k, 1m)", per_second: "rate (20000/s, 20k/s) or `none`",
     bytes_per_second: "rate (100MB/s) or `none`", count: "number or `none`", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
+    wireguard_key: "public key", endpoint: "ADDRESS:PORT", secret_file: "path of a file", prefixes: "list of prefixes",
     ports: "list of ports and ranges, or `any`", icmp_types: "`true` or list of types", protocols: "list of protocols",
     mirrored: "GUEST, GUEST/NIC, `network:`, `group:`, `uplink:` NAME or `vlan:`NUMBER`@`UPLINK",
     peer: "`any`, prefix, `group:`, `set:` or `tenant:` NAME", peers: "list of `any`, prefixes, `group:`, `set:`, `tenant:` NAME",

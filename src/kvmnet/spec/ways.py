@@ -10,6 +10,11 @@ from kvmnet.spec.names import bridge_name, carrier_name, shared_bridge_name, upl
 
 FILTERING, SUB_INTERFACES, BONDS, MULTICAST = "bridge-vlan-filtering", "vlan", "bond", "bridge-vlan-multicast"
 """Features of the host that VLANs, bonds and multicast on VLANs need."""
+TUNNEL = "wireguard"
+"""Feature that tunnels need."""
+TUNNEL_HEADERS = {4: 60, 6: 80}
+"""IP version of the packets between the hosts -> bytes that WireGuard, UDP and IP add to a packet: 32, 8, and 20 or 40
+(WireGuard's white paper, 5.4.6)."""
 OURS = "kvmnet "
 """A link whose alias begins so is one that kvmnet made."""
 
@@ -22,9 +27,13 @@ def is_vlan(uplink: Uplink) -> bool:
     return uplink.vlan is not None
 
 
+def is_tunnel(uplink: Uplink) -> bool:
+    return uplink.wireguard is not None
+
+
 def is_made(uplink: Uplink) -> bool:
     """Whether its device is made, and not the host's."""
-    return is_bond(uplink) or is_vlan(uplink)
+    return is_bond(uplink) or is_vlan(uplink) or is_tunnel(uplink)
 
 
 def device(name: str, spec: Spec) -> str:
@@ -36,8 +45,8 @@ def device(name: str, spec: Spec) -> str:
 
 def theirs(name: str, spec: Spec, state: State) -> Link | None:
     """The bond or VLAN of the host's own that bears the name of one that an uplink describes: it is borrowed as
-    a NIC is, changed only where the document says so, and given back."""
-    if not is_made(spec.uplinks[name]):
+    a NIC is, changed only where the document says so, and given back. A tunnel never is: its peers would not be."""
+    if not is_made(spec.uplinks[name]) or is_tunnel(spec.uplinks[name]):
         return None
     link = state.get(Key(Link.kind, device(name, spec)))
     return link if isinstance(link, Link) and not (link.alias or "").startswith(OURS) else None
@@ -70,12 +79,21 @@ def mtu(name: str, spec: Spec, state: State) -> int | None:
     if (there := theirs(name, spec, state)) and there.mtu:
         return there.mtu
     if uplink.on and uplink.on != name and uplink.on in spec.uplinks:
-        return mtu(uplink.on, spec, state)
-    for below in uplink.members or (carrier(name, spec) or device(name, spec),):
-        link = state.get(Key(Link.kind, below))
+        below = mtu(uplink.on, spec, state)
+        return below - tunnel_header(uplink) if below else None
+    for carried_by in uplink.members or (carrier(name, spec) or device(name, spec),):
+        link = state.get(Key(Link.kind, carried_by))
         if isinstance(link, Link) and link.mtu:
             return link.mtu
     return None
+
+
+def tunnel_header(uplink: Uplink) -> int:
+    """Bytes that a packet grows by in the tunnel that an uplink is; 0 for others."""
+    if uplink.wireguard is None:
+        return 0
+    six = any(peer.endpoint and peer.endpoint.startswith("[") for peer in uplink.wireguard.peers.values())
+    return TUNNEL_HEADERS[6 if six else 4]
 
 
 def bridged(uplink: str, spec: Spec) -> Iterator[tuple[str, Network]]:

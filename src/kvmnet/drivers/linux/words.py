@@ -245,7 +245,7 @@ def another_mtu(mtu: int) -> int:
     return mtu - 1 if mtu > 1280 else mtu + 1
 
 
-MADE_PLAIN = frozenset({"dummy", "ifb"})
+MADE_PLAIN = frozenset({"dummy", "ifb", "wireguard"})
 """Further types that need no words of their own."""
 
 

@@ -25,6 +25,8 @@ def forms(subject: Subject) -> Iterator[Problem]:
     """What is neither NIC nor bond nor VLAN, or two of them at once."""
     for name, uplink in subject.spec.uplinks.items():
         path = f"uplinks.{name}"
+        if ways.is_tunnel(uplink):
+            continue  # what it takes is in rules/tunnels.py
         if uplink.members and uplink.vlan:
             yield wrong(f"{path}.vlan", "a bond and its VLAN are two uplinks",
                         f"add another uplink: {{vlan: {uplink.vlan}, on: {name}}}")
@@ -150,6 +152,8 @@ def mtus(subject: Subject) -> Iterator[Problem]:
             outer = subject.links[uplink.device].mtu
             same = [u for u in spec.uplinks.values() if u.device == uplink.device and not u.vlan and u.mtu]
             outer = same[0].mtu if same else outer
+        if ways.is_tunnel(uplink):
+            continue
         if uplink.mtu and outer and uplink.mtu > outer:
             where = f"uplinks.{below}.mtu" if below else f"an uplink with device: {uplink.device} and mtu"
             yield wrong(f"{path}.mtu", f"{uplink.mtu} is larger than the {outer} of {ways.carrier(name, spec)}, which carries "
