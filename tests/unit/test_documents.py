@@ -34,6 +34,10 @@ def test_the_man_page_is_fresh() -> None:
     assert (ROOT / manual.MAN).read_text() == manual.man_page(), STALE
 
 
+def test_the_page_of_the_doctor_is_fresh() -> None:
+    assert (ROOT / manual.DOCTOR).read_text() == manual.doctor_page(), STALE
+
+
 def test_the_table_of_nics_is_fresh_and_whole() -> None:
     page = (ROOT / manual.NICS).read_text()
     assert page == manual.with_table(page), STALE

@@ -10,6 +10,7 @@ from kvmnet.cli.output import json_option, print_json, say
 
 if TYPE_CHECKING:
     from kvmnet.doctor.explain.entry import Answer
+    from kvmnet.doctor.finding import Finding
     from kvmnet.doctor.view import View
 
 NOT_KNOWN = 1
@@ -17,6 +18,11 @@ PROGRAMS = frozenset({"ip", "bridge", "tc", "nft", "sysctl", "ethtool", "kvmnet"
                       "ovs-vsctl", "ovs-appctl", "conntrack", "journalctl", "cat", "ls", "nstat", "zgrep", "ping", "ulimit", "echo", "usermod", "apt-get", "chmod",
                       "dpkg-statoverride", "firewall-cmd", "ufw", "dig", "df", "free", "resolvectl"})
 """First words of what a shell can run."""
+FOUND = 1
+SPAN = 1.0
+LISTED = 5
+"""Findings of one code shown in full before the rest is counted."""
+SHADES = {"blocks": "red", "degrades": "yellow", "risk": "cyan", "note": "bright_black"}
 COLOURS = {"SEEN": "red", "POSSIBLE": "yellow", "RULED_OUT": "green", "UNKNOWN": "bright_black"}
 facts_option = click.option("--facts", "file", type=click.Path(path_type=Path), metavar="FILE",
                             help="Judge a host by what `kvmnet facts` wrote there, instead of this one.")
@@ -102,3 +108,74 @@ def show(answer: Answer, reason: str) -> None:
         click.echo(f"also in these words: {', '.join(answer.also)}")
     if reason:
         say(f"not checked against this host: {reason}")
+
+
+@click.command()
+@facts_option
+@click.option("--span", type=click.FloatRange(0, 60), default=SPAN, show_default=True, metavar="SECONDS",
+              help="Time between two looks, which tells what grows and what moves; 0 for one look.")
+@click.option("--all", "everything", is_flag=True, help="Every finding in full, however many are alike.")
+@json_option
+def doctor(file: Path | None, span: float, everything: bool, as_json: bool) -> int:
+    """Look at the whole network of this host and say what is broken, why, and what mends it.
+
+    Findings are ranked: what blocks packets, what degrades, what is a risk, what could be better. Each has what was read as evidence, and
+    commands. Nothing is changed. Works on hosts that kvmnet did not configure. Exits with 1 when something blocks or degrades.
+    """
+    from kvmnet.doctor.rules.table import examine
+    from kvmnet.doctor.view import View
+    from kvmnet.errors import KvmnetError
+    facts = seen_facts(file, span)
+    try:
+        findings = examine(View(facts))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if file is None:
+            raise
+        raise KvmnetError(f"{file}: not as `kvmnet facts` writes it: {error!r}", "make the capture again") from error
+    code = FOUND if any(f.severity in ("blocks", "degrades") for f in findings) else 0
+    if as_json:
+        print_json({"findings": [f.to_json() for f in findings], "missing": facts.get("missing") or {}})
+        return code
+    show_findings(findings, everything)
+    for part, reason in (facts.get("missing") or {}).items():
+        click.echo(f"not looked at: {part}: {reason}")
+    return code
+
+
+def seen_facts(file: Path | None, span: float) -> dict[str, Any]:
+    """A capture that was saved, or this host now, twice."""
+    from kvmnet.facts.later import later
+    from kvmnet.facts.saved import saved
+    if file is not None:
+        return saved(file)
+    facts = capture()
+    return facts | {"later": later(facts, span)} if span else facts
+
+
+def show_findings(findings: tuple[Finding, ...], everything: bool) -> None:
+    from collections import Counter
+    shown_of: Counter[str] = Counter()
+    for finding in findings:
+        shown_of[finding.code] += 1
+        if everything or shown_of[finding.code] <= LISTED:
+            show_finding(finding)
+    for code, count in shown_of.items():
+        if count > LISTED and not everything:
+            click.echo(f"… and {count - LISTED} more {code} (--all shows them)")
+    if not findings:
+        click.echo(click.style("nothing is wrong as far as one look can tell", fg="green"))
+        return
+    counts = Counter(f.severity.value for f in findings)
+    click.echo(", ".join(f"{counts[s]} {s}" for s in SHADES if counts[s]) + "; kvmnet explain CODE tells more of each")
+
+
+def show_finding(finding: Finding) -> None:
+    click.echo(f"{click.style('● ' + finding.severity.value, fg=SHADES[finding.severity], bold=True)}  {finding.what}  "
+               + click.style(f"[{finding.code}, {finding.certainty.value}]", fg="bright_black"))
+    if finding.why:
+        click.echo(f"    {finding.why}")
+    for line in finding.evidence:
+        click.echo(click.style(f"    | {line}", fg="bright_black"))
+    for command in finding.fix:
+        click.echo(click.style(f"    {shown(command)}", fg="cyan"))
+    click.echo()

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("look:status", "Everything wanted and seen, at a glance."),
     "history": ("look:history", "Who applied what, when, from which file."),
     "check": ("look:check", "Prove with packets what the document promises."),
+    "doctor": ("doctor:doctor", "What is broken on this host, why, and what mends it."),
     "explain": ("doctor:explain", "What an error code or a line of a log means on this host, and what mends it."),
     "facts": ("why:facts", "The whole network of this host as one JSON document, without secrets."),
     "capture": ("capture:capture", "Show what passes at guests and uplinks, or write it to a file."),

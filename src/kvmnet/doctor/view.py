@@ -81,6 +81,15 @@ class View:
         """Ports of a bridge behind which guests or containers are."""
         return [p for p in self.ports.get(bridge, ()) if kind(p) in ("tun", "veth", "macvtap")]
 
+    @cached_property
+    def routes(self) -> list[Json]:
+        return [*self.rows("routes4"), *self.rows("routes6")]
+
+    @cached_property
+    def ways_out(self) -> list[Json]:
+        """Default routes of all tables, of both families."""
+        return [r for r in self.routes if r.get("dst") == "default" and r.get("type", "unicast") == "unicast" and (r.get("dev") or r.get("nexthops"))]
+
     # -- numbers ---------------------------------------------------------------------------------
 
     def sysctl(self, name: str) -> str:
@@ -129,6 +138,12 @@ class View:
             count = told.get("cpus") or told.get("maxcpus") or "1"
             found[guest["pid"]] = int(count) if count.isdigit() else 1
         return found
+
+    @cached_property
+    def homes(self) -> dict[str, str]:
+        """MAC of a guest -> its tap, for guests of which both are known."""
+        found = {c.mac: c.tap for c in self.cards if c.mac and c.tap}
+        return found | {n["mac"]: n["tap"] for n in self.rows("nics") if n.get("mac") and n.get("tap") in self.links}
 
     def holder(self, tap: str) -> str:
         """``qemu-system-x86_64, pid 812``: who has a tap open; '' when nobody does as far as one can see."""

@@ -30,7 +30,7 @@ def machine(links: Sequence[Mapping[str, Any]], guests: Sequence[Mapping[str, An
     return {"stat": processors(proc), "throttled": throttled(guests, sys, proc), "interrupts": interrupts(devices, proc),
             "wireless": [name for name, folder in devices.items() if (folder / "phy80211").exists()],
             "address_set": {name: text(folder / "addr_assign_type") == "3" for name, folder in devices.items() if (folder / "bridge").exists()},
-            "iommu_groups": iommu_groups(sys), "log": log(), "netlink_drops": netlink_drops(proc)}
+            "iommu_groups": iommu_groups(sys), "log": log(), "uptime": float((text(proc / "uptime").split() or ["0"])[0]), "netlink_drops": netlink_drops(proc)}
 
 
 def here(sys: Path, link: Mapping[str, Any]) -> bool:

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kvmnet.doctor.explain.entry import Cause, Entry
+from kvmnet.doctor.explain.entry import Cause, Entry, Holds, Look, Sign
+from kvmnet.doctor.rules.table import RULES, Rule
+from kvmnet.doctor.view import View
 
 EXITS: Mapping[int, tuple[str, str, tuple[str, ...]]] = {
     1: ("a claim of check failed, or another error that the message explains", "the table that was printed says which", ("kvmnet check", "kvmnet doctor")),
@@ -23,3 +25,17 @@ CODES: tuple[Entry, ...] = tuple(
     Entry(name=f"exit {code}", says=(rf"^(?:kvmnet )?(?:exit(?: ?code| ?status)?|rc) ?{code}$", rf"^{code}$"), means=f"kvmnet ended with {code}: {words}.",
           causes=(Cause(what=detail or words, cure=cure),), source="kvmnet(8), EXIT STATUS")
     for code, (words, detail, cure) in EXITS.items())
+
+
+def found_by(rule: Rule) -> Look:
+    """Whether the rule finds something on this host."""
+    def look(view: View, named: Mapping[str, str]) -> Sign:
+        found = list(rule(view))
+        return Sign(Holds.SEEN, "; ".join(f.what for f in found[:4])) if found else Sign(Holds.RULED_OUT, "the rule finds nothing in this look at the host")
+    return look
+
+
+FINDINGS: tuple[Entry, ...] = tuple(
+    Entry(name=code, says=(rf"(?<![\w-]){code}(?![\w-])",), means=" ".join((rule.__doc__ or "").split()),
+          causes=(Cause(what="kvmnet doctor finds it, with evidence and what mends it", cure=("kvmnet doctor",), look=found_by(rule)),), source="docs/doctor.md")
+    for code, rule in RULES.items())

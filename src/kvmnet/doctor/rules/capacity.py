@@ -1,0 +1,66 @@
+"""Rules about tables and queues that are full. Pure."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kvmnet.doctor.finding import Certainty, Finding, Severity
+from kvmnet.doctor.view import View, kind
+
+NEARLY, FULL = 0.8, 0.97
+LOST = 0.0001
+"""Share of received packets that a CPU may have lost since boot before it is told."""
+
+
+def neighbour_table(view: View) -> Iterator[Finding]:
+    """The table of neighbours is nearly full: then new addresses are not resolved, on any network of the host."""
+    for version in (4, 6):
+        limit = f"net/ipv{version}/neigh/default/gc_thresh3"
+        most, count = view.number(limit), sum((":" in n.get("dst", "")) == (version == 6) for n in view.rows("neighbours"))
+        if most and count >= NEARLY * most:
+            new = max(8192, 2 * most)
+            yield Finding(code="neighbour-table", severity=Severity.BLOCKS if count >= FULL * most else Severity.RISK, where=limit.replace("/", "."), what=f"{count} of {most} IPv{version} neighbours",
+                          why="At the limit a new neighbour is refused: ENOBUFS, and 'table overflow' in the log.", evidence=(f"{limit.replace('/', '.')} = {most}", f"{count} entries"),
+                          fix=(f"sysctl -w net.ipv{version}.neigh.default.gc_thresh3={new}", f"sysctl -w net.ipv{version}.neigh.default.gc_thresh2={new // 2}"))
+
+
+def conntrack_table(view: View) -> Iterator[Finding]:
+    """The table of connections is nearly full: then packets that begin a new one are dropped, of every guest whose traffic is tracked."""
+    count, most = view.number("net/netfilter/nf_conntrack_count"), view.number("net/netfilter/nf_conntrack_max")
+    if count is not None and most and count >= NEARLY * most:
+        yield Finding(code="conntrack-table", severity=Severity.BLOCKS if count >= FULL * most else Severity.RISK, where="net.netfilter.nf_conntrack_max", what=f"{count} of {most} connections are tracked",
+                      why="At the limit new connections are dropped: 'table full, dropping packet'.", evidence=(f"nf_conntrack_count = {count}", f"nf_conntrack_max = {most}"),
+                      fix=(f"sysctl -w net.netfilter.nf_conntrack_max={max(262144, 2 * most)}",))
+
+
+def backlog_overflow(view: View) -> Iterator[Finding]:
+    """A CPU drops received packets because its backlog is full: too much for one CPU, or interrupts of all queues on one."""
+    now = view.softnet((view.facts.get("counters") or {}).get("softnet_stat", ""))
+    then = view.softnet((view.later.get("counters") or {}).get("softnet_stat", "")) if view.later else []
+    more = sum(max(0, b[1] - a[1]) for a, b in zip(now, then, strict=False))
+    dropped, processed = sum(r[1] for r in now), sum(r[0] for r in now)
+    if more or (dropped and dropped > LOST * processed):
+        yield Finding(code="backlog-overflow", severity=Severity.DEGRADES if more else Severity.NOTE, where="softnet", what=(f"{more} received packets were dropped within {view.later['seconds']:.1f} s" if more
+                      else f"{dropped} of {processed} received packets were dropped since boot"),
+                      why="A CPU had more packets waiting than net.core.netdev_max_backlog.", evidence=tuple(f"cpu{n}: processed {r[0]}, dropped {r[1]}, squeezed {r[2]}" for n, r in enumerate(now) if r[1])[:8],
+                      fix=("spread the load first: ethtool -L DEVICE combined N, RPS, irqbalance", "sysctl -w net.core.netdev_max_backlog=5000"))
+
+
+def port_overflow(view: View) -> Iterator[Finding]:
+    """The queue of a guest's port overflows now: the guest (or the thread that serves its card) does not take packets as fast as they come."""
+    later = view.later.get("links") or {}
+    for name, told in later.items():
+        link = view.links.get(name, {})
+        before = (link.get("stats64") or {}).get("tx", {}).get("dropped")
+        more = told["tx"]["dropped"] - before if before is not None else 0
+        if more > 0 and kind(link) in ("tun", "macvtap") and view.holder(name):
+            yield Finding(code="port-overflow", severity=Severity.DEGRADES, where=name, what=f"{name} dropped {more} packets for its guest within {view.later['seconds']:.1f} s",
+                          why="The ring of the tap is full: the guest is too slow, paused, or its vCPU has no time.", evidence=(f"tx dropped {before}, +{more}", f"held by {view.holder(name)}"),
+                          fix=("vhost=on, more queues, rx_queue_size=1024 of the card", "kvmnet doctor   # steal, quota"), certainty=Certainty.PROVED)
+
+
+def netlink_lost(view: View) -> Iterator[Finding]:
+    """A program that listens to changes of the network loses messages: its picture of the host is wrong until it reads everything again."""
+    before, after = view.machine.get("netlink_drops", 0), view.later.get("netlink_drops", 0)
+    if view.later and after > before:
+        yield Finding(code="netlink-lost", severity=Severity.DEGRADES, where="netlink", what=f"listeners lost {after - before} messages within {view.later['seconds']:.1f} s",
+                      why="Their receive buffer is full (ENOBUFS).", evidence=(f"Drops in /proc/net/netlink: {before}, then {after}",), fix=("sysctl -w net.core.rmem_max=16777216",))

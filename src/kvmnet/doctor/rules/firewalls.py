@@ -1,0 +1,176 @@
+"""Rules about firewalls of others: a few packets that guests need are walked through the model of the kernel's hooks. Pure."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Network
+from typing import Any
+
+from kvmnet.doctor.finding import Certainty, Finding, Severity
+from kvmnet.doctor.hooks import Passage, Rules, at_hook
+from kvmnet.doctor.judge import Verdict
+from kvmnet.doctor.packet import BROADCAST, STATES, TCP, UDP, Context, Packet, Tracked, made
+from kvmnet.doctor.ruleset import parse
+from kvmnet.doctor.view import View, data
+from kvmnet.drivers.nftables.wire import CHAIN
+from kvmnet.facts import firewalls as legacy
+
+OUTSIDE = "192.0.2.1"
+"""An address of TEST-NET-1 (RFC 5737): no rule is about it."""
+GUEST, ROUTER = "02:00:00:00:00:01", "02:00:00:00:00:02"
+HTTPS = (40000, 443)
+
+
+def forward_dropped(view: View) -> Iterator[Finding]:
+    """A chain at the forward hook, by its policy or a rule, drops what guests of a routed or translated network send outside, or the answers.
+    Docker and ufw set that policy; an accept in another table does not overrule it."""
+    if view.number("net/ipv4/ip_forward") != 1:
+        return
+    out = next((r["dev"] for r in view.ways_out if r.get("dev") and ":" not in r.get("gateway", "")), "")
+    rules = None
+    for bridge in view.bridges:
+        name = bridge["ifname"]
+        networks = [a.network for a in view.addresses(bridge, "inet")]
+        if not out or out == name or not networks or not view.guest_ports(name):
+            continue
+        rules = rules or read(view)
+        guest = str(networks[0].network_address + 2)
+        there, back = made((ROUTER, GUEST), guest, OUTSIDE, TCP, HTTPS), made((GUEST, ROUTER), OUTSIDE, guest, TCP, HTTPS[::-1], answer=True)
+        for packet, ends, state, words in ((there, (name, out), "new", "what guests send outside"), (back, (out, name), "established", "answers from outside")):
+            yield from lost(view, rules, packet, ends, state, "forward", "forward-dropped", name, words)
+
+
+def bridged_dropped(view: View) -> Iterator[Finding]:
+    """br_netfilter sends bridged frames through the host's IP rules, and one of them drops what guests of the same bridge send to each other: ARP is
+    answered, and nothing else passes."""
+    everywhere = view.sysctl("net/bridge/bridge-nf-call-iptables") == "1"
+    rules = None
+    for bridge in view.bridges:
+        name = bridge["ifname"]
+        if not (everywhere or data(bridge).get("nf_call_iptables")) or len(view.guest_ports(name)) < 2:
+            continue
+        rules = rules or read(view)
+        network = next((a.network for a in view.addresses(bridge, "inet")), IPv4Network("192.0.2.0/24"))
+        packet = made((ROUTER, GUEST), str(network.network_address + 2), str(network.network_address + 3), TCP, HTTPS)
+        yield from lost(view, rules, packet, (name, name), "new", "forward", "bridged-dropped", name, "what guests of one bridge send each other")
+
+
+def input_dropped(view: View) -> Iterator[Finding]:
+    """A chain drops what guests ask of the host's DHCP server: they get no address, although the server runs and its log is empty."""
+    rules = None
+    for server in view.rows("dhcp_servers"):
+        for name in server["interfaces"]:
+            if name in view.links:
+                rules = rules or read(view)
+                packet = made((BROADCAST, GUEST), "0.0.0.0", "255.255.255.255", UDP, (68, 67))
+                yield from lost(view, rules, packet, (name, ""), "new", "input", "input-dropped", name, "requests for an address (DHCP)")
+
+
+def masquerade_everywhere(view: View) -> Iterator[Finding]:
+    """A rule translates every packet that the host forwards, also between guests and from outside to them, as it names neither a device nor a
+    destination: guests see the host as the sender of everything, and servers among them refuse or log the wrong peer."""
+    for item in view.rows("nft"):
+        rule = item.get("rule") or {}
+        chain = rule.get("chain", "")
+        if str(rule.get("table", "")).startswith("kvmnet") or not any("masquerade" in e for e in rule.get("expr", ()) if isinstance(e, dict)):
+            continue
+        if not any(bounds(e) for e in rule["expr"]):
+            place = f"{rule['family']} {rule['table']} {chain}"
+            yield Finding(code="masquerade-everywhere", severity=Severity.RISK, where=place, what="a rule of masquerade has no bounds: it translates what guests send each other, too",
+                          why="Every forwarded packet gets the address of the host as its sender.", evidence=(f"{place} handle {rule.get('handle')}: masquerade without oifname and without daddr",),
+                          fix=(f"nft replace rule {place} handle {rule.get('handle')} oifname UPLINK masquerade",))
+    for family, text in (view.facts.get("xtables") or {}).items():
+        for line in text.splitlines() if not family.startswith("nft-") else ():
+            if "-A POSTROUTING" in line and "-j MASQUERADE" in line and not re.search(r" -[od] ", line):
+                yield Finding(code="masquerade-everywhere", severity=Severity.RISK, where=f"{family} nat POSTROUTING", what="a rule of masquerade has no bounds: it translates what guests send each other, too",
+                              why="Every forwarded packet gets the address of the host as its sender.", evidence=(line.strip(),), fix=("iptables -t nat: say -o UPLINK in that rule",))
+
+
+def bounds(expression: Any) -> bool:
+    """Whether a condition of a rule is about the device or network that a packet leaves by or goes to, or about a mark."""
+    left = (expression.get("match") or {}).get("left") if isinstance(expression, dict) else None
+    words = str(left)
+    if (expression.get("match") or {}).get("op") == "!=" and "oif" in words and (expression["match"].get("right")) == "lo":
+        return False
+    return any(word in words for word in ("oif", "'daddr'", "mark", "fib", "status")) if left is not None else False
+
+
+# -- the walk --------------------------------------------------------------------------------------
+
+def read(view: View) -> Rules:
+    return Rules(parse(view.rows("nft"), str(view.facts.get("nft_text") or "")))
+
+
+def lost(view: View, rules: Rules, packet: Packet, ends: tuple[str, str], state: str, hook: str, code: str, where: str, words: str) -> Iterator[Finding]:
+    """A finding for each chain of others that drops *packet* between prerouting and *hook*."""
+    context = Context(packet=packet, iif=ends[0], pkttype=0, flow=Tracked(state=STATES[state]))
+    passages = at_hook(rules, context, "ip", "prerouting")
+    context.oif = ends[1]
+    passages += at_hook(rules, context, "ip", hook)
+    for passage in passages:
+        family, table, chain = passage.chain.split()[:3]
+        if passage.verdict is Verdict.DROP and not table.startswith("kvmnet"):
+            yield finding(code, where, words, f"{family} {table}", chain, passage.hook, said(passage), nft_cure(view, f"{family} {table}", chain, passage.hook, where))
+    for chain, reason in legacy_drops(view, ends, state, hook, packet):
+        tool = "iptables-legacy"
+        commands = [f"{tool} -I {chain} {way} {where} -j ACCEPT" for way in (("-i",) if hook == "input" else ("-i", "-o"))]
+        yield finding(code, where, words, "ip filter (legacy)", chain, hook, [reason], commands)
+
+
+def finding(code: str, where: str, words: str, table: str, chain: str, hook: str, reasons: Sequence[str], fix: Sequence[str]) -> Finding:
+    return Finding(code=code, severity=Severity.BLOCKS, where=where, certainty=Certainty.LIKELY, what=f"{table} {chain} drops {words} ({where})",
+                   why=f"Every chain at the hook {hook} must let a packet pass; an accept in one is not final. If that is meant, all is well.",
+                   evidence=tuple(f"{table} {chain}: {reason}" for reason in reasons), fix=tuple(fix))
+
+
+def said(passage: Passage) -> list[str]:
+    return [step.text for step in passage.reasons]
+
+
+def nft_cure(view: View, table: str, chain: str, hook: str, bridge: str) -> list[str]:
+    """What the owner of the table is told: ufw, firewalld, Docker, or nft."""
+    text = re.search(rf"^table {re.escape(table)} \{{.*?^\}}", str(view.facts.get("nft_text") or ""), re.M | re.S)
+    body = re.sub(r" # handle \d+", "", text[0].partition("\n")[2]) if text else ""
+    chains: dict[str, list[legacy.Rule]] = {m[1]: [] for m in CHAIN.finditer(body)}
+    return legacy.cure(table, chain, hook, chains, [bridge]).split(" and ")
+
+
+def legacy_drops(view: View, ends: tuple[str, str], state: str, hook: str, packet: Packet) -> Iterator[tuple[str, str]]:
+    """(chain, reason) where the rules of xtables drop the packet."""
+    text = str((view.facts.get("xtables") or {}).get("ip", ""))
+    table = re.search(r"^\*filter$(.*?)^COMMIT$", text, re.M | re.S)
+    if not table:
+        return
+    policies = dict(re.findall(r"^:(\S+) (\S+)", table[1], re.M))
+    chains: dict[str, list[legacy.Rule]] = {name: [] for name in policies}
+    for chain, rest in re.findall(r"^(?:\[\d+:\d+\] )?-A (\S+) (.*)$", table[1], re.M):
+        chains.setdefault(chain, []).append(legacy_rule(rest))
+    chain = hook.upper()
+    asked = legacy.Packet(way=hook, version=4, iif=ends[0], oif=ends[1], state=state, proto="udp" if packet.upper and packet.upper[0] == UDP else "tcp",
+                          port=packet.ports[1], words="")
+    verdict = legacy.walk(chains, chain, asked)
+    if verdict not in ("accept", "") or (not verdict and policies.get(chain) == "DROP"):
+        yield chain, verdict or "policy DROP"
+
+
+LEGACY = re.compile(r"(?P<no>! )?(?P<what>-i|-o|-p|--ctstate|--state|--dport) (?P<value>\S+)")
+NEUTRAL = re.compile(r"-m (?:conntrack|state|tcp|udp|comment)|--comment (?:\"[^\"]*\"|\S+)|--reject-with \S+")
+NAMES = {"-i": "iifname", "-o": "oifname", "-p": "meta l4proto", "--ctstate": "ct state", "--state": "ct state"}
+VERDICTS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return"}
+
+
+def legacy_rule(text: str) -> legacy.Rule:
+    """One line of iptables-save; with a condition that never holds where there is more than is judged."""
+    rest = NEUTRAL.sub(" ", text)
+    conditions = []
+    for found in LEGACY.finditer(rest):
+        value = found["value"].lower() if found["what"] not in ("-i", "-o") else re.sub(r"\+$", "*", found["value"])
+        proto = re.search(r"-p (\S+)", rest)
+        what = NAMES.get(found["what"]) or f"{proto[1] if proto else 'tcp'} dport"
+        conditions.append((what, value.replace(":", "-"), not found["no"]))
+    rest = LEGACY.sub(" ", rest)
+    target = re.search(r"-(?:j|g) (\S+)", rest)
+    if re.sub(r"-(?:j|g) \S+", " ", rest).strip():
+        return legacy.Rule((("unknown", "", True),), "", "", text)
+    name = target[1] if target else ""
+    return legacy.Rule(tuple(conditions), VERDICTS.get(name, "jump" if name and name not in ("LOG", "MARK", "CONNMARK") else ""), name, text)

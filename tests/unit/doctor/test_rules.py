@@ -1,0 +1,236 @@
+"""Every rule of the doctor: a capture in which it finds its fault, and one, nearly the same, in which it does not."""
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kvmnet.doctor.finding import Severity
+from kvmnet.doctor.rules.table import RULES, examine
+from kvmnet.doctor.view import View
+
+Json = dict[str, Any]
+MAC, OTHER = "52:54:00:00:00:01", "52:54:00:00:00:02"
+
+
+def link(name: str, kind: str = "", *, master: str = "", up: bool = True, carrier: bool = True, mtu: int = 1500, mac: str = "02:00:00:00:00:ff", at: tuple[str, ...] = (),
+         port: Json | None = None, addresses: list[Json] | None = None, wire: str = "", tx: int = 0, **info: Any) -> Json:
+    flags = ["BROADCAST", *(["UP"] if up else []), *(["LOWER_UP"] if up and carrier else [])]
+    rows = [{"family": "inet6" if ":" in a else "inet", "local": a.partition("/")[0], "prefixlen": int(a.partition("/")[2]), "scope": "global"} for a in at]
+    return {"ifname": name, "ifindex": abs(hash(name)) % 10**6, "link_type": "ether", "flags": flags, "mtu": mtu, "address": mac, "addr_info": rows + (addresses or []),
+            "stats64": {"tx": {"dropped": tx}}, **({"master": master} if master else {}), **({"link": wire} if wire else {}),
+            **({"linkinfo": {"info_kind": kind, "info_data": info, **({"info_slave_data": port} if port else {})}} if kind or port else {})}
+
+
+def bridge(name: str = "br0", **more: Any) -> Json:
+    return link(name, "bridge", mac="02:00:00:00:00:b0", **more)
+
+
+def tap(name: str = "t1", master: str = "br0", **more: Any) -> Json:
+    return link(name, "tun", master=master, type="tap", **more)
+
+
+def qemu(name: str, *argv: str, pid: int = 7, **more: Any) -> Json:
+    return {"pid": pid, "name": name, "argv": ["qemu-system-x86_64", "-enable-kvm", *argv], "taps": {}} | more
+
+
+def card(name: str, mac: str = "", tap: str = "t1", pid: int = 7, model: str = "virtio-net-pci", smp: str = "2", netdev: str = ",vhost=on", device: str = "") -> Json:
+    return qemu(name, "-smp", smp, "-netdev", f"tap,id=n0,ifname={tap}{netdev}", "-device", f"{model},netdev=n0{',mac=' + mac if mac else ''}{device}", pid=pid)
+
+
+def held(*names: str) -> Json:
+    return {n: {"pid": 7, "program": "qemu-system-x86_64", "queues": 1} for n in names}
+
+
+def later(**parts: Any) -> Json:
+    return {"seconds": 1.0} | parts
+
+
+def default(dev: str, gateway: str = "10.0.0.254", **more: Any) -> Json:
+    return {"dst": "default", "gateway": gateway, "dev": dev, "type": "unicast", "table": "main"} | more
+
+
+def server(**more: Any) -> Json:
+    return {"pid": 4, "interfaces": ["br0"], "ranges": [["10.0.0.10", "10.0.0.11"]], "hosts": [], "leases": [], "file": "/l", "most": 1000, "port": 53, "ra": False} | more
+
+
+def lease(ip: str, mac: str = MAC) -> Json:
+    return {"ip": ip, "mac": mac, "name": "", "client": ""}
+
+
+def learned(mac: str, port: str, **more: Any) -> Json:
+    return {"mac": mac, "ifname": port, "master": "br0", "state": ""} | more
+
+
+def snmp(group: str, name: str, value: int) -> Json:
+    return {"snmp": f"{group}: {name}\n{group}: {value}\n", "netstat": ""}
+
+
+def netstat(value: int) -> Json:
+    return {"snmp": "", "netstat": f"TcpExt: IPReversePathFilter\nTcpExt: {value}\n"}
+
+
+def bond(mode: str = "802.3ad", partner: str = "02:00:00:00:00:aa", **more: Any) -> Json:
+    return link("bond0", "bond", mode=mode, **({"miimon": 100, "ad_info": {"partner_mac": partner}} | more))
+
+
+def chain(hook: str, policy: str = "accept", *rules: list[Json], table: str = "theirs", family: str = "ip") -> list[Json]:
+    return [{"table": {"family": family, "name": table, "handle": 1}},
+            {"chain": {"family": family, "table": table, "name": "c", "handle": 2, "type": "filter", "hook": hook, "prio": 0, "policy": policy}},
+            *({"rule": {"family": family, "table": table, "chain": "c", "handle": 3 + n, "expr": expr}} for n, expr in enumerate(rules))]
+
+
+def met(key: str, right: str, op: str = "==") -> Json:
+    return {"match": {"op": op, "left": {"meta": {"key": key}}, "right": right}}
+
+
+BR, T1, T2 = bridge(at=("10.0.0.1/24",)), tap(), tap("t2")
+ROUTED = {"links": [BR, T1, T2, link("eth0", at=("10.9.0.2/24",))], "sysctls": {"net/ipv4/ip_forward": "1"}, "routes4": [default("eth0", "10.9.0.1")]}
+WIRES = [link("a", "veth", master="br0", wire="b"), link("b", "veth", master="br1", wire="a"), link("c", "veth", master="br0", wire="d"), link("d", "veth", master="br1", wire="c")]
+OWN = "br0: received packet on t1 with own address as source address (addr:02:00:00:00:00:b0, vlan:0)"
+IFS = "net/ipv6/conf/eth0/accept_ra"
+DYNAMIC = [{"family": "inet6", "local": "2001:db8::5", "prefixlen": 64, "scope": "global", "dynamic": True}]
+STRICT = [{"family": "inet", "interface": "all", "rp_filter": "strict"}]
+
+CASES: list[tuple[str, Json, Json]] = [
+    ("duplicate-mac", {"guests": [card("a", MAC), card("b", MAC, "t2", 8)]}, {"guests": [card("a", MAC), card("b", OTHER, "t2", 8)]}),
+    ("duplicate-mac", {"guests": [card("a"), card("b", "", "t2", 8)]}, {"guests": [card("a"), card("b", OTHER, "t2", 8)]}),
+    ("duplicate-mac", {"neighbours": [{"dst": f"10.0.0.{n}", "dev": "br0", "lladdr": "52:54:00:12:34:56"} for n in (5, 6)]},
+     {"neighbours": [{"dst": "10.0.0.5", "dev": "br0", "lladdr": "52:54:00:12:34:56"}]}),
+    ("mac-moves", {"fdb": [learned(MAC, "t1")], "later": later(fdb=[learned(MAC, "t2")])}, {"fdb": [learned(MAC, "t1")], "later": later(fdb=[learned(MAC, "t1")])}),
+    ("bridge-ring", {"links": [BR, bridge("br1"), *WIRES]}, {"links": [BR, bridge("br1"), *WIRES[:2]]}),
+    ("bridge-ring", {"links": [BR, bridge("br1"), *WIRES]}, {"links": [bridge(stp_state=1), bridge("br1", stp_state=1), *WIRES]}),
+    ("frames-come-back", {"links": [BR, T1], "machine": {"uptime": 100.0, "log": [{"text": OWN, "times": 3, "last": 99.0}]}},
+     {"links": [BR, T1], "machine": {"uptime": 9999.0, "log": [{"text": OWN, "times": 3, "last": 99.0}]}}),
+    ("guest-learned-elsewhere", {"links": [BR, T1, T2], "guests": [card("a", MAC)], "fdb": [learned(MAC, "t2", state="static")]},
+     {"links": [BR, T1, T2], "guests": [card("a", MAC)], "fdb": [learned(MAC, "t1")]}),
+    ("tap-has-guest-mac", {"links": [BR, tap(mac=MAC)], "guests": [card("a", MAC)]}, {"links": [BR, tap(mac="fe:54:00:00:00:01")], "guests": [card("a", MAC)]}),
+    ("tap-detached", {"links": [BR, tap(master="")], "taps": held("t1")}, {"links": [BR, tap(master="", at=("10.8.0.1/24",))], "taps": held("t1")}),
+    ("tap-idle", {"links": [BR, tap(carrier=False)], "taps": {}}, {"links": [BR, tap(carrier=False)], "taps": held("t1")}),
+    ("port-down", {"links": [BR, tap(up=False)], "taps": held("t1")}, {"links": [BR, T1], "taps": held("t1")}),
+    ("port-down", {"links": [bridge(up=False), T1]}, {"links": [BR, T1]}),
+    ("uplink-without-carrier", {"links": [BR, link("eth0", master="br0", carrier=False)]}, {"links": [BR, link("eth0", master="br0")]}),
+    ("wireless-port", {"links": [BR, link("wlan0", master="br0")], "machine": {"wireless": ["wlan0"]}}, {"links": [BR, link("wlan0")], "machine": {"wireless": ["wlan0"]}}),
+    ("stp-delay", {"links": [bridge(stp_state=1, forward_delay=1500), T1]}, {"links": [bridge(stp_state=1, forward_delay=200), T1]}),
+    ("bridge-mac-floats", {"links": [BR, tap(mac="02:00:00:00:00:b0")]}, {"links": [BR, tap(mac="02:00:00:00:00:b0")], "machine": {"address_set": {"br0": True}}}),
+    ("bridge-full", {"links": [BR, *(tap(f"t{n}") for n in range(1010))]}, {"links": [BR, *(tap(f"t{n}") for n in range(900))]}),
+    ("ageing-short", {"links": [bridge(ageing_time=100), T1, T2, tap("t3")]}, {"links": [bridge(ageing_time=30000), T1, T2, tap("t3")]}),
+    ("proxy-arp", {"links": [BR, T1], "sysctls": {"net/ipv4/conf/br0/proxy_arp": "1"}}, {"links": [BR, T1], "sysctls": {"net/ipv4/conf/br0/proxy_arp": "0"}}),
+    ("address-on-port", {"links": [BR, link("eth0", master="br0", at=("10.9.0.2/24",))], "routes4": [default("eth0")]}, {"links": [link("v0", "vrf"), link("eth0", master="v0", at=("10.9.0.2/24",))]}),
+    ("subnet-overlap", {"links": [BR, link("eth0", at=("10.0.0.9/16",))]}, {"links": [BR, link("eth0", at=("10.1.0.9/16",))]}),
+    ("address-twice", {"links": [BR, link("eth0", at=("10.0.0.1/32",))]}, {"links": [BR, link("eth0", at=("10.0.0.3/32",))]}),
+    ("duplicate-detected", {"links": [link("eth0", addresses=[DYNAMIC[0] | {"dadfailed": True}])]}, {"links": [link("eth0", addresses=DYNAMIC)]}),
+    ("address-moves", {"neighbours": [{"dst": "10.0.0.5", "dev": "br0", "lladdr": MAC}], "later": later(neighbours=[{"dst": "10.0.0.5", "dev": "br0", "lladdr": OTHER}])},
+     {"neighbours": [{"dst": "10.0.0.5", "dev": "br0", "lladdr": MAC}], "later": later(neighbours=[{"dst": "10.0.0.5", "dev": "br0", "lladdr": MAC}])}),
+    ("wrong-neighbour", {"nics": [{"vm": "a", "nic": "nic0", "mac": MAC, "ip": "10.0.0.5", "tap": "t1"}], "neighbours": [{"dst": "10.0.0.5", "dev": "br0", "lladdr": OTHER, "state": ["PERMANENT"]}]},
+     {"nics": [{"vm": "a", "nic": "nic0", "mac": MAC, "ip": "10.0.0.5", "tap": "t1"}], "neighbours": [{"dst": "10.0.0.5", "dev": "br0", "lladdr": MAC, "state": ["PERMANENT"]}]}),
+    ("gateway-silent", {"routes4": [default("eth0")], "neighbours": [{"dst": "10.0.0.254", "dev": "eth0", "state": ["FAILED"]}]},
+     {"routes4": [default("eth0")], "neighbours": [{"dst": "10.0.0.254", "dev": "eth0", "lladdr": MAC, "state": ["STALE"]}]}),
+    ("route-without-link", {"routes4": [default("eth0", flags=["dead", "linkdown"])]}, {"routes4": [default("eth0", flags=[])]}),
+    ("ra-ignored", {"links": [link("eth0", addresses=DYNAMIC)], "sysctls": {"net/ipv6/conf/all/forwarding": "1", IFS: "1"}},
+     {"links": [link("eth0", addresses=DYNAMIC)], "sysctls": {"net/ipv6/conf/all/forwarding": "1", IFS: "2"}}),
+    ("router-among-guests", {"links": [BR, T1, link("eth0", master="br0")], "routes6": [default("br0", "fe80::1", protocol="ra")], "neighbours": [{"dst": "fe80::1", "dev": "br0", "lladdr": MAC}], "fdb": [learned(MAC, "t1")]},
+     {"links": [BR, T1, link("eth0", master="br0")], "routes6": [default("br0", "fe80::1", protocol="ra")], "neighbours": [{"dst": "fe80::1", "dev": "br0", "lladdr": MAC}], "fdb": [learned(MAC, "eth0")]}),
+    ("two-routers", {"routes6": [default("eth0", f"fe80::{n}", protocol="ra") for n in (1, 2)]}, {"routes6": [default("eth0", "fe80::1", protocol="ra"), default("eth0", "fe80::2", protocol="static")]}),
+    ("reverse-path", {"routes4": [default("eth0"), default("eth1", "10.1.0.254", table="2")], "netconf": STRICT, "counters": netstat(9)},
+     {"routes4": [default("eth0"), default("eth1", "10.1.0.254", table="2")], "netconf": [{"family": "inet", "interface": "all", "rp_filter": "loose"}, {"family": "inet", "interface": "eth0", "rp_filter": "strict"}], "counters": netstat(9)}),
+    ("reverse-path", {"routes4": [default("eth0")], "netconf": STRICT, "counters": netstat(9), "later": later(counters=netstat(12))}, {"routes4": [default("eth0")], "netconf": STRICT, "counters": netstat(9), "later": later(counters=netstat(9))}),
+    ("forwarding-off", ROUTED | {"sysctls": {"net/ipv4/ip_forward": "0"}, "nft_text": "ip saddr 10.0.0.0/24 masquerade"}, ROUTED | {"nft_text": "ip saddr 10.0.0.0/24 masquerade"}),
+    ("mtu-island", {"links": [BR, tap(mtu=9000), link("eth0", master="br0")]}, {"links": [BR, T1, link("eth0", master="br0"), tap("t9", mtu=9000, up=False)]}),
+    ("tunnel-mtu", {"links": [link("eth0"), link("vx0", "vxlan", link="eth0", df="set")], "fdb": [{"mac": "00:00:00:00:00:00", "ifname": "vx0"}]},
+     {"links": [link("eth0"), link("vx0", "vxlan", link="eth0", df="set", mtu=1450)], "fdb": [{"mac": "00:00:00:00:00:00", "ifname": "vx0"}]}),
+    ("tunnel-mtu", {"links": [link("eth0", at=("2001:db8::1/64",)), link("g0", "geneve", local6="2001:db8::1", mtu=1450)]}, {"links": [link("eth0", at=("2001:db8::1/64",)), link("g0", "geneve", local6="2001:db8::1", mtu=1430)]}),
+    ("way-out-mtu", {"links": [BR, T1, link("eth0", mtu=1400)], "routes4": [default("eth0")]}, {"links": [BR, T1, link("eth0")], "routes4": [default("eth0")]}),
+    ("merged-frames-forwarded", {"links": [BR, link("eth0", master="br0")], "offloads": {"eth0": ["rx-lro"]}}, {"links": [link("eth0")], "offloads": {"eth0": ["rx-lro"]}}),
+    ("checksum-errors", {"counters": snmp("Udp", "InCsumErrors", 5), "later": later(counters=snmp("Udp", "InCsumErrors", 9))}, {"counters": snmp("Udp", "InCsumErrors", 5), "later": later(counters=snmp("Udp", "InCsumErrors", 5))}),
+    ("forward-dropped", ROUTED | {"nft": chain("forward", "drop")}, ROUTED | {"nft": chain("forward", "drop", [met("iifname", "br0"), {"accept": None}], [met("oifname", "br0"), {"accept": None}])}),
+    ("forward-dropped", ROUTED | {"xtables": {"ip": "*filter\n:FORWARD DROP [0:0]\n:DOCKER-USER - [0:0]\n-A FORWARD -j DOCKER-USER\n-A DOCKER-USER -j RETURN\nCOMMIT\n"}},
+     ROUTED | {"xtables": {"ip": "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i br0 -j ACCEPT\n-A FORWARD -o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"}}),
+    ("bridged-dropped", {"links": [BR, T1, T2], "sysctls": {"net/bridge/bridge-nf-call-iptables": "1"}, "nft": chain("forward", "drop")}, {"links": [BR, T1, T2], "sysctls": {"net/bridge/bridge-nf-call-iptables": "0"}, "nft": chain("forward", "drop")}),
+    ("input-dropped", {"links": [BR, T1], "dhcp_servers": [server()], "nft": chain("input", "accept", [met("iifname", "br0"), {"drop": None}])},
+     {"links": [BR, T1], "dhcp_servers": [server()], "nft": chain("input", "accept", [met("iifname", "br1"), {"drop": None}])}),
+    ("masquerade-everywhere", {"nft": chain("postrouting", "accept", [met("oifname", "lo", "!="), {"masquerade": None}])}, {"nft": chain("postrouting", "accept", [met("oifname", "eth0"), {"masquerade": None}])}),
+    ("bond-partner", {"links": [bond(partner="00:00:00:00:00:00"), link("e1", master="bond0")]}, {"links": [bond(), link("e1", master="bond0")]}),
+    ("bond-member-down", {"links": [bond(), link("e1", master="bond0", port={"mii_status": "DOWN"}), link("e2", master="bond0", port={"mii_status": "UP"})]},
+     {"links": [bond(), link("e1", master="bond0", port={"mii_status": "UP"}), link("e2", master="bond0", port={"mii_status": "UP"})]}),
+    ("bond-members-apart", {"links": [bond(), *(link(f"e{n}", master="bond0", port={"mii_status": "UP", "ad_aggregator_id": n}) for n in (1, 2))]},
+     {"links": [bond(), *(link(f"e{n}", master="bond0", port={"mii_status": "UP", "ad_aggregator_id": 1}) for n in (1, 2))]}),
+    ("bond-unwatched", {"links": [bond(miimon=0)]}, {"links": [bond(miimon=0, arp_interval=100)]}),
+    ("bond-spreads-blindly", {"links": [bond("balance-rr") | {"master": "br0"}, link("e1", master="bond0"), link("e2", master="bond0")]}, {"links": [bond("active-backup") | {"master": "br0"}, link("e1", master="bond0"), link("e2", master="bond0")]}),
+    ("tunnel-without-peers", {"links": [link("vx0", "vxlan", id=7)]}, {"links": [link("vx0", "vxlan", id=7)], "fdb": [{"mac": "00:00:00:00:00:00", "ifname": "vx0", "dst": "10.0.0.2"}]}),
+    ("resolver-everywhere", {"links": [BR, T1], "listening": [{"proto": "udp", "address": "0.0.0.0", "port": 53, "program": "unbound", "pid": 9}]},
+     {"links": [BR, T1], "listening": [{"proto": "udp", "address": "127.0.0.53", "port": 53, "program": "systemd-resolved", "pid": 9}]}),
+    ("pool-full", {"dhcp_servers": [server(leases=[lease("10.0.0.10"), lease("10.0.0.11", OTHER)])]}, {"dhcp_servers": [server(leases=[lease("10.0.0.10")])]}),
+    ("lease-limit", {"dhcp_servers": [server(most=2, leases=[lease("10.9.0.1"), lease("10.9.0.2")])]}, {"dhcp_servers": [server(most=9, leases=[lease("10.9.0.1")])]}),
+    ("range-off-subnet", {"links": [BR], "dhcp_servers": [server(ranges=[["10.7.0.10", "10.7.0.20"]])]}, {"links": [BR], "dhcp_servers": [server()]}),
+    ("reserved-is-leased", {"dhcp_servers": [server(hosts=[{"mac": MAC, "ip": "10.0.0.10"}], leases=[lease("10.0.0.10", OTHER)])]}, {"dhcp_servers": [server(hosts=[{"mac": MAC, "ip": "10.0.0.10"}], leases=[lease("10.0.0.10")])]}),
+    ("two-dhcp-servers", {"dhcp_servers": [server(), server(pid=5)]}, {"dhcp_servers": [server(), server(pid=5, interfaces=["br1"])]}),
+    ("neighbour-table", {"sysctls": {"net/ipv4/neigh/default/gc_thresh3": "4"}, "neighbours": [{"dst": f"10.0.0.{n}"} for n in range(4)]}, {"sysctls": {"net/ipv4/neigh/default/gc_thresh3": "40"}, "neighbours": [{"dst": f"10.0.0.{n}"} for n in range(4)]}),
+    ("conntrack-table", {"sysctls": {"net/netfilter/nf_conntrack_count": "99", "net/netfilter/nf_conntrack_max": "100"}}, {"sysctls": {"net/netfilter/nf_conntrack_count": "9", "net/netfilter/nf_conntrack_max": "100"}}),
+    ("backlog-overflow", {"counters": {"softnet_stat": "00ffffff 00000005 00000000\n"}, "later": later(counters={"softnet_stat": "00ffffff 00000009 00000000\n"})},
+     {"counters": {"softnet_stat": "00ffffff 00000005 00000000\n"}, "later": later(counters={"softnet_stat": "00ffffff 00000005 00000000\n"})}),
+    ("port-overflow", {"links": [BR, tap(tx=5)], "taps": held("t1"), "later": later(links={"t1": {"tx": {"dropped": 9}}})}, {"links": [BR, tap(tx=5)], "taps": held("t1"), "later": later(links={"t1": {"tx": {"dropped": 5}}})}),
+    ("netlink-lost", {"machine": {"netlink_drops": 1}, "later": later(netlink_drops=4)}, {"machine": {"netlink_drops": 4}, "later": later(netlink_drops=4)}),
+    ("guest-stopped", {"guests": [qemu("a", status="io-error")]}, {"guests": [qemu("a", status="running")]}),
+    ("iommu-missing", {"guests": [qemu("a", "-device", "vfio-pci,host=01:00.0")], "features": {"iommu": "off", "vfio": ""}}, {"guests": [qemu("a", "-device", "vfio-pci,host=01:00.0")], "features": {"iommu": "", "vfio": ""}}),
+    ("iommu-group-shared", {"machine": {"iommu_groups": {"1": [{"pci": "a", "class": "0x020000", "driver": "vfio-pci"}, {"pci": "b", "class": "0x010000", "driver": "ahci"}]}}},
+     {"machine": {"iommu_groups": {"1": [{"pci": "a", "class": "0x020000", "driver": "vfio-pci"}, {"pci": "b", "class": "0x060400", "driver": "pcieport"}]}}}),
+    ("cpu-stolen", {"machine": {"stat": {"cpu": [0] * 8}}, "later": later(stat={"cpu": [80, 0, 0, 0, 0, 0, 0, 20]})}, {"machine": {"stat": {"cpu": [0] * 8}}, "later": later(stat={"cpu": [99, 0, 0, 0, 0, 0, 0, 1]})}),
+    ("cpu-quota", {"machine": {"throttled": {"/g": {"guest": "a", "periods": 100, "throttled": 30}}}}, {"machine": {"throttled": {"/g": {"guest": "a", "periods": 100, "throttled": 0}}}}),
+    ("interrupts-on-one-cpu", {"machine": {"interrupts": {"eth0": {"1": [0, 0], "2": [0, 0]}}}, "later": later(interrupts={"eth0": {"1": [0, 5000], "2": [0, 5000]}})},
+     {"machine": {"interrupts": {"eth0": {"1": [0, 0], "2": [0, 0]}}}, "later": later(interrupts={"eth0": {"1": [5000, 0], "2": [0, 5000]}})}),
+    ("vhost-missing", {"guests": [card("a", MAC, netdev="")]}, {"guests": [card("a", MAC)]}),
+    ("emulated-card", {"guests": [card("a", MAC, model="e1000e")]}, {"guests": [card("a", MAC)]}),
+    ("queues-idle", {"guests": [card("a", MAC, netdev=",vhost=on,queues=4", device=",mq=on")]}, {"guests": [card("a", MAC, netdev=",vhost=on,queues=2", device=",mq=on")]}),
+    ("queues-idle", {"guests": [card("a", MAC, netdev=",vhost=on,queues=2")]}, {"guests": [card("a", MAC)]}),
+    ("user-backend", {"guests": [qemu("a", "-netdev", "user,id=n0", "-device", f"virtio-net-pci,netdev=n0,mac={MAC}")]}, {"guests": [card("a", MAC)]}),
+    ("not-accelerated", {"guests": [{"pid": 7, "name": "a", "argv": ["qemu-system-x86_64", "-accel", "tcg"], "taps": {}}]}, {"guests": [card("a", MAC)]}),
+]
+
+
+def codes(facts: Json) -> list[str]:
+    return [f.code for f in examine(View(facts))]
+
+
+def test_every_rule_has_its_captures_and_a_page() -> None:
+    assert {code for code, _, _ in CASES} == set(RULES)
+    assert all(len((rule.__doc__ or "").split()) > 10 for rule in RULES.values())
+
+
+@pytest.mark.parametrize(("code", "bad", "good"), CASES, ids=[f"{n}-{code}" for n, (code, _, _) in enumerate(CASES)])
+def test_a_rule_finds_its_fault_and_nothing_without_it(code: str, bad: Json, good: Json) -> None:
+    found = [f for f in examine(View(bad)) if f.code == code]
+    assert found and code not in codes(good)
+    for finding in found:
+        assert finding.what and finding.why and finding.evidence and finding.fix and finding.where
+        assert "\n" not in finding.what
+
+
+def test_an_empty_capture_is_no_fault() -> None:
+    assert codes({"links": []}) == [] and codes({"links": None, "fdb": None, "nft": None}) == []
+
+
+def test_the_worst_is_told_first() -> None:
+    found = examine(View({"links": [BR, tap(mtu=9000, up=True), tap("t2", up=False)], "taps": held("t2"), "guests": [card("a", MAC, netdev="")]}))
+    ranks = [list(Severity).index(f.severity) for f in found]
+    assert found[0].code == "port-down" and ranks == sorted(ranks)
+
+
+def test_what_is_ours_is_mended_by_its_document() -> None:
+    found = [f for f in examine(View({"links": [bridge("kvb-lan"), tap("kvt-a-0", "kvb-lan", up=False)], "taps": held("kvt-a-0")})) if f.code == "port-down"]
+    assert found[0].fix == ("kvmnet apply",)
+
+
+def test_docker_is_told_in_its_own_chain() -> None:
+    text = "table ip filter { # handle 1\n\tchain DOCKER-USER { # handle 5\n\t}\n\n\tchain FORWARD { # handle 2\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n"
+    rules = chain("forward", "drop", table="filter")
+    rules[1]["chain"]["name"] = "FORWARD"
+    found = [f for f in examine(View(ROUTED | {"nft": rules, "nft_text": text})) if f.code == "forward-dropped"]
+    assert found[0].fix == ("iptables -I DOCKER-USER -i br0 -j ACCEPT", "iptables -I DOCKER-USER -o br0 -j ACCEPT")
+
+
+def test_libvirts_devices_as_json_are_read() -> None:
+    text = '{"driver":"virtio-net-pci","netdev":"h0","mac":"52:54:00:00:00:01","mq":true}'
+    view = View({"guests": [qemu("a", "-netdev", '{"type":"tap","fds":"33:34","vhost":true,"id":"h0"}', "-device", text, taps={"33": "vnet0", "34": "vnet0"})]})
+    card, = view.cards
+    assert (card.mac, card.tap, card.queues, card.vhost, card.options["mq"]) == (MAC, "vnet0", 2, True, "on")
