@@ -10,6 +10,11 @@ Progress = Callable[[str, int, int], None]
 """(what is done, steps done, steps in all; 0 when not known)."""
 
 
+def digits(value: float, count: int = 4) -> str:
+    """A number with so many digits that count, without an exponent where it is large."""
+    return f"{value:.{count}g}" if abs(value) < 10 ** count else f"{value:.0f}"
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """One quantity, measured several times."""
@@ -42,9 +47,9 @@ class Figures:
         if not self.values:
             return "not measured"
         if len(self.values) == 1:
-            return f"{self.median:.4g} {self.unit}"
-        return (f"{self.median:.4g} {self.unit} ({self.least:.4g} to {self.most:.4g}, "
-                f"middle half within {self.spread:.3g})")
+            return f"{digits(self.median)} {self.unit}"
+        return (f"{digits(self.median)} {self.unit} ({digits(self.least)} to {digits(self.most)}, "
+                f"middle half within {digits(self.spread, 3)})")
 
     def to_json(self) -> dict[str, Any]:
         found: dict[str, Any] = {"values": [round(v, 3) for v in self.values], "unit": self.unit}

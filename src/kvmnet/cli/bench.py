@@ -19,9 +19,32 @@ def host() -> Host:
     return Host()
 
 
-@click.group()
-def bench() -> None:
-    """Measurements on this host, repeated, with median and spread."""
+class Benches(click.Group):
+    """The commands of bench; those of another file are imported when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self.complete()
+        return ["run", "resume", "report", "compare", "failover"]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        self.complete()
+        return super().get_command(ctx, cmd_name)
+
+    def complete(self) -> None:
+        import kvmnet.cli.bench_run  # noqa: F401  its commands add themselves
+
+
+@click.group(cls=Benches, invoke_without_command=True)
+@click.pass_context
+def bench(ctx: click.Context) -> int:
+    """Measurements on this host, repeated, with median and spread.
+
+    Without a command: run, with its defaults, in about three minutes.
+    """
+    if ctx.invoked_subcommand is None:
+        code: int = ctx.invoke(ctx.command.get_command(ctx, "run"))  # type: ignore[attr-defined]
+        return code
+    return 0
 
 
 def address(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -91,6 +114,6 @@ def show(report: Report, as_json: bool) -> int:
     for note in report.notes:
         click.echo(f"note: {note}")
     m = report.machine
-    drivers = ", ".join(f"{name} {driver}" for name, driver in m.drivers.items())
-    click.echo(f"on {m.kernel}, {m.processor or 'processor not named'} x {m.cpus}, {drivers}; {report.seconds:.1f} s")
+    drivers = "".join(f", {name} {driver}" for name, driver in m.drivers.items())
+    click.echo(f"on {m.kernel}, {m.processor or 'processor not named'} x {m.cpus}{drivers}; {report.seconds:.1f} s")
     return report.exit_code

@@ -16,6 +16,7 @@ PACKAGES = {
     "dnsmasq": "dnsmasq-base", "dhcp_release": "dnsmasq-utils", "dhcp_release6": "dnsmasq-utils",
     "qemu-system-x86_64": "qemu-system-x86", "ethtool": "ethtool", "tcpdump": "tcpdump",
     "busybox": "busybox-static", "conntrack": "conntrack", "wg": "wireguard-tools", "unshare": "util-linux",
+    "cc": "gcc libc6-dev", "mount": "mount",
 }
 """Tool -> Debian package."""
 

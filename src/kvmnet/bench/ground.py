@@ -1,0 +1,141 @@
+"""The host that is measured: a network of its own with an outside, the document applied by kvmnet, guests that run.
+
+It stands in the namespaces of this process, so nothing of the machine's own network is touched.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from kvmnet.bench.matrix import GROUP, PORT, Seat, document
+from kvmnet.bench.scenarios import Place
+from kvmnet.bench.traffic.program import NAME, initrd_with, program
+from kvmnet.bench.virtio import SCRIPT, read
+from kvmnet.drivers.qemu.arguments import TINY_WORDS
+from kvmnet.errors import KvmnetError
+from kvmnet.guests.image import Image, build
+from kvmnet.guests.launch import execute, wait_for_agent
+from kvmnet.host.clock import wait_until
+from kvmnet.host.paths import Paths
+from kvmnet.host.run import ToolFailed, run
+
+OUTSIDE = "outside"
+LIFE = 86400
+"""Seconds after which a far end ends by itself."""
+PATIENCE = 120.0
+"""Seconds for guests to boot, all at once on few processors."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What is fetched and made on first use, with the machine's own network."""
+
+    image: Image
+    load: Path
+
+    @classmethod
+    def made(cls, paths: Paths, say: Say) -> Self:
+        """Raises HostCannot."""
+        return cls(build(paths, say), program(paths))
+
+
+class Ground:
+    """Seats that stand and can be loaded."""
+
+    def __init__(self, seats: Sequence[Seat], guests: int, tools: Tools, paths: Paths, folder: Path):
+        self.seats, self.guests, self.paths, self.folder = seats, guests, paths, folder
+        self.tools, self.load = tools, tools.load
+        self.pids: dict[int, list[int]] = {}
+
+    def document(self) -> Path:
+        """The document as a file, with the RAM disk that its guests boot."""
+        initrd = self.folder / "initrd"
+        initrd.write_bytes(initrd_with(self.tools.image.initrd, self.load))
+        initrd.chmod(0o644)
+        path = self.folder / "bench.yaml"
+        path.write_text(document(self.seats, self.guests, str(self.tools.image.kernel), str(initrd), TINY_WORDS))
+        return path
+
+    def wire(self) -> None:
+        """The outside, and an uplink to it for every seat that has one."""
+        run(["ip", "netns", "add", OUTSIDE])
+        run(["ip", "-n", OUTSIDE, "link", "set", "lo", "up"])
+        wired = [s for s in self.seats if s.configuration.mode != "isolated"]
+        here, there = [], []
+        for seat in wired:
+            out = f"out{seat.number}"
+            here += [f"link add {seat.device} mtu {seat.mtu} type veth peer name {out} mtu {seat.mtu} netns {OUTSIDE}",
+                     f"link set {seat.device} up"]
+            there += [f"addr add {seat.outside}/24 dev {out}", f"link set {out} up"]
+            if not seat.on_segment:
+                here.append(f"addr add 198.19.{seat.number}.2/24 dev {seat.device}")
+                there.append(f"route add {seat.prefix}.0/24 via 198.19.{seat.number}.2")
+        for words, lines in ((("ip",), here), (("ip", "-n", OUTSIDE), there)):
+            if lines:
+                run([*words, "-batch", "-"], stdin="\n".join(lines) + "\n")
+
+    def populate(self, running: Callable[[], dict[str, int]]) -> None:
+        """Far ends that listen, and guests that have their addresses. *running*: guests and their processes."""
+        group = [f"group={GROUP}", f"on={','.join(s.host for s in self.seats)}"]
+        run([str(self.load), "serve", f"port={PORT}", f"life={LIFE}", *group])
+        run(["ip", "netns", "exec", OUTSIDE, str(self.load), "serve", f"port={PORT}", f"life={LIFE}"])
+        for seat in self.seats:
+            for which in range(1, self.guests + 1):
+                self.settle(seat, which)
+        found = running()
+        self.pids = {s.number: [found[s.guest(n)] for n in range(1, self.guests + 1)] for s in self.seats}
+
+    def settle(self, seat: Seat, which: int) -> None:
+        name = seat.guest(which)
+        wait_for_agent(name, self.paths, PATIENCE)
+        self.script(name, f"l=$(nic {seat.mac(which)}) && ip link set $l mtu {seat.mtu} up && "
+                          f"ip addr add {seat.address(which)}/24 dev $l && ip route add default via {seat.router} && "
+                          "ip route add 239.0.0.0/8 dev $l")
+        if which > 1:
+            self.script(name, f"{NAME} serve port={PORT} life={LIFE} group={GROUP} on={seat.address(which)}")
+        with suppress(TimeoutError):    # a way that is not there is told by the load that needs it
+            wait_until(lambda: execute(name, ["ping", "-c", "1", "-W", "1", seat.host], self.paths).code == 0, 20.0)
+
+    def script(self, name: str, text: str) -> str:
+        code, out, err = execute(name, text, self.paths, PATIENCE)
+        if code:
+            raise KvmnetError(f"guest {name}: {err.strip() or out.strip() or f'exit {code}'}", f"in it: {text}")
+        return out
+
+    def negotiated(self, seat: Seat) -> dict[str, object]:
+        """What the first guest has got."""
+        return read(self.script(seat.guest(1), SCRIPT.format(mac=seat.mac(1))))
+
+    def far_end(self, seat: Seat, place: Place) -> str:
+        return {Place.HOST: seat.host, Place.GUEST: seat.address(2), Place.OUTSIDE: seat.outside}[place]
+
+    def loaded(self, seat: Seat, words: Sequence[str], seconds: float) -> str:
+        """What kvmnet-load in the first guest of *seat* printed. Raises KvmnetError."""
+        code, out, err = execute(seat.guest(1), [f"/bin/{NAME}", *words], self.paths, seconds + 60)
+        if code:
+            raise KvmnetError(f"{seat.configuration.name}: {NAME} {' '.join(words)}: {err.strip() or f'exit {code}'}")
+        return out
+
+    def processor_time(self, seat: Seat) -> float:
+        """Seconds that the QEMUs of *seat* have had, with the threads that they have (proc(5), utime and stime)."""
+        total = 0
+        for pid in self.pids[seat.number]:
+            words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            total += int(words[11]) + int(words[12])
+        return total / os.sysconf("SC_CLK_TCK")
+
+
+def versions(accel: str, image: str) -> dict[str, str]:
+    """What besides the machine the figures depend on."""
+    from kvmnet import __version__
+    try:
+        qemu = run(["qemu-system-x86_64", "--version"]).splitlines()[0].removeprefix("QEMU emulator version ")
+    except (ToolFailed, IndexError):
+        qemu = ""
+    return {"kvmnet": __version__, "qemu": qemu, "guest": image, "accelerator": accel}

@@ -1,0 +1,202 @@
+"""What is compared: configurations of a guest's NIC, its network and its guest, and the document that has them all. Pure.
+
+All configurations stand in one document, each with a network and guests of its own, so that they can be measured in
+turns without a guest being started between two turns.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+
+from kvmnet.errors import KvmnetError
+from kvmnet.spec.models import Model
+
+MOST = 16
+"""Configurations in one run: each has guests of its own that run all at once."""
+PORT = 5199
+"""Of the far end of every load, TCP and UDP."""
+GROUP = "239.255.51.99"
+"""Multicast group of the fan-out (RFC 2365: administratively scoped)."""
+
+
+def one_of(*words: str) -> Callable[[str], str | None]:
+    return lambda value: None if value in words else f"one of {', '.join(words)}"
+
+
+def number(least: int, most: int) -> Callable[[str], str | None]:
+    return lambda value: None if value.isdigit() and least <= int(value) <= most else f"a number from {least} to {most}"
+
+
+AXES: Mapping[str, Callable[[str], str | None]] = {
+    "model": one_of(*(m.value for m in Model)),
+    "mode": one_of("nat", "routed", "isolated", "bridge", "macvtap"),
+    "guard": one_of("full", "mac", "off"),
+    "mtu": number(576, 9000),
+    "queues": number(1, 16),
+    "vhost": one_of("on", "off"),
+    "offloads": one_of("all", "none"),
+    "packed": one_of("on", "off"),
+    "rx_ring": one_of("256", "512", "1024"),
+    "cpus": number(1, 32),
+    "memory": number(192, 65536),
+}
+"""What can be varied -> what is wrong with a value, None for nothing."""
+OFFLOADS = ("csum", "tso4", "tso6", "ufo", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One point of the matrix."""
+
+    settings: Mapping[str, str] = field(default_factory=dict)
+    twin: bool = False
+    """The same as the first once more: how far two equals seem to be apart is the noise of the measurement."""
+
+    @property
+    def name(self) -> str:
+        words = " ".join(f"{k}={v}" for k, v in self.settings.items()) or "defaults"
+        return f"{words} (again)" if self.twin else words
+
+    def to_json(self) -> dict[str, object]:
+        return {"settings": dict(self.settings), "twin": self.twin}
+
+    @property
+    def mode(self) -> str:
+        return self.settings.get("mode", "nat")
+
+
+def setting(word: str) -> tuple[str, str]:
+    """``NAME=VALUE`` as a pair. Raises KvmnetError."""
+    name, equals, value = word.partition("=")
+    if not equals or name not in AXES:
+        raise KvmnetError(f"nothing called {name!r} can be varied", f"write NAME=VALUE with one of {', '.join(AXES)}")
+    if wrong := AXES[name](value):
+        raise KvmnetError(f"{name} cannot be {value!r}", f"it is {wrong}")
+    return name, value
+
+
+def axis(word: str) -> list[dict[str, str]]:
+    """``NAME=VALUE,VALUE,...``: one dictionary a value."""
+    name, _, values = word.partition("=")
+    return [dict([setting(f"{name}={value}")]) for value in values.split(",")]
+
+
+def configuration(text: str) -> Configuration:
+    """``NAME=VALUE NAME=VALUE ...`` (blank for the defaults)."""
+    return Configuration(dict(setting(word) for word in text.split()))
+
+
+def matrix(base: Iterable[str], vary: Sequence[str], points: Sequence[str], twin: bool) -> list[Configuration]:
+    """The configurations that were asked for: *base* everywhere, each *point*, and the product of what is varied. The first
+    is what the others are compared to. Raises KvmnetError."""
+    common = dict(setting(word) for word in base)
+    found = [Configuration({**common, **configuration(text).settings}) for text in points]
+    if vary or not points:
+        found += [Configuration(common | {k: v for part in parts for k, v in part.items()})
+                  for parts in product(*map(axis, vary))]
+    unique = list({c.name: c for c in found}.values())
+    if twin:
+        unique.insert(1, Configuration(unique[0].settings, twin=True))
+    if len(unique) > MOST:
+        raise KvmnetError(f"{len(unique)} configurations are too many: {MOST} at most stand at once", "vary less, in several runs")
+    return unique
+
+
+# The document ----------------------------------------------------------------------------------
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where one configuration lives: names and addresses of its parts."""
+
+    number: int
+    configuration: Configuration
+
+    @property
+    def network(self) -> str:
+        return f"c{self.number}"
+
+    @property
+    def device(self) -> str:
+        """The uplink's device on the host."""
+        return f"up{self.number}"
+
+    @property
+    def prefix(self) -> str:
+        """First three numbers of the guests' addresses; of RFC 2544's range for benchmarks, 198.18.0.0/15."""
+        return f"198.{19 if self.on_segment else 18}.{self.number}"
+
+    @property
+    def on_segment(self) -> bool:
+        return self.configuration.mode in ("bridge", "macvtap")
+
+    @property
+    def host(self) -> str:
+        return f"{self.prefix}.{2 if self.on_segment else 1}"
+
+    @property
+    def router(self) -> str:
+        """The guests' way out."""
+        return self.outside if self.on_segment else self.host
+
+    @property
+    def outside(self) -> str:
+        """The machine beyond the uplink."""
+        return f"198.19.{self.number}.1"
+
+    def guest(self, which: int) -> str:
+        return f"{self.network}g{which}"
+
+    def address(self, which: int) -> str:
+        return f"{self.prefix}.{100 + which}"
+
+    def mac(self, which: int) -> str:
+        return f"52:54:00:be:{self.number:02x}:{which:02x}"
+
+    @property
+    def mtu(self) -> int:
+        return int(self.configuration.settings.get("mtu", 1500))
+
+
+def document(seats: Sequence[Seat], guests: int, kernel: str, initrd: str, words: str) -> str:
+    """The document with every seat and *guests* guests on each, that boot *kernel* and *initrd* with *words*."""
+    lines = ["version: 1"]
+    if any(s.configuration.mode != "isolated" for s in seats):
+        lines.append("uplinks:")
+    lines += [f"  u{s.number}: {{device: {s.device}}}" for s in seats if s.configuration.mode != "isolated"]
+    lines.append("networks:")
+    lines += [f"  {s.network}: {{{network(s)}}}" for s in seats]
+    lines.append("vms:")
+    for seat in seats:
+        for which in range(1, guests + 1):
+            chosen = seat.configuration.settings
+            run = (f"{{kernel: {kernel}, initrd: {initrd}, cpus: {chosen.get('cpus', 1)}, memory: {chosen.get('memory', 256)}M, "
+                   f"append: '{words} kvmnet.name={seat.guest(which)} kvmnet.dhcp=0'}}")
+            lines += [f"  {seat.guest(which)}:", f"    run: {run}", f"    nics: [{{{nic(seat, which)}}}]"]
+    return "\n".join(lines) + "\n"
+
+
+def network(seat: Seat) -> str:
+    mode = seat.configuration.mode
+    parts = [f"mode: {mode}", f"subnet: {seat.prefix}.0/24", f"mtu: {seat.mtu}", "dhcp: {enabled: false}", "dns: {enabled: false}",
+             f"allow: [{{protocol: tcp, port: {PORT}}}, {{protocol: udp, port: {PORT}}}]"]
+    if mode != "isolated":
+        parts.append(f"uplink: u{seat.number}")
+    if seat.on_segment:
+        parts += [f"address: {seat.host}", f"gateway: {seat.router}", f"pool: {seat.prefix}.100-{seat.prefix}.199"]
+    return ", ".join(parts)
+
+
+def nic(seat: Seat, which: int) -> str:
+    chosen = seat.configuration.settings
+    parts = [f"network: {seat.network}", f"mac: '{seat.mac(which)}'", f"ip: {seat.address(which)}"]
+    parts += [f"{name}: {chosen[name]}" for name in ("model", "queues", "rx_ring") if name in chosen]
+    if "guard" in chosen:
+        parts.append(f"guard: '{chosen['guard']}'")
+    if "vhost" in chosen:
+        parts.append(f"vhost: '{chosen['vhost']}'")
+    if "packed" in chosen:
+        parts.append(f"packed: {'true' if chosen['packed'] == 'on' else 'false'}")
+    if chosen.get("offloads") == "none":
+        parts.append(f"offloads: {{{', '.join(f'{name}: false' for name in OFFLOADS)}}}")
+    return ", ".join(parts)

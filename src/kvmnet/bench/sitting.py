@@ -1,0 +1,85 @@
+"""One sitting of ``kvmnet bench run``: a host is made in namespaces of its own, measured, and gone with this process."""
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+from kvmnet.api import Host
+from kvmnet.bench.ground import Ground, Say, Tools, versions
+from kvmnet.bench.machine import machine
+from kvmnet.bench.matrix import Seat
+from kvmnet.bench.measure import Bench
+from kvmnet.bench.model import Progress
+from kvmnet.bench.record import Pen, Record, Wish
+from kvmnet.bench.scenarios import Place
+from kvmnet.errors import HostCannot, KvmnetError, SpecError
+from kvmnet.guests.accel import probe
+from kvmnet.host.paths import Paths
+
+RESERVE = 512
+"""MiB of the machine's memory that guests leave to others."""
+
+
+def started(wish: Wish) -> Record:
+    """A record in which nothing is measured yet."""
+    return Record(wish, machine(()), {}, datetime.now().astimezone().isoformat(timespec="seconds"))
+
+
+def check(wish: Wish) -> None:
+    """Raise KvmnetError for what cannot be measured, before anything is made."""
+    for c in wish.configurations:
+        if c.mode == "isolated" and Place.OUTSIDE in wish.places:
+            raise KvmnetError(f"{c.name}: an isolated network has no outside", "leave --between guest-outside away")
+    need = sum(int(c.settings.get("memory", 256)) + 64 for c in wish.configurations) * guests(wish)
+    if need + RESERVE > (free := memory_free()):
+        raise HostCannot(f"{len(wish.configurations) * guests(wish)} guests need {need} MiB of memory, {free} MiB are free",
+                         "compare fewer configurations, or set memory=192")
+
+
+def guests(wish: Wish) -> int:
+    """Guests of each configuration."""
+    return 2 if Place.GUEST in wish.places else 1
+
+
+def memory_free() -> int:
+    """MiB that programs may still take."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) // 1024
+    return 1 << 30
+
+
+def tools(say: Say) -> Tools:
+    """What guests and loads need; to be had before this process leaves the machine's network. Raises HostCannot."""
+    return Tools.made(Paths.from_environment(), say)
+
+
+def sit(record: Record, pen: Pen, folder: Path, have: Tools, progress: Progress) -> None:
+    """Measure what is missing of *record*, on a host made in *folder* and in the namespaces of this process.
+
+    Raises KvmnetError, HostCannot; what was measured until then is in the record.
+    """
+    for name in ("state", "run", "etc"):
+        os.environ[f"KVMNET_{name.upper()}_DIR"] = str(folder / name)
+    host = Host()
+    seats = [Seat(n, c) for n, c in enumerate(record.wish.configurations)]
+    ground = Ground(seats, guests(record.wish), have, host.paths, folder)
+    path = ground.document()
+    now = versions(probe(host.paths).name, have.image.version)
+    if record.versions and record.taken and dict(record.versions) != now:
+        changed = ", ".join(f"{k} {record.versions.get(k)} -> {v}" for k, v in now.items() if record.versions.get(k) != v)
+        raise KvmnetError(f"the record was begun with other versions: {changed}", "begin a new run: kvmnet bench run")
+    record.versions = now
+    pen.write({"versions": now})
+    progress("setting up the host", 0, 0)
+    ground.wire()
+    try:
+        host.apply(host.plan(path), reach=("none",))
+    except SpecError as wrong:
+        told = "; ".join(f"{p.path}: {p.message}" + (f" ({p.hint})" if p.hint else "") for p in wrong.problems)
+        raise KvmnetError(f"a configuration that kvmnet refuses: {told}", "leave it out") from wrong
+    progress("starting guests", 0, 0)
+    host.start_guests([s.guest(n) for s in seats for n in range(1, ground.guests + 1)], lambda line: None)
+    ground.populate(lambda: {name: status.pid for name, status in host.running().items()})
+    Bench(record, pen, ground, progress).run()

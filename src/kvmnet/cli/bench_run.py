@@ -1,0 +1,176 @@
+"""kvmnet bench run, resume, report and compare: real guests on a host of their own, and what the records of that say."""
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kvmnet.cli.bench import bench, show
+from kvmnet.cli.output import Bar, json_option, print_json, say, table
+
+if TYPE_CHECKING:
+    from kvmnet.bench.ground import Tools
+    from kvmnet.bench.record import Pen, Record
+
+POINTS = ("", "model=e1000")
+"""Configurations when none are named: what kvmnet does by itself, and the card that every system has a driver for."""
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+@bench.command()
+@click.option("--point", "points", multiple=True, metavar="'NAME=VALUE ...'",
+              help="A configuration to compare, '' for kvmnet's defaults; can be given again. The first is what the others are "
+                   "compared to. Without --point and --vary: kvmnet's defaults, and model=e1000.")
+@click.option("--vary", multiple=True, metavar="NAME=VALUE,...", help="Compare all of these; of several the product.")
+@click.option("--set", "base", multiple=True, metavar="NAME=VALUE", help="The same in all configurations.")
+@click.option("--only", default="quick", show_default=True, metavar="NAME,...",
+              help="Loads: quick, tcp, streams, udp, latency, connections, file, multicast, all, or single ones.")
+@click.option("--between", "places", multiple=True, type=click.Choice(["guest-host", "guest-guest", "guest-outside"]),
+              default=("guest-host",), show_default=True, help="Ends of the loads; can be given again.")
+@click.option("--rounds", type=click.IntRange(1, 200), default=6, show_default=True, help="Turns of each configuration.")
+@click.option("--twin/--no-twin", default=True, show_default=True,
+              help="Measure the first configuration twice, to know the noise.")
+@click.option("--record", type=FILE, metavar="FILE", help="Where to keep what is measured; below the state directory when not given.")
+@click.option("--html", type=FILE, metavar="FILE", help="Also write the report as one page of HTML.")
+@json_option
+def run(points: tuple[str, ...], vary: tuple[str, ...], base: tuple[str, ...], only: str, places: tuple[str, ...], rounds: int,
+        twin: bool, record: Path | None, html: Path | None, as_json: bool) -> int:
+    """Compare configurations of guests' NICs by traffic.
+
+    Real guests run on a host in network namespaces, which kvmnet sets up as it would set up this one: your networks are not
+    touched, and nothing is left, however it ends. Configurations take turns; each is compared to the first, pair by pair.
+
+    \b
+    What can be varied: model, mode (nat, routed, isolated, bridge, macvtap), guard, mtu, queues, vhost,
+    offloads (all, none), packed (on, off), rx_ring, cpus and memory of the guest.
+
+    Ctrl-C stops it; kvmnet bench resume goes on. Exits with 1 when an answer was not whole (a damaged file, connections
+    that failed).
+    """
+    from kvmnet.bench.matrix import matrix
+    from kvmnet.bench.record import Pen, Wish
+    from kvmnet.bench.scenarios import Place, chosen
+    from kvmnet.bench.sitting import check, started, tools
+    if not vary and not points:
+        points = POINTS
+    wish = Wish(tuple(matrix(base, vary, points, twin)), tuple(chosen(only.split(","))), tuple(map(Place, dict.fromkeys(places))),
+                rounds)
+    check(wish)
+    pen = Pen((record or fresh()).absolute())
+    made = started(wish)
+    have = tools(say)
+    pen.begin(made)
+    return sitting(made, pen, have, html, as_json)
+
+
+def fresh() -> Path:
+    """A new record's place."""
+    return folder() / f"{datetime.now():%Y%m%d-%H%M%S}.jsonl"
+
+
+def folder() -> Path:
+    from kvmnet.host.paths import Paths
+    return Paths.from_environment().state / "bench"
+
+
+def newest() -> Path:
+    """The record that was begun last."""
+    from kvmnet.errors import KvmnetError
+    found = sorted(folder().glob("*.jsonl"))
+    if not found:
+        raise KvmnetError(f"there is no record in {folder()}", "kvmnet bench run makes one; or name a FILE")
+    return found[-1]
+
+
+def sitting(record: Record, pen: Pen, have: Tools, html: Path | None, as_json: bool) -> int:
+    """Measure what is missing, in a process that takes its host along when it ends; its exit code."""
+    from kvmnet.host.apart import step_aside
+    from kvmnet.host.paths import Paths
+    html = html.absolute() if html else None
+    from kvmnet.bench.sitting import sit
+    place = Paths.from_environment().run
+    step_aside(place)
+    bar = Bar(as_json)
+    try:
+        sit(record, pen, place, have, bar.show)
+    except KeyboardInterrupt:
+        bar.end()
+        say(f"stopped; kvmnet bench resume {pen.path} goes on")
+        return 130
+    finally:
+        bar.end()
+    say(f"record: {pen.path}")
+    return told(record, html, as_json)
+
+
+@bench.command()
+@click.argument("file", required=False, type=FILE)
+@click.option("--html", type=FILE, metavar="FILE", help="Also write the report as one page of HTML.")
+@json_option
+def resume(file: Path | None, html: Path | None, as_json: bool) -> int:
+    """Go on with a run that was stopped: FILE, or the newest.
+
+    Turns that were measured whole stay; a round that was cut off is measured again, so that what is compared was measured
+    side by side.
+    """
+    from kvmnet.bench.record import Pen, read
+    from kvmnet.bench.sitting import check, tools
+    path = (file or newest()).absolute()
+    record, pen = read(path), Pen(path)
+    if not record.missing():
+        say("nothing is missing")
+        return told(record, html, as_json)
+    check(record.wish)
+    have = tools(say)
+    pen.go_on()
+    return sitting(record, pen, have, html, as_json)
+
+
+@bench.command()
+@click.argument("file", required=False, type=FILE)
+@click.option("--html", type=FILE, metavar="FILE", help="Write the report as one page of HTML.")
+@json_option
+def report(file: Path | None, html: Path | None, as_json: bool) -> int:
+    """Show what a record says: FILE, or the newest."""
+    from kvmnet.bench.record import read
+    return told(read(file or newest()), html, as_json)
+
+
+@bench.command()
+@click.argument("old", type=FILE)
+@click.argument("new", type=FILE)
+@json_option
+def compare(old: Path, new: Path, as_json: bool) -> int:
+    """Compare two records: the same configurations, measured before and after.
+
+    What was measured on different days is not paired, so smaller differences than within one run go unseen, and a machine
+    that was busier on one of the days looks like a difference. Exits with 1 when something became worse.
+    """
+    from kvmnet.bench.compare import compared, unlike
+    from kvmnet.bench.record import read
+    before, after = read(old), read(new)
+    found, notes = compared(before, after), unlike(before, after)
+    if as_json:
+        print_json({"changes": [c.to_json() for c in found], "notes": notes})
+    else:
+        table(f"{old.name} -> {new.name}", ("of", "what", "before", "after", "change"), [c.cells() for c in found])
+        for note in notes:
+            click.echo(f"note: {note}")
+    return int(any(c.good is False for c in found))
+
+
+def told(record: Record, html: Path | None, as_json: bool) -> int:
+    """The report of a record; its exit code."""
+    from kvmnet.bench.results import comparisons
+    from kvmnet.bench.results import report as made
+    if html:
+        from kvmnet.bench.page import page
+        html.write_text(page(record), encoding="utf-8")
+        say(f"report: {html}")
+    found = made(record)
+    if as_json:
+        print_json(found.to_json() | {"comparisons": comparisons(record)})
+        return found.exit_code
+    return show(found, as_json)

@@ -1,0 +1,62 @@
+"""What is compared, and that every document that is made of it is one that kvmnet takes."""
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+
+from kvmnet.bench.matrix import AXES, Configuration, Seat, document, matrix
+from kvmnet.errors import KvmnetError
+from kvmnet.facts.model import Facts
+from kvmnet.spec.checks import require
+from kvmnet.spec.load import loads
+
+
+def test_what_is_varied_is_multiplied() -> None:
+    found = matrix(["mtu=9000"], ["model=virtio,e1000", "guard=full,off"], [], twin=True)
+    assert [c.name for c in found] == [
+        "mtu=9000 model=virtio guard=full", "mtu=9000 model=virtio guard=full (again)", "mtu=9000 model=virtio guard=off",
+        "mtu=9000 model=e1000 guard=full", "mtu=9000 model=e1000 guard=off"]
+    assert found[1].twin and found[1].settings == found[0].settings
+
+
+def test_points_come_first_and_nothing_twice() -> None:
+    found = matrix([], ["model=virtio,e1000"], ["", "model=e1000"], twin=False)
+    assert [c.name for c in found] == ["defaults", "model=e1000", "model=virtio"]
+    assert [c.name for c in matrix([], [], [], twin=False)] == ["defaults"]
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["color=blue"], "nothing called 'color'"), (["model"], "model cannot be ''"), (["model=ne2k"], "model cannot be 'ne2k'"),
+    (["mtu=10"], "mtu cannot be '10'"), (["mtu=9000000"], "mtu cannot"), (["queues=two"], "queues cannot"),
+    (["mtu=" + ",".join(str(n) for n in range(1000, 1020))], "20 configurations are too many"),
+])
+def test_what_cannot_be_varied_is_said(words: list[str], said: str) -> None:
+    with pytest.raises(KvmnetError, match=said):
+        matrix([], words, [], twin=False)
+
+
+POINTS = ("", "model=e1000", "model=rtl8139", "mode=bridge", "mode=macvtap", "mode=routed", "mode=isolated", "guard=off", "guard=mac",
+          "mtu=9000", "queues=2 cpus=2", "vhost=off", "offloads=none", "packed=on", "rx_ring=1024", "memory=512")
+
+
+@pytest.mark.parametrize("guests", [1, 2])
+def test_the_document_of_everything_is_one(guests: int) -> None:
+    seats = [Seat(n, c) for n, c in enumerate(matrix([], [], POINTS, twin=False))]
+    assert {name for s in seats for name in s.configuration.settings} == set(AXES)
+    made = loads(document(seats, guests, "/k", "/i", "console=ttyS0"), "bench.yaml")
+    require(made, Facts())
+    assert len(made.spec.vms) == len(seats) * guests and len(made.spec.networks) == len(seats)
+    nics = {name: vm.nics[0] for name, vm in made.spec.vms.items()}
+    assert nics["c1g1"].model == "e1000" and nics["c7g1"].guard == "off" and nics["c10g1"].queues == 2
+    assert nics["c12g1"].offloads.csum is False and nics["c0g1"].offloads.csum is None and nics["c13g1"].packed
+    assert made.spec.networks["c9"].mtu == 9000 and made.spec.vms["c10g1"].run.cpus == 2  # type: ignore[union-attr]
+
+
+def test_no_two_parts_share_an_address() -> None:
+    modes = ("nat", "bridge")
+    seats = [Seat(n, Configuration({"mode": m})) for n, m in enumerate(modes * 8)]
+    used = [a for s in seats for a in (*(s.address(w) for w in (1, 2)), s.host, s.outside)]
+    assert len(set(used)) == len(used)
+    macs = [s.mac(w) for s, w in product(seats, (1, 2))]
+    assert len(set(macs)) == len(macs)
