@@ -31,6 +31,7 @@ from kvmnet.policy.guard import TABLE, guard_table, nic_guard, zone_of
 from kvmnet.policy.host import host_table
 from kvmnet.policy.keeper import guard_keeper
 from kvmnet.policy.limits import Limiting, limiting
+from kvmnet.policy.shares import Shares
 from kvmnet.spec import overlays, pools, ways
 from kvmnet.spec.models import SHARED, Mode, Network, Nic, Spec, Vm
 from kvmnet.spec.names import carrier_name, overlay_name, standby_name, tap_name
@@ -70,6 +71,15 @@ class Compiled:
         self.add(*groups.members, *groups.sets)
         self.wanted |= {key: groups.bridge(link) for key, link in self.wanted.items() if isinstance(link, Link)}
         self.notes += groups.notes
+
+    def share(self, spec: Spec, facts: Facts) -> None:
+        """Queues that the NICs of a network share, and what marks packets and tells their class."""
+        shares = Shares()
+        for segment in self.segments.values():
+            shares.add(segment, port_of(segment, spec), facts.features)
+        self.add(*shares.resources, *filter(None, [shares.table()]))
+        for device, qos in shares.qos.items():
+            self.add(Link(name=device, vlan_qos=qos))
 
     def take(self, part: Part) -> None:
         self.add(*part.resources)
@@ -112,6 +122,7 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
     elif policy.tunnels:
         out.add(host_table(policy))
     attach_nics(out, spec, nics, facts, keeper.name)
+    out.share(spec, facts)
     out.notes += rates.notes(any(n.tap and n.declared.rate.limited for here in nics.values() for n in here), facts.features)
     return out
 
@@ -247,6 +258,16 @@ def outer_ports(out: Compiled, spec: Spec, facts: Facts) -> set[tuple[str, str]]
                 found |= {(link.name, bridge) for link in facts.state.values()
                           if isinstance(link, Link) and link.master == bridge and link.type in SEGMENTS}
     return found
+
+
+def port_of(segment: Segment, spec: Spec) -> str:
+    """The port of a network's bridge to the outside, where it is the network's own or the uplink itself; '' for none."""
+    network = segment.network
+    if segment.overlay:
+        return segment.overlay.port
+    if network.mode is not Mode.BRIDGE or not network.uplink or network.bridge:
+        return ""
+    return carrier_name(segment.name) if network.vlan and not segment.vlan else ways.device(network.uplink, spec)
 
 
 def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]], facts: Facts,

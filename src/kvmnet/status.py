@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from kvmnet.compile import port_of
 from kvmnet.drivers.dnsmasq.driver import leases
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer
 from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, pf_of, pool_of, vfs_of
 from kvmnet.drivers.tc.driver import TcDriver
-from kvmnet.drivers.tc.resources import Qdisc, qdisc_name
+from kvmnet.drivers.tc.resources import Qdisc, TcClass, class_name, qdisc_name
 from kvmnet.drivers.tc.wire import Counts
 from kvmnet.drivers.wireguard.driver import dump
 from kvmnet.engine.driver import Seen
@@ -22,6 +23,7 @@ from kvmnet.facts.counters import Traffic, traffic
 from kvmnet.facts.lldp import link_neighbours
 from kvmnet.facts.model import LinkNeighbour
 from kvmnet.host.macvtap import held
+from kvmnet.policy import shares
 from kvmnet.policy.guard import REASONS
 from kvmnet.policy.limits import REASONS as LIMITS
 from kvmnet.spec.limits import effective
@@ -38,6 +40,18 @@ from kvmnet.spec.names import detour_name
 
 HOUR = 3600
 OF_LIMITS = frozenset(LIMITS.values())
+
+
+@dataclass(frozen=True, slots=True)
+class RateStatus:
+    """What a rate did since it was set. Of a VF only the rate is known."""
+
+    rate: int
+    """Most, in bits per second."""
+    dropped: int = 0
+    """Packets that found the queue full."""
+    waiting: int = 0
+    """Bytes in the queue now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +107,8 @@ class NetworkStatus:
     state: str
     overlay: str
     """How it stretches to other hosts; '' when it does not."""
-
-
-@dataclass(frozen=True, slots=True)
-class RateStatus:
-    """What a rate did since it was set. Of a VF only the rate is known."""
-
-    rate: int
-    """Most, in bits per second."""
-    dropped: int = 0
-    """Packets that found the queue full."""
-    waiting: int = 0
-    """Bytes in the queue now."""
+    rates: Mapping[str, RateStatus] = field(default_factory=dict)
+    """in, out -> how its guests together are limited in that direction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +204,7 @@ def status(host: Host) -> Status | None:
         unconfirmed=host.unconfirmed(),
         drift=tuple(f"{type(s).__name__.lower()} {s.key}" for s in steps), notes=notes,
         uplinks=uplink_statuses(document.spec, seen, now, link_neighbours(host.paths)),
-        networks=tuple(network_status(host, s, seen, now) for s in segments.values()),
+        networks=tuple(network_status(host, s, seen, now, shared_rates(s, document.spec, seen, queues)) for s in segments.values()),
         nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped, queues)),
         guests={row.name: row.state for row in host.guests()},
         tunnels=tunnel_statuses(document.spec),
@@ -266,14 +270,15 @@ def addresses_on(device: str, seen: Seen) -> tuple[str, ...]:
                  if isinstance(r, Address) and r.dev == device)
 
 
-def network_status(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Traffic]) -> NetworkStatus:
+def network_status(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Traffic],
+                   rates: Mapping[str, RateStatus]) -> NetworkStatus:
     link = seen.state.get(Key("link", segment.floor or segment.way_out))
     server = seen.state.get(Key("dnsmasq", segment.name))
     dhcp = "none" if server is None else "serving" if isinstance(server, DnsmasqServer) and server.running else "down"
     state = "missing" if not isinstance(link, Link) else "up" if link.up else "down"
     return NetworkStatus(segment.name, segment.network.mode.value, segment.network.uplink or "", segment.floor,
                          segment.mtu, () if segment.vlan and segment.network.vlan else addresses_on(segment.bridge, seen), dhcp,
-                         len(live_leases(host, segment)), state, overlay_words(segment))
+                         len(live_leases(host, segment)), state, overlay_words(segment), rates)
 
 
 def overlay_words(segment: Segment) -> str:
@@ -320,6 +325,22 @@ def rates_of(nic: NicOnNetwork, segment: Segment, seen: Seen, queues: Mapping[st
         queue, counts = seen.state.get(Key(Qdisc.kind, qdisc_name(device))), queues.get(device)
         if isinstance(queue, Qdisc) and queue.rate:
             found[direction] = RateStatus(queue.rate * 1000, counts.dropped if counts else 0, counts.backlog if counts else 0)
+    return found
+
+
+def shared_rates(segment: Segment, spec: Spec, seen: Seen, queues: Mapping[str, Counts]) -> dict[str, RateStatus]:
+    """How the guests of a network are limited together."""
+    if not segment.network.has_queues:
+        return {}
+    way = shares.ways(segment, port_of(segment, spec))
+    found = {}
+    for direction, device in (("in", way.inward), ("out", way.out)):
+        queue = seen.state.get(Key(Qdisc.kind, qdisc_name(device)))
+        whole = seen.state.get(Key(TcClass.kind, class_name(device, shares.WHOLE)))
+        rate = whole.ceil if isinstance(whole, TcClass) else queue.rate if isinstance(queue, Qdisc) else None
+        if rate and (segment.network.rate.in_ if direction == "in" else segment.network.rate.out):
+            counts = queues.get(device)
+            found[direction] = RateStatus(rate * 1000, counts.dropped if counts else 0, counts.backlog if counts else 0)
     return found
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from kvmnet.host.clock import wait_until
+from lib.netns import inside
 
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35
 OUTGOING = 4
@@ -26,7 +27,16 @@ class Heard:
 
     began: float
     frames: list[bytes] = field(default_factory=list)
-    last: float = 0.0
+    stamps: list[float] = field(default_factory=list)
+    """When each came, by the kernel's clock."""
+
+    @property
+    def last(self) -> float:
+        return self.stamps[-1] if self.stamps else self.began
+
+    def before(self, moment: float) -> int:
+        """Bytes that came until *moment*."""
+        return sum(len(frame) for frame, stamp in zip(self.frames, self.stamps, strict=True) if stamp <= moment)
 
     @property
     def octets(self) -> int:
@@ -62,7 +72,7 @@ class Ear:
             if source[2] == OUTGOING or self.nonce not in frame:
                 continue
             (stamp,) = (struct.unpack("qq", data) for level, _, data in ancillary if level == socket.SOL_SOCKET)
-            self.heard.last = stamp[0] + stamp[1] / 1e9
+            self.heard.stamps.append(stamp[0] + stamp[1] / 1e9)
             self.heard.frames.append(frame)
 
     def rest(self) -> Heard:
@@ -77,8 +87,10 @@ class Ear:
 
 
 @contextmanager
-def ear(device: str, nonce: bytes) -> Iterator[Ear]:
-    opened = Ear(device, nonce)
+def ear(netns: str, device: str, nonce: bytes) -> Iterator[Ear]:
+    """An ear in a named namespace."""
+    with inside(netns):
+        opened = Ear(device, nonce)
     try:
         yield opened
     finally:

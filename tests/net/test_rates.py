@@ -14,7 +14,7 @@ from kvmnet.errors import ApplyFailed
 from kvmnet.status import status as look
 from lib.flood import Heard, ear, flood
 from lib.frames import UDP, ether, ip4, udp
-from lib.netns import inside, sh
+from lib.netns import sh
 from lib.world import Guest, World, same, snapshot, world
 
 pytestmark = pytest.mark.net
@@ -22,6 +22,8 @@ pytestmark = pytest.mark.net
 RATE, BURST = 4000, 16 * 1024
 """kbit/s and bytes of the limited NICs."""
 OFFERED, SECONDS, FRAME = 4 * RATE, 0.5, 1014
+WHOLE = 0.7
+"""Part of a flood that arrives when nothing holds it up, on a machine that is busy. Four times the rate loses more."""
 FREE = """
 version: 1
 uplinks: {wan: {device: eth0}}
@@ -59,14 +61,9 @@ def frame_of(source: Guest, target: Guest, nonce: bytes, size: int = FRAME) -> b
 def passed(source: Guest, target: Guest, rate: int = OFFERED, seconds: float = SECONDS) -> tuple[int, Heard]:
     """The bytes that *source* sent, and what of it *target* got."""
     nonce = os.urandom(8)
-    with inside(target.netns):
-        opened = ear("eth0", nonce)
-        hears = opened.__enter__()
-    try:
+    with ear(target.netns, "eth0", nonce) as hears:
         sent = flood(partial(os.write, source.outer.fd), frame_of(source, target, nonce), rate, seconds)
         return sent, hears.rest()
-    finally:
-        opened.__exit__(None, None, None)
 
 
 @pytest.mark.parametrize(("source", "target", "vm", "direction"), [
@@ -75,14 +72,14 @@ def test_what_passes_is_what_was_promised(ground: World, source: str, target: st
     one, other = ground.guest(source), ground.guest(target)
     ground.apply(limited(vm, f"{direction}: 4mbit"))
     assert ground.drift() == []
-    _, heard = passed(one, other)
-    assert heard.octets <= heard.allowed(RATE, BURST)
+    sent, heard = passed(one, other)
+    assert heard.octets <= heard.allowed(RATE, BURST) and heard.octets < WHOLE * sent
     assert heard.octets >= 0.75 * RATE * 125 * SECONDS
-    _, back = passed(other, one)
-    assert back.octets > back.allowed(RATE, BURST), "the other direction is not limited"
+    sent, back = passed(other, one)
+    assert back.octets >= WHOLE * sent, "the other direction is not limited"
     ground.apply(FREE)
     sent, control = passed(one, other)
-    assert control.octets >= 0.9 * sent and control.octets > control.allowed(RATE, BURST)
+    assert control.octets >= WHOLE * sent
     assert ground.drift() == []
 
 
@@ -92,18 +89,13 @@ def test_a_change_of_the_rate_loses_nothing(ground: World) -> None:
     steps = ground.plan(limited("a", "out: 60mbit, in: 60mbit")).steps
     assert [(type(s).__name__, str(s.key)) for s in steps] == [("Update", "qdisc kvi-a-0 6b76:"), ("Update", "qdisc kvt-a-0 6b76:")]
     nonce = os.urandom(8)
-    with inside(other.netns):
-        opened = ear("eth0", nonce)
-        hears = opened.__enter__()
-    try:
+    with ear(other.netns, "eth0", nonce) as hears:
         sent = 0
         for rate in (60, 40, 70, 50):
             sent += flood(partial(os.write, one.outer.fd), frame_of(one, other, nonce), 1000, 0.1)
             ground.apply(limited("a", f"out: {rate}mbit, in: {rate}mbit"))
             sent += flood(partial(os.write, one.outer.fd), frame_of(one, other, nonce), 1000, 0.1)
         assert hears.rest().octets == sent
-    finally:
-        opened.__exit__(None, None, None)
 
 
 def test_what_is_taken_away_is_seen_and_put_back(ground: World) -> None:

@@ -10,7 +10,7 @@ from kvmnet.cli.picture import Node, picture
 
 if TYPE_CHECKING:
     from kvmnet.api import Host
-    from kvmnet.status import NetworkStatus, NicStatus, Status, TunnelPeerStatus
+    from kvmnet.status import NetworkStatus, NicStatus, RateStatus, Status, TunnelPeerStatus
 
 SIGNS = {"ok": "up", "up": "up", "idle": "idle", "running": "up", "stopped": "idle"}
 CLIPPED = 40
@@ -25,7 +25,7 @@ def host() -> Host:
 @click.command()
 @click.option("--drops", is_flag=True, help="Only the frames that the guard, groups and limits refused, by guest and reason.")
 @click.option("--rules", is_flag=True, help="Only what the rules of groups and tenants let begin, by rule.")
-@click.option("--rates", is_flag=True, help="Only the rates of NICs, by guest and direction: what was dropped, what waits.")
+@click.option("--rates", is_flag=True, help="Only rates, by network, guest and direction: what was dropped, what waits.")
 @click.option("--all", "everything", is_flag=True, help="Every NIC, however many.")
 @json_option
 def status(drops: bool, rules: bool, rates: bool, everything: bool, as_json: bool) -> int:
@@ -148,13 +148,17 @@ def show_rules(found: Status) -> None:
 
 
 def show_rates(found: Status) -> None:
-    rows = [(f"{n.guest}/{n.nic}", direction, bits(r.rate), bits(n.receives if direction == "in" else n.sends),
-             str(r.dropped or ""), f"{r.waiting} bytes" if r.waiting else "")
-            for n in found.nics for direction, r in n.rates.items()]
+    rows = [(f"network {n.name}", direction, bits(r.rate), "", *waits(r)) for n in found.networks for direction, r in n.rates.items()]
+    rows += [(f"{n.guest}/{n.nic}", direction, bits(r.rate), bits(n.receives if direction == "in" else n.sends), *waits(r))
+             for n in found.nics for direction, r in n.rates.items()]
     if rows:
-        table("rates, seen from the guest", ("nic", "direction", "at most", "now", "dropped", "waiting"), rows)
+        table("rates, seen from the guest", ("of", "direction", "at most", "now", "dropped", "waiting"), rows)
     else:
-        click.echo("no NIC has a rate")
+        click.echo("no NIC and no network has a rate")
+
+
+def waits(rate: RateStatus) -> tuple[str, str]:
+    return str(rate.dropped or ""), f"{rate.waiting} bytes" if rate.waiting else ""
 
 
 @click.command()

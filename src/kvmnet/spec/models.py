@@ -15,7 +15,7 @@ from pydantic import Field
 from kvmnet.spec.limits import Limits
 from kvmnet.spec.part import Part as Part
 from kvmnet.spec.policies import NicGroup, Tenant
-from kvmnet.spec.rates import Rate
+from kvmnet.spec.rates import Mark, NetworkRate, Rate, TrafficClass
 from kvmnet.spec.values import (
     Address,
     Address4,
@@ -470,6 +470,16 @@ class Network(Part):
     """ARP and ND for guests are answered by the bridge, from the document's addresses, while the guests' MACs
     are known; they are not sent on to the guests. Gratuitous ARP does not reach them either."""
 
+    rate: NetworkRate = NetworkRate()
+    """How much its guests may send and receive together."""
+    classes: dict[Name, TrafficClass] = Field(default_factory=dict)
+    """Classes of what its guests send by its way out, by name."""
+
+    @property
+    def has_queues(self) -> bool:
+        """Whether what its guests send waits at its way out, or is told apart there."""
+        return bool(self.rate.in_ or self.rate.out or self.classes)
+
     @property
     def has_address(self) -> bool:
         """Whether the host has an address on it, where that is not so by default (mode bridge)."""
@@ -479,8 +489,8 @@ class Network(Part):
     @property
     def needs_device(self) -> bool:
         """Whether a VLAN must have a device of its own: for an address of the host, and for the neighbour table
-        that answers for its guests (br_do_proxy_suppress_arp() in net/bridge/br_arp_nd_proxy.c)."""
-        return self.neigh_suppress or self.has_address
+        that answers for its guests (br_do_proxy_suppress_arp() in net/bridge/br_arp_nd_proxy.c), and for queues of its own."""
+        return self.neigh_suppress or self.has_address or self.has_queues
 
 
 class Offloads(Part):
@@ -561,6 +571,8 @@ class Nic(Part):
     """mode sriov: number of the VF; a free one, the same for ever, when not given."""
     rate: Rate = Rate()
     """How fast it may be."""
+    mark: Mark = Mark()
+    """What its packets are marked with."""
     trust: bool = False
     """mode sriov: the guest may change its MAC and see frames of others, as its driver asks; needs guard: off."""
     failover: NetworkName | None = None

@@ -33,6 +33,11 @@ def detour_name(vm: str, nic: str) -> str:
     return DETOUR + tap_name(vm, nic).removeprefix(TAP)
 
 
+def pool_name(network: str) -> str:
+    """Device in whose queue frames of a whole network wait; no NIC has a name that begins so."""
+    return DETOUR + "~" + short(network, ROOM - 1)
+
+
 def bridge_name(network: str) -> str:
     """Bridge of one network: ``kvb-lan``."""
     return BRIDGE + short(network)

@@ -6,12 +6,14 @@ payload.
 """
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kvmnet.spec.part import Part
-from kvmnet.spec.values import BitRate, Burst
+from kvmnet.spec.values import BitRate, Burst, Dscp, Dscps
+
+Priority = Annotated[int, Field(ge=0, le=7)]
 
 
 class Rate(Part):
@@ -25,9 +27,54 @@ class Rate(Part):
     """Bytes that may pass at once after a pause, in each direction, e.g. 256k. When not given: what passes in 2 ms,
     at least 128k (16k below 50mbit). Not in mode sriov."""
     min: BitRate | None = None
-    """What it may send at least when others send too. mode sriov: whole Mbit/s, kept by the NIC's hardware."""
+    """What it may send at least when others send too, by the network's way out; needs rate.out of the network. mode
+    sriov: whole Mbit/s, kept by the NIC's hardware."""
+    priority: Priority = 3
+    """Who gets first what is left of the network's rate.out, 0 before 7; those of one priority share it."""
 
     @property
     def limited(self) -> bool:
         """Whether anything is limited."""
         return bool(self.in_ or self.out)
+
+
+class NetworkRate(Part):
+    """How much all guests of a network may send and receive together, seen from them, by its way out: to and from
+    everybody but other guests of the network on this host. Modes nat, routed, vxlan and bridge."""
+
+    in_: Annotated[BitRate | None, Field(alias="in")] = None
+    """Most that they receive together. Not in mode bridge without vlan, where the host is on the same segment."""
+    out: BitRate | None = None
+    """Most that they send together."""
+    share: Literal["fair", "none"] = "fair"
+    """How they share rate.out. fair: equally among the NICs that send; none: first come, first served, but for NICs with
+    a min."""
+
+
+class TrafficClass(Part):
+    """Packets with some DSCPs, of all NICs of a network, in what they send by its way out."""
+
+    dscp: Dscps
+    """DSCPs of its packets, e.g. [10, 12], or names (ef, af11, cs3)."""
+    min: BitRate | None = None
+    """What it gets in any case of rate.out."""
+    max: BitRate | None = None
+    """Most that it gets; rate.out when not given."""
+    priority: Priority = 3
+    """Who gets first what is left of rate.out, 0 before 7."""
+    pcp: Priority | None = None
+    """Priority in the VLAN tag (802.1Q PCP) of its frames. Only in mode bridge with vlan: other frames carry no tag."""
+
+    @property
+    def limited(self) -> bool:
+        return bool(self.min or self.max)
+
+
+class Mark(Part):
+    """What its packets are marked with as they come from the guest, after the guard."""
+
+    dscp: Dscp | None = None
+    """DSCP of the IPv4 and IPv6 packets that it sends, 0 to 63 or a name (ef, af11, cs3); what the guest says when not
+    given."""
+    trust: bool = False
+    """With dscp: packets to which the guest has given a DSCP keep it."""

@@ -366,6 +366,29 @@ def count(value: object) -> int:
     return int(text)
 
 
+DSCPS = {"ef": 46, "va": 44, **{f"cs{n}": 8 * n for n in range(8)},
+         **{f"af{c}{d}": 8 * c + 2 * d for c in range(1, 5) for d in range(1, 4)}}
+"""Name -> its code point (RFC 2474, RFC 2597, RFC 3246, RFC 5865)."""
+
+
+def dscp(value: object) -> int:
+    """A DSCP as a number: 46 or ef."""
+    text = _text(value, "a DSCP").lower()
+    if text in DSCPS:
+        return DSCPS[text]
+    if not (text.isascii() and text.isdigit() and int(text) < 64):
+        raise ValueError(f"{shown(value)} is not a DSCP: a number from 0 to 63, or a name such as ef, af11 or cs3")
+    return int(text)
+
+
+def dscps(value: object) -> tuple[int, ...]:
+    """DSCPs, sorted, each once."""
+    found = tuple(sorted({dscp(item) for item in (value if isinstance(value, (list, tuple)) else (value,))}))
+    if not found:
+        raise ValueError("no DSCP at all; write at least one, e.g. [10]")
+    return found
+
+
 def pci_slot(value: object) -> str:
     """SLOT.FUNCTION in hex with two and one digits; slot 00 is the host bridge."""
     text = _text(value, "a PCI address")
@@ -579,6 +602,7 @@ Burst = Annotated[int, PlainValidator(burst), _NUMBER_OR_TEXT]
 PerSecond = Annotated[int, PlainValidator(per_second), _schema("string", pattern="^([0-9]+[kKmM]?/s|none)$")]
 BytesPerSecond = Annotated[int, PlainValidator(bytes_per_second), _schema("string", pattern="^([0-9]+[kKmMgG]?B?/s|none)$")]
 Count = Annotated[int, PlainValidator(count), _NUMBER_OR_TEXT]
+Dscp = Annotated[int, PlainValidator(dscp), _NUMBER_OR_TEXT]
 PciSlot = Annotated[str, PlainValidator(pci_slot), _NUMBER_OR_TEXT]
 WireguardKey = Annotated[str, PlainValidator(wireguard_key), _schema("string", pattern="^[A-Za-z0-9+/]{43}=$")]
 Endpoint = Annotated[str, PlainValidator(endpoint), _schema("string", pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$")]
@@ -593,6 +617,7 @@ VlanRanges = Annotated[tuple[int, ...], BeforeValidator(vlan_ranges), WithJsonSc
 _ITEMS = WithJsonSchema({"anyOf": [{"type": ["integer", "string", "boolean"]},
                                    {"type": "array", "items": {"type": ["integer", "string"]}}]})
 Prefixes = Annotated[tuple[str, ...], PlainValidator(prefixes), _ITEMS]
+Dscps = Annotated[tuple[int, ...], PlainValidator(dscps), _ITEMS]
 Ports = Annotated[tuple[str, ...], PlainValidator(ports), _ITEMS]
 IcmpTypes = Annotated[tuple[str, ...], PlainValidator(icmp_types), _ITEMS]
 Protocols = Annotated[tuple[int, ...], PlainValidator(protocols), _ITEMS]
@@ -611,6 +636,7 @@ WORDS: dict[Callable[[object], Any], str] = {
     bit_rate: "rate (500kbit, 100mbit, 2gbit)", burst: "bytes (64k, 1m)", per_second: "rate (20000/s, 20k/s) or `none`",
     bytes_per_second: "rate (100MB/s) or `none`", count: "number or `none`", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
     wireguard_key: "public key", endpoint: "ADDRESS:PORT", secret_file: "path of a file", prefixes: "list of prefixes",
+    dscp: "DSCP (10, ef)", dscps: "list of DSCPs",
     ports: "list of ports and ranges, or `any`", icmp_types: "`true` or list of types", protocols: "list of protocols",
     mirrored: "GUEST, GUEST/NIC, `network:`, `group:`, `uplink:` NAME or `vlan:`NUMBER`@`UPLINK",
     peer: "`any`, prefix, `group:`, `set:` or `tenant:` NAME", peers: "list of `any`, prefixes, `group:`, `set:`, `tenant:` NAME",

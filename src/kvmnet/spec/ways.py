@@ -117,7 +117,8 @@ def why_alone(network: Network, spec: Spec, features: Mapping[str, str]) -> str:
     if reason := features.get(FILTERING):
         return reason
     if network.needs_device:
-        return "the host has an address on it" if network.has_address else "the bridge answers for its guests"
+        return ("the host has an address on it" if network.has_address else "it has queues of its own" if network.has_queues
+                else "the bridge answers for its guests")
     return f"the bridge of the uplink {network.uplink} answers for its guests"
 
 

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvmnet.drivers.linux.resources import Link
+from kvmnet.drivers.linux.words import lines_of as link_lines
 from kvmnet.drivers.tc.resources import (
     MAJOR,
     STEP,
@@ -22,8 +24,9 @@ from kvmnet.drivers.tc.resources import (
 from kvmnet.drivers.tc.wire import parse_classes, parse_counts, parse_filters, parse_qdiscs
 from kvmnet.drivers.tc.words import lines_of
 from kvmnet.engine.plan import Create, Delete, Update
+from kvmnet.policy import shares
 from kvmnet.policy.rates import bucket, usual_burst
-from kvmnet.spec.values import bit_rate, burst
+from kvmnet.spec.values import bit_rate, burst, dscps
 
 TBF = Qdisc(name="kvt-a-0 6b76:", dev="kvt-a-0", parent="root", below="", of="", discipline="tbf", rate=123456, burst=262144, limit=1000001)
 CODEL = Qdisc(name="kvt-a-0 6b77:", dev="kvt-a-0", parent="6b76:1", below="kvt-a-0 6b76:", of="", discipline="fq_codel", packets=1024,
@@ -77,7 +80,7 @@ def test_what_is_read_back_is_what_was_told() -> None:
     assert found == {q.name: q for q in (TBF, CODEL, HTB, leaf_queue, Qdisc(name="eth9 1:", dev="eth9", parent="root", discipline="htb"))}
     assert [is_ours(name.split()[1]) for name in found] == [True, True, True, True, False]
     root, leaf = parse_classes("eth0", CLASSES)
-    assert leaf == LEAF and (root.parent, root.rate, root.ceil) == ("", 10_000_000, 10_000_000)
+    assert leaf == LEAF and (root.parent, root.rate, root.ceil, root.priority) == ("", 10_000_000, 10_000_000, None)
 
 
 def test_a_detour_that_leads_elsewhere_is_none() -> None:
@@ -134,3 +137,35 @@ def test_a_bucket_is_complete_and_its_burst_grows_with_the_rate() -> None:
     bursts = [usual_burst(rate) for rate in (64, 50_000, 1_000_000, 10_000_000, 100_000_000)]
     assert bursts == sorted(bursts) and bursts[0] == 16384 and bursts[1] == 131072 and all(b % STEP == 0 for b in bursts)
     assert in_steps(1) == STEP
+
+
+def test_classes_of_a_network_keep_their_numbers() -> None:
+    """A NIC more changes nothing for those that are there, unless it meets one of them."""
+    few, more = (shares.numbers((f"kvt-{i}-0" for i in range(n)), shares.FIRST_LEAF, 0xFFFF) for n in (100, 101))
+    assert len(set(more.values())) == 101 and min(more.values()) >= shares.FIRST_LEAF and max(more.values()) <= 0xFFFF
+    assert sum(more[name] != number for name, number in few.items()) <= 1
+    tight = shares.numbers((f"n{i}" for i in range(8)), 5, 12)
+    assert sorted(tight.values()) == list(range(5, 13))
+
+
+def test_priorities_in_a_vlan_tag_are_told_one_by_one() -> None:
+    before = Link(name="kvu-v", type="vlan", vlan_qos=("7:3", "8:4"))
+    (line,) = link_lines(Update(before, Link(name="kvu-v", vlan_qos=("7:5", "9:1"))))
+    assert str(line) == "link set dev kvu-v type vlan egress-qos-map 7:5 8:0 9:1"
+    (line,) = link_lines(Update(before, Link(name="kvu-v", vlan_qos=())))
+    assert str(line) == "link set dev kvu-v type vlan egress-qos-map 7:0 8:0"
+
+
+def test_marks_are_maps_of_nics_and_a_chain_for_each_mark() -> None:
+    marks = shares.Shares(marks={"kvt-b": "none_10", "kvt-a": "all_0"}, queues={"kvt-a": 0x6B760010}, members={"kvt-a": "lan"},
+                          classes={"lan": ("ip dscp { 10 } meta priority set 0x6b760011",)}).table()
+    assert marks is not None and shares.Shares().table() is None
+    text = marks.text or ""
+    assert 'elements = { "kvt-a" : jump all_0, "kvt-b" : jump none_10 }' in text and '"kvt-a" : 6b76:10' in text
+    assert "chain none_10 {\nip dscp 0 ip dscp set 10\nip6 dscp 0 ip6 dscp set 10\n}" in text
+    assert "chain all_0 {\nip dscp set 0\nip6 dscp set 0\n}" in text and '"kvt-a" : jump c_lan' in text
+
+
+@pytest.mark.parametrize(("value", "codes"), [("ef", (46,)), ([10, "AF11", "cs3"], (10, 24)), (0, (0,))])
+def test_dscps(value: object, codes: tuple[int, ...]) -> None:
+    assert dscps(value) == codes

@@ -69,6 +69,8 @@ BOND: dict[str, Attr] = {
 VLAN: dict[str, Attr] = {
     "vlan_protocol": number("protocol"),
     "vlan_id": number("id"),
+    "vlan_qos": Attr(lambda d: tuple(sorted(f"{m['from']}:{m['to']}" for m in d.get("egress_qos", ()))),
+                     lambda v: ("egress-qos-map", *v) if v else (), ()),
 }
 
 VXLAN: dict[str, Attr] = {

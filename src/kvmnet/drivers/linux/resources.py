@@ -30,6 +30,7 @@ class Link(Resource):
     vxlan_df: str | None = option(doc="vxlan: may routers fragment its packets: set, unset, inherit", recreate=True)
     vlan_id: int | None = option(doc="vlan: its id", recreate=True)
     vlan_protocol: str | None = option(doc="vlan: 802.1Q or 802.1ad", recreate=True)
+    vlan_qos: tuple[str, ...] | None = option(doc="vlan: priority of a packet:priority in its tag (PCP), sorted")
     passthru: bool | None = option(doc="macvlan, macvtap: it has its parent for itself", recreate=True)
     bond_mode: str | None = option(doc="bond: 802.3ad, active-backup, ...", recreate=True)
     bond_lacp_rate: str | None = option(doc="bond: slow or fast; the kernel changes it only while the bond is down",

@@ -66,7 +66,8 @@ from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun
 from kvmnet.policy.keeper import HELD
 
-OURS = "kvmnet"
+OURS = frozenset({"kvmnet", "kvmnet-marks"})
+"""Names of our tables, in whatever family."""
 OF_NICS = frozenset({NicGuard.kind, GuardHook.kind})
 TEXTS_KEPT = 20
 
@@ -170,7 +171,7 @@ class NftablesDriver:
                 standing.hooks = {h.name: h for h in hooks}
             table = NftTable(name=name, text=self.observed_text(name, body))
             seen.state[table.key] = table
-            if name.split()[1] == OURS:
+            if name.split()[1] in OURS:
                 seen.ours.add(table.key)
                 standing.tables[name] = table
         found = [self.listing_after(look)] if GUARD in listings else []
@@ -198,7 +199,7 @@ class NftablesDriver:
 
     def observed_text(self, name: str, body: str) -> str:
         """The text of one listed table."""
-        if name.split()[1] != OURS:
+        if name.split()[1] not in OURS:
             return body
         if name not in GUARDS and ("\tset " in body or "\tmap " in body):
             body = read_tables(run(["nft", "-s", "list", "table", *name.split()])).get(name, body)

@@ -35,10 +35,10 @@ class Qdisc(Resource):
                                recreate=True)
     of: str | None = option(doc="class that it is the queue of, where classes are things of their own", ref="tc-class",
                             on_delete="cascade", recreate=True)
-    discipline: str | None = option(doc="tbf: one rate; htb: classes; fq_codel: fair among flows, short", recreate=True)
+    discipline: str | None = option(doc="tbf: one rate; htb: classes; fq_codel: fair among flows, short; bfifo: one line", recreate=True)
     rate: int | None = option(doc="tbf: most, kbit/s, in bytes of frames without their checksum", guest="live")
     burst: int | None = option(doc="tbf: bytes that may pass at once", guest="live")
-    limit: int | None = option(doc="tbf: bytes that may wait", guest="live")
+    limit: int | None = option(doc="tbf, bfifo: bytes that may wait", guest="live")
     default: int | None = option(doc="htb: class of frames that are in no other; 0: they do not wait", recreate=True)
     packets: int | None = option(doc="fq_codel: packets that may wait", guest="live")
     flows: int | None = option(doc="fq_codel: queues that flows are hashed to", recreate=True)
@@ -56,7 +56,7 @@ class TcClass(Resource):
     burst: int | None = option(doc="bytes that may pass at once of what it gets in any case", guest="live")
     cburst: int | None = option(doc="bytes that may pass at once of the most", guest="live")
     priority: int | None = option(doc="who borrows first; the smallest does", guest="live")
-    quantum: int | None = option(doc="bytes that it borrows in its turn: equal ones share equally", guest="live")
+    quantum: int | None = option(doc="bytes that it borrows in its turn: equal ones share equally; shown of leaves alone", once=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,8 @@ def own_qdisc(item: Json, of: str) -> Qdisc:
         found |= {"rate": rate, "burst": burst_of(rate, ticks), "limit": options.get("limit", 0)}
     elif kind == "htb":
         found["default"] = int(str(options.get("default", "0")), 16)
+    elif kind == "bfifo":
+        found["limit"] = options.get("limit")
     elif kind == "fq_codel":
         found |= {"packets": options.get("limit"), "flows": options.get("flows")}
     return Qdisc(name=f"{dev} {item['handle']}", **found)
@@ -76,8 +78,8 @@ def parse_classes(dev: str, text: str) -> Iterator[TcClass]:
         yield TcClass(name=f"{dev} {found['id']}", qdisc=f"{dev} {found['id'].partition(':')[0]}:",
                       parent=f"{dev} {parent}" if parent and not parent.endswith(":") else "",
                       rate=int(rate), ceil=int(ceil), burst=burst_of(int(rate), int(found["buffer"], 16)),
-                      cburst=burst_of(int(ceil), int(found["cbuffer"], 16)), priority=int(found["prio"] or 0),
-                      quantum=int(found["quantum"] or 0))
+                      cburst=burst_of(int(ceil), int(found["cbuffer"], 16)), priority=int(found["prio"]) if found["prio"] else None,
+                      quantum=int(found["quantum"]) if found["quantum"] else None)
 
 
 def parse_filters(dev: str, items: Iterable[Json]) -> Iterator[Detour]:

@@ -51,6 +51,8 @@ def settings(qdisc: Qdisc) -> tuple[str, ...]:
     match qdisc.discipline:
         case "tbf":
             return ("tbf", "rate", f"{qdisc.rate}kbit", "burst", f"{qdisc.burst}b", "limit", f"{qdisc.limit}b")
+        case "bfifo":
+            return ("bfifo", "limit", f"{qdisc.limit}b")
         case "htb":
             return ("htb", "default", f"{qdisc.default or 0:#x}")
         case "fq_codel":
@@ -63,4 +65,5 @@ def class_line(verb: str, made: TcClass) -> Line:
     parent = made.parent.split(" ")[1] if made.parent else classid.partition(":")[0] + ":"
     return Line(("class", verb, "dev", dev, "parent", parent, "classid", classid, "htb",
                  "rate", f"{made.rate}kbit", "ceil", f"{made.ceil}kbit", "burst", f"{made.burst}b", "cburst", f"{made.cburst}b",
-                 "prio", str(made.priority), "quantum", str(made.quantum)), made.key)
+                 *(("prio", str(made.priority)) if made.priority is not None else ()),
+                 *(("quantum", str(made.quantum)) if made.quantum else ())), made.key)

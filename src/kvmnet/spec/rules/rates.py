@@ -3,14 +3,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from kvmnet.drivers.tc.resources import Qdisc, is_ours
 from kvmnet.errors import Problem
-from kvmnet.spec.models import Mode
+from kvmnet.spec.models import Mode, Network
 from kvmnet.spec.rates import Rate
 from kvmnet.spec.rules.subject import Subject, wrong
 
-SHAPER, DETOUR = ("tc-tbf",), ("tc-tbf", "ifb", "tc-redirect")
+SHAPER, DETOUR, TREE = ("tc-tbf",), ("tc-tbf", "ifb", "tc-redirect"), ("tc-htb",)
 """Features of the host for frames that a device sends, and for those that come in by it."""
-OF_HOST = {"in_": "the frames of a VF never pass the host, and the NIC limits only what a VF sends",
+OF_HOST = {"priority": "the NIC's hardware knows no priorities among VFs", "in_": "the frames of a VF never pass the host, and the NIC limits only what a VF sends",
            "burst": "the NIC's hardware has a burst of its own"}
 
 
@@ -23,18 +24,106 @@ def nics(subject: Subject) -> Iterator[Problem]:
             continue
         if network.mode is Mode.SRIOV:
             yield from _vf(path, rate)
-        elif rate.min:
-            yield wrong(f"{path}.min", "a guaranteed minimum is kept by the hardware of a VF's NIC, and network "
-                        f"{item.nic.network} is of mode {network.mode}", "remove min, or limit the others by rate.out")
+        else:
+            yield from _shared(path, item.nic.network, network, rate)
         if rate.min and rate.out and rate.min > rate.out:
             yield wrong(f"{path}.min", f"{words(rate.min)} at least and {words(rate.out)} at most", "write a smaller min")
         if rate.burst and not rate.limited and network.mode is not Mode.SRIOV:
             yield wrong(f"{path}.burst", "a burst is of a rate, and there is none", "write in: or out: beside it")
 
 
+def _shared(path: str, name: str, network: Network, rate: Rate) -> Iterator[Problem]:
+    """What a NIC gets of its network's rate."""
+    for option, usual in (("min", None), ("priority", Rate().priority)):
+        if getattr(rate, option) != usual and not network.rate.out:
+            yield wrong(f"{path}.{option}", f"{option} is of what guests of {name} share, and nobody has said how much that is",
+                        f"write networks.{name}.rate.out, or remove {option}")
+
+
+def marks(subject: Subject) -> Iterator[Problem]:
+    """NICs whose packets nobody here can mark, or not all of them."""
+    for item in subject.nics:
+        network = subject.spec.networks.get(item.nic.network)
+        mark, path = item.nic.mark, f"{item.path}.mark"
+        if network is None or item.primary:
+            continue
+        if mark.dscp is None:
+            if mark.trust:
+                yield wrong(f"{path}.trust", "packets are left as they are, since there is no dscp", "write dscp beside it, or remove mark")
+            continue
+        if reason := UNMARKED.get(network.mode):
+            yield wrong(path, f"{reason}; the packets of this NIC cannot be marked", "remove mark, or use a network in mode bridge")
+        elif item.nic.trunk or item.nic.guard == "off":
+            why = "it has a trunk" if item.nic.trunk else "guard: off lets it send them"
+            yield wrong(path, f"frames with a VLAN tag are not marked, and {why}", "remove mark, or " + (
+                "trunk" if item.nic.trunk else "write guard: mac"))
+
+
+UNMARKED = {Mode.SRIOV: "the frames of a VF never pass the host", Mode.MACVTAP: "the frames of a macvtap pass no bridge"}
+NO_WAY_OUT = {
+    Mode.ISOLATED: "guests of an isolated network have no way out that they could share",
+    Mode.MACVTAP: "macvtaps leave by their parent one by one, and share no queue of the network's",
+    Mode.SRIOV: "the frames of VFs never pass the host",
+}
+"""Modes in which nothing can be shared out -> why."""
+
+
+def networks(subject: Subject) -> Iterator[Problem]:
+    """What guests share: where it can be shared out, and that it is enough."""
+    for name, network in subject.spec.networks.items():
+        path = f"networks.{name}"
+        if not network.has_queues:
+            continue
+        option = "rate" if network.rate.in_ or network.rate.out else "classes"
+        if reason := NO_WAY_OUT.get(network.mode):
+            yield wrong(f"{path}.{option}", reason, "remove it; rate: of each NIC limits guests one by one" if option == "rate" else "remove it")
+            continue
+        if network.bridge:
+            yield wrong(f"{path}.{option}", "an existing bridge is used as it is: its ports to the outside are not touched",
+                        "write uplink: instead of bridge:, or rate: at each NIC")
+            continue
+        if network.rate.in_ and network.mode is Mode.BRIDGE and not network.vlan:
+            yield wrong(f"{path}.rate.in", "the host is on the same segment, and what comes in for it would be limited too",
+                        "write rate: {in: ...} at each NIC, or give the network a vlan")
+        yield from _classes(path, network)
+        yield from _enough(subject, path, name, network)
+
+
+def _classes(path: str, network: Network) -> Iterator[Problem]:
+    seen: dict[int, str] = {}
+    for name, group in network.classes.items():
+        here = f"{path}.classes.{name}"
+        for code in group.dscp:
+            first = seen.setdefault(code, name)
+            if first != name:
+                yield wrong(f"{here}.dscp", f"packets with DSCP {code} are in class {first} already", "write it in one of them")
+        if group.pcp is not None and not (network.mode is Mode.BRIDGE and network.vlan):
+            yield wrong(f"{here}.pcp", "frames of this network leave without a VLAN tag, and the priority is in the tag",
+                        "remove pcp, or give the network a vlan in mode bridge")
+        for option in ("min", "max"):
+            value = getattr(group, option)
+            if value and not network.rate.out:
+                yield wrong(f"{here}.{option}", "a class gets its part of what the network may send, and that is not said",
+                            f"write {path}.rate.out")
+        if group.min and group.max and group.min > group.max:
+            yield wrong(f"{here}.min", f"{words(group.min)} at least and {words(group.max)} at most", "write a smaller min")
+        if group.max and network.rate.out and group.max > network.rate.out:
+            yield wrong(f"{here}.max", f"the whole network gets {words(network.rate.out)}", "write a smaller max, or remove it")
+
+
+def _enough(subject: Subject, path: str, name: str, network: Network) -> Iterator[Problem]:
+    if not network.rate.out:
+        return
+    promised = sum(g.min or 0 for g in network.classes.values())
+    promised += sum(item.nic.rate.min or 0 for item in subject.members[name] if not item.primary)
+    if promised > network.rate.out:
+        yield wrong(f"{path}.rate.out", f"NICs and classes of the network are promised {words(promised)} together, and it gets "
+                    f"{words(network.rate.out)}", "promise less (min), or write a larger rate.out")
+
+
 def _vf(path: str, rate: Rate) -> Iterator[Problem]:
     for option, why in OF_HOST.items():
-        if getattr(rate, option):
+        if getattr(rate, option) != getattr(Rate(), option):
             shown = option.rstrip("_")
             yield wrong(f"{path}.{shown}", why, f"remove {shown}, or use a network in mode bridge")
     for option in ("out", "min"):
@@ -64,7 +153,23 @@ def features(subject: Subject) -> Iterator[Problem]:
             if getattr(item.nic.rate, "in_" if option == "in" else option) and reasons:
                 yield wrong(f"{item.path}.rate.{option}", f"this host cannot limit it: {'; '.join(reasons)}",
                             "install the distribution's full kernel")
+    for name, network in subject.spec.networks.items():
+        needs = (*(TREE if network.rate.out else ()), *(DETOUR if network.rate.in_ or network.rate.out else ()))
+        if reasons := list(dict.fromkeys(reason for need in needs if (reason := known.get(need, "")))):
+            yield wrong(f"networks.{name}.rate", f"this host cannot limit it: {'; '.join(reasons)}", "install the distribution's full kernel")
+        yield from _foreign(subject, name, network)
 
 
-RULES = (nics,)
+def _foreign(subject: Subject, name: str, network: Network) -> Iterator[Problem]:
+    """A queue of somebody else's where the network's own has to be."""
+    if not (network.rate.out and network.mode is Mode.BRIDGE and network.uplink in subject.spec.uplinks and not network.vlan):
+        return
+    device = subject.device(network)
+    for item in subject.facts.state.values():
+        if isinstance(item, Qdisc) and item.dev == device and item.parent == "root" and not is_ours(item.name.partition(" ")[2]):
+            yield wrong(f"networks.{name}.rate.out", f"{device} has a queue that somebody else has set: {item.discipline} "
+                        f"{item.name.partition(' ')[2]}", f"take it away (tc qdisc del dev {device} root), or remove rate.out")
+
+
+RULES = (nics, marks, networks)
 HOST_RULES = (features,)

@@ -1,0 +1,210 @@
+"""What the guests of a network share: a tree of classes at its way out. Pure.
+
+What they send waits in an htb: a class for the network, which has its rate, and in it a class for each NIC and each
+declared class of traffic. A class gets its minimum in any case and borrows what is left; those of one priority borrow in
+turns, an equal amount each, so that NICs share equally however many flows they have. A frame knows its class before it
+gets there: bridge prerouting writes it into the packet's priority, one look in a map whatever the number of NICs, and htb
+takes from there which class it is (htb_classify() in net/sched/sch_htb.c).
+
+Where the queue is, by mode:
+
+* nat, routed: what goes to the host comes in by the bridge device; it makes a detour there, before it is routed (the
+  kernel gives a packet that it routes a priority of its own, ip_forward() in net/ipv4/ip_forward.c). What comes back is
+  sent by the bridge device.
+* vxlan, and bridge on a VLAN: the port to the outside is ours, what goes out is sent by it, what comes in makes a detour.
+* bridge without a VLAN: the port is the uplink. The host's own frames are in no class and do not wait.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from zlib import crc32
+
+from kvmnet.drivers.linux.resources import Link
+from kvmnet.drivers.nftables.resources import NftTable
+from kvmnet.drivers.tc.resources import LAST, MAJOR, Detour, Qdisc, TcClass, class_name, qdisc_name
+from kvmnet.engine.resource import Resource
+from kvmnet.modes.segment import Segment
+from kvmnet.policy.rates import FAIR, FLOWS, PACKETS, bucket, queue, usual_burst
+from kvmnet.spec.models import Mode
+from kvmnet.spec.names import pool_name
+from kvmnet.spec.rates import Mark, Rate
+
+TABLE = "bridge kvmnet-marks"
+PRIORITY = -330
+"""After the guard, and after groups know the sender."""
+WHOLE, REST = 1, 2
+"""Minor numbers of the class of the network, and of what is in no other."""
+FIRST_LEAF = 0x10
+LITTLE = 64
+"""kbit/s of a class that is promised nothing: htb takes no zero."""
+TURN = 16384
+"""Bytes that a class borrows in its turn."""
+
+
+@dataclass(slots=True)
+class Shares:
+    """What all networks add to the host."""
+
+    resources: list[Resource] = field(default_factory=list)
+    qos: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """VLAN device -> its map from the priority of a packet to that in the tag."""
+    queues: dict[str, int] = field(default_factory=dict)
+    """Tap -> class of its frames, as the kernel's number."""
+    marks: dict[str, str] = field(default_factory=dict)
+    """Tap -> chain that marks its packets."""
+    classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Network -> rules that tell classes of traffic apart."""
+    members: dict[str, str] = field(default_factory=dict)
+    """Tap -> its network, where that has classes."""
+
+    def add(self, segment: Segment, port: str, features: Mapping[str, str]) -> None:
+        """One network. ``port``: its port to the outside, '' where there is none."""
+        self.marks |= {nic.tap: chain for nic in segment.nics if nic.tap and (chain := mark_of(nic.declared.mark))}
+        if not segment.network.has_queues:
+            return
+        ids = minors(segment)
+        way = ways(segment, port)
+        if segment.network.rate.out:
+            self.resources += tree(segment, way, ids, fair=features.get(FAIR) == "")
+            self.queues |= {nic.tap: MAJOR << 16 | ids.get(nic.tap, REST) for nic in segment.nics if nic.tap}
+        if segment.network.rate.in_:
+            self.resources += inward(segment, way, fair=features.get(FAIR) == "")
+        if segment.network.classes:
+            self.classes[segment.name] = tuple(class_rules(segment, ids))
+            self.members |= {nic.tap: segment.name for nic in segment.nics if nic.tap}
+            tagged = tuple(f"{MAJOR << 16 | ids[name]}:{group.pcp}" for name, group in segment.network.classes.items() if group.pcp)
+            if tagged:
+                self.qos[port] = tuple(sorted(tagged))
+
+    def table(self) -> NftTable | None:
+        """The chains that mark packets and tell their classes; None when nobody needs them."""
+        if not (self.marks or self.queues or self.members):
+            return None
+        return NftTable(name=TABLE, text="\n".join((
+            named_map("marked", "verdict", ((tap, f"jump {chain}") for tap, chain in self.marks.items())),
+            named_map("queues", "meta priority", ((tap, f"{number >> 16:04x}:{number & 0xFFFF:x}") for tap, number in self.queues.items())),
+            named_map("classed", "verdict", ((tap, f"jump c_{network}") for tap, network in self.members.items())),
+            *(mark_chain(name) for name in sorted(set(self.marks.values()))),
+            *("\n".join((f"chain c_{network} {{", *rules, "}")) for network, rules in sorted(self.classes.items())),
+            "chain frames {", f"type filter hook prerouting priority {PRIORITY}; policy accept;", "iifname vmap @marked",
+            "meta priority set iifname map @queues", "iifname vmap @classed", "}", "")))
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Where the frames of a network wait."""
+
+    out: str
+    """Device whose root queue is that of what guests send."""
+    out_from: str
+    """Device whose incoming frames make a detour to it; '' when it sends them itself."""
+    inward: str
+    """Device whose root queue is that of what guests receive."""
+    in_from: str
+
+
+def ways(segment: Segment, port: str) -> Ways:
+    aside = pool_name(segment.name)
+    if segment.network.mode in (Mode.NAT, Mode.ROUTED):
+        return Ways(aside, segment.bridge, segment.bridge, "")
+    return Ways(port, "", aside, port)
+
+
+def on_uplink(segment: Segment) -> bool:
+    """Whether the queue is that of the uplink itself, where the host and others send too."""
+    return segment.network.mode is Mode.BRIDGE and not segment.network.vlan
+
+
+def tree(segment: Segment, way: Ways, ids: Mapping[str, int], *, fair: bool) -> Iterator[Resource]:
+    """The htb of what a network sends."""
+    rate, dev = segment.network.rate.out or 0, way.out
+    if way.out_from:
+        yield aside(segment, dev)
+    root = qdisc_name(dev)
+    yield Qdisc(name=root, dev=dev, parent="root", below="", of="", discipline="htb",
+                default=0 if on_uplink(segment) else REST)
+    whole = class_name(dev, WHOLE)
+    yield TcClass(name=whole, qdisc=root, parent="", rate=rate, ceil=rate, burst=usual_burst(rate), cburst=usual_burst(rate),
+                  quantum=TURN)
+    leaves = {REST: (LITTLE, rate, Rate().priority)}
+    for nic in segment.nics:
+        if nic.tap in ids:
+            own: Rate = nic.declared.rate
+            leaves[ids[nic.tap]] = (own.min or LITTLE, rate, own.priority)
+    for name, group in segment.network.classes.items():
+        leaves[ids[name]] = (group.min or LITTLE, group.max or rate, group.priority)
+    majors = numbers((f"{minor:x}" for minor in leaves), MAJOR + 2, LAST)
+    for minor, (least, most, priority) in sorted(leaves.items()):
+        name = class_name(dev, minor)
+        yield TcClass(name=name, qdisc=root, parent=whole, rate=least, ceil=most, burst=usual_burst(least), cburst=usual_burst(most),
+                      priority=priority, quantum=TURN)
+        # Without a queue of its own a class would have one of so many packets as the device has, a second or more.
+        waiting = Qdisc(name=qdisc_name(dev, majors[f"{minor:x}"]), dev=dev, parent=name.split(" ")[1], below=root, of=name,
+                        discipline="bfifo", limit=queue(most))
+        yield replace(waiting, discipline="fq_codel", limit=None, packets=PACKETS, flows=FLOWS) if fair else waiting
+    if way.out_from:
+        yield Detour(name=way.out_from, dev=way.out_from, to=dev)
+
+
+def inward(segment: Segment, way: Ways, *, fair: bool) -> Iterator[Resource]:
+    """The queue of what a network receives."""
+    if way.in_from:
+        yield aside(segment, way.inward)
+    yield from bucket(way.inward, segment.network.rate.in_ or 0, None, fair=fair)
+    if way.in_from:
+        yield Detour(name=way.in_from, dev=way.in_from, to=way.inward)
+
+
+def aside(segment: Segment, name: str) -> Link:
+    return Link(name=name, type="ifb", mtu=segment.mtu, up=True, master="", alias=f"kvmnet rate of network {segment.name}",
+                addrgenmode="none")
+
+
+def minors(segment: Segment) -> dict[str, int]:
+    """Tap of a NIC with a class of its own, or name of a class of traffic -> minor number, the same for the same name
+    unless two meet. No NIC has a name like a tap's."""
+    network = segment.network
+    own = [nic.tap for nic in segment.nics if nic.tap and network.rate.out
+           and (network.rate.share == "fair" or nic.declared.rate.min)]
+    return numbers((*own, *network.classes), FIRST_LEAF, 0xFFFF)
+
+
+def numbers(names: Iterable[str], first: int, last: int) -> dict[str, int]:
+    found: dict[str, int] = {}
+    taken: set[int] = set()
+    span = last - first + 1
+    for name in sorted(names):
+        at = crc32(name.encode()) % span
+        while at in taken:
+            at = (at + 1) % span
+        taken.add(at)
+        found[name] = first + at
+    return found
+
+
+def class_rules(segment: Segment, ids: Mapping[str, int]) -> Iterator[str]:
+    for name, group in segment.network.classes.items():
+        codes = ", ".join(map(str, group.dscp))
+        for family in ("ip", "ip6"):
+            yield f"{family} dscp {{ {codes} }} meta priority set {MAJOR << 16 | ids[name]:#x}"
+
+
+def mark_of(mark: Mark) -> str:
+    """Name of the chain that marks a NIC's packets; '' for none."""
+    if mark.dscp is None:
+        return ""
+    return f"{'none' if mark.trust else 'all'}_{mark.dscp}"
+
+
+def mark_chain(name: str) -> str:
+    which, _, code = name.partition("_")
+    only = {"all": "", "none": "{family} dscp 0 "}[which]
+    return "\n".join((f"chain {name} {{", *(f"{only.format(family=f)}{f} dscp set {code}" for f in ("ip", "ip6")), "}"))
+
+
+def named_map(name: str, kind: str, elements: Iterable[tuple[str, str]]) -> str:
+    listed = sorted(f'"{tap}" : {value}' for tap, value in elements)
+    return "\n".join((f"map {name} {{", f"typeof iifname : {kind}", *([f"elements = {{ {', '.join(listed)} }}"] if listed else []), "}"))
+
+

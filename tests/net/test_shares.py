@@ -1,0 +1,235 @@
+"""What guests of a network share, and how their packets are marked, on a real kernel.
+
+Every share has its control: the same floods with nothing shared out, or with the other way of sharing.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+
+import pytest
+
+from kvmnet.errors import HostCannot
+from kvmnet.host.clock import wait_until
+from kvmnet.host.packets import device_mac
+from kvmnet.status import status as look
+from lib.flood import Heard, ear, flood
+from lib.frames import UDP, ether, ip4, ip6, udp
+from lib.netns import sh
+from lib.world import OUTSIDE, OUTSIDE6, Guest, World, same, snapshot, world
+
+pytestmark = pytest.mark.net
+
+RATE, BURST = 4000, 16 * 1024
+"""kbit/s and bytes of the network."""
+SECONDS, FRAME = 0.6, 1014
+WHOLE = 0.7
+"""Part of a flood that arrives when nothing holds it up, on a machine that is busy. Four times the rate, and twice for each of two,
+lose more."""
+ROUTED = """
+version: 1
+uplinks: {wan: {device: eth0}}
+networks:
+  lan: {mode: routed, uplink: wan, subnet: 198.51.100.0/28, subnet6: "2001:db8:100::/64"%s}
+vms:
+  a: {nics: [{network: lan%s}]}
+  b: {nics: [{network: lan%s}]}
+"""
+BRIDGED = ROUTED.replace('mode: routed, uplink: wan, subnet: 198.51.100.0/28, subnet6: "2001:db8:100::/64"',
+                         "mode: bridge, uplink: wan, subnet: 192.0.2.0/24, pool: 192.0.2.50-192.0.2.60, gateway: 192.0.2.1")
+
+
+def routed(network: str = "", a: str = "", b: str = "") -> str:
+    return ROUTED % tuple(f", {text}" if text else "" for text in (network, a, b))
+
+
+def bridged(network: str = "", a: str = "", b: str = "") -> str:
+    return BRIDGED % tuple(f", {text}" if text else "" for text in (network, a, b))
+
+
+@pytest.fixture(scope="module")
+def ground() -> Iterator[World]:
+    with world() as made:
+        up = made.outside.netns
+        sh(f"ip -n {up} route add 198.51.100.0/28 via 192.0.2.2; ip -n {up} route add 2001:db8:100::/64 via 2001:db8:1::2")
+        made.apply(routed())
+        for name in "ab":
+            made.guest(name).use(f"{made.guest(name).ip}/28", f"{made.guest(name).ip6}/64")
+        yield made
+
+
+def gateway() -> str:
+    return device_mac("kvb-lan")
+
+
+def outward(source: Guest, nonce: bytes, tos: int = 0, size: int = FRAME, six: bool = False) -> bytes:
+    """A frame for the server outside, by the router of the network."""
+    payload = nonce + bytes(size - 42 - len(nonce))
+    if six:
+        packet = bytearray(ip6(source.ip6, OUTSIDE6, UDP, udp(source.ip6, OUTSIDE6, 1234, 5678, payload), hops=64))
+        packet[0], packet[1] = packet[0] | tos >> 4, packet[1] | (tos & 15) << 4
+        return ether(gateway(), source.mac, 0x86DD, bytes(packet))
+    packet = bytearray(ip4(source.ip, OUTSIDE, UDP, udp(source.ip, OUTSIDE, 1234, 5678, payload)))
+    packet[1] = tos
+    packet[10:12] = b"\0\0"
+    packet[10:12] = checksum(bytes(packet[:20]))
+    return ether(gateway(), source.mac, 0x0800, bytes(packet))
+
+
+def checksum(header: bytes) -> bytes:
+    from lib.frames import checksum as of
+    return of(header).to_bytes(2, "big")
+
+
+def together(made: World, *floods: tuple[str, int]) -> Sequence[tuple[int, Heard]]:
+    """Floods of guests towards the server outside, side by side: (guest, kbit/s) -> bytes sent, and what came there."""
+    with ExitStack() as stack, ThreadPoolExecutor(len(floods)) as pool:
+        nonces = [os.urandom(8) for _ in floods]
+        ears = [stack.enter_context(ear(made.outside.netns, "segment", nonce)) for nonce in nonces]
+        work = [pool.submit(flood, partial(os.write, made.guest(name).outer.fd), outward(made.guest(name), nonce), rate, SECONDS)
+                for (name, rate), nonce in zip(floods, nonces, strict=True)]
+        sent = [w.result() for w in work]
+        return [(n, e.rest()) for n, e in zip(sent, ears, strict=True)]
+
+
+def test_all_guests_together_send_no_more_than_the_network_may(ground: World) -> None:
+    ground.apply(routed("rate: {out: 4mbit}"))
+    assert ground.drift() == []
+    floods = together(ground, ("a", 2 * RATE), ("b", 2 * RATE))
+    found = [heard for _, heard in floods]
+    longest = max(found, key=lambda h: h.seconds)
+    assert sum(h.octets for h in found) <= longest.allowed(RATE, BURST)
+    assert sum(h.octets for h in found) >= 0.75 * RATE * 125 * SECONDS
+    ground.apply(routed())
+    control = together(ground, ("a", 2 * RATE), ("b", 2 * RATE))
+    assert all(heard.octets >= WHOLE * sent for sent, heard in control)
+    assert all(heard.octets < WHOLE * sent for sent, heard in floods)
+
+
+def part_of_b(made: World) -> float:
+    """What part of the network's rate *b* gets, which asks for three quarters of it while *a* asks for four times. What waits at
+    the end does not count."""
+    (_, a), (_, b) = together(made, ("a", 4 * RATE), ("b", RATE * 3 // 4))
+    end = a.began + SECONDS
+    return b.before(end) / (a.before(end) + b.before(end))
+
+
+def test_nics_share_equally_or_as_promised(ground: World) -> None:
+    ground.apply(routed("rate: {out: 4mbit}"))
+    assert 0.35 < part_of_b(ground) < 0.6, "fair"
+    ground.apply(routed("rate: {out: 4mbit, share: none}"))
+    assert part_of_b(ground) < 0.3, "first come, first served"
+    ground.apply(routed("rate: {out: 4mbit, share: none}", b="rate: {min: 3mbit}"))
+    assert part_of_b(ground) > 0.6, "a minimum"
+    ground.apply(routed("rate: {out: 4mbit}", b="rate: {priority: 0}"))
+    assert part_of_b(ground) > 0.6, "a priority"
+    ground.apply(routed("rate: {out: 4mbit}, classes: {video: {dscp: af11, min: 3mbit}}", b="mark: {dscp: 10}"))
+    assert part_of_b(ground) > 0.6, "a class"
+    ground.apply(routed("rate: {out: 4mbit}, classes: {bulk: {dscp: [8, af11], max: 400kbit}}", b="mark: {dscp: 10}"))
+    assert part_of_b(ground) < 0.25, "a ceiling"
+    assert ground.drift() == []
+
+
+def test_what_comes_in_for_a_network(ground: World) -> None:
+    ground.apply(routed("rate: {in: 4mbit}"))
+    assert ground.drift() == []
+    sent, heard = inward(ground)
+    assert heard.octets < WHOLE * sent
+    assert 0.6 * RATE * 125 * SECONDS <= heard.octets <= heard.allowed(RATE, BURST)
+    rates = {n.name: n.rates for n in (look(ground.host) or pytest.fail("no status")).networks}["lan"]
+    assert set(rates) == {"in"} and rates["in"].rate == 4_000_000 and rates["in"].dropped > 0
+    ground.apply(routed())
+    sent, control = inward(ground)
+    assert control.octets >= WHOLE * sent
+
+
+def inward(made: World) -> tuple[int, Heard]:
+    """A flood from the server outside: the bytes of its frames, and what guest a gets."""
+    guest, nonce = made.guest("a"), os.urandom(8)
+    made.outside.pings(guest.ip)
+    with ear(guest.netns, "eth0", nonce) as hears, made.outside.socket(2, 2) as out:
+        sent = flood(lambda data: out.sendto(data, (guest.ip, 5678)), nonce + bytes(FRAME - 42 - len(nonce)), 4 * RATE, SECONDS)
+        return sent, hears.rest()
+
+
+@pytest.mark.parametrize("six", [False, True])
+def test_packets_are_marked(ground: World, six: bool) -> None:
+    """DSCP of the frames that arrive outside, for guests that set none, and 46 with ECN."""
+    found = {}
+    for words in ("", "mark: {dscp: 10}", "mark: {dscp: cs0}", "mark: {dscp: af41, trust: true}"):
+        ground.apply(routed(a=words))
+        found[words] = [marked(ground, tos, six) for tos in (0, 46 << 2 | 1)]
+    assert found == {"": [0, 46 << 2 | 1], "mark: {dscp: 10}": [10 << 2, 10 << 2 | 1], "mark: {dscp: cs0}": [0, 1],
+                     "mark: {dscp: af41, trust: true}": [34 << 2, 46 << 2 | 1]}
+    assert marked(ground, 0, six, "b") == 0, "another NIC's packets are not"
+
+
+def marked(made: World, tos: int, six: bool, name: str = "a") -> int:
+    """The TOS byte, or traffic class, with which a packet of *tos* arrives outside."""
+    nonce = os.urandom(8)
+    with ear(made.outside.netns, "segment", nonce) as hears:
+        os.write(made.guest(name).outer.fd, outward(made.guest(name), nonce, tos, 200, six))
+        (frame,) = hears.rest().frames
+    return (frame[14] & 15) << 4 | frame[15] >> 4 if six else frame[15]
+
+
+def test_what_is_taken_away_is_seen_and_put_back(ground: World) -> None:
+    text = routed("rate: {out: 4mbit}, classes: {video: {dscp: ef, priority: 0}}", "mark: {dscp: ef}")
+    ground.apply(text)
+    leaf, queue = next((line.split()[2], line.split()[6]) for line in sh("tc class show dev kvi-~lan").splitlines() if "prio 0" in line)
+    for damage, drift in ((f"tc class del dev kvi-~lan classid {leaf}", [f"create tc-class kvi-~lan {leaf}", f"create qdisc kvi-~lan {queue}"]),
+                          (f"tc qdisc del dev kvi-~lan parent {leaf}", [f"create qdisc kvi-~lan {queue}"]),
+                          (f"tc class change dev kvi-~lan parent 6b76:1 classid {leaf} htb rate 64kbit ceil 9mbit burst 16k cburst 16k prio 0",
+                           [f"update tc-class kvi-~lan {leaf}"]),
+                          ('nft delete element bridge kvmnet-marks marked \'{ "kvt-a-0" }\'', ["update nft-table bridge kvmnet-marks"])):
+        sh(damage)
+        assert ground.drift() == drift
+        ground.apply(text)
+        assert ground.drift() == []
+    assert ground.apply(text).steps == ()
+    sh("nft delete table bridge kvmnet-marks")
+    wait_until(lambda: "kvmnet-marks" in sh("nft list tables"), 20)
+    assert ground.drift() == [], "the guard's keeper has brought it back"
+
+
+def test_a_segment_of_the_uplink() -> None:
+    """Guests wait at the uplink itself; the host beside them does not, and the uplink's own queue comes back."""
+    with world() as made:
+        made.apply(bridged())
+        made.guest("a")
+        before = sh("tc qdisc show dev eth0")
+        made.apply(bridged("rate: {out: 4mbit}"))
+        assert made.drift() == [] and "htb 6b76:" in sh("tc qdisc show dev eth0")
+        one, nonce = made.guest("a"), os.urandom(8)
+        router = made.outside.run("cat /sys/class/net/segment/address").strip()
+        payload = nonce + bytes(FRAME - 50)
+        frame = ether(router, one.mac, 0x0800, ip4(one.ip, "192.0.2.1", UDP, udp(one.ip, "192.0.2.1", 1234, 5678, payload)))
+        with ear(made.outside.netns, "segment", nonce) as hears:
+            sent = flood(partial(os.write, one.outer.fd), frame, 4 * RATE, SECONDS)
+            heard = hears.rest()
+        assert heard.octets < WHOLE * sent
+        assert 0.75 * RATE * 125 * SECONDS <= heard.octets <= heard.allowed(RATE, BURST)
+        with ear(made.outside.netns, "segment", nonce) as hears, made.here.socket(2, 2) as out:
+            sent = flood(lambda data: out.sendto(data, ("192.0.2.1", 5678)), payload, 4 * RATE, SECONDS)
+            own = hears.rest()
+        assert own.octets >= WHOLE * sent
+        made.apply(bridged())
+        assert sh("tc qdisc show dev eth0") == before
+        sh("tc qdisc replace dev eth0 root handle 1: htb default 1")
+        with pytest.raises(HostCannot, match=r"test.yaml:5:\d+: networks.lan.rate.out: eth0 has a queue that somebody else has set: htb 1:"):
+            made.plan(bridged("rate: {out: 4mbit}"))
+        assert made.drift() == []
+
+
+def test_destroy_leaves_nothing() -> None:
+    with world() as made:
+        before, queues = snapshot(), sh("tc qdisc show")
+        made.apply(routed("rate: {out: 4mbit, in: 4mbit}, classes: {video: {dscp: ef, priority: 0}}", "mark: {dscp: ef}", "rate: {min: 1mbit}"))
+        assert "htb" in sh("tc qdisc show") and "kvmnet-marks" in sh("nft list tables")
+        made.apply(routed("rate: {out: 5mbit}"))
+        made.destroy()
+        same(before, snapshot())
+        assert sh("tc qdisc show") == queues
