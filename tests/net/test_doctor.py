@@ -113,6 +113,39 @@ def test_a_healthy_host_has_nothing(world: Paths) -> None:
     assert {f.code for f in look(world)} == {"tap-idle"}    # t1 waits for a guest, and is told so
 
 
+DOCUMENT = """
+version: 1
+uplinks:
+  wan: {device: eth0}
+  fabric: {device: eth1, addresses: [198.51.100.1/24]}
+  plain: {device: eth2}
+networks:
+  lan: {mode: nat, uplink: wan, subnet: 192.168.100.0/24, subnet6: fd00:100::/64}
+  public: {mode: routed, uplink: wan, subnet: 203.0.113.0/28}
+  cell: {mode: isolated, subnet: 10.10.2.0/24}
+  flat: {mode: bridge, uplink: plain}
+  blue: {mode: vxlan, uplink: fabric, subnet: 10.30.0.0/24, vxlan: {vni: 7, peers: [198.51.100.2]}}
+vms:
+  web: {nics: [{network: lan}, {network: public}, {network: blue, ip: 10.30.0.9}]}
+  app: {nics: [{network: cell}, {network: flat, ip: 10.40.0.9}, {network: lan}]}
+"""
+
+
+def test_what_kvmnet_makes_is_healthy_in_every_mode(paths: Paths, tmp_path: Path) -> None:
+    (tmp_path / "kvmnet.yaml").write_text(DOCUMENT)
+    with new_netns():
+        for name in ("eth0", "eth1", "eth2"):
+            sh(f"ip link add {name} type veth peer name far-{name}; ip link set {name} up; ip link set far-{name} up")
+        sh("ip addr add 192.0.2.10/24 dev eth0; ip route add default via 192.0.2.1")
+        try:
+            sh(f"{sys.executable} -m kvmnet.cli.main apply {tmp_path / 'kvmnet.yaml'} --yes --reach none")
+            assert look(paths) == ()
+            sh("ip link set kvt-app-2 mtu 1280")    # the control: one wrong thing in it is found
+            assert [f.code for f in look(paths)] == ["mtu-island"] and look(paths)[0].fix == ("kvmnet apply",)
+        finally:
+            sh(f"{sys.executable} -m kvmnet.cli.main destroy --yes --reach none", check=False)
+
+
 @pytest.mark.parametrize("fault", FAULTS, ids=[f"{n}-{f.code}" for n, f in enumerate(FAULTS)])
 def test_a_fault_is_found_and_mended_by_its_cure(world: Paths, fault: Fault) -> None:
     assert not found(world, fault.code)

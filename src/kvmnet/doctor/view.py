@@ -100,6 +100,16 @@ class View:
         text = self.sysctl(name)
         return int(text) if text.lstrip("-").isdigit() else None
 
+    @cached_property
+    def routers(self) -> dict[tuple[str, str], bool]:
+        """(inet or inet6, device) -> whether what comes in by it is forwarded: each device has its own switch, and the one of the whole
+        host sets them all (ip-sysctl.rst)."""
+        return {(row["family"], row["interface"]): bool(row.get("forwarding")) for row in self.rows("netconf") if "interface" in row}
+
+    def forwards(self, dev: str) -> bool:
+        """Whether IPv4 packets that come in by *dev* are forwarded."""
+        return self.routers.get(("inet", dev), self.number("net/ipv4/ip_forward") == 1)
+
     def lacks(self, feature: str) -> str:
         """Why this host has no *feature*; '' when it has it, or was not asked."""
         return str((self.facts.get("features") or {}).get(feature, ""))

@@ -1,6 +1,7 @@
 """Rules about addresses, routes and neighbours. Pure."""
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -195,14 +196,22 @@ def growth(view: View, counter: str) -> int:
 
 
 def forwarding_off(view: View) -> Iterator[Finding]:
-    """A rule translates addresses for a network of guests (masquerade, snat), or a DHCP server is its gateway and there is a way out, and the
-    host does not forward: guests reach the host and nothing beyond."""
-    if view.number("net/ipv4/ip_forward") != 0:
-        return
+    """A rule translates addresses for guests (masquerade, snat), and the host does not forward what comes from their bridge: guests reach the
+    host and nothing beyond. Each device has a switch of its own; net.ipv4.ip_forward sets them all."""
     texts = [*(str(view.facts.get("nft_text") or "").splitlines()), *(line for t in (view.facts.get("xtables") or {}).values() for line in t.splitlines())]
     rules = [line.strip() for line in texts if "masquerade" in line.lower() or " snat " in line or "-j SNAT" in line]
-    bridges = [b["ifname"] for b in view.bridges if view.addresses(b, "inet") and view.guest_ports(b["ifname"])]
-    if rules and bridges:
-        yield Finding(code="forwarding-off", severity=Severity.BLOCKS, where="net.ipv4.ip_forward", what=f"the host translates addresses of guests and does not forward: {', '.join(bridges)} reach nothing beyond it",
-                      why="Without ip_forward packets that are for others are dropped.", evidence=("net.ipv4.ip_forward = 0", rules[0]),
-                      fix=("kvmnet apply",) if all(owned(b) for b in bridges) else ("sysctl -w net.ipv4.ip_forward=1   # opens the host as a router: look at the forward chain first",))
+    out = {r["dev"] for r in view.ways_out if r.get("dev") and ":" not in r.get("gateway", "")}
+    named = {name for line in rules for name in view.links if name in line.replace('"', " ").split()} & out
+    closed = [b["ifname"] for b in view.bridges if rules and view.addresses(b, "inet") and view.guest_ports(b["ifname"]) and b["ifname"] not in out
+              and not view.forwards(b["ifname"]) and meant(b["ifname"], view, rules)]
+    closed += [name for name in sorted(named) if not view.forwards(name) and not closed]
+    if closed:
+        yield Finding(code="forwarding-off", severity=Severity.BLOCKS, where=closed[0], what=f"the host translates addresses of guests and does not forward what comes by {', '.join(closed)}",
+                      why="Packets that are for others are dropped where their device does not forward.", evidence=(f"net.ipv4.ip_forward = {view.sysctl('net/ipv4/ip_forward')}", *(f"net.ipv4.conf.{d}.forwarding = 0" for d in closed), rules[0]),
+                      fix=("kvmnet apply",) if all(owned(d) for d in closed) else ("sysctl -w net.ipv4.ip_forward=1   # opens the host as a router: look at the forward chain first",))
+
+
+def meant(bridge: str, view: View, rules: list[str]) -> bool:
+    """Whether any of the rules is about this network: by its device or subnet, or about all."""
+    subnets = [str(a.network) for a in view.addresses(view.links[bridge], "inet")]
+    return any(bridge in rule or any(s in rule for s in subnets) or not re.search(r"saddr|iif|-s ", rule) for rule in rules)

@@ -38,7 +38,7 @@ def backlog_overflow(view: View) -> Iterator[Finding]:
     then = view.softnet((view.later.get("counters") or {}).get("softnet_stat", "")) if view.later else []
     more = sum(max(0, b[1] - a[1]) for a, b in zip(now, then, strict=False))
     dropped, processed = sum(r[1] for r in now), sum(r[0] for r in now)
-    if more or (dropped and dropped > LOST * processed):
+    if more or (not view.later and dropped > LOST * processed):
         yield Finding(code="backlog-overflow", severity=Severity.DEGRADES if more else Severity.NOTE, where="softnet", what=(f"{more} received packets were dropped within {view.later['seconds']:.1f} s" if more
                       else f"{dropped} of {processed} received packets were dropped since boot"),
                       why="A CPU had more packets waiting than net.core.netdev_max_backlog.", evidence=tuple(f"cpu{n}: processed {r[0]}, dropped {r[1]}, squeezed {r[2]}" for n, r in enumerate(now) if r[1])[:8],

@@ -24,14 +24,12 @@ HTTPS = (40000, 443)
 def forward_dropped(view: View) -> Iterator[Finding]:
     """A chain at the forward hook, by its policy or a rule, drops what guests of a routed or translated network send outside, or the answers.
     Docker and ufw set that policy; an accept in another table does not overrule it."""
-    if view.number("net/ipv4/ip_forward") != 1:
-        return
     out = next((r["dev"] for r in view.ways_out if r.get("dev") and ":" not in r.get("gateway", "")), "")
     rules = None
     for bridge in view.bridges:
         name = bridge["ifname"]
         networks = [a.network for a in view.addresses(bridge, "inet")]
-        if not out or out == name or not networks or not view.guest_ports(name):
+        if not out or out == name or not networks or not view.guest_ports(name) or not view.forwards(name):
             continue
         rules = rules or read(view)
         guest = str(networks[0].network_address + 2)

@@ -67,10 +67,9 @@ def way_out_mtu(view: View) -> Iterator[Finding]:
 def merged_frames_forwarded(view: View) -> Iterator[Finding]:
     """Large receive offload is on at a device that forwards (the port of a bridge, or of a router): it merges packets in a way that cannot be
     undone, so what is forwarded is too large or has wrong checksums, and downloads of guests crawl."""
-    routes = view.number("net/ipv4/ip_forward") == 1
     for name, active in (view.facts.get("offloads") or {}).items():
         link = view.links.get(name, {})
-        if "rx-lro" in active and (link.get("master") or (routes and physical(link))):
+        if "rx-lro" in active and (link.get("master") or (physical(link) and view.forwards(name))):
             yield Finding(code="merged-frames-forwarded", severity=Severity.DEGRADES, where=name, what=f"{name} merges received packets (LRO) and forwards them",
                           why="LRO loses the sizes and headers of the packets that it merges; forwarding needs them (Documentation/networking/segmentation-offloads.rst).",
                           evidence=(f"ethtool -k {name}: large-receive-offload: on",), fix=(f"ethtool -K {name} lro off",))
