@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("look:check", "Prove with packets what the document promises."),
     "doctor": ("doctor:doctor", "What is broken on this host, why, and what mends it."),
     "explain": ("doctor:explain", "What an error code or a line of a log means on this host, and what mends it."),
+    "why": ("why:why", "Why A does not reach B: everything in the way, with evidence and fix."),
     "facts": ("why:facts", "The whole network of this host as one JSON document, without secrets."),
     "capture": ("capture:capture", "Show what passes at guests and uplinks, or write it to a file."),
     "import": ("adopt:import_", "Write a document from a running host or its configuration files."),

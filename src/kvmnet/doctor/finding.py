@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -59,8 +59,11 @@ class Finding:
 
 
 def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Without repetition, the worst first; what is equally bad stays in the order in which it was found."""
+    """The worst first; what is equally bad stays in the order in which it was found. What was found twice (there and on
+    the way back) is one, with the evidence and the cures of both."""
     once: dict[tuple[str, str, str], Finding] = {}
     for finding in findings:
-        once.setdefault((finding.code, finding.where, finding.what), finding)
+        key = finding.code, finding.where, finding.what
+        known = once.get(key, finding)
+        once[key] = replace(known, evidence=tuple(dict.fromkeys((*known.evidence, *finding.evidence))), fix=tuple(dict.fromkeys((*known.fix, *finding.fix))))
     return tuple(sorted(once.values(), key=lambda f: f.rank[:2]))

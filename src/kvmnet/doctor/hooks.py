@@ -35,6 +35,8 @@ class Passage:
     hook: str
     chain: str
     judgement: Judgement
+    iif: str = ""
+    oif: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -87,7 +89,7 @@ def at_hook(rules: Rules, context: Context, layer: str, hook: str, device: str =
             continue
         said = judge(rules.ruleset, chain, context)
         decided = decided or bool(chain.type == "nat" and said.changed)
-        found.append(Passage(layer, hook, chain.place, said))
+        found.append(Passage(layer, hook, chain.place, said, context.iif, context.oif))
     if upto >= CONNTRACK:
         track(rules, context, layer, hook)
     return found

@@ -243,6 +243,8 @@ class Context:
     """uid of the socket that sends it."""
     fib: Callable[[Context, str, frozenset[str]], Value] | None = None
     """Answers (context, result, flags) of the expression fib."""
+    crossing: bool = False
+    """It only passes a bridge, and rules of IP see it by br_netfilter."""
     asked: set[str] = field(default_factory=set)
     """Headers that the rule has asked for already."""
     linked: bool = True

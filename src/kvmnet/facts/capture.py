@@ -81,7 +81,7 @@ SYSCTLS = (
 """Settings of the whole host, under /proc/sys."""
 DEVICE_SYSCTLS = {
     4: ("accept_local", "arp_ignore", "arp_filter", "arp_announce", "route_localnet", "proxy_arp", "disable_policy", "src_valid_mark"),
-    6: ("accept_ra", "disable_ipv6", "accept_dad", "autoconf"),
+    6: ("accept_ra", "disable_ipv6", "accept_dad", "autoconf", "force_forwarding"),
 }
 """Settings of one device; read for those with addresses, and for ``all``. rp_filter and forwarding of every device are in
 ``netconf``."""

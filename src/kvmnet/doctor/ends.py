@@ -1,0 +1,196 @@
+"""The two ends of a path: what an operator types -> a port of this host, the host itself, or an address outside. Pure."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from enum import StrEnum
+from ipaddress import ip_address, ip_interface
+
+from kvmnet.doctor.scene import Scene
+from kvmnet.doctor.view import Json
+from kvmnet.errors import KvmnetError
+
+MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
+FAR = {4: "1.1.1.1", 6: "2606:4700:4700::1111"}
+"""An address of the Internet for ``outside``: it is looked up, never asked unless the live proof is."""
+
+
+class Place(StrEnum):
+    NIC = "nic"
+    HOST = "host"
+    OUTSIDE = "outside"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """One end."""
+
+    name: str
+    """As it was typed."""
+    place: Place
+    ip: str
+    dev: str = ""
+    """Port of the host that it is behind; '' of the host, of outside, and of a guest that nobody has heard yet."""
+    mac: str = ""
+    """'' when it is not known."""
+    segment: str = ""
+    """Bridge or device that its address is on."""
+    how: str = ""
+    """How it was found, where that is a guess."""
+
+    @property
+    def title(self) -> str:
+        return self.name if self.name == self.ip or not self.ip else f"{self.name} ({self.ip})"
+
+
+def find(scene: Scene, word: str, version: int) -> End:
+    """The end that *word* names: ``host``, ``outside``, a guest, guest/NIC, network, device, MAC or address;
+    ``NAME@ADDRESS`` gives the address of a name. Raises KvmnetError."""
+    name, _, given = word.partition("@")
+    if given:
+        address(given, version)
+        found = find_name(scene, name, version)
+        ip = str(ip_address(given))
+        return replace(found, name=name, ip=ip, mac=found.mac or scene.mac_of(ip))
+    if is_address(word):
+        return by_address(scene, address(word, version))
+    found = find_name(scene, name, version)
+    if not found.ip:
+        raise KvmnetError(f"the IPv{version} address of {word} is not known: nobody has heard it yet, and no lease names it",
+                          f"give it with the name: {word}@{'192.0.2.5' if version == 4 else 'fd00::5'}, or ask with -6" if version == 4 else f"give it with the name: {word}@fd00::5")
+    return found
+
+
+def is_address(word: str) -> bool:
+    try:
+        ip_address(word)
+    except ValueError:
+        return False
+    return True
+
+
+def address(word: str, version: int) -> str:
+    try:
+        found = ip_address(word)
+    except ValueError:
+        raise KvmnetError(f"{word} is not an IP address") from None
+    if found.version != version:
+        raise KvmnetError(f"{word} is not an IPv{version} address", "both ends have the same IP version; IPv6 is asked with -6")
+    return str(found)
+
+
+def find_name(scene: Scene, name: str, version: int) -> End:
+    if name == "host":
+        return host(scene, version)
+    if name == "outside":
+        return End(name, Place.OUTSIDE, FAR[version])
+    if MAC.fullmatch(name.lower()):
+        return by_mac(scene, name.lower(), version)
+    if (devices := ports_of(scene, name)):
+        return at_port(scene, name, devices[0], version)
+    if bridge := scene.network_of(name):
+        own = [ip_interface(a) for a in scene.addresses_of(bridge, version)]
+        if own:
+            return End(name, Place.HOST, str(own[0].ip), mac=scene.mac(bridge), segment=bridge)
+    known = sorted(names(scene))
+    near = get_close_matches(name, known, 3)
+    raise KvmnetError(f"there is no guest, NIC, network or device {name} here",
+                      f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(known[:20]) or 'none'}; or give an address, host, or outside")
+
+
+def names(scene: Scene) -> Iterator[str]:
+    """What can be asked for by name."""
+    yield from ("host", "outside")
+    for nic in scene.nics:
+        yield from (nic["vm"], f"{nic['vm']}/{nic['nic']}", nic["network"])
+    yield from (g["name"] for g in scene.part("guests") if g.get("name"))
+    yield from scene.links
+
+
+def ports_of(scene: Scene, name: str) -> list[str]:
+    """Devices of a guest, a NIC of it, or a device by its name."""
+    vm, _, nic = name.partition("/")
+    found = [n["tap"] for n in scene.nics if n["vm"] == vm and nic in ("", n["nic"])]
+    if not found:
+        taps = [list(g["taps"].values()) for g in scene.part("guests") if g.get("name") == vm]
+        every = [t for some in taps for t in some if t in scene.links]
+        found = every if not nic else every[int(nic):int(nic) + 1] if nic.isdigit() else []
+    if not found and name in scene.links and scene.kind(name) != "bridge":
+        found = [name]
+    return found
+
+
+def host(scene: Scene, version: int) -> End:
+    """The host itself, with the address of its default route's device if it has one."""
+    device = next((r.get("dev", "") for r in scene.part(f"routes{version}") if r.get("dst") == "default" and r.get("dev")), "")
+    for dev in (device, *scene.links):
+        own = [ip_interface(a) for a in scene.addresses_of(dev, version)] if dev and dev != "lo" else []
+        if own and (not own[0].ip.is_link_local):
+            return End("host", Place.HOST, str(own[0].ip), mac=scene.mac(dev), segment=dev)
+    raise KvmnetError(f"the host has no IPv{version} address")
+
+
+def at_port(scene: Scene, name: str, dev: str, version: int) -> End:
+    """What is behind a device. Where several MACs are, the one that has an address."""
+    if dev in scene.links and scene.addresses_of(dev, version) and not scene.master(dev):
+        own = ip_interface(scene.addresses_of(dev, version)[0])
+        if not (own.ip.is_link_local and version == 4):
+            return End(name, Place.HOST, str(own.ip), mac=scene.mac(dev), segment=dev)
+    macs = [n["mac"] for n in scene.nics if n["tap"] == dev and n["mac"]] or card_macs(scene, dev) or scene.learned(dev)
+    known = [(mac, ip) for mac in macs if (ip := ip_of(scene, mac, dev, version))]
+    mac, ip = known[0] if known else (macs[0] if macs else "", "")
+    return End(name, Place.NIC, ip, dev, mac, scene.bridge_of(dev))
+
+
+def card_macs(scene: Scene, dev: str) -> list[str]:
+    return [card.mac for card in scene.cards if card.tap == dev and card.mac]
+
+
+def ip_of(scene: Scene, mac: str, dev: str, version: int) -> str:
+    """Address of a MAC: the document's, a lease's, a neighbour's."""
+    field = "ip6" if version == 6 else "ip"
+    for nic in scene.nics:
+        if nic["mac"] == mac and nic.get(field) and nic["tap"] == dev:
+            return str(ip_address(nic[field]))
+    rows = [lease["ip"] for lease in scene.part("leases") if lease["mac"] == mac] + [
+        dst for (_, dst), entry in scene.neighbours.items() if entry.get("lladdr") == mac]
+    return next((ip for ip in rows if is_address(ip) and ip_address(ip).version == version and not ip_address(ip).is_link_local), "")
+
+
+def by_mac(scene: Scene, mac: str, version: int) -> End:
+    for (bridge, known, _), (port, _) in scene.fdb.items():
+        if known == mac and port != bridge:
+            return replace(at_port(scene, mac, port, version), mac=mac, ip=ip_of(scene, mac, port, version))
+    raise KvmnetError(f"no port of this host has {mac} behind it", "it has not sent anything for a while, or is not on this host")
+
+
+def by_address(scene: Scene, ip: str) -> End:
+    """Own, a guest's, or outside: by the document, neighbours and the bridge's forwarding table."""
+    version = ip_address(ip).version
+    if ip in scene.own:
+        dev = scene.own[ip][0]
+        return End(ip, Place.HOST, ip, mac=scene.mac(dev), segment=dev)
+    field = "ip6" if version == 6 else "ip"
+    for nic in scene.nics:
+        if nic.get(field) and str(ip_address(nic[field])) == ip:
+            return End(ip, Place.NIC, ip, nic["tap"], nic["mac"], scene.bridge_of(nic["tap"]))
+    segment = scene.on_link(ip)
+    for entry in candidates(scene, ip, segment):
+        mac = entry.get("lladdr", entry.get("mac", ""))
+        for (_, known, _), (port, row) in scene.fdb.items():
+            if known == mac and scene.kind(port) != "bridge" and row.get("state") != "permanent":
+                return End(ip, Place.NIC, ip, port, mac, scene.bridge_of(port), how="by the neighbour table and the bridge's forwarding table")
+    if segment and scene.kind(segment) == "bridge":
+        quiet = [p for p in scene.members[segment] if not scene.learned(p) and scene.kind(p) in ("tun", "veth")]
+        if len(quiet) == 1:
+            return End(ip, Place.NIC, ip, quiet[0], scene.mac_of(ip), segment, how=f"a guess: {quiet[0]} is the only port of {segment} behind which nobody is seen")
+        return End(ip, Place.NIC, ip, "", scene.mac_of(ip), segment, how="its address is on this bridge")
+    return End(ip, Place.OUTSIDE, ip, segment=segment)
+
+
+def candidates(scene: Scene, ip: str, segment: str) -> list[Json]:
+    """What says which MAC an address has."""
+    found = [scene.neighbours[segment, ip]] if (segment, ip) in scene.neighbours else []
+    return found + [lease for lease in scene.part("leases") if lease["ip"] == ip]

@@ -1,0 +1,260 @@
+"""A packet at the host's IP: up from a device, through routing, NAT and rules, to the host itself or out again. Pure."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface
+from typing import Any
+
+from kvmnet.doctor.expressions import value
+from kvmnet.doctor.finding import Certainty, Severity
+from kvmnet.doctor.hooks import HOST, Passage
+from kvmnet.doctor.packet import ICMP, TCP, UDP, UNKNOWN
+from kvmnet.doctor.routing import ERRORS, Asked, Way, comes_back, look_up
+from kvmnet.doctor.scene import Scene
+from kvmnet.doctor.segment import device, filters
+from kvmnet.doctor.trip import Trip
+
+DESTINATION, SOURCE = -100, 100
+"""Priorities of NAT: NF_IP_PRI_NAT_DST, NF_IP_PRI_NAT_SRC."""
+ALL = 1 << 40
+
+
+@dataclass
+class Undo:
+    """What NAT made of the first packet, for the answer: the addresses and ports that the flow began with."""
+
+    source: tuple[str, int]
+    target: tuple[str, int]
+
+
+def come_up(trip: Trip, dev: str, undo: Undo | None = None) -> Way:
+    """From a device into IP, as far as the decision where it goes. ``undo``: of an answer, what NAT puts back."""
+    scene = trip.scene
+    trip.context.pkttype = HOST
+    if scene.kind(dev) == "bridge" or not trip.hops:
+        trip.at("netdev", "ingress", iif=dev, where=dev)
+    if not trip.seen:
+        nat(trip, trip.at("ip", "prerouting", iif=dev, upto=DESTINATION), dev, "")
+        if undo:
+            put_back(trip, 1, undo.source)
+        trip.at("ip", "prerouting", iif=dev, above=DESTINATION)
+    elif undo:
+        put_back(trip, 1, undo.source)
+    way = look_up(scene, Asked(trip.packet.target, trip.packet.source, dev, mark=mark(trip)))
+    if trip.packet.version == 4 and (why := comes_back(scene, trip.packet, dev, way, mark(trip))):
+        trip.hop(dev, "route", "reverse path")
+        trip.blocks("reverse-path", dev, f"the check of the reverse path drops it: {why}", "rp_filter takes a packet only where the way back to its source leads to the same device (1), or anywhere (2)",
+                    f"net.ipv4.conf.{dev}.rp_filter and all: the larger is {scene.reverse_path(dev)}",
+                    fix=(f"sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{dev}.rp_filter=2",))
+    routed(trip, way, dev)
+    return way
+
+
+def mark(trip: Trip) -> int:
+    return trip.context.mark if isinstance(trip.context.mark, int) else 0
+
+
+def routed(trip: Trip, way: Way, iif: str) -> None:
+    """The decision of the routing tables."""
+    target = trip.packet.target
+    trip.hop("routing", "route", f"{target}: {way.route or 'no route'}")
+    if way.unsure:
+        trip.blocks("route-unknown", way.unsure, f"{way.unsure} asks for what is not judged here; it may send the packet another way", "", certainty=Certainty.UNKNOWN, severity=Severity.NOTE)
+    if way.type == "none":
+        for dev in without_routes(trip.scene, trip.packet.version):
+            near = any(ip_address(target) in ip_interface(a).network for a in trip.scene.addresses_of(dev, trip.packet.version))
+            trip.blocks("link-down", dev, f"{dev} is down", "the routes by a device are gone while it is down", f"{dev} has {', '.join(trip.scene.addresses_of(dev, trip.packet.version))}",
+                        fix=(f"ip link set {dev} up",), certainty=Certainty.PROVED if near else Certainty.LIKELY)
+        trip.blocks("no-route", "routing", f"the host has no route to {target}", "what has no route is dropped, and its sender told so",
+                    f"ip route get {target}", fix=(f"ip route add {target} via GATEWAY" if ip_address(target).version == 4 else f"ip -6 route add {target} via GATEWAY",))
+    elif way.type in ERRORS:
+        trip.blocks("route-error", way.route, f"a route of type {way.type} takes packets to {target}", f"the packet {ERRORS[way.type]}", f"ip route: {way.route}",
+                    fix=(f"ip route del {way.type} {way.route.split(' ')[0]}",) if not way.route.startswith("ip rule") else ())
+    elif way.type == "unicast" and trip.scene.bridge_of(way.dev):
+        bridge = trip.scene.bridge_of(way.dev)
+        own = next((a for a in trip.scene.addresses_of(way.dev, trip.packet.version)), "ADDRESS/LENGTH")
+        trip.blocks("address-on-port", way.dev, f"the route leads to {way.dev}, which is a port of {bridge}", "what a port receives goes to its bridge, never to its own address: answers are not heard",
+                    f"ip addr show {way.dev}: {own}; master {bridge}", fix=(f"ip addr del {own} dev {way.dev}", f"ip addr add {own} dev {bridge}"))
+
+
+def without_routes(scene: Scene, version: int) -> list[str]:
+    """Devices that have addresses, and are down."""
+    return [dev for dev in scene.links if not scene.up(dev) and any(not ip_interface(a).is_link_local for a in scene.addresses_of(dev, version))]
+
+
+def nat(trip: Trip, passages: list[Passage], iif: str, oif: str) -> None:
+    """Addresses that the rules translate, in the packet."""
+    for passage in passages:
+        for name, body, table in passage.judgement.changed:
+            where = 1 if name in ("dnat", "redirect") else 0
+            address, port = body.get("addr"), body.get("port")
+            new: Any = own_address(trip, iif if name == "redirect" else oif) if name in ("redirect", "masquerade") else address
+            if isinstance(new, dict):
+                new = value(new, trip.context, table, "ipv6_addr" if trip.packet.version == 6 else "ipv4_addr")
+                new = str(ip_address(new)) if isinstance(new, int) else UNKNOWN
+            if new is UNKNOWN or (new is not None and not is_address(new)) or isinstance(port, dict):
+                trip.blocks("nat-unknown", passage.chain, f"{name} to an address that cannot be told from here", "", certainty=Certainty.UNKNOWN)
+                continue
+            old = trip.packet.source if where == 0 else trip.packet.target
+            if new:
+                trip.context.packet = trip.packet.to_address(where, str(new))
+            if isinstance(port, int):
+                trip.context.packet = trip.packet.to_port(where, port)
+            trip.hops[-1].words += f"; {'source' if where == 0 else 'destination'} {old} becomes {new or old}"
+            trip.translated = True
+
+
+def is_address(text: object) -> bool:
+    try:
+        ip_address(str(text))
+    except ValueError:
+        return False
+    return True
+
+
+def own_address(trip: Trip, dev: str) -> str | None:
+    own = trip.scene.addresses_of(dev, trip.packet.version)
+    return own[0].partition("/")[0] if own else None
+
+
+def put_back(trip: Trip, place: int, end: tuple[str, int]) -> None:
+    """NAT undone in an answer."""
+    address, port = end
+    if address and (trip.packet.source, trip.packet.target)[place] != address:
+        trip.context.packet = trip.packet.to_address(place, address)
+        trip.hop("conntrack", "nat", f"{'destination' if place else 'source'} back to {address}")
+    if port:
+        trip.context.packet = trip.packet.to_port(place, port)
+
+
+def to_host(trip: Trip, dev: str) -> None:
+    """Into the host itself."""
+    trip.at("ip", "input", iif=dev)
+    table_full(trip)
+    packet, scene = trip.packet, trip.scene
+    if packet.upper and packet.upper[0] in (TCP, UDP) and not answers(trip):
+        service(trip, {TCP: "tcp", UDP: "udp"}[packet.upper[0]], packet.ports[1])
+    if packet.upper and packet.upper[0] == ICMP and scene.sysctl("net/ipv4/icmp_echo_ignore_all") == "1" and not answers(trip):
+        trip.hop("host", "service", "echo")
+        trip.blocks("echo-ignored", "host", "the host answers no ping", "it was told not to", "net.ipv4.icmp_echo_ignore_all = 1", fix=("sysctl -w net.ipv4.icmp_echo_ignore_all=0",))
+
+
+def answers(trip: Trip) -> bool:
+    return trip.context.flow is not None
+
+
+def service(trip: Trip, proto: str, port: int) -> None:
+    """Whether a program of the host listens."""
+    scene, target = trip.scene, ip_address(trip.packet.target)
+    some = [s for s in scene.part("listening") if s["proto"] == proto and s["port"] == port]
+    fitting = [s for s in some if ip_address(s["address"]) in (target, ip_address("::"), ip_address("0.0.0.0")) and (
+        ip_address(s["address"]).version == target.version or s["address"] == "::")]
+    trip.hop("host", "service", f"{proto} {port}: {fitting[0]['program'] or 'a socket'}" if fitting else f"{proto} {port}: nobody listens")
+    if not fitting:
+        trip.blocks("nobody-listens", f"{proto} {port}", f"nobody listens on {proto} {port} of {target}", "the kernel answers with a reset or port unreachable",
+                    *(f"{s['program'] or 'a socket'} listens on {s['address']} only" for s in some))
+
+
+def table_full(trip: Trip) -> None:
+    scene = trip.scene
+    count, most = scene.number("net/netfilter/nf_conntrack_count"), scene.number("net/netfilter/nf_conntrack_max")
+    if trip.context.tracked is not None and count is not None and most and count >= most:
+        trip.hop("conntrack", "conntrack", f"{count} of {most}")
+        trip.blocks("conntrack-full", "conntrack", f"the table of connections is full: {count} of {most}", "packets of new flows are dropped ('nf_conntrack: table full')",
+                    f"nf_conntrack_count {count}, nf_conntrack_max {most}", fix=(f"sysctl -w net.netfilter.nf_conntrack_max={most * 2}",))
+
+
+def forward(trip: Trip, iif: str, way: Way, undo: Undo | None = None) -> None:
+    """From one device to another, as far as the device that it leaves by."""
+    scene, version = trip.scene, trip.packet.version
+    if not scene.routes_from(iif, version):
+        name = "net.ipv4.ip_forward" if version == 4 else "net.ipv6.conf.all.forwarding"
+        trip.hop("forwarding", "route", "off")
+        trip.blocks("forwarding-off", iif, f"the host does not forward IPv{version} that comes by {iif}", "a host that is no router drops what is not for itself",
+                    f"forwarding of {iif}: off; {name} = {scene.sysctl(name.replace('.', '/'))}", fix=(f"sysctl -w {name}=1" if version == 6 or scene.sysctl("net/ipv4/ip_forward") != "1" else f"sysctl -w net.ipv4.conf.{iif}.forwarding=1",))
+    trip.at("ip", "forward", iif=iif, oif=way.dev)
+    table_full(trip)
+    before = trip.translated
+    out_hooks(trip, iif, way.dev, undo)
+    if trip.translated and not before and between_guests(trip, iif, way.dev):
+        trip.blocks("nat-between-guests", way.dev, f"NAT changes the source of packets from {iif} to {way.dev}", "guests see each other by the host's address: cluster software and logs take them for one, rules by address miss",
+                    severity=Severity.DEGRADES)
+    if scene.mtu(way.dev) < scene.mtu(iif):
+        trip.hop(way.dev, "mtu", f"MTU {scene.mtu(way.dev)}")
+        trip.blocks("mtu-route", way.dev, f"the MTU shrinks from {scene.mtu(iif)} ({iif}) to {scene.mtu(way.dev)} ({way.dev})",
+                    "senders are told by ICMP; large transfers hang where that is filtered", severity=Severity.NOTE)
+
+
+def between_guests(trip: Trip, iif: str, oif: str) -> bool:
+    return trip.scene.kind(iif) == "bridge" and trip.scene.kind(oif) == "bridge"
+
+
+def out_hooks(trip: Trip, iif: str, oif: str, undo: Undo | None) -> None:
+    nat(trip, trip.at("ip", "postrouting", iif=iif, oif=oif, upto=SOURCE), iif, oif)
+    if undo:
+        put_back(trip, 0, undo.target)
+    trip.at("ip", "postrouting", iif=iif, oif=oif, above=SOURCE)
+
+
+def sent(trip: Trip, undo: Undo | None = None) -> Way:
+    """By the host itself."""
+    trip.context.linked = False
+    way = look_up(trip.scene, Asked(trip.packet.target, trip.packet.source, mark=mark(trip)))
+    routed(trip, way, "")
+    nat(trip, trip.at("ip", "output", oif=way.dev, upto=DESTINATION), "", way.dev)
+    trip.at("ip", "output", oif=way.dev, above=DESTINATION)
+    out_hooks(trip, "", way.dev, undo)
+    return way
+
+
+def neighbour(trip: Trip, dev: str, target: str, expected: str) -> str:
+    """MAC that the host sends to for a next hop; *expected* is what it has, '' where that is not known."""
+    entry = trip.scene.neighbours.get((dev, target), {})
+    state, mac = "/".join(entry.get("state", ())) or "not asked yet", str(entry.get("lladdr", ""))
+    trip.hop(dev, "neighbour", f"{target} is {mac or 'not known'} ({state})")
+    shown = f"ip neigh show {target} dev {dev}: {mac} {state}"
+    if mac and expected and mac != expected:
+        trip.blocks("neighbour-wrong", dev, f"the host takes {mac} for the MAC of {target}, which has {expected}", "its frames go to a MAC that is not there any more: the address has moved, and nobody announced it",
+                    shown, fix=(f"ip neigh del {target} dev {dev}",))
+    elif "FAILED" in entry.get("state", ()) or "INCOMPLETE" in entry.get("state", ()):
+        trip.blocks("neighbour-silent", dev, f"nobody answers for {target} on {dev}", f"the host asked ({'ARP' if '.' in target else 'neighbour solicitation'}) and heard nothing: it is off, has another address, or the question or the answer is lost",
+                    shown, certainty=Certainty.LIKELY)
+    most = trip.scene.number("net/ipv4/neigh/default/gc_thresh3" if "." in target else "net/ipv6/neigh/default/gc_thresh3")
+    count = sum(1 for (_, dst) in trip.scene.neighbours if (":" in dst) == (":" in target))
+    if not mac and most and count >= most:
+        trip.blocks("neighbours-full", dev, f"the table of neighbours is full: {count} of {most}", "new neighbours are not asked for ('neighbour table overflow')", fix=(f"sysctl -w net.ipv{4 if '.' in target else 6}.neigh.default.gc_thresh3={most * 4}",))
+    return mac or expected
+
+
+def way_out(trip: Trip, dev: str, seen: tuple[str, ...] = ()) -> None:
+    """By a device to the wire, with what is below it."""
+    scene = trip.scene
+    if not dev or dev in seen:
+        return
+    filters(trip, dev, "egress")
+    trip.at("netdev", "egress", oif=dev, where=dev)
+    device(trip, dev, "uplink")
+    kind = scene.kind(dev)
+    if kind == "bond":
+        bond(trip, dev)
+    elif kind in ("vlan", "macvlan") and (below := str(scene.links[dev].get("link", ""))) in scene.links:
+        way_out(trip, below, (*seen, dev))
+
+
+def bond(trip: Trip, dev: str) -> None:
+    scene = trip.scene
+    members = [name for name, link in scene.links.items() if link.get("master") == dev]
+    working = [m for m in members if scene.up(m) and scene.carrier(m) and scene.port(m).get("mii_status", "UP") == "UP"]
+    trip.hop(dev, "bond", f"{scene.data(dev).get('mode', '')}: {len(working)} of {len(members)} members work")
+    if not working:
+        trip.blocks("bond-dead", dev, "no member of the bond works", "what the host sends by it is lost", *(f"{m}: {'up' if scene.up(m) else 'down'}, {'carrier' if scene.carrier(m) else 'no carrier'}" for m in members))
+    partner = str((scene.data(dev).get("ad_info") or {}).get("partner_mac", ""))
+    if scene.data(dev).get("mode") == "802.3ad" and partner in ("", "00:00:00:00:00:00"):
+        trip.blocks("bond-no-partner", dev, "the switch speaks no LACP", "an 802.3ad bond without a partner uses one member, and a switch without a LAG sees the MAC at several ports", f"partner_mac {partner or 'none'}",
+                    severity=Severity.DEGRADES)
+
+
+def first_port(scene: Scene, bridge: str) -> str:
+    """The port of a bridge that leads out: hardware, a bond, a VLAN; '' without."""
+    kinds = ("", "bond", "vlan", "vxlan", "team")
+    return next((p for p in scene.members.get(bridge, ()) if scene.kind(p) in kinds), "")

@@ -1,0 +1,164 @@
+"""Where the kernel sends a packet: policy rules, tables, and the way back (fib_rules.c, fib_frontend.c). Pure."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+from kvmnet.doctor.packet import ABSENT, Context, Packet, Value
+from kvmnet.doctor.scene import Scene
+
+Json = Mapping[str, Any]
+MATCHED = frozenset({"priority", "src", "srclen", "dst", "dstlen", "iif", "oif", "fwmark", "fwmask", "table", "action", "not", "protocol", "suppress_prefixlen",
+                     "iif_detached", "oif_detached", "ipproto", "goto", "nop", "unresolved"})
+"""What of a policy rule is understood."""
+ERRORS = {"blackhole": "is lost", "unreachable": "is answered with host unreachable", "prohibit": "is answered with prohibited"}
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """What a look-up gives."""
+
+    type: str
+    """unicast, local, broadcast, multicast, blackhole, unreachable, prohibit; none without a route."""
+    dev: str = ""
+    via: str = ""
+    """Next hop; '' on the link."""
+    route: str = ""
+    """The route, and the table that it is in."""
+    unsure: str = ""
+    """A rule that could not be judged, and might have sent it another way."""
+    source: str = ""
+    """Address that the host itself would send from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A look-up."""
+
+    target: str
+    source: str = ""
+    iif: str = ""
+    """'' for what the host sends."""
+    oif: str = ""
+    mark: int = 0
+    protocol: int = 0
+
+
+def look_up(view: Scene, asked: Asked) -> Way:
+    version = ip_address(asked.target).version
+    unsure = ""
+    for rule in sorted(view.part(f"rules{version}"), key=lambda r: r.get("priority", 0)):
+        applies = holds(rule, asked)
+        if applies is None:
+            unsure = unsure or f"ip rule {rule.get('priority')}"
+            continue
+        if not applies:
+            continue
+        if rule.get("action") in ERRORS:
+            return Way(rule["action"], route=f"ip rule {rule.get('priority')}", unsure=unsure)
+        if "table" not in rule:
+            continue
+        found = in_table(view, version, str(rule["table"]), asked, rule.get("suppress_prefixlen"))
+        if found is not None:
+            return Way(**{**found, "unsure": unsure})
+    return Way("none", unsure=unsure)
+
+
+def holds(rule: Json, asked: Asked) -> bool | None:
+    """Whether a policy rule applies; None when it asks for something that is not known."""
+    def prefix(name: str, address: str) -> bool:
+        if rule.get(name, "all") == "all":
+            return True
+        return bool(address) and inside(address, f"{rule[name]}/{rule.get(name + 'len', 32 if '.' in str(rule[name]) else 128)}")
+
+    mark = int(str(rule.get("fwmark", "0")), 0)
+    mask = int(str(rule.get("fwmask", "0xffffffff")), 0)
+    found = prefix("src", asked.source) and prefix("dst", asked.target) and rule.get("iif", asked.iif or "lo") == (asked.iif or "lo") and \
+        rule.get("oif", asked.oif) == asked.oif and ("fwmark" not in rule or asked.mark & mask == mark)
+    if not found:
+        return "not" in rule
+    return None if set(rule) - MATCHED else "not" not in rule
+
+
+def inside(address: str, network: str) -> bool:
+    wanted, held = ip_address(address), ip_network(network, strict=False)
+    return wanted.version == held.version and wanted in held
+
+
+def in_table(view: Scene, version: int, table: str, asked: Asked, suppress: int | None) -> dict[str, str] | None:
+    """The route of one table with the longest prefix, then the least metric."""
+    best: tuple[tuple[int, int], Json] | None = None
+    for route in routes(view, version, table):
+        length = covers(route, asked.target)
+        if length is None or (asked.oif and route.get("dev", asked.oif) != asked.oif) or dead(route) or (
+                version == 6 and route.get("type") == "multicast" and not asked.oif):
+            continue
+        order = (-length, int(route.get("metric", 0)))
+        if best is None or order < best[0]:
+            best = (order, route)
+    if best is None or best[1].get("type") == "throw" or (suppress is not None and -best[0][0] <= int(suppress)):
+        return None
+    route = best[1]
+    hop: Json = next((h for h in route.get("nexthops", ()) if not dead(h)), route)
+    text = f"{route.get('dst')}{' via ' + str(gateway(hop)) if gateway(hop) else ''}{' dev ' + hop['dev'] if hop.get('dev') else ''} (table {table})"
+    return {"type": str(route.get("type", "unicast")), "dev": str(hop.get("dev", "")), "via": gateway(hop), "route": text, "source": str(route.get("prefsrc", ""))}
+
+
+def gateway(hop: Json) -> str:
+    return str(hop.get("gateway") or (hop.get("via") or {}).get("host", ""))
+
+
+def dead(hop: Json) -> bool:
+    return "dead" in hop.get("flags", ())
+
+
+def routes(view: Scene, version: int, table: str) -> Iterable[Json]:
+    return (r for r in view.part(f"routes{version}") if str(r.get("table", "main")) == table)
+
+
+def covers(route: Json, address: str) -> int | None:
+    """Length of a route's prefix when it holds the address."""
+    dst = str(route.get("dst", ""))
+    if dst in ("default", "0.0.0.0/0", "::/0"):
+        return 0
+    try:
+        network = ip_network(dst, strict=False)
+    except ValueError:
+        return None
+    wanted = ip_address(address)
+    return network.prefixlen if network.version == wanted.version and wanted in network else None
+
+
+def fib(view: Scene) -> Any:
+    """What the expression fib of nftables answers (nft_fib_ipv4.c): the type of an address, or the device of the way to it."""
+    def answer(context: Context, result: str, flags: frozenset[str]) -> Value:
+        packet = context.packet
+        address = packet.source if "saddr" in flags else packet.target
+        if not address:
+            return ABSENT
+        way = look_up(view, Asked(address, oif=context.iif if "iif" in flags and result != "type" else "", mark=int(context.mark) if "mark" in flags and isinstance(context.mark, int) else 0))
+        if result == "type":
+            if ip_address(address).is_multicast:
+                return 5
+            return {"local": 2, "broadcast": 3, "blackhole": 6, "unreachable": 7, "prohibit": 8, "multicast": 5}.get(way.type, 1)
+        there = way.type in ("unicast", "local")
+        return (way.dev if there else "") if result == "oifname" else int(there)
+    return answer
+
+
+def comes_back(scene: Scene, packet: Packet, iif: str, onward: Way, mark: int = 0) -> str:
+    """Why the check of the reverse path refuses a packet; '' when it does not. The way back is looked up as if the
+    answer came by the device that the packet goes out by (__fib_validate_source()), and without its mark unless
+    src_valid_mark is on."""
+    strict, source = scene.reverse_path(iif), packet.source
+    marked = mark if "1" in (scene.sysctl(f"net/ipv4/conf/{iif}/src_valid_mark"), scene.sysctl("net/ipv4/conf/all/src_valid_mark")) else 0
+    way = look_up(scene, Asked(source, packet.target, onward.dev if onward.type == "unicast" else "", mark=marked))
+    if way.type in ("local", "broadcast") and "1" not in (scene.sysctl(f"net/ipv4/conf/{iif}/accept_local"), scene.sysctl("net/ipv4/conf/all/accept_local")):
+        return f"its source {source} is the host's own address"
+    if strict == 0:
+        return ""
+    if way.type != "unicast":
+        return f"there is no route back to {source}"
+    return f"the way back to {source} is by {way.dev or 'another device'} ({way.route})" if strict == 1 and way.dev != iif else ""

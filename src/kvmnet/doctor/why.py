@@ -1,0 +1,365 @@
+"""Why A does not reach B: the path there and the way back, hop by hop, with everything that stands in it. Pure.
+
+The packet is a real one, as bytes: what each hop makes of it (NAT, marks, MACs) is what the next one sees. The first
+packet of a flow goes there, its answer comes back with the flow known to conntrack.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from ipaddress import ip_address, ip_interface
+from typing import Any
+
+from kvmnet.doctor.ends import End, Place, find
+from kvmnet.doctor.finding import Certainty, Finding, Severity, ranked
+from kvmnet.doctor.packet import (
+    ICMP,
+    ICMP6,
+    NO_MAC,
+    STATES,
+    TCP,
+    UDP,
+    UNKNOWN,
+    Packet,
+    Tracked,
+    made,
+    question,
+    reply,
+)
+from kvmnet.doctor.routed import Undo, come_up, first_port, forward, neighbour, sent, to_host, way_out
+from kvmnet.doctor.routing import Asked, Way, look_up
+from kvmnet.doctor.scene import Scene
+from kvmnet.doctor.segment import cross, device, enter, leave
+from kvmnet.doctor.trip import Hop, State, Trip, begin
+from kvmnet.errors import KvmnetError
+
+NOBODY = "02:00:00:00:00:fe"
+"""Stands for a MAC that is not known."""
+SPORT = 40000
+HEARD = ("arp-drop", "rule-unknown", "port-no-flood", "arp-ignored")
+"""What of a question's way is told: the rest its packet meets, too."""
+EXIT = {State.OK: 0, State.BLOCKED: 1, State.UNKNOWN: 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The packet that is asked about."""
+
+    protocol: str = "icmp"
+    """tcp, udp or icmp."""
+    port: int = 0
+    version: int = 4
+
+    @property
+    def number(self) -> int:
+        return {"tcp": TCP, "udp": UDP}.get(self.protocol, ICMP6 if self.version == 6 else ICMP)
+
+    def __str__(self) -> str:
+        return f"{self.protocol} {self.port}" if self.port else f"ping{'6' if self.version == 6 else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    source: End
+    target: End
+    probe: Probe
+    there: Sequence[Hop]
+    back: Sequence[Hop]
+    live: Any = None
+    """What packets showed; None where none were sent."""
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        return ranked(f for hop in (*self.there, *self.back) for f in hop.findings)
+
+    @property
+    def state(self) -> State:
+        states = {hop.state for hop in (*self.there, *self.back)}
+        return State.BLOCKED if State.BLOCKED in states else State.UNKNOWN if State.UNKNOWN in states else State.OK
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT[self.state]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": 1, "state": str(self.state), "from": asdict(self.source), "to": asdict(self.target), "probe": asdict(self.probe),
+                "there": [hop_json(h) for h in self.there], "back": [hop_json(h) for h in self.back], "findings": [f.to_json() for f in self.findings],
+                "live": self.live.to_json() if self.live else None}
+
+
+def hop_json(hop: Hop) -> dict[str, Any]:
+    return {"where": hop.where, "what": hop.what, "words": hop.words, "state": str(hop.state), "findings": [f.code for f in hop.findings]}
+
+
+def why(scene: Scene, source: str, target: str, probe: Probe) -> Report:
+    """Raises KvmnetError for ends that are not known."""
+    a, b = find(scene, source, probe.version), find(scene, target, probe.version)
+    a = faced(scene, a, b)
+    b = faced(scene, b, a)
+    if a.place is not Place.NIC and b.place is not Place.NIC and a.place is b.place:
+        raise KvmnetError(f"{source} and {target} are both {'the host' if a.place is Place.HOST else 'outside'}: no packet between them passes what is looked at here",
+                          "name a guest, a NIC, a device, or an address of one")
+    ports = (SPORT, probe.port)
+    first = made((NO_MAC, a.mac or NOBODY), a.ip, b.ip, probe.number, ports)
+    there = journey(scene, a, b, first)
+    final = there.packet
+    tracked = there.context.tracked
+    flow = replace(tracked, state=STATES["established"], status=UNKNOWN, direction=1, first=first) if tracked and tracked.state == STATES["new"] else tracked
+    answer = made((NO_MAC, b.mac or NOBODY), final.target, final.source, probe.number, (final.ports[1], final.ports[0]) if probe.port else ports, answer=True)
+    undo = Undo((a.ip, SPORT if probe.port else 0), (b.ip, probe.port)) if there.translated else None
+    back = journey(scene, b, replace(a, ip=final.source) if final.source != a.ip and b.place is not Place.NIC else a, answer, flow or Tracked(state=STATES["established"], direction=1), undo, there.out)
+    if there.translated and a.segment == b.segment and a.place is b.place is Place.NIC and final.source == a.ip:
+        hairpin(there, a, b)
+    return Report(a, b, probe, there.hops, back.hops)
+
+
+def faced(scene: Scene, end: End, other: End) -> End:
+    """The host has many addresses: by name it is the one that the other end is nearest to."""
+    if end.place is not Place.HOST or end.name != "host":
+        return end
+    version = ip_address(other.ip).version
+    way = look_up(scene, Asked(other.ip)) if other.place is not Place.HOST else Way("none")
+    own = [ip_interface(a) for a in scene.addresses_of(other.segment, version) + scene.addresses_of(way.dev, version)]
+    best = next((i for i in own if ip_address(other.ip) in i.network), own[0] if own else None)
+    return replace(end, ip=str(best.ip), segment=scene.own[str(best.ip)][0], mac=scene.mac(scene.own[str(best.ip)][0])) if best else end
+
+
+def hairpin(trip: Trip, a: End, b: End) -> None:
+    trip.blocks("hairpin-nat", b.segment, f"{b.title} answers {a.title} directly, not by the address that was asked",
+                "the destination was translated, the source was not: both are on one segment, so the answer does not pass the host again, and is not known to the asker",
+                fix=(f"nft add table ip hairpin '{{ chain post {{ type nat hook postrouting priority srcnat; iifname {b.segment} oifname {b.segment} ct status dnat masquerade; }}; }}'",))
+
+
+# -- one direction ---------------------------------------------------------------------------------
+
+def journey(scene: Scene, a: End, b: End, packet: Packet, flow: Tracked | None = None, undo: Undo | None = None, came: str = "") -> Trip:
+    """A packet from one end to the other. ``came``: device by which it comes from outside, where that is known."""
+    trip = begin(scene, packet, flow)
+    trip.hop(a.title, "guest" if a.place is Place.NIC else str(a.place), a.how)
+    if a.place is Place.NIC:
+        from_guest(trip, a, b, undo)
+    elif a.place is Place.HOST:
+        deliver(trip, sent(trip, undo), b)
+    else:
+        from_outside(trip, a, b, undo, came)
+    trip.hop(b.title, "guest" if b.place is Place.NIC else str(b.place))
+    return trip
+
+
+def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
+    scene, bridge = trip.scene, a.segment
+    if not a.dev:
+        unseen(trip, a)
+    direct = b.place is Place.NIC and b.segment == bridge and on_link(scene, bridge, a.ip, b.ip) and trip.packet.target == b.ip
+    gateway = bridge if bridge and scene.addresses_of(bridge, trip.packet.version) and scene.kind(bridge) else ""
+    mac = (b.mac if direct else scene.mac(gateway)) or NOBODY
+    trip.context.packet = trip.packet.between(mac, trip.packet.macs[1])
+    if a.dev:
+        enter(trip, a.dev)
+    if not bridge and a.dev and not scene.addresses_of(a.dev, trip.packet.version):
+        lost(trip, a.dev)
+        bridge = gateway = b.segment if b.place is not Place.OUTSIDE and scene.kind(b.segment) == "bridge" else ""
+        if not bridge:
+            return
+    if direct:
+        heard(trip, [ask(scene, a, b)])
+        proxied(trip, bridge, b.ip)
+        if out := cross(trip, bridge, a.dev, b.dev):
+            leave(trip, bridge, a.dev, out)
+        return
+    if not gateway:
+        by_uplink(trip, a, b)
+        return
+    heard(trip, [ask(scene, a, host_at(scene, gateway, trip.packet.version, a.ip))])
+    cross(trip, bridge, a.dev, "")
+    trip.at_bridge("input", bridge, bridge, "")
+    onward(trip, bridge, b, undo)
+
+
+def onward(trip: Trip, dev: str, b: End, undo: Undo | None) -> None:
+    """From a device through the host's IP."""
+    way = come_up(trip, dev, undo)
+    if way.type in ("local", "broadcast"):
+        to_host(trip, dev)
+        if b.place is not Place.HOST:
+            trip.blocks("own-address", "routing", f"{trip.packet.target} is an address of the host itself", "the packet ends here instead of being sent on", way.route)
+        return
+    if way.type == "unicast":
+        forward(trip, dev, way, undo)
+        deliver(trip, way, b)
+
+
+def from_outside(trip: Trip, a: End, b: End, undo: Undo | None, came: str) -> None:
+    scene = trip.scene
+    if b.place is Place.NIC and b.segment and not scene.addresses_of(b.segment, trip.packet.version) and (port := first_port(scene, b.segment)):
+        trip.context.packet = trip.packet.between(b.mac or NOBODY, NOBODY)
+        enter(trip, port)
+        if out := cross(trip, b.segment, port, b.dev):
+            leave(trip, b.segment, port, out)
+        return
+    dev = came or look_up(scene, Asked(a.ip)).dev
+    if not dev:
+        trip.hop("uplink", "uplink", "which device it comes by is not known: there is no route to it")
+        return
+    port = first_port(scene, dev) if scene.kind(dev) == "bridge" else ""
+    trip.context.packet = trip.packet.between(scene.mac(dev), NOBODY)
+    if port:
+        enter(trip, port)
+        cross(trip, dev, port, "")
+        trip.at_bridge("input", dev, dev, "")
+    else:
+        device(trip, dev, "uplink")
+        trip.at("netdev", "ingress", iif=dev, where=dev)
+    onward(trip, dev, b, undo)
+
+
+def by_uplink(trip: Trip, a: End, b: End) -> None:
+    """The guest's router is not this host: its frames leave by the bridge's uplink."""
+    scene, bridge = trip.scene, a.segment
+    if not bridge:
+        trip.hop(a.dev or "?", "port", "no bridge")
+        trip.blocks("not-followed", a.dev or a.title, f"{a.dev or a.title} is in no bridge of this host", "a macvtap, a VF or another switch carries its frames: they are not followed here", certainty=Certainty.UNKNOWN)
+        return
+    port = first_port(scene, bridge)
+    if not port:
+        trip.hop(bridge, "bridge", "no way out")
+        trip.blocks("no-uplink", bridge, f"{bridge} has no port that leads out, and the host has no address on it", "the guest has no router: it reaches its own segment only",
+                    f"ports: {', '.join(scene.members.get(bridge, ())) or 'none'}", fix=(f"ip addr add ADDRESS/LENGTH dev {bridge}",))
+        return
+    leave(trip, bridge, a.dev, port)
+    below = str(scene.links[port].get("link", ""))
+    if scene.kind(port) in ("vlan", "bond") and below in scene.links:
+        way_out(trip, below)
+    trip.hop("outside", "outside", f"by {port}; what is beyond is not seen from here")
+
+
+def deliver(trip: Trip, way: Way, b: End) -> None:
+    """By the device of a route to the next hop."""
+    scene, dev = trip.scene, way.dev
+    if not dev or way.type != "unicast" or scene.bridge_of(dev):
+        return
+    hop = way.via or trip.packet.target
+    there = b if b.place is Place.NIC and hop == b.ip else None
+    if there and there.segment and there.segment != dev and there.dev in scene.links:
+        trip.blocks("wrong-segment", dev, f"the route to {b.ip} leads to {dev}, but {there.dev} is on {there.segment}", "the question who has it is asked on the wrong segment", way.route)
+    trip.context.linked = True
+    mac = neighbour(trip, dev, hop, there.mac if there else "") if not (there is None and scene.kind(dev) in ("tun", "wireguard")) else ""
+    trip.context.packet = trip.packet.between(mac or NOBODY, scene.mac(dev) or NO_MAC)
+    if scene.kind(dev) == "bridge":
+        if there:
+            heard(trip, [ask(scene, host_at(scene, dev, trip.packet.version, b.ip), there)])
+        trip.at("netdev", "egress", oif=dev, where=dev)
+        device(trip, dev, "bridge")
+        expected = there.dev if there else first_port(scene, dev)
+        if there and not there.dev:
+            unseen(trip, there)
+        elif out := cross(trip, dev, "", expected):
+            leave(trip, dev, "", out)
+        return
+    trip.out = dev
+    way_out(trip, dev)
+    if b.place is Place.OUTSIDE:
+        private_source(trip, b)
+
+
+def private_source(trip: Trip, b: End) -> None:
+    """Answers find a private address only where the network outside has a route to it."""
+    source = ip_address(trip.packet.source)
+    trip.hop("outside", "outside", "what is beyond is not seen from here")
+    if source.is_private and not ip_address(b.ip).is_private and str(source) not in trip.scene.own and trip.context.flow is None:
+        trip.blocks("no-nat", "outside", f"the packet leaves with the private source {source}", "nobody in the Internet has a route back to it: a NAT on the way must change it, and this host does not",
+                    "no masquerade or snat applies to it", fix=(f"nft add table ip nat '{{ chain post {{ type nat hook postrouting priority srcnat; ip saddr {source} oifname {trip.context.oif or 'UPLINK'} masquerade; }}; }}'",),
+                    certainty=Certainty.LIKELY)
+
+
+def unseen(trip: Trip, end: End) -> None:
+    trip.hop(end.segment or end.title, "guest", "not seen on any port")
+    asked = trip.scene.neighbours.get((end.segment, end.ip), {}).get("state", ())
+    trip.blocks("guest-unseen", end.ip, f"no port of {end.segment or 'this host'} has {end.ip} behind it, as far as the bridge knows",
+                "it has sent nothing for a while, is off, has another address, or its frames do not get in", f"ip neigh show {end.ip}: {'/'.join(asked)}" if asked else "",
+                certainty=Certainty.LIKELY if {"FAILED", "INCOMPLETE"} & set(asked) else Certainty.UNKNOWN)
+
+
+def lost(trip: Trip, dev: str) -> None:
+    """A port that is nowhere; ``enter`` has said so for taps and veths."""
+    if not trip.hops[-1].findings:
+        trip.blocks("not-followed", dev, f"{dev} is in no bridge of this host", "what it carries is not followed here", certainty=Certainty.UNKNOWN)
+
+
+def on_link(scene: Scene, bridge: str, first: str, second: str) -> bool:
+    """Whether a guest takes another for one of its own segment: by the host's prefix there, else taken for granted."""
+    version = ip_address(first).version
+    prefixes = [ip_interface(a).network for a in scene.addresses_of(bridge, version)]
+    mine = [p for p in prefixes if ip_address(first) in p]
+    return not mine or any(ip_address(second) in p for p in mine)
+
+
+def host_at(scene: Scene, dev: str, version: int, near: str) -> End:
+    own = [ip_interface(a) for a in scene.addresses_of(dev, version)]
+    best = next((i for i in own if ip_address(near) in i.network), own[0])
+    return End("host", Place.HOST, str(best.ip), mac=scene.mac(dev), segment=dev)
+
+
+# -- who has it? -----------------------------------------------------------------------------------
+
+def ask(scene: Scene, a: End, b: End) -> Trip:
+    """The question of *a* who has the address of *b*, and the answer, on one bridge."""
+    trip = begin(scene, question(a.mac or NOBODY, a.ip, b.ip), asked=True)
+    on_bridge(trip, a, b)
+    answer = begin(scene, reply(trip.packet, b.mac or NOBODY), asked=True)
+    on_bridge(answer, b, a)
+    trip.hops += answer.hops
+    return trip
+
+
+def on_bridge(trip: Trip, a: End, b: End) -> None:
+    """A frame between two ends on one bridge, either of which may be the host."""
+    bridge = a.segment
+    if a.place is Place.NIC:
+        if not a.dev:
+            return
+        enter(trip, a.dev)
+    elif trip.packet.version == 0:
+        trip.at("arp", "output", oif=bridge)
+    else:
+        trip.context.linked = False
+        trip.at("ip", "output", oif=bridge)
+        trip.at("ip", "postrouting", oif=bridge)
+        trip.context.linked = True
+    if b.place is Place.NIC:
+        if b.dev and (out := cross(trip, bridge, a.dev, b.dev)):
+            leave(trip, bridge, a.dev, out)
+        return
+    trip.at_bridge("input", bridge, bridge, "")
+    if trip.packet.version == 0:
+        trip.at("arp", "input", iif=bridge)
+    else:
+        if not trip.seen:
+            trip.at("ip", "prerouting", iif=bridge)
+        trip.at("ip", "input", iif=bridge)
+    if trip.scene.sysctl(f"net/ipv4/conf/{bridge}/arp_ignore") == "8":
+        trip.blocks("arp-ignored", bridge, f"the host answers no ARP on {bridge}", f"net.ipv4.conf.{bridge}.arp_ignore is 8")
+
+
+def heard(trip: Trip, questions: Sequence[Trip]) -> None:
+    """One hop for the questions; what lost them is told, once."""
+    kind = "ARP" if trip.packet.version == 4 else "neighbour discovery"
+    hop = trip.hop(kind, "neighbour", "question and answer")
+    for finding in told(questions):
+        if all(finding.where != f.where or finding.what != f.what for f in hop.findings):
+            trip.find(finding)
+
+
+def told(questions: Sequence[Trip]) -> Iterator[Finding]:
+    return (f for q in questions for f in q.findings if f.code in HEARD and f.severity is Severity.BLOCKS)
+
+
+def proxied(trip: Trip, bridge: str, target: str) -> None:
+    """The host answers for an address that it thinks is elsewhere (arp_process(), proxy_arp)."""
+    scene = trip.scene
+    if scene.sysctl(f"net/ipv4/conf/{bridge}/proxy_arp") != "1" and scene.sysctl("net/ipv4/conf/all/proxy_arp") != "1":
+        return
+    way = look_up(scene, Asked(target, iif=bridge))
+    if way.type == "unicast" and way.dev != bridge:
+        trip.blocks("proxy-arp", bridge, f"the host answers ARP for {target} on {bridge}, because its route leads to {way.dev}", "the asker takes the host's MAC for it, when that answer is heard last",
+                    f"net.ipv4.conf.{bridge}.proxy_arp is on; {way.route}", fix=(f"sysctl -w net.ipv4.conf.{bridge}.proxy_arp=0 net.ipv4.conf.all.proxy_arp=0",), certainty=Certainty.LIKELY)

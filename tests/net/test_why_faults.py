@@ -1,0 +1,148 @@
+"""Real faults on a working set-up: each breaks it, is found first, and the printed fix mends it."""
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from kvmnet.doctor.finding import Severity
+from kvmnet.doctor.scene import read
+from kvmnet.doctor.trip import State
+from kvmnet.doctor.why import Probe, Report, why
+from kvmnet.facts.capture import capture
+from kvmnet.host.clock import wait_until
+from kvmnet.host.paths import Paths
+from lib.netns import named_netns, new_netns, sh
+
+pytestmark = pytest.mark.net
+
+G1, G2, U = (f"kvw-{os.getpid()}-{n}" for n in ("1", "2", "u"))
+FIRST, SECOND, HOST, WAY_OUT, FAR = "10.66.0.11", "10.66.0.12", "10.66.0.1", "10.77.0.2", "10.77.0.1"
+MACS = {"p1": "02:66:00:00:00:11", "p2": "02:66:00:00:00:12"}
+
+
+PING, PING6 = Probe(), Probe(version=6)
+
+
+@dataclass(frozen=True)
+class Fault:
+    code: str
+    """Of the finding that must come first."""
+    inject: str
+    to: str = SECOND
+    source: str = FIRST
+    probe: Probe = PING
+    mends: bool = True
+    """Whether the printed fix can be run as it is."""
+
+
+def ping(netns: str, target: str, *, six: bool = False) -> bool:
+    return subprocess.run(["ip", "netns", "exec", netns, "ping", *(["-6"] if six else []), "-n", "-c", "1", "-W", "0.3", target], capture_output=True, check=False).returncode == 0
+
+
+def restore() -> None:
+    """Everything as it was at first, whatever a fault has done to it."""
+    sh("ip link del w0; ip link del u2; ip rule del priority 100; ip rule del priority 50; ip route flush table 77; ip route flush type blackhole; ip neigh flush all; ip link set u1 nomaster", check=False)
+    sh(f"sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 net.ipv4.ip_forward=1 net.ipv4.icmp_echo_ignore_all=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.u1.rp_filter=0;"
+       "ip link set br0 type bridge stp_state 0; ip neigh flush nud permanent dev br0; ip addr replace 10.66.0.1/24 dev br0; ip addr replace 10.77.0.2/24 dev u1; ip link set u1 up; ip route replace default via 10.77.0.1;"
+       f"ip -n {G1} neigh flush all; ip -n {G2} neigh flush all; ip -n {U} neigh flush all")
+    for number, netns in ((1, G1), (2, G2)):
+        sh(f"ip -n {netns} link set eth0 up; ip -n {netns} route replace default via 10.66.0.1; ip -n {netns} -6 addr replace fd66::1{number}/64 dev eth0 nodad; ip -n {netns} -6 route replace default via fd66::1;"
+           f"ip link set p{number} master br0 up; bridge fdb del {MACS[f'p{number}']} dev p{number} master 2>/dev/null; bridge link set dev p{number} isolated off learning on flood on bcast_flood on state 3")
+    sh("nft 'flush ruleset; add table ip mine; add chain ip mine post { type nat hook postrouting priority 100; }; add rule ip mine post ip saddr 10.66.0.0/24 oifname \"u1\" masquerade'")
+    wait_until(lambda: ping(G1, SECOND) and ping(G1, FAR) and ping(G2, FAR) and ping(G1, "fd66::1", six=True) and ping(G2, "fd66::1", six=True), 20)
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Paths]:
+    """Two guests on br0, a network outside behind u1, the host routes with NAT."""
+    with new_netns(), named_netns(G1), named_netns(G2), named_netns(U), TemporaryDirectory() as folder:
+        sh("ip link add br0 address 02:66:00:00:00:01 type bridge; ip -6 addr add fd66::1/64 dev br0 nodad; ip link set br0 up")
+        for number, netns in ((1, G1), (2, G2)):
+            sh(f"ip link add p{number} type veth peer name eth0 address 02:66:00:00:00:1{number} netns {netns}; ip -n {netns} addr add 10.66.0.1{number}/24 dev eth0")
+        sh(f"ip link add u1 type veth peer name u0 netns {U}; ip -n {U} addr add 10.77.0.1/24 dev u0; ip -n {U} link set u0 up")
+        restore()
+        yield Paths(Path(folder), Path(folder))
+
+
+def look(place: Paths, fault: Fault) -> Report:
+    return why(read(capture(place)), fault.source, fault.to, fault.probe)
+
+
+NOWHERE = ("192.0.2.7", "10.77.0.9")
+"""Addresses that nobody has."""
+FAULTS = {
+    "docker-forward-policy-drop": Fault("rule-drop", "nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }; add chain ip filter DOCKER-USER; add rule ip filter FORWARD jump DOCKER-USER'", to=FAR, mends=False),
+    "br-netfilter-drops-bridged": Fault("bridge-netfilter", "sysctl -qw net.bridge.bridge-nf-call-iptables=1; nft 'add table ip filter; add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }'"),
+    "nft-accept-not-final": Fault("rule-drop", "nft 'add table inet ours; add chain inet ours forward { type filter hook forward priority -10; }; add rule inet ours forward iifname br0 accept;" "add table inet wall; add chain inet wall forward { type filter hook forward priority 10; }; add rule inet wall forward ct state established accept; add rule inet wall forward iifname br0 reject with icmpx type admin-prohibited'", to=FAR),
+    "forwarding-off": Fault("forwarding-off", "sysctl -qw net.ipv4.ip_forward=0", to=FAR),
+    "port-isolated": Fault("port-isolated", "bridge link set dev p1 isolated on; bridge link set dev p2 isolated on"),
+    "port-down": Fault("link-down", "ip link set p2 down"),
+    "port-detached": Fault("port-detached", "ip link set p1 nomaster", source=f"p1@{FIRST}"),
+    "no-carrier": Fault("no-carrier", f"ip -n {G2} link set eth0 down", mends=False),
+    "stp-forward-delay-dhcp": Fault("port-state", "ip link set br0 type bridge stp_state 1 forward_delay 1500; ip link set p2 nomaster; ip link set p2 master br0", to=f"p2@{SECOND}"),
+    "fdb-learned-on-wrong-port": Fault("fdb-wrong-port", f"ip link add w0 type veth peer name w1; ip link set w0 master br0 up; ip link set w1 up; bridge fdb replace {MACS['p2']} dev w0 master static sticky", to=f"p2@{SECOND}"),
+    "flood-off": Fault("port-no-flood", f"bridge fdb del {MACS['p2']} dev p2 master; bridge link set dev p2 flood off learning off bcast_flood off; ip -n {G1} neigh flush all; ip -n {G2} neigh flush all", to=f"p2@{SECOND}"),
+    "arp-dropped": Fault("arp-drop", f"nft 'add table bridge wall; add chain bridge wall c {{ type filter hook forward priority 0; }}; add rule bridge wall c ether type arp drop'; ip -n {G1} neigh flush all; ip -n {G2} neigh flush all"),
+    "stale-neighbour-after-move": Fault("neighbour-wrong", f"ip neigh replace {SECOND} lladdr 02:de:ad:00:00:01 dev br0 nud permanent", source="host", to=f"p2@{SECOND}"),
+    "no-route": Fault("no-route", "ip route del default", to="192.0.2.7", mends=False),
+    "blackhole": Fault("route-error", "ip route add blackhole 10.77.0.1", to=FAR),
+    "policy-rule": Fault("route-error", "ip rule add from 10.66.0.0/24 prohibit priority 100", to=FAR, mends=False),
+    "uplink-down": Fault("link-down", "ip link set u1 down", to="10.77.0.9", mends=False),
+    "ip-on-enslaved-nic": Fault("address-on-port", "ip link set u1 master br0; ip neigh flush dev u1", to=FAR, mends=False),
+    "set-of-addresses": Fault("rule-drop", "nft 'add table inet wall; add set inet wall bad { type ipv4_addr; flags interval; elements = { 10.66.0.8/29 }; }; add chain inet wall c { type filter hook prerouting priority -150; }; add rule inet wall c ip saddr @bad drop'", to=FAR),
+    "answers-dropped": Fault("rule-drop", "nft 'add table inet wall; add chain inet wall c { type filter hook forward priority 0; }; add rule inet wall c iifname \"u1\" ct state established drop'", to=FAR),
+    "input-closed": Fault("rule-drop", "nft 'add table inet wall; add chain inet wall c { type filter hook input priority 0; policy drop; }; add rule inet wall c tcp dport 22 accept'", to="host"),
+    "netdev-ingress": Fault("rule-drop", "nft 'add table netdev wall; add chain netdev wall c { type filter hook ingress device \"p1\" priority 0; }; add rule netdev wall c ip daddr 10.66.0.12 drop'"),
+    "six-forward": Fault("bridge-netfilter", "sysctl -qw net.bridge.bridge-nf-call-ip6tables=1; nft 'add table ip6 filter; add chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }'", to="fd66::12", source="fd66::11", probe=PING6),
+    "echo-ignored": Fault("echo-ignored", "sysctl -qw net.ipv4.icmp_echo_ignore_all=1", to="host"),
+    "rp-filter-strict-multihomed": Fault("reverse-path", "sysctl -qw net.ipv4.conf.u1.rp_filter=1; ip link add u2 type veth peer name u3; ip link set u2 up; ip link set u3 up; ip route add 10.77.0.1/32 dev u2; ip rule add fwmark 7 table 77 priority 50; ip route add 10.77.0.0/24 dev u1 table 77; nft 'add table ip m; add chain ip m c { type filter hook prerouting priority -150; }; add rule ip m c iifname br0 meta mark set 7'", to=FAR, mends=False),
+    "vlan-less-mark": Fault("rule-drop", "nft 'add table inet wall; add chain inet wall m { type filter hook prerouting priority -200; }; add rule inet wall m iifname br0 meta mark set 0x10; add chain inet wall c { type filter hook forward priority 0; }; add rule inet wall c meta mark & 0xf0 == 0x10 drop'", to=FAR),
+}
+
+
+@pytest.mark.parametrize(("source", "to", "probe"), [
+    (FIRST, SECOND, Probe()), (FIRST, FAR, Probe()), (FIRST, "host", Probe()), ("host", SECOND, Probe()), ("p1", "p2", Probe()), ("host", FIRST, Probe("tcp", 22)),
+    (FIRST, "outside", Probe("udp", 53)), ("fd66::11", "fd66::12", PING6), (FAR, "host", Probe()), ("p1", "192.0.2.9", Probe("tcp", 443)), (MACS["p1"], "host", Probe()),
+], ids=lambda x: str(x))
+def test_nothing_is_found_where_nothing_is_wrong(place: Paths, source: str, to: str, probe: Probe) -> None:
+    report = look(place, Fault("", "", to, source, probe))
+    assert report.state is State.OK and not report.findings, report.findings
+    assert len(report.there) > 2 and len(report.back) > 2
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_found_first_and_mended(place: Paths, name: str) -> None:
+    fault = FAULTS[name]
+    asked = {FIRST: G1, "fd66::11": G1, "host": ""}.get(fault.source, G1)
+    target = fault.to.rpartition("@")[2].replace("host", HOST)
+
+    def works() -> bool:
+        if asked:
+            return ping(asked, target, six=fault.probe.version == 6)
+        return subprocess.run(["ping", "-n", "-c", "1", "-W", "0.3", target], capture_output=True, check=False).returncode == 0
+
+    if target not in NOWHERE:
+        wait_until(works, 10)
+    try:
+        sh(fault.inject)
+        assert not works()
+        report = look(place, fault)
+        assert report.findings and report.findings[0].code == fault.code, report.findings
+        first = report.findings[0]
+        assert report.state is State.BLOCKED and first.severity is Severity.BLOCKS and first.evidence and first.why
+        assert {f.code for f in report.findings if f.severity is Severity.BLOCKS} <= {fault.code, "neighbour-silent", "guest-unseen", "no-route"}, report.findings
+        if fault.mends:
+            assert first.fix
+            for finding in report.findings:
+                if finding.severity is Severity.BLOCKS:
+                    for command in finding.fix:
+                        sh(command)
+            wait_until(works, 10)
+    finally:
+        restore()
