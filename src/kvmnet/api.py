@@ -115,7 +115,7 @@ class Host:
         something is to be done."""
         seen, engine = look.result(), self.engine
         given = engine.history.allocations()
-        if before.digest != digest(text, self.facts_about(seen, before.users, before.uplinks, before.tuned, before.secrets), given):
+        if before.digest != digest(text, self.facts_about(seen, before.users, before.uplinks, before.tuned, before.secrets, before.settings), given):
             return None
         engine.dispatch.look_up(seen, engine.with_lent(before.wanted))
         inner = engine.plan(seen, before.wanted, before.borrowed)
@@ -150,18 +150,18 @@ class Host:
         return notices(document.spec, compiled, steps, running)
 
     def facts(self, seen: Seen, document: Document | None = None) -> Facts:
-        return self.facts_about(seen, *(asked(document) if document else ((), (), (), ())))
+        return self.facts_about(seen, *(asked(document) if document else ((), (), (), (), ())))
 
     def facts_about(self, seen: Seen, users: Sequence[str], uplinks: Sequence[str], tuned: Sequence[str],
-                    secrets: Sequence[str]) -> Facts:
-        """Facts for a document that names these users, has these devices join a bridge, tunes these NICs, and has
-        secrets in these files."""
+                    secrets: Sequence[str], settings: Sequence[str]) -> Facts:
+        """Facts for a document that names these users, has these devices join a bridge, tunes these NICs, has
+        secrets in these files, and sets these settings of the kernel."""
         from kvmnet.drivers.qemu.folder import running_folders
         from kvmnet.facts.collect import facts_of
         present = {home.name: tuple(n.partition("/")[2] for n in home.record())
                    for home in running_folders(self.paths)}
         found = facts_of(seen, self.paths, users=users, uplinks=uplinks, tuned=tuned, secrets=secrets,
-                         running=present)
+                         settings=settings, running=present)
         originals = load_originals(self.paths.originals, self.engine.codec)
         lent = dict.fromkeys(o.value.dev or "" for o in originals.values()
                              if o.whole and isinstance(o.value, (Address, Route)))
@@ -470,17 +470,18 @@ def execute_in(name: str, program: Sequence[str] | str, paths: Paths, timeout: f
     return result.code, result.out, result.err
 
 
-def asked(document: Document) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def asked(document: Document) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """What facts are asked about for *document*: its users, the devices that join a bridge, the NICs that it tunes,
-    the files of its secrets."""
+    the files of its secrets, the settings of the kernel."""
     from kvmnet.spec.hardware import named_nics
+    from kvmnet.spec.knobs import KNOBS
     from kvmnet.spec.tunnels import secret_files
     spec = document.spec
     bridged = {n.uplink for n in spec.networks.values() if n.mode == "bridge" and n.uplink}
     return (tuple(sorted({vm.owner for vm in spec.vms.values() if vm.owner})),
             tuple(dict.fromkeys(device for name, u in spec.uplinks.items() if name in bridged or u.members
                                 for device in (u.members or (u.device or "",)))),
-            named_nics(spec), secret_files(spec))
+            named_nics(spec), secret_files(spec), tuple(KNOBS[name].path for name in spec.tuning if name in KNOBS))
 
 
 def content(path: Path) -> bytes:

@@ -22,7 +22,7 @@ from kvmnet.errors import HostCannot
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.files import write_durably
 
-FORMAT = 3
+FORMAT = 4
 
 
 class Before(NamedTuple):
@@ -36,6 +36,7 @@ class Before(NamedTuple):
     uplinks: tuple[str, ...]
     tuned: tuple[str, ...]
     secrets: tuple[str, ...]
+    settings: tuple[str, ...]
     """What the facts are asked about for it."""
     wanted: Wanted
     borrowed: frozenset[Key]
@@ -82,6 +83,7 @@ def read(path: Path, text: bytes) -> Before | None:
                 return None
             data = json.loads(file.read())
         return Before(data["digest"], data["text"], tuple(data["users"]), tuple(data["uplinks"]), tuple(data["tuned"]), tuple(data["secrets"]),
+                      tuple(data["settings"]),
                       {r.key: r for r in map(resource, data["wanted"])},
                       frozenset(Key(*k) for k in data["borrowed"]), tuple(data["notes"]))
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from kvmnet.drivers.files.resources import unmanaged
-from kvmnet.drivers.linux.resources import Link
+from kvmnet.drivers.linux.resources import Link, Sysctl
 from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import vf_name
@@ -33,6 +33,7 @@ from kvmnet.policy.keeper import guard_keeper
 from kvmnet.policy.limits import Limiting, limiting
 from kvmnet.policy.shares import Shares
 from kvmnet.spec import overlays, pools, ways
+from kvmnet.spec.knobs import KNOBS
 from kvmnet.spec.models import SHARED, Mode, Network, Nic, Spec, Vm
 from kvmnet.spec.names import carrier_name, overlay_name, standby_name, tap_name
 
@@ -96,6 +97,9 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
     out.take(way := wire_uplinks(spec, facts, found))
     policy.merge(way.policy)
     out.tunnels = tunnel_ways(spec, facts)
+    for name, value in spec.tuning.items():
+        out.add(setting := Sysctl(name=KNOBS[name].path, value=value, dev=""))
+        out.borrowed.add(setting.key)
     out.take(sriov.wire_pools(spec, facts, nics))
     for name, network in spec.networks.items():
         out.segments[name] = segment = settle(name, network, spec, facts, tuple(nics.get(name, ())))

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "import": ("adopt:import_", "Write a document from a running host or its configuration files."),
     "export": ("adopt:export", "Write the uplink part as netplan, networkd or nmstate files."),
     "bench": ("bench:bench", "Measure what this host's network is worth."),
+    "tune": ("tune:tune", "Propose settings for this host and its guests' NICs, with reasons; measure them."),
     "vm": ("guests:vm", "Start, stop, list and enter guests."),
 }
 PRIVILEGES = "run it as root, or with sudo: reading and changing the network needs CAP_NET_ADMIN"

@@ -42,14 +42,17 @@ WHOLE_HOST = frozenset({"dhcpcd", "systemd-networkd", "NetworkManager", "connman
 
 
 def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Collection[str] = (),
-             tuned: Sequence[str] = (), secrets: Sequence[str] = (), running: Mapping[str, tuple[str, ...]] | None = None) -> Facts:
+             tuned: Sequence[str] = (), secrets: Sequence[str] = (), settings: Sequence[str] = (),
+             running: Mapping[str, tuple[str, ...]] | None = None) -> Facts:
     """Facts for compiling. ``seen``: everything observed. ``users``: names that the document gives.
     ``uplinks``: devices that join a bridge: what names them elsewhere is read too. ``tuned``: NICs whose hardware
-    settings are read. ``secrets``: files that are looked at, not into. ``running``: guests that run -> their NICs."""
+    settings are read. ``secrets``: files that are looked at, not into. ``settings``: paths under /proc/sys that
+    are read. ``running``: guests that run -> their NICs."""
     links = {r.name: r for r in seen.state.values() if isinstance(r, Link)}
     return Facts(
         state={**seen.state, **device_settings(links, seen, set(uplinks)),
-               **{r.key: r for r in hardware(tuned, dict.fromkeys(tuned))}},
+               **{r.key: r for r in hardware(tuned, dict.fromkeys(tuned))},
+               **{s.key: s for s in LinuxDriver(settings).observe_sysctls({}, links)}},
         features=features(paths.run / "features.json"),
         cpus=len(os.sched_getaffinity(0)),
         running=dict(running or {}),

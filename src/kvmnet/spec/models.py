@@ -36,6 +36,7 @@ from kvmnet.spec.values import (
     Prefix,
     Range4,
     Range6,
+    Setting,
     Size,
     VlanId,
     VlanRanges,
@@ -657,6 +658,9 @@ class Spec(Part):
     """Addresses and prefixes that rules name as set:NAME."""
     tenants: dict[Name, Tenant] = Field(default_factory=dict)
     """Tenants, by name."""
+    tuning: dict[Line, Setting] = Field(default_factory=dict)
+    """Kernel settings of the whole host, e.g. {net.netfilter.nf_conntrack_max: 1048576}; borrowed one by one, and given
+    back. kvmnet tune proposes them and says what each is for."""
 
     @cached_property
     def bridged(self) -> dict[str, dict[str, Network]]:

@@ -116,6 +116,11 @@ def line(value: object) -> str:
     return text
 
 
+def setting(value: object) -> str:
+    """A kernel setting's value as the kernel prints it: numbers or words, one space between them."""
+    return " ".join(line(value).split())
+
+
 # Addresses
 
 def mac(value: object) -> str:
@@ -585,6 +590,7 @@ NetworkName = Annotated[str, PlainValidator(network_name), _schema("string", pat
 Domain = Annotated[str, PlainValidator(domain), _schema("string")]
 IfName = Annotated[str, PlainValidator(interface), _schema("string", pattern=r"^[^\s/:]+$", maxLength=15)]
 Line = Annotated[str, PlainValidator(line), _NUMBER_OR_TEXT]
+Setting = Annotated[str, PlainValidator(setting), _NUMBER_OR_TEXT]
 Mac = Annotated[str, PlainValidator(mac), _schema("string", pattern=r"^([0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}$")]
 Address = Annotated[str, PlainValidator(address), _schema("string", pattern=r"^[0-9A-Fa-f:.]+$")]
 Address4 = Annotated[str, PlainValidator(address4), _schema("string", pattern=_V4 + "$")]
@@ -627,7 +633,7 @@ Peers = Annotated[tuple[str, ...], PlainValidator(peers), _ITEMS]
 Source = Annotated[str, PlainValidator(mirrored), _schema("string")]
 
 WORDS: dict[Callable[[object], Any], str] = {
-    name: "name", network_name: "name, at most 32 characters", domain: "domain", interface: "device", line: "text",
+    name: "name", network_name: "name, at most 32 characters", domain: "domain", interface: "device", line: "text", setting: "value",
     mac: "MAC address", address: "address", address4: "IPv4 address", address6: "IPv6 address",
     group: "multicast address",
     network4: "IPv4 prefix", network6: "IPv6 prefix", prefix: "address or prefix",

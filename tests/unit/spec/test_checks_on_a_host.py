@@ -177,7 +177,7 @@ def test_kernel_tables() -> None:
                     "  quiet: {mode: isolated, subnet: 192.168.2.0/24, address: none}", vms)
     assert lacking(document, host(limits={"gc_thresh3": 10, "gc_thresh3_6": 0, "nf_conntrack_max": 160})) == []
     few, flows = lacking(document, host(limits={"gc_thresh3": 9, "nf_conntrack_max": 159}))
-    assert few.hint == "sysctl -w net.ipv4.neigh.default.gc_thresh3=32"
+    assert few.hint == "write tuning: {net.ipv4.neigh.default.gc_thresh3: 32}, which is given back"
     assert "159 connections, too few for 10 guests" in flows.message
 
 

@@ -1,7 +1,7 @@
 """What the host must have for the document: devices, users, features, room in its tables. Pure."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
@@ -14,6 +14,7 @@ MOST_PORTS = 1023
 """Ports of one bridge (net/bridge/br_private.h: BR_PORT_BITS 10, port 0 is not used)."""
 FLOWS_PER_NIC = 16
 """Connections that a guest needs at least to be of use: less room than that in conntrack is a mistake."""
+CONNECTIONS = "net.netfilter.nf_conntrack_max"
 _NEIGHBOURS = {Family.IPV4: ("gc_thresh3", "net.ipv4.neigh.default.gc_thresh3"),
                Family.IPV6: ("gc_thresh3_6", "net.ipv6.neigh.default.gc_thresh3")}
 
@@ -139,20 +140,25 @@ def features(subject: Subject) -> Iterator[Problem]:
 
 def tables(subject: Subject) -> Iterator[Problem]:
     """Kernel tables that are too small for the guests that the host routes for."""
-    limits = subject.facts.limits
+    limits, tuning = subject.facts.limits, subject.spec.tuning
     routed: set[str] = set()
     for family, (limit, sysctl) in _NEIGHBOURS.items():
         here = {name for name, network in subject.spec.networks.items() if subject.hosted(network, family)}
         routed |= here
         count = sum(len(subject.members[name]) for name in here)
-        if (most := limits.get(limit)) is not None and count > most:
+        if (most := tuned(tuning, sysctl, limits.get(limit))) is not None and count > most:
             yield wrong("networks", f"the host would talk to {count} guests, and its neighbour table takes {most}",
-                        f"sysctl -w {sysctl}={_power(2 * count)}")
+                        f"write tuning: {{{sysctl}: {_power(2 * count)}}}, which is given back")
     count = sum(len(subject.members[name]) for name in routed)
-    most = limits.get("nf_conntrack_max")
+    most = tuned(tuning, CONNECTIONS, limits.get("nf_conntrack_max"))
     if most and count * FLOWS_PER_NIC > most:
         yield wrong("networks", f"the host tracks at most {most} connections, too few for {count} guests",
-                    f"sysctl -w net.netfilter.nf_conntrack_max={_power(count * 256)}")
+                    f"write tuning: {{{CONNECTIONS}: {_power(count * 256)}}}, which is given back")
+
+
+def tuned(tuning: Mapping[str, str], name: str, seen: int | None) -> int | None:
+    """What the document sets, where it does, else what the host has."""
+    return int(tuning[name]) if tuning.get(name, "").isdigit() else seen
 
 
 def _power(value: int) -> int:

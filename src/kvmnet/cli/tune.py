@@ -1,0 +1,85 @@
+"""kvmnet tune: what a profile would change on this host, with reasons; measured on demand."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from kvmnet.cli.output import json_option, print_json, say, table
+
+if TYPE_CHECKING:
+    from kvmnet.spec.models import Spec
+    from kvmnet.tune.proposals import Proposal
+    from kvmnet.tune.prove import Proof
+
+
+@click.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--profile", type=click.Choice(["throughput", "latency", "density", "router"]), default="throughput", show_default=True,
+              help="What the host is to be good at.")
+@click.option("--yaml", "as_yaml", is_flag=True, help="Print only the part tuning: for the document.")
+@click.option("--refused", is_flag=True, help="Also what is often named for this and not proposed, with the reason.")
+@click.option("--prove", "proved", is_flag=True,
+              help="Measure the proposals for NICs with real guests, and say which help beyond the noise (minutes).")
+@click.option("--rounds", type=click.IntRange(6, 200), default=6, show_default=True, help="With --prove: turns of each.")
+@json_option
+def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: bool, rounds: int, as_json: bool) -> int:
+    """Propose settings for this host and the NICs of FILE, or of the applied document. Changes nothing.
+
+    Each proposal says what it is now, what it would be, why, from which source, and what it risks. What you take goes into
+    the document: kernel settings to tuning: (--yaml prints it), the others to the NIC. So plan shows it, apply makes it in one
+    transaction, status sees drift, rollback and destroy give it back.
+    """
+    from kvmnet.host.paths import Paths
+    from kvmnet.spec.knobs import Profile
+    from kvmnet.tune import look
+    from kvmnet.tune.proposals import fragment, left_alone, nics, settings
+    from kvmnet.tune.prove import prove
+    spec, wanted = document(file), Profile(profile)
+    values, machine = look.values(), list(look.machine(Paths.from_environment()))
+    here = list(settings(wanted, values, look.frozen()))
+    cards = list(nics(wanted, spec, look.vhost())) if spec else []
+    part = {p.name.removeprefix("tuning."): p.proposed for p in here if not p.lacking}
+    if as_yaml:
+        click.echo(fragment({**(spec.tuning if spec else {}), **part}), nl=False)
+        return 0
+    proofs = prove(cards, wanted, rounds, say) if proved else []
+    if as_json:
+        print_json({"profile": profile, "proposals": [p.to_json() for p in (*here, *cards)], "refused": dict(left_alone(values)),
+                    "machine": [dict(zip(("what", "value", "meaning"), row, strict=True)) for row in machine],
+                    "proofs": [p.to_json() for p in proofs]})
+        return 0
+    table("this host", ("what", "is", "meaning"), machine)
+    if here or cards:
+        table(f"profile {profile}", ("knob", "now", "proposed", "why", "risk", "source"), [row(p) for p in (*here, *cards)],
+              spare=("source",))
+    else:
+        click.echo(f"profile {profile}: nothing to propose")
+    if refused:
+        table("not proposed", ("setting", "why"), list(left_alone(values)))
+    if proofs:
+        table("measured", ("change", "of", "verdict", "measured"), [proof_row(p) for p in proofs])
+    elif proved:
+        click.echo("nothing to measure: no proposal is one that guests' traffic shows")
+    if part and not proved:
+        click.echo("kvmnet tune --yaml prints the kernel settings for the document; --prove measures the proposals for NICs")
+    return 0
+
+
+def row(p: Proposal) -> tuple[str, ...]:
+    return p.name, p.now or "-", f"{p.proposed} ({p.lacking})" if p.lacking else p.proposed, p.why, p.risk, p.source
+
+
+def proof_row(p: Proof) -> tuple[str, ...]:
+    return p.change, p.base or "defaults", "keep" if p.kept else "leave", "; ".join(p.said)
+
+
+def document(file: Path | None) -> Spec | None:
+    """The document that was named, or is applied; None for neither."""
+    if file is not None:
+        from kvmnet.spec.load import load
+        return load(file).spec
+    from kvmnet.api import Host
+    found = Host().current()
+    return found.spec if found else None
