@@ -183,8 +183,15 @@ def report(here: Host, result: Result, as_json: bool, nothing: str = SETTLED) ->
 @click.command()
 @json_option
 def confirm(as_json: bool) -> int:
-    """Keep a change that was applied with --confirm."""
-    revision = host().confirm()
+    """Keep a change that was applied with --confirm, or what `doctor --fix --confirm` has mended."""
+    from kvmnet.repair import keep
+    here = host()
+    if keep(here.paths):
+        say("Confirmed: what the doctor mended stays.")
+        if here.unconfirmed() is None:
+            print_json({"revision": None}) if as_json else None
+            return 0
+    revision = here.confirm()
     print_json({"revision": revision}) if as_json else say(f"Confirmed: revision {revision} stays.")
     return 0
 

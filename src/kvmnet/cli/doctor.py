@@ -1,11 +1,13 @@
 """Commands that say what is broken without being asked about a path: doctor, explain."""
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from kvmnet.cli.change import confirm_option, yes_option
 from kvmnet.cli.output import json_option, print_json, say
 
 if TYPE_CHECKING:
@@ -115,16 +117,24 @@ def show(answer: Answer, reason: str) -> None:
 @click.option("--span", type=click.FloatRange(0, 60), default=SPAN, show_default=True, metavar="SECONDS",
               help="Time between two looks, which tells what grows and what moves; 0 for one look.")
 @click.option("--all", "everything", is_flag=True, help="Every finding in full, however many are alike.")
+@click.option("--fix", is_flag=True, help="Mend what is safe to mend: shown first, made as one, taken back when it does not help.")
+@click.option("--undo", "undoing", is_flag=True, help="Take back what the last --fix has changed.")
+@confirm_option
+@yes_option
 @json_option
-def doctor(file: Path | None, span: float, everything: bool, as_json: bool) -> int:
+def doctor(file: Path | None, span: float, everything: bool, fix: bool, undoing: bool, confirm_within: int | None, yes: bool, as_json: bool) -> int:
     """Look at the whole network of this host and say what is broken, why, and what mends it.
 
     Findings are ranked: what blocks packets, what degrades, what is a risk, what could be better. Each has what was read as evidence, and
-    commands. Nothing is changed. Works on hosts that kvmnet did not configure. Exits with 1 when something blocks or degrades.
+    commands. Nothing is changed without --fix. Works on hosts that kvmnet did not configure. Exits with 1 when something blocks or
+    degrades, with --fix when something still does.
     """
     from kvmnet.doctor.rules.table import examine
     from kvmnet.doctor.view import View
     from kvmnet.errors import KvmnetError
+    check_words(file, fix, undoing, confirm_within)
+    if undoing:
+        return take_back(as_json)
     facts = seen_facts(file, span)
     try:
         findings = examine(View(facts))
@@ -132,7 +142,9 @@ def doctor(file: Path | None, span: float, everything: bool, as_json: bool) -> i
         if file is None:
             raise
         raise KvmnetError(f"{file}: not as `kvmnet facts` writes it: {error!r}", "make the capture again") from error
-    code = FOUND if any(f.severity in ("blocks", "degrades") for f in findings) else 0
+    code = exit_code(findings)
+    if fix:
+        return mend(View(facts), findings, everything, confirm_within, yes, as_json)
     if as_json:
         print_json({"findings": [f.to_json() for f in findings], "missing": facts.get("missing") or {}})
         return code
@@ -140,6 +152,69 @@ def doctor(file: Path | None, span: float, everything: bool, as_json: bool) -> i
     for part, reason in (facts.get("missing") or {}).items():
         click.echo(f"not looked at: {part}: {reason}")
     return code
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    return FOUND if any(f.severity in ("blocks", "degrades") for f in findings) else 0
+
+
+def check_words(file: Path | None, fix: bool, undoing: bool, confirm_within: int | None) -> None:
+    if file is not None and (fix or undoing):
+        raise click.UsageError("--facts is a host as it was: nothing can be changed there")
+    if fix and undoing:
+        raise click.UsageError("--fix or --undo, not both")
+    if confirm_within is not None and not fix:
+        raise click.UsageError("--confirm is for --fix")
+
+
+def mend(view: View, findings: tuple[Finding, ...], everything: bool, confirm_within: int | None, yes: bool, as_json: bool) -> int:
+    """Show what is mended and how it goes back, ask, make it, look again."""
+    from kvmnet.cli.change import agreed
+    from kvmnet.doctor.mend import mending
+    from kvmnet.doctor.rules.table import RULES
+    from kvmnet.doctor.view import View
+    from kvmnet.host.paths import Paths
+    from kvmnet.repair import make, words
+    plan = mending(view, findings)
+    if not as_json:
+        show_findings(findings, everything)
+        click.echo()
+        for do, undo in words(plan.changes):
+            click.echo(f"{click.style('$ ' + do, fg='cyan')}   (back: {undo})")
+        click.echo(f"{len(plan.changes)} changes; {len(plan.left)} findings are left to you")
+    if not plan.changes:
+        if as_json:
+            print_json({"changes": [], "left": [f.to_json() for f in plan.left], "confirm_within": None})
+        return exit_code(plan.left)
+    if not agreed(yes, "Make them?"):
+        raise click.Abort
+    wanted = {(c.code, c.where) for c in plan.changes}
+
+    def still_there() -> list[str]:
+        again = View(capture())
+        return [f"{f.code} ({f.where})" for code in dict.fromkeys(code for code, _ in wanted) for f in RULES[code](again) if (f.code, f.where) in wanted]
+    make(Paths.from_environment(), plan.changes, still_there, confirm_within)
+    if as_json:
+        print_json({"changes": [c.to_json() for c in plan.changes], "left": [f.to_json() for f in plan.left], "confirm_within": confirm_within})
+    else:
+        say("Done: a second look finds none of them. kvmnet doctor --undo takes it back.")
+        if confirm_within:
+            say(click.style(f"Not confirmed yet: run `kvmnet confirm` within {confirm_within} s, or it goes back.", fg="yellow"))
+    return exit_code(plan.left)
+
+
+def take_back(as_json: bool) -> int:
+    from kvmnet.host.paths import Paths
+    from kvmnet.repair import undo, words
+    batch = undo(Paths.from_environment())
+    if as_json:
+        print_json({"undone": [c.to_json() for c in reversed(batch.changes)] if batch else []})
+    elif batch is None:
+        say("Nothing to take back: doctor has changed nothing here since this host started.")
+    else:
+        for _, back in reversed(words(batch.changes)):
+            click.echo(f"$ {back}")
+    return 0
 
 
 def seen_facts(file: Path | None, span: float) -> dict[str, Any]:
