@@ -40,6 +40,8 @@ BENCHMARKS = {
     "nics-10000": Benchmark("10,000 NICs on 10 bridges",
                             ("-m", "bench.many_nics", "--nics", "10000", "--rounds", "1", "--looks", "1"),
                             ("--nics", "2000")),
+    "rates-1000": Benchmark("1,000 NICs with rates", ("-m", "bench.many_nics", "--rates", "--rounds", "3"), ("--rounds", "1")),
+    "rates": Benchmark("Packets between guests with rates", ("bench/rates_pps.py", "--json"), ("--rounds", "5")),
     "vlans": Benchmark("500 VLANs", ("-m", "bench.vlans"), ("--rounds", "1"), ("bridge-vlan-filtering", "vlan")),
     "guard": Benchmark("Packets through the guard", ("bench/guard_pps.py", "--json"), ("--rounds", "5")),
     "groups": Benchmark("Packets between guests in groups", ("bench/groups_pps.py", "--json"), ("--rounds", "5")),

@@ -1,4 +1,4 @@
-"""The bare tools' side: the same objects by ``ip -batch``, ``nft -f`` and dnsmasq's files alone.
+"""The bare tools' side: the same objects by ``ip -batch``, ``nft -f``, ``tc -batch`` and dnsmasq's files alone.
 
 What they are told is what kvmnet itself prints for the document (``kvmnet plan --commands``): the same
 objects, by the fewest commands that we know. They are told it in files that lie ready, and they do
@@ -35,12 +35,14 @@ def record(document: Path, folder: Path) -> None:
 
     host = Host()
     planned = host.plan(document)
-    ip, nft, files = [], [], 0
+    ip, nft, tc, files = [], [], [], 0
     for command in host.engine.dispatch.commands(planned.steps):
         if command.argv[:2] == ("ip", "-batch"):
             ip.append(command.stdin)
         elif command.argv[:2] == ("nft", "-f"):
             nft.append(command.stdin)
+        elif command.argv[:2] == ("tc", "-batch"):
+            tc.append(command.stdin)
         elif command.argv[0] == "tee":
             (folder / f"dnsmasq.{files}").write_text(command.stdin)
             files += 1
@@ -48,10 +50,12 @@ def record(document: Path, folder: Path) -> None:
     tables = [s.key.name for s in planned.steps if s.key.kind == "nft-table"]
     (folder / "make.ip").write_text("".join(ip))
     (folder / "make.nft").write_text("".join(nft))
+    (folder / "make.tc").write_text("".join(tc))
     (folder / "remove.ip").write_text("".join(f"link set dev {name} group {GROUP}\n" for name in links)
                                       + f"link del group {GROUP}\n")
     (folder / "remove.nft").write_text("".join(f"delete table {name}\n" for name in tables))
     (folder / "make.sh").write_text("set -e\nnft -f make.nft\nip -batch make.ip\n"
+                                    f"{'tc -batch make.tc' if tc else ''}\n"
                                     "mkdir -p made\ncp dnsmasq.* made\n")
     (folder / "remove.sh").write_text("set -e\nip -batch remove.ip\nnft -f remove.nft\nrm -r made\n")
 

@@ -5,13 +5,17 @@ PER_NETWORK = 1000
 """Guests of one network; a bridge takes 1,023 ports."""
 
 
-def document(guests: int) -> str:
-    """A document of *guests* guests with a NIC each, on isolated networks of a /21 each with DHCP."""
+RATES = ", rate: {in: 100mbit, out: 50mbit}"
+
+
+def document(guests: int, nic: str = "") -> str:
+    """A document of *guests* guests with a NIC each, on isolated networks of a /21 each with DHCP. ``nic``: further
+    options of each NIC."""
     networks = max(1, guests // PER_NETWORK)
     lines = ["version: 1", "networks:"]
     lines += [f"  n{i}: {{mode: isolated, subnet: 10.{i}.0.0/21}}" for i in range(networks)]
     lines.append("vms:")
-    lines += [f"  g{k}: {{nics: [{{network: n{k % networks}}}]}}" for k in range(guests)]
+    lines += [f"  g{k}: {{nics: [{{network: n{k % networks}{nic}}}]}}" for k in range(guests)]
     return "\n".join(lines) + "\n"
 
 

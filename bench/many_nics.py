@@ -15,20 +15,21 @@ from contextlib import suppress
 from pathlib import Path
 
 from bench.claim import Claim, ratio, seconds
-from bench.document import EMPTY, document
+from bench.document import EMPTY, RATES, document
 from bench.world import Spent, World
 
 Times = dict[str, list[Spent]]
 
 
 class Bench:
-    def __init__(self, world: World, nics: int):
+    def __init__(self, world: World, nics: int, options: str):
         self.world, self.nics = world, nics
+        self.what = f"{nics:,} NICs" + (" with rates" if options else "")
         self.taken: Times = defaultdict(list)
         self.bare = world.folder / "bare"
         self.bare.mkdir()
         self.files = {}
-        for name, text in {"empty": EMPTY, "all": document(nics), "more": document(nics + 1)}.items():
+        for name, text in {"empty": EMPTY, "all": document(nics, options), "more": document(nics + 1, options)}.items():
             self.files[name] = world.folder / f"{name}.yaml"
             self.files[name].write_text(text)
         world.run([sys.executable, "-m", "bench.bare", "record", str(self.files["all"]), str(self.bare)])
@@ -66,7 +67,7 @@ class Bench:
         world.forget()
 
     def claims(self) -> list[Claim]:
-        taken, n = self.taken, f"{self.nics:,} NICs"
+        taken, n = self.taken, self.what
         found = [ratio(f"plan, apply and verify {n}", taken["make"], taken["bare make"], 3),
                  ratio(f"apply again, nothing to do, {n}", taken["look"], taken["bare look"], 3),
                  ratio(f"destroy {n}", taken["destroy"], taken["bare remove"], 3),
@@ -81,11 +82,12 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--nics", type=int, default=1000)
     options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--rates", action="store_true", help="each NIC limited in both directions")
     options.add_argument("--looks", type=int, default=3, help="repeated applies in one round")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="kvmnet-bench-") as folder:
         world = World(Path(folder))
-        bench = Bench(world, asked.nics)
+        bench = Bench(world, asked.nics, RATES if asked.rates else "")
         try:
             for done in range(asked.rounds):
                 bench.round(asked.looks)

@@ -429,8 +429,9 @@ class Host:
 
     # -- proof -------------------------------------------------------------------------------
 
-    def check(self, outside: Sequence[str] = (), progress: Progress = lambda what, done, total: None) -> Report:
-        """Prove the applied document with packets. ``outside``: addresses that answer echo."""
+    def check(self, outside: Sequence[str] = (), progress: Progress = lambda what, done, total: None, *,
+              rates: bool = False) -> Report:
+        """Prove the applied document with packets. ``outside``: addresses that answer echo. ``rates``: measure rates, too."""
         from kvmnet.check.allowed import allowed
         from kvmnet.check.model import Subject
         from kvmnet.check.prove import prove
@@ -441,7 +442,7 @@ class Host:
         compiled, allocations = self.compile(document, self.facts(seen, document))
         return prove(Subject(segments=compiled.segments, paths=self.paths, running=tuple(self.running()),
                              allocations=allocations, outside=tuple(outside) or next_hops(seen),
-                             next_hops=next_hops(seen), tunnels=compiled.tunnels, execute=execute_in,
+                             next_hops=next_hops(seen), rates=rates, tunnels=compiled.tunnels, execute=execute_in,
                              allowed=allowed(compiled.wanted)), progress)
 
 

@@ -47,6 +47,8 @@ class Subject:
     execute: Execute | None = None
     """None: no guest is asked."""
     tunnels: tuple[TunnelWay, ...] = ()
+    rates: bool = False
+    """Whether rates are measured, which takes the network for seconds."""
     allowed: Allowed = field(default_factory=Allowed)
     """What groups and tenants let pass."""
 

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
+from kvmnet.check import rates
 from kvmnet.check.guests import prove_guests
 from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
 from kvmnet.check.model import PROBE, Claim, Progress, Report, Subject, Verdict
 from kvmnet.check.probe import Probe, await_forwarding, design, drops_kept, free_address, free_mac, placed
-from kvmnet.check.promises import Place, Prove, promises
+from kvmnet.check.promises import Place, Prove, promises, single
 from kvmnet.check.refusals import Beyond, Range, Witness, firing_range, refusals
 from kvmnet.check.station import Listener, Station
 from kvmnet.check.tunnels import prove_tunnels
@@ -71,6 +73,9 @@ def prove(subject: Subject, progress: Progress) -> Report:
                 progress(f"checked {ground.place.segment.name}", done, total)
                 claims += more
             claims += guests.result() + underlay.result() + tunnels.result()
+        for ground in grounds if subject.rates else ():
+            progress(f"measuring {ground.place.segment.name}", total, total)
+            claims += rates.measured(ground.place, ground.idle)
     claims.sort(key=lambda c: order.get(c.network, len(order)))    # tunnels last
     return Report(tuple(claims), time.monotonic() - started)
 
@@ -147,6 +152,7 @@ def prove_network(ground: Ground) -> list[Claim]:
         if idle.station:
             own, more = work_of(idle, place, ground.range)
             work += [(idle.name, own, prove) for prove in more]
+            work.append((idle.name, place, single("mark", partial(rates.marked, idle=idle))))
 
     def timed(task: tuple[str, Place, Prove]) -> list[Claim]:
         by, where, prove = task

@@ -180,9 +180,11 @@ def history(limit: int, as_json: bool) -> int:
 @click.command()
 @click.option("--outside", multiple=True, metavar="ADDRESS",
               help="An address beyond the uplink that answers pings; the next hop of the default route if not given.")
+@click.option("--rates", is_flag=True, help="Also measure the rates of NICs whose guest does not run: a second or two each, at a third more "
+              "than the rate.")
 @click.option("--all", "everything", is_flag=True, help="A row for every forged frame.")
 @json_option
-def check(outside: tuple[str, ...], everything: bool, as_json: bool) -> int:
+def check(outside: tuple[str, ...], rates: bool, everything: bool, as_json: bool) -> int:
     """Prove with packets what the applied document promises.
 
     A probe with a guarded port on every network asks for addresses, sends pings and forged frames; guests
@@ -193,7 +195,7 @@ def check(outside: tuple[str, ...], everything: bool, as_json: bool) -> int:
     from kvmnet.check.model import COLUMNS
     bar = Bar(as_json)
     try:
-        report = host().check(outside, bar.show)
+        report = host().check(outside, bar.show, rates=rates)
     finally:
         bar.end()
     if as_json:

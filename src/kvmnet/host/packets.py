@@ -178,6 +178,59 @@ class Capture:
         self.close()
 
 
+SO_RCVBUFFORCE, SO_TIMESTAMPNS, PACKET_OUTGOING = 33, 35, 4
+"""asm/socket.h, linux/if_packet.h."""
+ROOM = 32 << 20
+
+
+class Stamped:
+    """When a device sent frames that carry a mark, by the kernel's clock: behind its queue. Raises HostCannot."""
+
+    def __init__(self, device: str, mark: bytes):
+        self.mark = mark
+        self.sent: list[tuple[float, int]] = []
+        """(seconds, bytes)."""
+        try:
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+            for option, value in ((SO_RCVBUFFORCE, ROOM), (SO_TIMESTAMPNS, 1)):
+                self.socket.setsockopt(socket.SOL_SOCKET, option, value)
+            self.socket.bind((device, ETH_P_ALL))
+        except OSError as error:
+            raise HostCannot(f"cannot watch {device}: {error.strerror}", "run it as root") from error
+
+    def drain(self) -> None:
+        """Take what there is."""
+        while True:
+            try:
+                frame, ancillary, _, source = self.socket.recvmsg(LARGEST, 64)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.ENETDOWN, errno.ENXIO):
+                    return
+                raise
+            if source[2] == PACKET_OUTGOING and self.mark in frame:
+                seconds, nanoseconds = struct.unpack("qq", ancillary[0][2])
+                self.sent.append((seconds + nanoseconds / 1e9, len(frame)))
+
+    def steady(self, seconds: float) -> float:
+        """Bytes per second over the last *seconds*."""
+        if len(self.sent) < 2:
+            return 0.0
+        last = self.sent[-1][0]
+        late = [(moment, size) for moment, size in self.sent if moment >= last - seconds]
+        span = last - late[0][0]
+        return sum(size for _, size in late[1:]) / span if span else 0.0
+
+    def close(self) -> None:
+        self.socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+
 def device_mtu(device: str) -> int:
     """MTU of a device in bytes; 0 when there is none (SIOCGIFMTU, netdevice(7))."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:

@@ -1,0 +1,198 @@
+"""Rates and marks, proved with frames: what passes in a second behind the queue, by the kernel's own stamps, and how it is marked.
+
+A measurement sends a third more than the rate, for as long as the burst lasts and then a second or more, one NIC after the other: it disturbs,
+so it is made only when asked for (``check --rates``). UDP in frames of full size; TCP needs a guest. A mark costs one frame.
+"""
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from kvmnet.check import frames
+from kvmnet.check.idle import Idle
+from kvmnet.check.model import Claim, Finding, failed, passed, skipped
+from kvmnet.check.promises import Place
+from kvmnet.check.station import Station
+from kvmnet.host.clock import wait_until
+from kvmnet.host.packets import Stamped, device_mac
+from kvmnet.policy import shares
+from kvmnet.policy.rates import usual_burst
+from kvmnet.spec.models import Mode, Nic
+
+SECONDS = 1.0
+"""Least time that is measured, behind the burst."""
+SMALL = 0.03
+"""A burst is at most this part of what is measured: it comes again whenever this process was held up for as long as the queue lasts."""
+MORE = 1.35
+"""How much more than the rate is sent."""
+NEAR = 0.05
+"""What counted and asked may differ by."""
+LONGEST = 12.0
+"""Seconds that one measurement may take with its burst: a slow rate with a large burst is not tried."""
+TOGETHER = 16
+"""Frames sent without a look at the clock."""
+LARGEST = 1500
+"""Bytes of a packet, though the network may take larger ones."""
+TOLD = 46
+"""DSCP that a guest would give its packets."""
+PORT = 9
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where frames go."""
+
+    mac: str
+    ip: str
+    device: str
+    """Device that sends them when they have waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What was sent and what passed, in kbit/s of frames."""
+
+    sent: float
+    passed: float
+
+
+def measured(place: Place, idle: Sequence[Idle]) -> Iterator[Claim]:
+    """Claims about the rates of a network's idle NICs, made one after the other."""
+    for one in idle:
+        declared: Nic = one.nic.declared
+        for direction, rate in (("in", declared.rate.in_), ("out", declared.rate.out)):
+            if rate:
+                started = time.monotonic()
+                finding = of_nic(place, one, direction, rate)
+                yield Claim(place.segment.name, one.name, f"rate {direction}", finding.verdict, finding.evidence,
+                            time.monotonic() - started)
+
+
+    if (rate := place.segment.network.rate.out) and (finding := of_network(place, idle, rate)):
+        yield Claim(place.segment.name, "guests", "rate out", finding.verdict, finding.evidence)
+
+
+def of_network(place: Place, idle: Sequence[Idle], rate: int) -> Finding:
+    """What guests send together, from one that may send as much alone."""
+    segment = place.segment
+    if segment.network.mode not in (Mode.NAT, Mode.ROUTED) or not segment.address:
+        return skipped("it would flood the segment outside")
+    able = [i.station for i in idle if i.station and i.station.ip and not unmeasured(place, i)
+            and (i.nic.declared.rate.out or MORE * rate) >= MORE * rate]
+    if not able:
+        return skipped("no idle NIC may send as much alone")
+    router = Target(device_mac(segment.bridge), segment.address, shares.ways(segment, "").out)
+    return judged(measure(able[0], router, rate, usual_burst(rate), min(segment.mtu, LARGEST)), rate)
+
+
+def of_nic(place: Place, idle: Idle, direction: str, rate: int) -> Finding:
+    """One rate, in kbit/s."""
+    station, burst = idle.station, idle.nic.declared.rate.burst or usual_burst(rate)
+    if reason := unmeasured(place, idle):
+        return skipped(reason)
+    assert station
+    if window(rate, burst) + lasts(rate, burst) > LONGEST:
+        return skipped(f"beside its burst it would take {window(rate, burst) + lasts(rate, burst):.0f} s")
+    source, target = (place.peer, station) if direction == "in" else (station, place.peer)
+    there = Target(target.mac, target.ip, target.tap.name)
+    return judged(measure(source, there, rate, burst, min(place.segment.mtu, LARGEST)), rate)
+
+
+def judged(counted: Counted, rate: int) -> Finding:
+    if counted.sent < (1 + NEAR) * rate:
+        return skipped(f"this process sends {words(counted.sent)}, too little to try {words(rate)}")
+    off = counted.passed / rate - 1
+    said = f"{words(counted.passed)} of {words(counted.sent)} passed, {off:+.1%} of {words(rate)}, in UDP packets of full size"
+    return passed(said) if abs(off) <= NEAR else failed(said)
+
+
+def unmeasured(place: Place, idle: Idle) -> str:
+    """Why the rates of a NIC cannot be measured here; '' when they can."""
+    if idle.station is None:
+        return idle.why or "its tap is not there"
+    if place.segment.parent:
+        return "frames of a macvtap are seen before and behind the queue alike"
+    if not place.segment.meeting:
+        return "guests of the network do not reach each other, and no probe hears this one"
+    if idle.nic.declared.groups or not place.subject.allowed.sends_anything(idle.nic.tap):
+        return "its groups limit what it sends and receives"
+    if not (idle.station.ip and place.peer.ip):
+        return "no IPv4 address for the NIC or for a probe"
+    return ""
+
+
+def window(rate: int, burst: int) -> float:
+    """Seconds that are measured."""
+    return max(SECONDS, burst / (SMALL * rate * 125))
+
+
+def lasts(rate: int, burst: int) -> float:
+    """Seconds until what is sent too much has used up the burst and filled the queue."""
+    return burst / ((MORE - 1) * rate * 125)
+
+
+def measure(source: Station, target: Target, rate: int, burst: int, mtu: int) -> Counted:
+    """Send more than *rate* and count what leaves the target's device behind its burst."""
+    nonce = os.urandom(12)
+    frame = datagram(source, target, nonce, mtu)
+    wanted, seconds = MORE * rate * 125, window(rate, burst) + lasts(rate, burst)
+    with Stamped(target.device, nonce) as heard:
+        began, sent = time.monotonic(), 0
+        while (spent := time.monotonic() - began) < seconds:
+            if sent > spent * wanted:
+                wait_until(lambda: sent <= (time.monotonic() - began) * wanted, LONGEST, 0.001)  # noqa: B023 (asked at once)
+            for _ in range(TOGETHER):
+                source.send(frame)
+            sent += TOGETHER * len(frame)
+            heard.drain()
+        heard.drain()
+    return Counted(sent * 8 / 1000 / spent, heard.steady(window(rate, burst)) * 8 / 1000)
+
+
+def datagram(source: Station, target: Station | Target, nonce: bytes, size: int, dscp: int = 0) -> bytes:
+    """A frame with a UDP packet of *size* bytes that nobody asked for."""
+    body = nonce + bytes(max(0, size - 28 - len(nonce)))
+    packet = bytearray(frames.ip4(source.ip, target.ip, 17, frames.udp(source.ip, target.ip, PORT, PORT, body)))
+    packet[1] = dscp << 2
+    packet[10:12] = b"\0\0"
+    packet[10:12] = frames.checksum(bytes(packet[:20])).to_bytes(2, "big")
+    return frames.ether(target.mac, source.mac, frames.IP4, bytes(packet))
+
+
+def words(rate: float) -> str:
+    """*rate*, in kbit/s, with a fitting unit."""
+    for unit, size in (("Gbit/s", 1e6), ("Mbit/s", 1e3)):
+        if rate >= size:
+            return f"{rate / size:.4g} {unit}"
+    return f"{rate:.4g} kbit/s"
+
+
+def marked(place: Place, idle: Idle) -> Finding | None:
+    """DSCPs of the packets that another port gets, of a guest that sets none and of one that does."""
+    mark = idle.nic.declared.mark
+    if mark.dscp is None:
+        return None
+    if reason := unmeasured(place, idle):
+        return skipped(reason)
+    assert idle.station
+    wanted = {0: mark.dscp, TOLD: TOLD if mark.trust else mark.dscp}
+    found = {told: arrives_with(idle.station, place.peer, told) for told in wanted}
+    said = ", ".join(f"{told} arrives as {'nothing' if got is None else got}" for told, got in found.items())
+    return passed(f"DSCP {said}") if found == wanted else failed(f"DSCP {said}; wanted " + ", ".join(
+        f"{told} as {code}" for told, code in wanted.items()))
+
+
+def arrives_with(source: Station, target: Station, dscp: int) -> int | None:
+    nonce = os.urandom(12)
+    answer = source_asks(source, target, datagram(source, target, nonce, 100, dscp), nonce)
+    return None if answer is None else answer[15] >> 2
+
+
+def source_asks(source: Station, target: Station, frame: bytes, nonce: bytes) -> bytes | None:
+    """The frame as *target* gets it."""
+    since = len(target.heard)
+    source.send(frame)
+    packet = target.wait(lambda p: nonce in p.raw, 2.0, since)
+    return packet.raw if packet else None
