@@ -22,7 +22,7 @@ from kvmnet.drivers.linux.words import Line
 from kvmnet.drivers.macvtap.driver import MacvtapDriver
 from kvmnet.drivers.macvtap.resources import Gate, OpenPort
 from kvmnet.drivers.nftables.driver import NftablesDriver
-from kvmnet.drivers.nftables.resources import GuardHook, NicGuard
+from kvmnet.drivers.nftables.resources import GuardHook, NicGuard, NicLimits
 from kvmnet.engine.driver import Driver, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step
 from kvmnet.engine.resource import Key, Resource
@@ -36,6 +36,7 @@ from kvmnet.modes.macvtap import port
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.egress import TABLE as EGRESS
 from kvmnet.policy.guard import TABLE, nic_guard
+from kvmnet.policy.limits import known_station
 from kvmnet.spec import pools
 from kvmnet.spec.names import TAP
 from kvmnet.spec.pools import Family
@@ -76,6 +77,11 @@ class Probe:
         protected = (s.address, s.address6, s.network.gateway, s.network.gateway6)
         return nic_guard(self.device, "full", [self.mac], [a for a in (self.ip, self.ip6) if a],
                          bridge=s.domain, protected=[a for a in protected if a], table=EGRESS if s.parent else TABLE)
+
+    @property
+    def elements(self) -> list[Resource]:
+        """What stands in the guard's table for it."""
+        return [self.guard, *known_station(self.device, self.mac, self.segment)]
 
     @property
     def port(self) -> list[Resource]:
@@ -144,7 +150,7 @@ def placed(probes: Sequence[Probe], paths: Paths) -> Iterator[list[Station]]:
     reservation, if that has a server. Raises KvmnetError, HostCannot."""
     nft, dnsmasq = NftablesDriver(paths), DnsmasqDriver(paths)
     with ExitStack() as stack:
-        guard_steps: list[Step] = [Create(p.guard) for p in probes]
+        guard_steps: list[Step] = [Create(r) for p in probes for r in p.elements]
         firsts = {p.segment.name: p for p in reversed(probes)}.values()
         lent = [p.reservation for p in firsts if p.ip or p.ip6]
         stack.callback(take_away, nft, dnsmasq, probes, lent)
@@ -232,7 +238,7 @@ def take_away(nft: NftablesDriver, dnsmasq: DnsmasqDriver, probes: Sequence[Prob
     """Take away guards and reservations of probes that were placed, or half placed."""
     try:
         with held_off():
-            gone = {r.key for p in probes for r in (p.guard, *p.port)}
+            gone = {r.key for p in probes for r in (*p.elements, *p.port)}
             remove(nft, dnsmasq, gone, {r.key for r in lent})
     except (ToolFailed, StepFailed) as error:
         raise KvmnetError(f"a probe could not be taken away: {error}", "kvmnet apply takes away what is left") from error
@@ -248,7 +254,7 @@ def sweep(paths: Paths) -> int:
 
 def is_probes(key: Key, state: Mapping[Key, object]) -> bool:
     """Whether a resource belongs to a probe, by its name alone."""
-    if key.kind in (NicGuard.kind, GuardHook.kind):
+    if key.kind in (NicGuard.kind, NicLimits.kind, GuardHook.kind):
         return key.name.startswith(PORT)
     found = state.get(key)
     return isinstance(found, Reservation) and (found.hostname or "").startswith(HOSTNAME)

@@ -19,7 +19,7 @@ from kvmnet.drivers.nftables.resources import NicLimits
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.groups import ALWAYS, Tracking
-from kvmnet.policy.guard import zone_of
+from kvmnet.policy.guard import TABLE, zone_of
 from kvmnet.policy.marks import BEGINS, EXCESS, GUEST, NIC
 from kvmnet.spec.limits import FLOWS, RECEIVED, SENT, effective
 from kvmnet.spec.models import Network, Spec
@@ -186,11 +186,24 @@ def limiting(spec: Spec, table: str, segments: Iterable[Segment], tracking: Trac
     for segment in segments:
         network = spec.networks[segment.name]
         found = [(nic, *effective(nic.declared.limits, network.limits, segment.mtu)) for nic in segment.nics if nic.tap]
-        zone = zone_of(segment.domain) if any("unknown" in values for _, values, _ in found) else 0
+        zone = watched_zone(segment)
         if zone:
             closed[segment.bridge] = zone
         members += [nic_limits(nic, table, values, burst, zone, counted) for nic, values, burst in found if zone or values]
     return Limiting(table, tuple(members), frozenset((closed[bridge], mac) for bridge, mac in routers if bridge in closed))
+
+
+def watched_zone(segment: Segment) -> int:
+    """Number of a network on which some NIC's frames to unknown MACs are limited, else 0."""
+    watched = any("unknown" in effective(nic.declared.limits, segment.network.limits, segment.mtu)[0] for nic in segment.nics if nic.tap)
+    return zone_of(segment.domain) if watched else 0
+
+
+def known_station(device: str, mac: str, segment: Segment) -> list[NicLimits]:
+    """What makes the MAC of a further port known to its network; nothing where none need be."""
+    zone = watched_zone(segment)
+    return [NicLimits(name=device, table=TABLE, burst=0, stations=(mac,), zone=zone, counted="",
+                      **dict.fromkeys(SETS, 0))] if zone else []
 
 
 def nic_limits(nic: NicOnNetwork, table: str, values: Mapping[str, int], burst: int, zone: int,
