@@ -45,6 +45,8 @@ BENCHMARKS = {
     "vlans": Benchmark("500 VLANs", ("-m", "bench.vlans"), ("--rounds", "1"), ("bridge-vlan-filtering", "vlan")),
     "guard": Benchmark("Packets through the guard", ("bench/guard_pps.py", "--json"), ("--rounds", "5")),
     "groups": Benchmark("Packets between guests in groups", ("bench/groups_pps.py", "--json"), ("--rounds", "5")),
+    "limits-1000": Benchmark("1,000 NICs with limits", ("-m", "bench.many_nics", "--limits", "--rounds", "3"), ("--rounds", "1")),
+    "limits": Benchmark("Packets of NICs with abuse limits", ("bench/limits_pps.py", "--json"), ("--rounds", "5")),
 }
 
 

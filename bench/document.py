@@ -3,9 +3,9 @@ from __future__ import annotations
 
 PER_NETWORK = 1000
 """Guests of one network; a bridge takes 1,023 ports."""
-
-
 RATES = ", rate: {in: 100mbit, out: 50mbit}"
+LIMITS = (", limits: {send: {packets: 20k/s}, receive: {packets: 50k/s, syn: 1k/s}, storms: {broadcast: 100/s, multicast: 500/s}, "
+          "neighbours: 50/s}")
 
 
 def document(guests: int, nic: str = "") -> str:

@@ -15,16 +15,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from bench.claim import Claim, ratio, seconds
-from bench.document import EMPTY, RATES, document
+from bench.document import EMPTY, LIMITS, RATES, document
 from bench.world import Spent, World
 
 Times = dict[str, list[Spent]]
 
 
 class Bench:
-    def __init__(self, world: World, nics: int, options: str):
+    def __init__(self, world: World, nics: int, kind: str = ""):
         self.world, self.nics = world, nics
-        self.what = f"{nics:,} NICs" + (" with rates" if options else "")
+        self.what = f"{nics:,} NICs" + (f" with {kind}" if kind else "")
+        options = {"limits": LIMITS, "rates": RATES}.get(kind, "")
         self.taken: Times = defaultdict(list)
         self.bare = world.folder / "bare"
         self.bare.mkdir()
@@ -81,13 +82,14 @@ class Bench:
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--nics", type=int, default=1000)
+    options.add_argument("--limits", action="store_true", help="with abuse limits")
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--rates", action="store_true", help="each NIC limited in both directions")
     options.add_argument("--looks", type=int, default=3, help="repeated applies in one round")
     asked = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="kvmnet-bench-") as folder:
         world = World(Path(folder))
-        bench = Bench(world, asked.nics, RATES if asked.rates else "")
+        bench = Bench(world, asked.nics, "limits" if asked.limits else "rates" if asked.rates else "")
         try:
             for done in range(asked.rounds):
                 bench.round(asked.looks)

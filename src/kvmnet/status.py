@@ -308,7 +308,7 @@ def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Tra
         sends=now[nic.tap].rx_rate if nic.tap in now else 0.0,
         receives=now[nic.tap].tx_rate if nic.tap in now else 0.0,
         refused={REASONS[number]: count for number, count in sorted(dropped.get(nic.tap, {}).items())},
-        limits=effective(nic.declared.limits, segment.network.limits, segment.mtu)[0],
+        limits=dict(effective(nic.declared.limits, segment.network.limits, segment.mtu)[0]),
         limited=sum(count for number, count in dropped.get(nic.tap, {}).items() if number in OF_LIMITS),
         backend=backend_of(nic, seen), state=nic_state(nic, segment, seen, now),
         rates=rates_of(nic, segment, seen, queues)) for nic in segment.nics]

@@ -91,8 +91,8 @@ def proofs(idle: Sequence[Idle], ground: Range) -> Iterator[tuple[str, str, Find
         station, name = stations.get(nic.tap), f"{nic.vm}/{nic.nic}"
         if station is None:
             yield name, "limits", skipped("a check floods in the name of idle NICs alone, and no idle one was tried that has the same limits")
-        elif nic.declared.groups:
-            yield name, "limits", skipped("it is in groups, whose rules stand in the way of a flood")
+        elif nic.declared.groups or nic.declared.rate.limited:
+            yield name, "limits", skipped("its groups or its rate stand in the way of a flood")
         else:
             for flood in floods(station, values, burst, ground):
                 yield name, f"limit {flood.limit}", prove(flood, values)

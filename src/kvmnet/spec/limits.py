@@ -5,6 +5,7 @@ Not to be mixed up with rates, which shape traffic by delaying it: what is over 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated
 
@@ -96,7 +97,8 @@ def declared(limits: Limits) -> Iterator[tuple[str, str, int]]:
             yield name, f"{part}.{field}" if part else field, value
 
 
-def effective(own: Limits, network: Limits, mtu: int) -> tuple[dict[str, int], int]:
+@lru_cache(maxsize=10_000)
+def effective(own: Limits, network: Limits, mtu: int) -> tuple[Mapping[str, int], int]:
     """Limits of a NIC, without those that are none, and its burst in seconds. ``network``: the defaults."""
     found = {name: value for limits in (network, own) for name, _, value in declared(limits)}
     for packets, octets in FULL_FRAMES:
@@ -106,4 +108,4 @@ def effective(own: Limits, network: Limits, mtu: int) -> tuple[dict[str, int], i
         found.setdefault("neighbours", NEIGHBOURS)
     if found.get("concurrent") and not found.get("connections"):
         found["connections"] = HURRY
-    return {name: value for name, value in found.items() if value}, own.burst or network.burst or 1
+    return MappingProxyType({name: value for name, value in found.items() if value}), own.burst or network.burst or 1
