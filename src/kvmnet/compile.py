@@ -31,6 +31,8 @@ from kvmnet.policy.guard import TABLE, guard_table, nic_guard, zone_of
 from kvmnet.policy.host import host_table
 from kvmnet.policy.keeper import guard_keeper
 from kvmnet.policy.limits import Limiting, limiting
+from kvmnet.policy.mirrors import Wired, wire_mirrors
+from kvmnet.policy.places import Layout
 from kvmnet.policy.shares import Shares
 from kvmnet.spec import overlays, pools, ways
 from kvmnet.spec.knobs import KNOBS
@@ -57,6 +59,7 @@ class Compiled:
     outer: frozenset[tuple[str, str]] = frozenset()
     """(port, bridge): ports of bridges by which somebody else's segment is reached."""
     tunnels: tuple[TunnelWay, ...] = ()
+    mirrors: dict[str, Wired] = field(default_factory=dict)
     guest_nics: dict[str, tuple[GuestNic, ...]] = field(default_factory=dict)
     """Devices of every guest, running or not, in order."""
 
@@ -128,6 +131,9 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
     attach_nics(out, spec, nics, facts, keeper.name)
     out.share(spec, facts)
     out.notes += rates.notes(any(n.tap and n.declared.rate.limited for here in nics.values() for n in here), facts.features)
+    if spec.mirrors:
+        made, out.mirrors = wire_mirrors(Layout(spec, out.segments, out.outer))
+        out.add(*made)
     return out
 
 
@@ -292,7 +298,7 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
                         *([] if vm.run else [macvtap.node(nic, owner_of(vm, facts))]))
             else:
                 out.add(tap_of(nic, vm, segment, facts, keeper, spanning=spanning),
-                        *bridge.guest_vlans(segment, nic.tap, nic.declared))
+                        *(() if nic.declared.receives == "copies" else bridge.guest_vlans(segment, nic.tap, nic.declared)))
     devices: dict[str, list[GuestNic]] = {}
     for placed in nics.values():
         for nic in placed:
@@ -329,6 +335,10 @@ def owner_of(vm: Vm, facts: Facts) -> int:
 def tap_of(nic: NicOnNetwork, vm: Vm, segment: Segment, facts: Facts, keeper: str, *, spanning: bool) -> Link:
     declared: Nic = nic.declared
     isolated = declared.isolated if declared.isolated is not None else segment.network.isolated_ports
+    if declared.receives == "copies":
+        return Link(name=nic.tap, type="tap", mtu=segment.mtu, up=True, master="", alias=f"kvmnet nic {nic.vm}/{nic.nic}",
+                    guard=nic.tap, keeper=keeper, addrgenmode="none", multi_queue=queue_pairs(declared, vm) > 1,
+                    user=owner_of(vm, facts))
     # A bridge that is not ours may take the lowest MAC of its ports as its own: none is higher than fe:.
     mac = f"fe{nic.mac[2:]}" if segment.network.bridge else None
     return Link(name=nic.tap, type="tap", mtu=segment.mtu, mac=mac, up=True, master=segment.bridge, guard=nic.tap,

@@ -30,10 +30,12 @@ from kvmnet.spec.limits import effective
 
 if TYPE_CHECKING:
     from kvmnet.api import Host
+    from kvmnet.compile import Compiled
     from kvmnet.drivers.nftables.driver import NftablesDriver
     from kvmnet.engine.plan import Step
     from kvmnet.modes.model import NicOnNetwork
     from kvmnet.modes.segment import Segment
+    from kvmnet.planned import Planned
     from kvmnet.spec.models import Spec
 from kvmnet.spec import ways
 from kvmnet.spec.names import detour_name
@@ -158,6 +160,23 @@ class RuleStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class MirrorStatus:
+    name: str
+    sources: tuple[str, ...]
+    receiver: str
+    """In the document's words."""
+    device: str
+    """Device that the copies leave by."""
+    frames: int
+    """Copies handed over since the mirror was made or last changed."""
+    bytes: int
+    lost: int
+    """Further frames that the receiver had no room for, or no carrier."""
+    state: str
+    """ok, down (the receiver takes nothing), incomplete (a source or the receiver is missing)."""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     revision: int
     source: str
@@ -175,6 +194,7 @@ class Status:
     rules: tuple[RuleStatus, ...] = ()
     """What the rules of groups and tenants let in."""
     tunnels: tuple[TunnelStatus, ...] = ()
+    mirrors: tuple[MirrorStatus, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"format": 1, **asdict(self)}
@@ -189,6 +209,7 @@ def status(host: Host) -> Status | None:
     now = traffic()
     steps: Sequence[Step] = ()
     segments: Mapping[str, Segment] = {}
+    planned: Planned | None = None
     try:
         planned = host.plan_document(document, adopt=True)
     except HostCannot as wrong:  # a NIC that is gone, a tool that was removed: what is left is shown all the same
@@ -208,7 +229,8 @@ def status(host: Host) -> Status | None:
         nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped, queues)),
         guests={row.name: row.state for row in host.guests()},
         tunnels=tunnel_statuses(document.spec),
-        rules=rule_statuses(host) if document.spec.groups or document.spec.tenants else ())
+        rules=rule_statuses(host) if document.spec.groups or document.spec.tenants else (),
+        mirrors=mirror_statuses(host, document.spec, planned.compiled, seen, now) if document.spec.mirrors and planned else ())
 
 
 def uplink_statuses(spec: Spec, seen: Seen, now: Mapping[str, Traffic],
@@ -355,7 +377,8 @@ def nic_state(nic: NicOnNetwork, segment: Segment, seen: Seen, now: Mapping[str,
     link = seen.state.get(Key("link", nic.tap))
     if not isinstance(link, Link):
         return "missing"
-    if (link.parent != segment.parent) if segment.parent else (link.master != segment.bridge):
+    bridge = "" if nic.declared.receives == "copies" else segment.bridge
+    if (link.parent != segment.parent) if segment.parent else (link.master != bridge):
         return "detached"
     if not (Key("open-port", nic.tap) in seen.state if segment.parent else link.up):
         return "down"
@@ -386,6 +409,28 @@ def rule_statuses(host: Host) -> tuple[RuleStatus, ...]:
     return tuple(found)
 
 
+def mirror_statuses(host: Host, spec: Spec, compiled: Compiled | None, seen: Seen,
+                    now: Mapping[str, Traffic]) -> tuple[MirrorStatus, ...]:
+    from kvmnet.drivers.mirror.driver import MirrorDriver
+    from kvmnet.drivers.mirror.resources import Copy
+    if compiled is None:
+        return ()
+    driver = MirrorDriver()
+    counts = driver.counts() if driver.unavailable() is None else {}
+    wanted = [r for r in compiled.wanted.values() if isinstance(r, Copy)]
+    found = []
+    for name, wired in compiled.mirrors.items():
+        copies = [c for c in wanted if c.mirror == name]
+        done = [counts[c.name] for c in copies if c.name in counts]
+        lost = sum(c.refused for c in done)
+        whole = all(getattr(seen.state.get(c.key), "receiver", "") == wired.to for c in copies)
+        state = "incomplete" if not whole else "ok" if link_state(wired.to, seen, now) == "up" else "down"
+        mirror = spec.mirrors[name]
+        found.append(MirrorStatus(name, mirror.from_, mirror.to.words, wired.to, sum(c.frames for c in done) - lost,
+                                  sum(c.octets for c in done), lost, state))
+    return tuple(found)
+
+
 def nftables(host: Host) -> NftablesDriver | None:
     from kvmnet.drivers.nftables.driver import NftablesDriver
     return next((d for d in host.engine.dispatch.drivers
@@ -399,5 +444,6 @@ def problems(status: Status) -> Sequence[str]:
     found += [f"uplink {u.name} ({u.device}) is {u.state}" for u in status.uplinks if u.state != "up"]
     found += [f"uplink {u.name}: {nic} is {state}" for u in status.uplinks for nic, state in u.members.items()
               if state != "up" and nic != u.device]
+    found += [f"mirror {m.name} is {m.state}" for m in status.mirrors if m.state == "incomplete"]
     found += [f"guest {name} died" for name, state in status.guests.items() if state == "died"]
     return found

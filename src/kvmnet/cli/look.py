@@ -57,6 +57,9 @@ def show(found: Status, everything: bool) -> None:
     click.echo()
     click.echo(picture(trees(found)))
     show_nics(found, everything)
+    if found.mirrors:
+        table("", ("mirror", "from", "to", "copies", "bytes", "lost", "state"),
+              [(m.name, " ".join(m.sources), m.receiver, str(m.frames), str(m.bytes), str(m.lost), m.state) for m in found.mirrors])
     if found.drift:
         click.echo(click.style(f"drift: {len(found.drift)} difference(s) from the document", fg="yellow"))
         for line in found.drift[:10]:

@@ -21,7 +21,8 @@ TITLES = {
     "guard-keeper": "guard keeper", "dnsmasq": "DHCP and DNS servers", "reservation": "reservations",
     "guard-hook": "where guards see frames", "gate": "gates of macvtaps", "open-port": "macvtaps that go up",
     "wireguard": "tunnels", "wireguard-peer": "hosts behind tunnels",
-    "tap-node": "device files", "guest-nic": "devices of running guests", "file": "files",
+    "tap-node": "device files", "copy": "copies of frames", "shut": "links that take nothing in",
+    "guest-nic": "devices of running guests", "file": "files",
 }
 QUIET = {"guard", "keeper", "table", "server", "vm", "after", "config", "text", "zone", "version", "dev", "scope",
          "label", "addrgenmode", "learning", "flood", "mcast_flood", "mcast_snooping", "member", "bridge", "running", "forbidden",

@@ -18,6 +18,7 @@ from kvmnet.drivers.linux.resources import (
     VlanMulticast,
 )
 from kvmnet.drivers.macvtap.resources import Gate, OpenPort, TapNode
+from kvmnet.drivers.mirror.resources import Copy, Shut
 from kvmnet.drivers.nftables.resources import (
     AddressSet,
     GuardHook,
@@ -37,7 +38,7 @@ KINDS: dict[str, type[Resource]] = {
     c.kind: c for c in (Link, BridgeVlan, VlanMulticast, Fdb, Address, Route, ProxyNeighbour, Neighbour, Sysctl, NftTable,
                         NicGuard, NicGroups, NicLimits, AddressSet, GuardHook, GuardKeeper, Gate, OpenPort, TapNode, DnsmasqServer,
                         Reservation, GuestNic, File, NicTuning, NicFeature, Pf, VfPool, Vf, Qdisc, TcClass,
-                        Detour, Tunnel, TunnelPeer)
+                        Detour, Tunnel, TunnelPeer, Copy, Shut)
 }
 
 

@@ -6,6 +6,7 @@ from kvmnet.drivers.ethtool.driver import EthtoolDriver
 from kvmnet.drivers.files.driver import FileDriver
 from kvmnet.drivers.linux.driver import LinuxDriver
 from kvmnet.drivers.macvtap.driver import MacvtapDriver
+from kvmnet.drivers.mirror.driver import MirrorDriver
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.qemu.guests import Guests
 from kvmnet.drivers.sriov.driver import SriovDriver
@@ -17,6 +18,6 @@ from kvmnet.host.paths import Paths
 
 def drivers(paths: Paths) -> tuple[Driver, ...]:
     """Every driver of a host whose state lies in *paths*."""
-    return (LinuxDriver(), EthtoolDriver(), TcDriver(), MacvtapDriver(paths), NftablesDriver(paths), DnsmasqDriver(paths),
+    return (LinuxDriver(), EthtoolDriver(), TcDriver(), MacvtapDriver(paths), MirrorDriver(), NftablesDriver(paths), DnsmasqDriver(paths),
             SriovDriver(paths), WireguardDriver(paths), Guests(paths),
             FileDriver(paths))

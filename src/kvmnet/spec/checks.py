@@ -19,6 +19,7 @@ from kvmnet.spec.rules import (
     host,
     limits,
     macvtap,
+    mirrors,
     networks,
     overlays,
     rates,
@@ -35,10 +36,10 @@ Rule = Callable[[Subject], Iterator[Problem]]
 
 OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *tunnels.RULES, *hardware.RULES, *networks.RULES, *macvtap.RULES,
                                  *sriov.RULES, *vlans.RULES, *overlays.RULES, *addresses.RULES, *guests.RULES, *groups.RULES,
-                                 *rates.RULES, *limits.RULES, *tuning.RULES, host.ports)
+                                 *rates.RULES, *limits.RULES, *tuning.RULES, *mirrors.RULES, host.ports)
 OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *tunnels.HOST_RULES, *hardware.HOST_RULES, *macvtap.HOST_RULES,
                              *sriov.HOST_RULES, *vlans.HOST_RULES, *overlays.HOST_RULES, *groups.HOST_RULES,
-                             *rates.HOST_RULES, *limits.HOST_RULES, *tuning.HOST_RULES)
+                             *rates.HOST_RULES, *limits.HOST_RULES, *tuning.HOST_RULES, *mirrors.HOST_RULES)
 
 
 def check(spec: Spec, facts: Facts) -> list[Problem]:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kvmnet.spec.limits import Limits
+from kvmnet.spec.mirrors import Mirror
 from kvmnet.spec.part import Part as Part
 from kvmnet.spec.policies import NicGroup, Tenant
 from kvmnet.spec.rates import Mark, NetworkRate, Rate, TrafficClass
@@ -551,6 +552,9 @@ class Nic(Part):
     off, because a VF looks at MAC and VLAN only."""
     extra: Extra = Extra()
     """What it may use beyond its own MAC and addresses."""
+    receives: Literal["all", "copies"] = "all"
+    """copies: it is no port of its network. It gets what mirrors copy to it and nothing else, and what the guest sends by
+    it is dropped."""
     trunk: VlanRanges = ()
     """VLAN ids that it may send tagged, e.g. [10, 20-29]. Inside them only the MAC is bound. On a
     VLAN-aware bridge they are those of the uplink; what it sends untagged is on its network."""
@@ -661,6 +665,8 @@ class Spec(Part):
     tuning: dict[Line, Setting] = Field(default_factory=dict)
     """Kernel settings of the whole host, e.g. {net.netfilter.nf_conntrack_max: 1048576}; borrowed one by one, and given
     back. kvmnet tune proposes them and says what each is for."""
+    mirrors: dict[Name, Mirror] = Field(default_factory=dict)
+    """Mirrors, by name."""
 
     @cached_property
     def bridged(self) -> dict[str, dict[str, Network]]:

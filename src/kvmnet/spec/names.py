@@ -19,6 +19,8 @@ OVERLAY = "kvx-"
 """Reserved prefix of the ports by which networks stretch to other hosts."""
 DETOUR = "kvi-"
 """Reserved prefix of the devices in whose queues frames wait that came in by another (ifb)."""
+MIRROR = "kvm-"
+"""Reserved prefix of the tunnels by which copies leave."""
 ROOM = 11
 
 
@@ -61,6 +63,11 @@ def carrier_name(network: str) -> str:
 def overlay_name(network: str) -> str:
     """VXLAN port of one network."""
     return OVERLAY + short(network)
+
+
+def mirror_name(mirror: str) -> str:
+    """Tunnel of one mirror."""
+    return MIRROR + short(mirror)
 
 
 def short(text: str, room: int = ROOM) -> str:

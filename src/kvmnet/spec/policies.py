@@ -83,3 +83,5 @@ class Tenant(Part):
     """Limits."""
     allow: tuple[Crossing, ...] = ()
     """What other tenants' guests may send to its own."""
+    mirrored_to: tuple[Name, ...] = ()
+    """Other tenants whose guests may get copies of its frames by mirrors. Guests without a tenant are the operator's, and may."""

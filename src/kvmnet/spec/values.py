@@ -14,6 +14,8 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
+from kvmnet.bpf.language import parse
+
 INFINITE = 2**32 - 1
 """Duration of ``infinite``, in seconds: what DHCP sends for a lease without an end (RFC 2131, 3.3)."""
 
@@ -555,7 +557,7 @@ def peers(value: object) -> tuple[str, ...]:
     return tuple(sorted({peer(item) for item in (value if isinstance(value, (list, tuple)) else (value,))}))
 
 
-# Sources of mirrors
+# Sources of mirrors, and which of their frames
 
 _VLAN_OF = re.compile(r"vlan:([0-9]{1,4})@(.+)")
 
@@ -574,6 +576,16 @@ def mirrored(value: object) -> str:
                              "vlan:NUMBER@UPLINK")
         return f"{kind}:{name(rest)}"
     return "/".join(name(part) for part in text.split("/", 1))
+
+
+def expression(value: object) -> str:
+    """An expression in the language of pcap-filter, as kvmnet knows it."""
+    text = line(value)
+    try:
+        parse(text)
+    except ValueError as wrong:
+        raise ValueError(f"{shown(text)}: {wrong}; see pcap-filter(7), or write fields such as {{tcp: 80}}") from None
+    return text
 
 
 # The types that the models use
@@ -630,6 +642,7 @@ Protocols = Annotated[tuple[int, ...], PlainValidator(protocols), _ITEMS]
 Peer = Annotated[str, PlainValidator(peer), _schema("string")]
 Peers = Annotated[tuple[str, ...], PlainValidator(peers), _ITEMS]
 
+Expression = Annotated[str, PlainValidator(expression), _schema("string")]
 Source = Annotated[str, PlainValidator(mirrored), _schema("string")]
 
 WORDS: dict[Callable[[object], Any], str] = {
@@ -644,7 +657,7 @@ WORDS: dict[Callable[[object], Any], str] = {
     wireguard_key: "public key", endpoint: "ADDRESS:PORT", secret_file: "path of a file", prefixes: "list of prefixes",
     dscp: "DSCP (10, ef)", dscps: "list of DSCPs",
     ports: "list of ports and ranges, or `any`", icmp_types: "`true` or list of types", protocols: "list of protocols",
-    mirrored: "GUEST, GUEST/NIC, `network:`, `group:`, `uplink:` NAME or `vlan:`NUMBER`@`UPLINK",
+    expression: "expression", mirrored: "GUEST, GUEST/NIC, `network:`, `group:`, `uplink:` NAME or `vlan:`NUMBER`@`UPLINK",
     peer: "`any`, prefix, `group:`, `set:` or `tenant:` NAME", peers: "list of `any`, prefixes, `group:`, `set:`, `tenant:` NAME",
 }
 """What the reference calls the values that a function takes."""

@@ -6,6 +6,7 @@ A row of ``LINK`` is read from the link itself, one of ``BRIDGE`` from its bridg
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from ipaddress import ip_address
 from typing import Any, NamedTuple
 
 Read = Callable[[Mapping[str, Any]], Any]
@@ -77,7 +78,7 @@ VXLAN: dict[str, Attr] = {
     "vxlan_vni": number("id"),
     "vxlan_local": Attr(lambda d: d.get("local", d.get("local6", "")), lambda v: ("local", v) if v else ()),
     "vxlan_group": Attr(lambda d: next((d[k] for k in ("group", "group6", "remote", "remote6") if k in d), ""),
-                        lambda v: ("group", v) if v else ()),
+                        lambda v: ("group" if ip_address(v).is_multicast else "remote", v) if v else ()),
     "vxlan_port": number("dstport", "port"),
     "vxlan_ttl": Attr(lambda d: v if isinstance(v := d.get("ttl", 0), int) else 0, lambda v: ("ttl", str(v) if v else "auto")),
     "vxlan_learning": Attr(lambda d: bool(d.get("learning", False)), lambda v: ("learning" if v else "nolearning",)),

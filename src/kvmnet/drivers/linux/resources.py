@@ -23,7 +23,7 @@ class Link(Resource):
                                 on_delete="cascade", recreate=True)
     vxlan_vni: int | None = option(doc="vxlan: number of the segment", recreate=True)
     vxlan_local: str | None = option(doc="vxlan: address that packets come from; '' for any", recreate=True)
-    vxlan_group: str | None = option(doc="vxlan: multicast group; '' for none", recreate=True)
+    vxlan_group: str | None = option(doc="vxlan: multicast group, or the one other host; '' for none", recreate=True)
     vxlan_port: int | None = option(doc="vxlan: UDP port", recreate=True)
     vxlan_ttl: int | None = option(doc="vxlan: hops that packets may take; 0 for the route's", recreate=True)
     vxlan_learning: bool | None = option(doc="vxlan: learns which host a MAC is behind", recreate=True)
@@ -43,6 +43,7 @@ class Link(Resource):
     bonded: bool | None = option(doc="what it belongs to is a bond: it goes down to join, and by leaving", of="master")
     own_mac: str | None = option(doc="member of a bond: the hardware address that it had before", once=True)
     members: tuple[str, ...] | None = option(doc="bond: links that belong to it", once=True)
+    peer: str | None = option(doc="veth: its other end, where that is on this host", once=True)
     most_mtu: int | None = option(doc="largest MTU that the device takes", once=True)
     guard: str | None = option(doc="guard that must stand before this port is attached",
                                ref="nic-guard")

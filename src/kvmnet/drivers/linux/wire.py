@@ -87,6 +87,8 @@ def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator
                 found.update((n, read(data)) for n, read in BOND_READS)
             elif kind == "ifb":    # has one by chance, and takes none (no ndo_set_mac_address in drivers/net/ifb.c)
                 found["mac"] = None
+            elif kind == "veth" and "link_netnsid" not in item:
+                found["peer"] = item.get("link")
         if info.get("info_slave_kind") == "bridge":
             port = info["info_slave_data"]
             found.update((n, read(port)) for n, read in PORT_READS)

@@ -106,7 +106,7 @@ def unguarded(subject: Subject) -> Iterator[Problem]:
     with autoconfiguration the guest makes it up."""
     for item in subject.nics:
         network = subject.spec.networks.get(item.nic.network)
-        if network is None or item.nic.guard != "full" or network.mode is Mode.SRIOV:
+        if network is None or item.nic.guard != "full" or network.mode is Mode.SRIOV or item.nic.receives == "copies":
             continue
         nic = item.nic
         outer = network.mode in SHARED
