@@ -304,8 +304,8 @@ def test_copies_of_copies_are_never_made(here: World) -> None:
         assert rounds == [2] * 20, "itself, and one packet of the tunnel"
         outside = [f for f in got(wire, b"round19") if last in f]
         assert len(outside) == 1
-        number = sh("tc filter show dev kvb-lan egress | grep -B3 kvm-back").split("pref ")[1].split()[0]
-        sh(f"tc filter replace dev kvb-lan egress protocol all pref {number} handle 1 bpf bytecode '1,6 0 0 4294967295' "
+        pref = sh("tc filter show dev kvb-lan egress | grep -B3 kvm-back").split("pref ")[1].split()[0]
+        sh(f"tc filter replace dev kvb-lan egress protocol all pref {pref} handle 1 bpf bytecode '1,6 0 0 4294967295' "
            "action mirred egress mirror dev kvm-back continue")
         t.one.send(says(ONE, TWO, b"without the condition"))
         t.one.send(says(ONE, TWO, b"the end"))
