@@ -44,6 +44,7 @@ BENCHMARKS = {
     "rates": Benchmark("Packets between guests with rates", ("bench/rates_pps.py", "--json"), ("--rounds", "5")),
     "vlans": Benchmark("500 VLANs", ("-m", "bench.vlans"), ("--rounds", "1"), ("bridge-vlan-filtering", "vlan")),
     "guard": Benchmark("Packets through the guard", ("bench/guard_pps.py", "--json"), ("--rounds", "5")),
+    "mirrors": Benchmark("Packets of a mirrored guest", ("bench/mirrors_pps.py", "--json"), ("--rounds", "5")),
     "groups": Benchmark("Packets between guests in groups", ("bench/groups_pps.py", "--json"), ("--rounds", "5")),
     "limits-1000": Benchmark("1,000 NICs with limits", ("-m", "bench.many_nics", "--limits", "--rounds", "3"), ("--rounds", "1")),
     "limits": Benchmark("Packets of NICs with abuse limits", ("bench/limits_pps.py", "--json"), ("--rounds", "5")),

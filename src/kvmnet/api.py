@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from kvmnet.before import Before, digest, keep, read, short
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.linux.resources import Address, Link, Route
+from kvmnet.drivers.mirror.resources import Copy
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.table import drivers
@@ -440,9 +441,12 @@ class Host:
             raise KvmnetError("no document is applied on this host", "kvmnet apply FILE")
         seen = self.engine.observe({})
         compiled, allocations = self.compile(document, self.facts(seen, document))
-        return prove(Subject(segments=compiled.segments, paths=self.paths, running=tuple(self.running()),
+        segments = {name: replace(s, nics=tuple(n for n in s.nics if n.declared.receives == "all"))
+                    for name, s in compiled.segments.items()}    # NICs for copies are no ports of a network
+        return prove(Subject(segments=segments, paths=self.paths, running=tuple(self.running()),
                              allocations=allocations, outside=tuple(outside) or next_hops(seen),
                              next_hops=next_hops(seen), rates=rates, tunnels=compiled.tunnels, execute=execute_in,
+                             copies=tuple(r for r in compiled.wanted.values() if isinstance(r, Copy)),
                              allowed=allowed(compiled.wanted)), progress)
 
 

@@ -313,3 +313,22 @@ def test_copies_of_copies_are_never_made(here: World) -> None:
         assert t.two.got(b"without the condition") > 2, "what the condition is for; the kernel ends it after some rounds"
     here.apply(document(""))
     sh(f"ip neigh del {TWO[1]} dev kvb-lan")
+
+
+def test_check_compares_both_ends_packet_by_packet(here: World) -> None:
+    """A whole mirror, one whose copies another hand filters, and one whose source is bare."""
+    wish = document("{all: {from: [one, 'network:lan'], to: eye/nic1}, arps: {from: [two], to: eye/nic1, filter: arp, direction: sent},"
+                    " none: {from: ['vlan:9@wan'], to: eye/nic1}}", ", ip: none, receives: copies")
+    here.apply(wish)
+    report = here.host.check()
+    found = {c.network: (c.verdict.value, c.evidence) for c in report.claims if c.name == "copies"}
+    assert {name: verdict for name, (verdict, _) in found.items()} == {"mirror all": "pass", "mirror arps": "pass", "mirror none": "skip"}, found
+    assert report.exit_code == 0 and not [c for c in report.claims if c.subject == "eye/nic1"]
+    assert int(found["mirror all"][1].split()[0]) > 20 and "byte by byte" in found["mirror all"][1]
+    number = next(k.name.split()[2] for k in here.host.engine.observe({}).state if k.kind == "copy" and k.name.startswith("kvb-lan"))
+    sh(f"tc filter replace dev kvt-one-0 ingress protocol all pref {number} handle 1 bpf bytecode '1,6 0 0 0' "
+       "action mirred egress mirror dev kvt-eye-1 continue")
+    found = {c.network: (c.verdict.value, c.evidence) for c in here.host.check().claims if c.name == "copies"}
+    assert found["mirror all"][0] == "fail" and "were not copied to kvt-eye-1" in found["mirror all"][1]
+    assert found["mirror arps"][0] == "pass"
+    here.apply(document(""))

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from kvmnet.capture import pcapng
 from kvmnet.capture.files import Files
-from kvmnet.host.ring import RETIRE, Frame, Rings
+from kvmnet.host.ring import RETIRE, Frame, Rings, settle
 
 RESERVE = 120
 """Bytes that an interface's statistics take at the end of a file, rounded up."""
@@ -162,7 +162,7 @@ def loop(rings: Rings, sink: Sink, bounds: Bounds, seen: dict[str, Seen], came: 
         over = End.ASKED if came else End.TIME if bounds.seconds is not None and monotonic() >= begun + bounds.seconds else None
         over = over or (None if rings.watching else End.GONE)
         if over:
-            rings.settle()
+            settle()
         held += ((number, frame) for number, ring in enumerate(rings.rings.values()) for frame in ring.drain())
         frames, held = in_order(held, over)
         if left is not None and len(frames) >= left:

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from kvmnet.check.allowed import Allowed
+from kvmnet.drivers.mirror.resources import Copy
 from kvmnet.facts.model import Allocations
 from kvmnet.host.paths import Paths
 from kvmnet.modes.segment import Segment
@@ -49,6 +50,8 @@ class Subject:
     tunnels: tuple[TunnelWay, ...] = ()
     rates: bool = False
     """Whether rates are measured, which takes the network for seconds."""
+    copies: tuple[Copy, ...] = ()
+    """Of all mirrors."""
     allowed: Allowed = field(default_factory=Allowed)
     """What groups and tenants let pass."""
 

@@ -13,6 +13,7 @@ from functools import partial
 from kvmnet.check import limits, rates
 from kvmnet.check.guests import prove_guests
 from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
+from kvmnet.check.mirrors import compared
 from kvmnet.check.model import PROBE, Claim, Progress, Report, Subject, Verdict
 from kvmnet.check.probe import Probe, await_forwarding, design, drops_kept, free_address, free_mac, placed
 from kvmnet.check.promises import Place, Prove, promises, single
@@ -64,6 +65,7 @@ def prove(subject: Subject, progress: Progress) -> Report:
     allow_many_files()
     with raised(), exclusive(subject.paths.lock, "kvmnet check", LOCK_TIMEOUT), ExitStack() as stack:
         grounds = prepare(subject, present, stack)
+        mirrors = stack.enter_context(compared(subject.copies))
         with ThreadPoolExecutor(NETWORKS + 3) as pool:
             guests = pool.submit(prove_guests, subject)
             underlay = pool.submit(prove_underlay, present)
@@ -73,6 +75,7 @@ def prove(subject: Subject, progress: Progress) -> Report:
                 progress(f"checked {ground.place.segment.name}", done, total)
                 claims += more
             claims += guests.result() + underlay.result() + tunnels.result()
+        claims += mirrors.claims()
         for ground in grounds if subject.rates else ():
             progress(f"measuring {ground.place.segment.name}", total, total)
             claims += rates.measured(ground.place, ground.idle)

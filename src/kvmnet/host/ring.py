@@ -106,6 +106,11 @@ class Ring:
         self.socket.close()
 
 
+def settle() -> None:
+    """Long enough for the kernel to hand over every block that has a frame."""
+    select.poll().poll(2 * RETIRE)
+
+
 class Rings:
     """Rings of several devices, with what wakes their reader."""
 
@@ -139,10 +144,6 @@ class Rings:
         except OSError:
             ring.gone = True
             self.poll.unregister(ring.socket.fileno())
-
-    def settle(self) -> None:
-        """Long enough for the kernel to hand over every block that has a frame."""
-        select.poll().poll(2 * RETIRE)
 
     @property
     def watching(self) -> Iterable[Ring]:
