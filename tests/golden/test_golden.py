@@ -15,7 +15,7 @@ import pytest
 from kvmnet.cli.plan_text import plan_text
 from kvmnet.compile import Compiled, compile_spec
 from kvmnet.drivers.kinds import from_json, to_json
-from kvmnet.drivers.linux.resources import Address, Link, Route
+from kvmnet.drivers.linux.resources import Address, Link, Route, Sysctl
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.sriov.resources import Pf
 from kvmnet.engine.plan import Step, apply_to, plan
@@ -26,6 +26,7 @@ from kvmnet.policy.host import BASE
 from kvmnet.policy.host import NAME as HOST_TABLE
 from kvmnet.spec.allocate import allocate
 from kvmnet.spec.checks import require
+from kvmnet.spec.knobs import KNOBS
 from kvmnet.spec.load import load
 
 HERE = Path(__file__).parent
@@ -42,6 +43,7 @@ def nic(name: str, mtu: int = 1500) -> Link:
 SEEN = {r.key: r for r in (
     nic("eth0"), nic("eth1", 9000), nic("eth2", 9000), nic("eth3", 9000),
     Pf(name="eth3", dev="eth3", total=63, pci="0000:81:00.0", numa=1, iommu=True),
+    *(Sysctl(name=KNOBS[name].path, value="1024") for name in load(ROOT / "examples" / "tuning.yaml").spec.tuning),
     Link(name="vmbr0", type="bridge", mtu=1500, mac="52:54:00:00:00:99", up=True, master="", alias=""),
     Address(name="eth0 192.0.2.2/24", dev="eth0", scope="global", label="eth0", broadcast="", peer="", flags=(), dynamic=""),
     Address(name="eth1 172.16.0.5/16", dev="eth1", scope="global", label="eth1", broadcast="", peer="", flags=(), dynamic=""),
