@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import product
 
 from kvmnet.errors import KvmnetError
-from kvmnet.spec.models import Model
+from kvmnet.spec import pools
+from kvmnet.spec.models import Mode, Model, Nic, Spec, Vm
 
 MOST = 16
 """Configurations in one run: each has guests of its own that run all at once."""
@@ -101,6 +102,40 @@ def matrix(base: Iterable[str], vary: Sequence[str], points: Sequence[str], twin
     if len(unique) > MOST:
         raise KvmnetError(f"{len(unique)} configurations are too many: {MOST} at most stand at once", "vary less, in several runs")
     return unique
+
+
+def switched_off(nic: Nic) -> list[str]:
+    """Offloads that the NIC must not use."""
+    return [name for name in OFFLOADS if getattr(nic.offloads, name) is False]
+
+
+def words_of(vm: Vm, nic: Nic, spec: Spec) -> str:
+    """What a NIC of a document has, in the words that are varied; what is the default is left out."""
+    network = spec.networks[nic.network]
+    cpus = vm.run.cpus if vm.run else 1
+    words = [f"model={nic.model.value}" if nic.model is not Model.VIRTIO else "",
+             f"mode={network.mode.value}" if network.mode not in (Mode.NAT, Mode.VXLAN) else "",
+             f"guard={nic.guard}" if nic.guard != "full" else "",
+             f"mtu={nic.mtu or network.mtu}" if nic.mtu or network.mtu else "",
+             f"queues={nic.queues}" if isinstance(nic.queues, int) and nic.queues > 1 else "",
+             f"vhost={nic.vhost}" if nic.vhost != "auto" else "",
+             "offloads=none" if len(switched_off(nic)) == len(OFFLOADS) else "",
+             "packed=on" if nic.packed else "", f"rx_ring={nic.rx_ring}" if nic.rx_ring else "", f"cpus={cpus}" if cpus > 1 else ""]
+    return " ".join(filter(None, words))
+
+
+def nic_of(spec: Spec, name: str) -> str:
+    """The same of the NIC ``VM`` or ``VM/NIC`` of *spec*. Raises KvmnetError for one that it has not, or that cannot be made
+    again here."""
+    vm, _, wanted = name.partition("/")
+    for item in pools.nics(spec):
+        if item.vm == vm and wanted in ("", item.name):
+            mode = spec.networks[item.nic.network].mode
+            if mode in (Mode.SRIOV, Mode.VXLAN):
+                raise KvmnetError(f"{name} is on a network of mode {mode}, which cannot be made again for a measurement",
+                                  f"take a NIC of mode {', '.join(m for m in Mode if m not in (Mode.SRIOV, Mode.VXLAN))}")
+            return words_of(spec.vms[vm], item.nic, spec)
+    raise KvmnetError(f"the document has no NIC {name}", f"it has {', '.join(f'{i.vm}/{i.name}' for i in pools.nics(spec)) or 'none'}")
 
 
 # The document ----------------------------------------------------------------------------------

@@ -23,6 +23,8 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--point", "points", multiple=True, metavar="'NAME=VALUE ...'",
               help="A configuration to compare, '' for kvmnet's defaults; can be given again. The first is what the others are "
                    "compared to. Without --point and --vary: kvmnet's defaults, and model=e1000.")
+@click.option("--nic", "nics", multiple=True, metavar="VM[/NIC][@FILE]",
+              help="Compare what this NIC of FILE, or of the applied document, has; can be given again: this document against that one.")
 @click.option("--vary", multiple=True, metavar="NAME=VALUE,...", help="Compare all of these; of several the product.")
 @click.option("--set", "base", multiple=True, metavar="NAME=VALUE", help="The same in all configurations.")
 @click.option("--only", default="quick", show_default=True, metavar="NAME,...",
@@ -35,7 +37,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--record", type=FILE, metavar="FILE", help="Where to keep what is measured; below the state directory when not given.")
 @click.option("--html", type=FILE, metavar="FILE", help="Also write the report as one page of HTML.")
 @json_option
-def run(points: tuple[str, ...], vary: tuple[str, ...], base: tuple[str, ...], only: str, places: tuple[str, ...], rounds: int,
+def run(points: tuple[str, ...], nics: tuple[str, ...], vary: tuple[str, ...], base: tuple[str, ...], only: str, places: tuple[str, ...], rounds: int,
         twin: bool, record: Path | None, html: Path | None, as_json: bool) -> int:
     """Compare configurations of guests' NICs by traffic.
 
@@ -53,6 +55,7 @@ def run(points: tuple[str, ...], vary: tuple[str, ...], base: tuple[str, ...], o
     from kvmnet.bench.record import Pen, Wish
     from kvmnet.bench.scenarios import Place, chosen
     from kvmnet.bench.sitting import check, started, tools
+    points += tuple(map(written, nics))
     if not vary and not points:
         points = POINTS
     wish = Wish(tuple(matrix(base, vary, points, twin)), tuple(chosen(only.split(","))), tuple(map(Place, dict.fromkeys(places))),
@@ -63,6 +66,21 @@ def run(points: tuple[str, ...], vary: tuple[str, ...], base: tuple[str, ...], o
     have = tools(say)
     pen.begin(made)
     return sitting(made, pen, have, html, as_json)
+
+
+def written(nic: str) -> str:
+    """``VM[/NIC][@FILE]`` in the words of --point."""
+    from kvmnet.bench.matrix import nic_of
+    from kvmnet.errors import KvmnetError
+    name, _, file = nic.partition("@")
+    if file:
+        from kvmnet.spec.load import load
+        return nic_of(load(file).spec, name)
+    from kvmnet.api import Host
+    document = Host().current()
+    if document is None:
+        raise KvmnetError("no document is applied on this host", f"write {name}@FILE")
+    return nic_of(document.spec, name)
 
 
 def fresh() -> Path:

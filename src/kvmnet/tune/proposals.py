@@ -8,11 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from kvmnet.bench.matrix import OFFLOADS, switched_off, words_of
 from kvmnet.spec.knobs import KNOBS, REFUSED, Knob, Profile
-from kvmnet.spec.models import Mode, Model, Nic, Offloads, Spec, Vm
+from kvmnet.spec.models import Mode, Model, Nic, Spec, Vm
 
-OFFLOADS = tuple(name for name in Offloads.model_fields if name != "mrg_rxbuf")
-"""What ``offloads=none`` of ``kvmnet bench`` switches off."""
 VIRTIO = (Model.VIRTIO, Model.VIRTIO_TRANSITIONAL)
 MEASURED = "measured: kvmnet bench"
 VIRTIO_SPEC = "virtio 1.3, 5.1"
@@ -76,7 +75,7 @@ def nics(profile: Profile, spec: Spec, vhost: bool) -> Iterator[Proposal]:
     for name, vm in spec.vms.items():
         for number, nic in enumerate(vm.nics):
             if nic.network in spec.networks and spec.networks[nic.network].mode is not Mode.SRIOV:
-                for found in of_nic(profile, f"vms.{name}.nics[{number}]", vm, nic, base_of(vm, nic, spec)):
+                for found in of_nic(profile, f"vms.{name}.nics[{number}]", vm, nic, words_of(vm, nic, spec)):
                     lacking = "no vhost-net here: modprobe vhost_net" if found.point == "vhost=on" and not vhost else ""
                     yield replace(found, lacking=lacking)
 
@@ -106,26 +105,6 @@ def of_nic(profile: Profile, path: str, vm: Vm, nic: Nic, base: str) -> Iterator
     if fast and nic.rx_ring in (None, 256):
         yield proposal("rx_ring", "256", "1024", "a longer burst fits while the guest is not scheduled", QEMU,
                        "four times the memory of the ring, and packets that wait longer before they are lost")
-
-
-def switched_off(nic: Nic) -> list[str]:
-    """Offloads that the NIC must not use."""
-    return [name for name in OFFLOADS if getattr(nic.offloads, name) is False]
-
-
-def base_of(vm: Vm, nic: Nic, spec: Spec) -> str:
-    """What the NIC has now, in the words of ``kvmnet bench``; what is QEMU's default is left out."""
-    network = spec.networks[nic.network]
-    cpus = vm.run.cpus if vm.run else 1
-    words = [f"model={nic.model.value}" if nic.model is not Model.VIRTIO else "",
-             f"mode={network.mode.value}" if network.mode not in (Mode.NAT, Mode.VXLAN) else "",
-             f"guard={nic.guard}" if nic.guard != "full" else "",
-             f"mtu={nic.mtu or network.mtu}" if nic.mtu or network.mtu else "",
-             f"queues={nic.queues}" if isinstance(nic.queues, int) and nic.queues > 1 else "",
-             f"vhost={nic.vhost}" if nic.vhost != "auto" else "",
-             "offloads=none" if len(switched_off(nic)) == len(OFFLOADS) else "",
-             "packed=on" if nic.packed else "", f"rx_ring={nic.rx_ring}" if nic.rx_ring else "", f"cpus={cpus}" if cpus > 1 else ""]
-    return " ".join(filter(None, words))
 
 
 def changed(base: str, point: str) -> str:

@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from kvmnet.bench.matrix import AXES, Configuration, Seat, document, matrix
+from kvmnet.bench.matrix import AXES, Configuration, Seat, configuration, document, matrix, nic_of
 from kvmnet.errors import KvmnetError
 from kvmnet.facts.model import Facts
 from kvmnet.spec.checks import require
@@ -51,6 +51,30 @@ def test_the_document_of_everything_is_one(guests: int) -> None:
     assert nics["c1g1"].model == "e1000" and nics["c7g1"].guard == "off" and nics["c10g1"].queues == 2
     assert nics["c12g1"].offloads.csum is False and nics["c0g1"].offloads.csum is None and nics["c13g1"].packed
     assert made.spec.networks["c9"].mtu == 9000 and made.spec.vms["c10g1"].run.cpus == 2  # type: ignore[union-attr]
+
+
+DOCUMENT = """
+version: 1
+uplinks: {u: {device: eth0}}
+networks:
+  a: {mode: bridge, uplink: u, mtu: 9000}
+  v: {mode: vxlan, uplink: u, vxlan: {vni: 7, peers: [192.0.2.9]}, subnet: 10.0.0.0/24}
+vms:
+  one: {run: {image: tiny, cpus: 2}, nics: [{network: a, guard: 'off', queues: 2, vhost: 'off', packed: true, rx_ring: 512}]}
+  two: {nics: [{network: a, mtu: 1400, name: x, model: e1000e}, {network: v}]}
+"""
+
+
+def test_a_nic_of_a_document_is_a_point() -> None:
+    spec = loads(DOCUMENT).spec
+    one = nic_of(spec, "one")
+    assert one == "mode=bridge guard=off mtu=9000 queues=2 vhost=off packed=on rx_ring=512 cpus=2"
+    assert configuration(one).settings["rx_ring"] == "512"
+    assert nic_of(spec, "two/x") == "model=e1000e mode=bridge mtu=1400"
+    with pytest.raises(KvmnetError, match="no NIC one/nic7"):
+        nic_of(spec, "one/nic7")
+    with pytest.raises(KvmnetError, match="mode vxlan, which cannot be made again"):
+        nic_of(spec, "two/nic1")
 
 
 def test_no_two_parts_share_an_address() -> None:
