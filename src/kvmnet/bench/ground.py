@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from kvmnet.bench import bare
 from kvmnet.bench.matrix import GROUP, PORT, Seat, document
 from kvmnet.bench.scenarios import Place
 from kvmnet.bench.traffic.program import NAME, initrd_with, program
@@ -68,22 +69,33 @@ class Ground:
         run(["ip", "-n", OUTSIDE, "link", "set", "lo", "up"])
         wired = [s for s in self.seats if s.configuration.mode != "isolated"]
         here, there = [], []
+        elsewhere: dict[str, list[str]] = {}
+        for seat in (s for s in self.seats if s.bare):
+            run(["ip", "netns", "add", bare.netns(seat)])
+            run(["ip", "-n", bare.netns(seat), "link", "set", "lo", "up"])
         for seat in wired:
             out = f"out{seat.number}"
-            here += [f"link add {seat.device} mtu {seat.mtu} type veth peer name {out} mtu {seat.mtu} netns {OUTSIDE}",
-                     f"link set {seat.device} up"]
+            here.append(f"link add {seat.device} mtu {seat.mtu} type veth peer name {out} mtu {seat.mtu} netns {OUTSIDE}")
             there += [f"addr add {seat.outside}/24 dev {out}", f"link set {out} up"]
+            own = [f"addr add 198.19.{seat.number}.2/24 dev {seat.device}"] if not seat.on_segment else []
+            own.append(f"link set {seat.device} up")
+            if seat.bare:
+                here.append(f"link set {seat.device} netns {bare.netns(seat)}")
+                elsewhere[bare.netns(seat)] = own
+            else:
+                here += own
             if not seat.on_segment:
-                here.append(f"addr add 198.19.{seat.number}.2/24 dev {seat.device}")
                 there.append(f"route add {seat.prefix}.0/24 via 198.19.{seat.number}.2")
-        for words, lines in ((("ip",), here), (("ip", "-n", OUTSIDE), there)):
+        for words, lines in ((("ip",), here), (("ip", "-n", OUTSIDE), there), *((("ip", "-n", n), own) for n, own in elsewhere.items())):
             if lines:
                 run([*words, "-batch", "-"], stdin="\n".join(lines) + "\n")
 
     def populate(self, running: Callable[[], dict[str, int]]) -> None:
         """Far ends that listen, and guests that have their addresses. *running*: guests and their processes."""
-        group = [f"group={GROUP}", f"on={','.join(s.host for s in self.seats)}"]
-        run([str(self.load), "serve", f"port={PORT}", f"life={LIFE}", *group])
+        for seat in (s for s in self.seats if s.bare):
+            bare.build(seat, self.guests, self.load, LIFE)
+        if hosts := [s.host for s in self.seats if not s.bare]:
+            run([str(self.load), "serve", f"port={PORT}", f"life={LIFE}", f"group={GROUP}", f"on={','.join(hosts)}"])
         run(["ip", "netns", "exec", OUTSIDE, str(self.load), "serve", f"port={PORT}", f"life={LIFE}"])
         for seat in self.seats:
             for which in range(1, self.guests + 1):

@@ -32,6 +32,7 @@ def number(least: int, most: int) -> Callable[[str], str | None]:
 AXES: Mapping[str, Callable[[str], str | None]] = {
     "model": one_of(*(m.value for m in Model)),
     "mode": one_of("nat", "routed", "isolated", "bridge", "macvtap"),
+    "by": one_of("kvmnet", "bare"),
     "guard": one_of("full", "mac", "off"),
     "mtu": number(576, 9000),
     "queues": number(1, 16),
@@ -117,7 +118,7 @@ def words_of(vm: Vm, nic: Nic, spec: Spec) -> str:
              f"mode={network.mode.value}" if network.mode not in (Mode.NAT, Mode.VXLAN) else "",
              f"guard={nic.guard}" if nic.guard != "full" else "",
              f"mtu={nic.mtu or network.mtu}" if nic.mtu or network.mtu else "",
-             f"queues={nic.queues}" if isinstance(nic.queues, int) and nic.queues > 1 else "",
+             f"queues={queues}" if (queues := min(cpus, 8) if nic.queues == "auto" else nic.queues) > 1 else "",
              f"vhost={nic.vhost}" if nic.vhost != "auto" else "",
              "offloads=none" if len(switched_off(nic)) == len(OFFLOADS) else "",
              "packed=on" if nic.packed else "", f"rx_ring={nic.rx_ring}" if nic.rx_ring else "", f"cpus={cpus}" if cpus > 1 else ""]
@@ -175,6 +176,16 @@ class Seat:
         return self.outside if self.on_segment else self.host
 
     @property
+    def bare(self) -> bool:
+        """Made by bare tools, not by kvmnet."""
+        return self.configuration.settings.get("by") == "bare"
+
+    @property
+    def uplinked(self) -> bool:
+        """Whether the document has an uplink for it."""
+        return self.configuration.mode != "isolated" and not self.bare
+
+    @property
     def outside(self) -> str:
         """The machine beyond the uplink."""
         return f"198.19.{self.number}.1"
@@ -196,9 +207,9 @@ class Seat:
 def document(seats: Sequence[Seat], guests: int, kernel: str, initrd: str, words: str) -> str:
     """The document with every seat and *guests* guests on each, that boot *kernel* and *initrd* with *words*."""
     lines = ["version: 1"]
-    if any(s.configuration.mode != "isolated" for s in seats):
+    if any(s.uplinked for s in seats):
         lines.append("uplinks:")
-    lines += [f"  u{s.number}: {{device: {s.device}}}" for s in seats if s.configuration.mode != "isolated"]
+    lines += [f"  u{s.number}: {{device: {s.device}}}" for s in seats if s.uplinked]
     lines.append("networks:")
     lines += [f"  {s.network}: {{{network(s)}}}" for s in seats]
     lines.append("vms:")
@@ -212,10 +223,10 @@ def document(seats: Sequence[Seat], guests: int, kernel: str, initrd: str, words
 
 
 def network(seat: Seat) -> str:
-    mode = seat.configuration.mode
+    mode = "isolated" if seat.bare else seat.configuration.mode
     parts = [f"mode: {mode}", f"subnet: {seat.prefix}.0/24", f"mtu: {seat.mtu}", "dhcp: {enabled: false}", "dns: {enabled: false}",
              f"allow: [{{protocol: tcp, port: {PORT}}}, {{protocol: udp, port: {PORT}}}]"]
-    if mode != "isolated":
+    if seat.uplinked:
         parts.append(f"uplink: u{seat.number}")
     if seat.on_segment:
         parts += [f"address: {seat.host}", f"gateway: {seat.router}", f"pool: {seat.prefix}.100-{seat.prefix}.199"]

@@ -31,6 +31,8 @@ def check(wish: Wish) -> None:
     for c in wish.configurations:
         if c.mode == "isolated" and Place.OUTSIDE in wish.places:
             raise KvmnetError(f"{c.name}: an isolated network has no outside", "leave --between guest-outside away")
+        if c.settings.get("by") == "bare" and c.mode in ("bridge", "macvtap"):
+            raise KvmnetError(f"{c.name}: the bare tools make modes nat, routed and isolated", "write mode=nat")
     need = sum(int(c.settings.get("memory", 256)) + 64 for c in wish.configurations) * guests(wish)
     if need + RESERVE > (free := memory_free()):
         raise HostCannot(f"{len(wish.configurations) * guests(wish)} guests need {need} MiB of memory, {free} MiB are free",

@@ -37,7 +37,7 @@ def test_what_cannot_be_varied_is_said(words: list[str], said: str) -> None:
 
 
 POINTS = ("", "model=e1000", "model=rtl8139", "mode=bridge", "mode=macvtap", "mode=routed", "mode=isolated", "guard=off", "guard=mac",
-          "mtu=9000", "queues=2 cpus=2", "vhost=off", "offloads=none", "packed=on", "rx_ring=1024", "memory=512")
+          "mtu=9000", "queues=2 cpus=2", "vhost=off", "offloads=none", "packed=on", "rx_ring=1024", "memory=512 by=bare")
 
 
 @pytest.mark.parametrize("guests", [1, 2])
@@ -50,6 +50,7 @@ def test_the_document_of_everything_is_one(guests: int) -> None:
     nics = {name: vm.nics[0] for name, vm in made.spec.vms.items()}
     assert nics["c1g1"].model == "e1000" and nics["c7g1"].guard == "off" and nics["c10g1"].queues == 2
     assert nics["c12g1"].offloads.csum is False and nics["c0g1"].offloads.csum is None and nics["c13g1"].packed
+    assert made.spec.networks["c15"].mode == "isolated" and "u15" not in made.spec.uplinks and "u0" in made.spec.uplinks
     assert made.spec.networks["c9"].mtu == 9000 and made.spec.vms["c10g1"].run.cpus == 2  # type: ignore[union-attr]
 
 
@@ -69,6 +70,8 @@ def test_a_nic_of_a_document_is_a_point() -> None:
     spec = loads(DOCUMENT).spec
     one = nic_of(spec, "one")
     assert one == "mode=bridge guard=off mtu=9000 queues=2 vhost=off packed=on rx_ring=512 cpus=2"
+    auto = loads(DOCUMENT.replace("queues: 2", "queues: auto")).spec
+    assert "queues=2" in nic_of(auto, "one")
     assert configuration(one).settings["rx_ring"] == "512"
     assert nic_of(spec, "two/x") == "model=e1000e mode=bridge mtu=1400"
     with pytest.raises(KvmnetError, match="no NIC one/nic7"):
