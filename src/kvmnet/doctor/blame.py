@@ -9,6 +9,7 @@ from kvmnet.doctor.hooks import Passage
 from kvmnet.doctor.judge import Step, Verdict
 from kvmnet.doctor.packet import ARP, ICMP, ICMP6, TCP, UDP, Context, Packet
 from kvmnet.doctor.scene import Scene
+from kvmnet.doctor.xtables import LEGACY
 
 OURS = "kvmnet"
 PROTOCOLS = {TCP: "tcp", UDP: "udp", ICMP: "icmp", ICMP6: "ipv6-icmp"}
@@ -66,8 +67,9 @@ def cure(scene: Scene, context: Context, passage: Passage, step: Step, family: s
     if bridged(context, passage):
         bridge = context.bridge_in or context.bridge_out
         return (f"sysctl -w net.bridge.bridge-nf-call-ip{'6' if version == 6 else ''}tables=0", f"ip link set {bridge} type bridge nf_call_ip{'6' if version == 6 else ''}tables 0")
-    if family in ("ip", "ip6") and table == "filter" and chain.isupper():
-        tool = "ip6tables" if family == "ip6" else "iptables"
+    legacy = table.startswith(LEGACY)
+    if family in ("ip", "ip6") and table.removeprefix(LEGACY) in ("filter", "mangle", "raw") and (chain.isupper() or legacy):
+        tool = ("ip6tables" if family == "ip6" else "iptables") + ("-legacy" if legacy else "") + ("" if table.endswith("filter") else f" -t {table.removeprefix(LEGACY)}")
         place = "DOCKER-USER" if passage.hook == "forward" and ("DOCKER-USER" in scene.ruleset.tables[family, table].chains) else chain
         devices = [w for w in (f"-i {passage.iif}" if passage.iif else "", f"-o {passage.oif}" if passage.oif else "") if w]
         return (f"{tool} -I {place} {' '.join(devices)} -j ACCEPT",)

@@ -59,6 +59,8 @@ Matched = bool | Special
 COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {"<": operator.lt, ">": operator.gt, "<=": operator.le, ">=": operator.ge}
 QUIET = frozenset({"counter", "log", "comment", "last", "continue"})
 """Statements that pass every packet on as it is; what stands behind ``continue`` in a rule is done, too."""
+QUIET_XT = frozenset({"comment", "LOG", "NFLOG", "CHECKSUM", "TCPMSS", "TRACE"})
+"""Extensions of xtables that pass every packet on."""
 UNSURE = frozenset({"limit", "quota", "ct count", "xt", "connlimit", "numgen", "meter"})
 """Statements that let a packet pass or not by what happened before, or that nft does not tell."""
 ENDS = {"accept": Verdict.ACCEPT, "unknown": Verdict.UNKNOWN}
@@ -128,13 +130,13 @@ class Walk:
         body: Json
         for statement in rule.statements:
             name, body = next(iter(statement.items())) if isinstance(statement, Mapping) else (str(statement), None)
-            if name in QUIET:
+            if name in QUIET or (name == "xt" and body and body.get("name") in QUIET_XT):
                 continue
             if name in ("accept", "drop", "return"):
                 return matched, name, ""
             if name in ("jump", "goto"):
                 return matched, name, body["target"]
-            if name == "reject":
+            if name == "reject" or (name == "xt" and body and body.get("name") == "REJECT"):
                 return matched, "reject", ""
             if name == "match":
                 held = self.match(body)
@@ -158,7 +160,7 @@ class Walk:
                 return False, "", ""
             if held is UNKNOWN:
                 matched = UNKNOWN
-        if any("xt" in s for s in rule.statements if isinstance(s, Mapping)):
+        if any("xt" in s and not (s["xt"] and (s["xt"].get("type") == "match" or s["xt"].get("name") in QUIET_XT)) for s in rule.statements if isinstance(s, Mapping)):
             return UNKNOWN, "unknown", ""
         return matched, "", ""
 

@@ -9,6 +9,7 @@ from typing import Any
 from kvmnet.doctor.hooks import Rules
 from kvmnet.doctor.ruleset import Ruleset, parse
 from kvmnet.doctor.view import Json, View
+from kvmnet.doctor.xtables import with_xtables
 from kvmnet.errors import KvmnetError
 
 FORMAT = 1
@@ -172,7 +173,7 @@ class Scene(View):
 
     @cached_property
     def ruleset(self) -> Ruleset:
-        return parse(self.part("nft"), str(self.facts.get("nft_text") or ""))
+        return with_xtables(parse(self.part("nft"), str(self.facts.get("nft_text") or "")), self.facts.get("xtables") or {})
 
     @cached_property
     def rules(self) -> Rules:
