@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from kvmnet.check.passage import prove
 from kvmnet.doctor.finding import Severity
 from kvmnet.doctor.scene import read
 from kvmnet.doctor.trip import State
@@ -46,14 +47,15 @@ def ping(netns: str, target: str, *, six: bool = False) -> bool:
 
 
 def restore() -> None:
-    """Everything as it was at first, whatever a fault has done to it."""
+    """Everything as it was at first, whatever a fault has done to it. A port takes a state once it has a carrier."""
     sh("ip link del w0; ip link del u2; ip rule del priority 100; ip rule del priority 50; ip route flush table 77; ip route flush type blackhole; ip neigh flush all; ip link set u1 nomaster", check=False)
     sh(f"sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 net.ipv4.ip_forward=1 net.ipv4.icmp_echo_ignore_all=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.u1.rp_filter=0;"
        "ip link set br0 type bridge stp_state 0; ip neigh flush nud permanent dev br0; ip addr replace 10.66.0.1/24 dev br0; ip addr replace 10.77.0.2/24 dev u1; ip link set u1 up; ip route replace default via 10.77.0.1;"
        f"ip -n {G1} neigh flush all; ip -n {G2} neigh flush all; ip -n {U} neigh flush all")
     for number, netns in ((1, G1), (2, G2)):
         sh(f"ip -n {netns} link set eth0 up; ip -n {netns} route replace default via 10.66.0.1; ip -n {netns} -6 addr replace fd66::1{number}/64 dev eth0 nodad; ip -n {netns} -6 route replace default via fd66::1;"
-           f"ip link set p{number} master br0 up; bridge fdb del {MACS[f'p{number}']} dev p{number} master 2>/dev/null; bridge link set dev p{number} isolated off learning on flood on bcast_flood on state 3")
+           f"ip link set p{number} master br0 up; bridge fdb del {MACS[f'p{number}']} dev p{number} master 2>/dev/null; bridge link set dev p{number} isolated off learning on flood on bcast_flood on")
+    wait_until(lambda: all(subprocess.run(["bridge", "link", "set", "dev", p, "state", "3"], capture_output=True, check=False).returncode == 0 for p in MACS), 20)
     sh("nft 'flush ruleset; add table ip mine; add chain ip mine post { type nat hook postrouting priority 100; }; add rule ip mine post ip saddr 10.66.0.0/24 oifname \"u1\" masquerade'")
     wait_until(lambda: ping(G1, SECOND) and ping(G1, FAR) and ping(G2, FAR) and ping(G1, "fd66::1", six=True) and ping(G2, "fd66::1", six=True), 20)
 
@@ -146,3 +148,50 @@ def test_a_fault_is_found_first_and_mended(place: Paths, name: str) -> None:
             wait_until(works, 10)
     finally:
         restore()
+
+
+@pytest.mark.parametrize(("source", "to", "probe"), [(FIRST, SECOND, PING), (FIRST, FAR, PING), ("host", SECOND, PING), (FIRST, "host", Probe("tcp", 22)), ("fd66::11", "fd66::12", PING6), ("host", FAR, Probe("tcp", 81))],
+                         ids=lambda x: str(x))
+def test_a_packet_goes_there_and_comes_back(place: Paths, source: str, to: str, probe: Probe) -> None:
+    scene = read(capture(place))
+    proved = prove(scene, why(scene, source, to, probe))
+    assert proved.live.answered and not proved.live.ended and 1 <= proved.live.sent <= 3, str(proved.live)
+    assert scene.links.keys() == {link["ifname"] for link in capture(place)["links"]} and "why-probe" not in sh("nft list tables")
+    assert {f.severity for f in proved.findings} <= {Severity.NOTE}
+
+
+@pytest.mark.parametrize("name", ["nft-accept-not-final", "input-closed", "set-of-addresses", "answers-dropped", "br-netfilter-drops-bridged"])
+def test_a_packet_confirms_which_rule_ended_it(place: Paths, name: str) -> None:
+    fault = FAULTS[name]
+    try:
+        sh(fault.inject)
+        scene = read(capture(place))
+        proved = prove(scene, why(scene, fault.source, fault.to, fault.probe))
+        first = proved.findings[0]
+        assert not proved.live.answered and first.code == fault.code and first.evidence[-1].startswith("confirmed"), (str(proved.live), first)
+    finally:
+        restore()
+
+
+def test_a_packet_settles_what_nobody_can_tell(place: Paths) -> None:
+    try:
+        sh("nft 'add table inet wall; add chain inet wall c { type filter hook forward priority 0; policy drop; }; add rule inet wall c limit rate 100/second burst 50 packets accept'")
+        scene = read(capture(place))
+        report = why(scene, FIRST, FAR, PING)
+        assert report.state is State.UNKNOWN
+        proved = prove(scene, report)
+        assert proved.live.answered and proved.state is State.OK and any("refuted" in e for f in proved.findings for e in f.evidence)
+    finally:
+        restore()
+
+
+def test_a_silent_guest_is_told_from_a_blocked_one(place: Paths) -> None:
+    try:
+        sh(f"ip netns exec {G2} sysctl -qw net.ipv4.icmp_echo_ignore_all=1")
+        scene = read(capture(place))
+        report = why(scene, FIRST, SECOND, PING)
+        proved = prove(scene, report)
+        assert report.state is State.OK and proved.live.seen == ["p1", "p2"], str(proved.live)
+        assert proved.findings[0].code == "no-answer" and proved.findings[0].where == "p2"
+    finally:
+        sh(f"ip netns exec {G2} sysctl -qw net.ipv4.icmp_echo_ignore_all=0")

@@ -35,9 +35,10 @@ def facts() -> int:
 @click.option("--icmp", is_flag=True, help="A ping.")
 @click.option("-6", "six", is_flag=True, help="IPv6.")
 @click.option("--facts", "file", type=click.Path(exists=True, dir_okay=False), metavar="FILE", help="Look at a capture of another host (kvmnet facts) instead of this one.")
+@click.option("--prove", is_flag=True, help="Send up to three marked packets from A and follow them: confirms or refutes what was found.")
 @click.option("--all", "everything", is_flag=True, help="Every hop, also the chains of rules that let the packet pass.")
 @json_option
-def why(source: str, target: str, tcp: int | None, udp: int | None, icmp: bool, six: bool, file: str | None, everything: bool, as_json: bool) -> int:
+def why(source: str, target: str, tcp: int | None, udp: int | None, icmp: bool, six: bool, file: str | None, prove: bool, everything: bool, as_json: bool) -> int:
     """Why A does not reach B: everything in the way, with the evidence and the command that mends it.
 
     A and B are guests, NICs (GUEST/NIC), networks, devices, MACs, addresses, `host` or `outside`; NAME@ADDRESS gives the address of
@@ -49,7 +50,13 @@ def why(source: str, target: str, tcp: int | None, udp: int | None, icmp: bool, 
     if sum((tcp is not None, udp is not None, icmp)) > 1:
         raise click.UsageError("one of --tcp, --udp and --icmp")
     probe = Probe("tcp" if tcp else "udp" if udp else "icmp", tcp or udp or 0, 6 if six or ":" in source.partition("@")[2] + target.partition("@")[2] or six_address(source, target) else 4)
-    report = walk(read(captured(file)), source, target, probe)
+    if prove and file:
+        raise click.UsageError("--prove sends packets on this host; a capture is of another time or host")
+    scene = read(captured(file))
+    report = walk(scene, source, target, probe)
+    if prove:
+        from kvmnet.check.passage import prove as by_packets
+        report = by_packets(scene, report)
     if as_json:
         print_json(report.to_json())
     else:
@@ -93,6 +100,8 @@ def show(report: Report, everything: bool) -> None:
     findings = report.findings
     blocking = [f for f in findings if f.severity == "blocks"]
     click.echo()
+    if report.live:
+        click.echo(f"{click.style('packets', bold=True)}  {report.live}\n")
     if not blocking:
         click.echo(click.style("nothing on this host is in the way", fg="green", bold=True))
     for number, finding in enumerate(findings, 1):

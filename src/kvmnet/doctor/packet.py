@@ -265,10 +265,10 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def upper_bytes(protocol: int, source: str, target: str, ports: tuple[int, int], payload: bytes, answer: bool) -> bytes:
+def upper_bytes(protocol: int, source: str, target: str, ports: tuple[int, int], payload: bytes, answer: bool, sequence: int) -> bytes:
     """TCP with SYN (SYN and ACK in an *answer*), UDP, or an echo with ports[0] as its identifier; checksummed."""
     if protocol == TCP:
-        data, at = struct.pack("!HHIIBBHHH", *ports, 1, 0, 0x50, 0x12 if answer else 2, 64240, 0, 0) + payload, 16
+        data, at = struct.pack("!HHIIBBHHH", *ports, sequence, 0, 0x50, 0x12 if answer else 2, 64240, 0, 0) + payload, 16
     elif protocol == UDP:
         data, at = struct.pack("!HHHH", *ports, 8 + len(payload), 0) + payload, 6
     else:
@@ -282,9 +282,9 @@ def upper_bytes(protocol: int, source: str, target: str, ports: tuple[int, int],
 
 
 def made(macs: tuple[str, str], source: str, target: str, protocol: int, ports: tuple[int, int] = (0, 0), payload: bytes = b"",
-         answer: bool = False) -> Packet:
+         answer: bool = False, sequence: int = 1) -> Packet:
     """An IP packet in a frame. ``macs``: (destination, source)."""
-    upper = upper_bytes(protocol, source, target, ports, payload, answer)
+    upper = upper_bytes(protocol, source, target, ports, payload, answer, sequence)
     if ":" in source:
         head = struct.pack("!IHBB", 6 << 28, len(upper), protocol, 64) + ip_address(source).packed + ip_address(target).packed
         kind = IPV6

@@ -4,6 +4,7 @@ A blocker does not end the walk: the packet is taken further as if it had passed
 """
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -23,6 +24,12 @@ class State(StrEnum):
     """It cannot be told from here whether the packet passes."""
 
 
+def state_of(findings: Iterable[Finding]) -> State:
+    """Blocked by what is sure or likely; unknown where something may block."""
+    blocking = [f for f in findings if f.severity is Severity.BLOCKS]
+    return State.BLOCKED if any(f.certainty is not Certainty.UNKNOWN for f in blocking) else State.UNKNOWN if blocking else State.OK
+
+
 @dataclass(slots=True)
 class Hop:
     """One place on the path."""
@@ -32,8 +39,11 @@ class Hop:
     what: str
     """Kind of place: guest, port, bridge, rules, route, neighbour, uplink, outside, service."""
     words: str = ""
-    state: State = State.OK
     findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def state(self) -> State:
+        return state_of(self.findings)
 
 
 @dataclass
@@ -45,6 +55,8 @@ class Trip:
     hops: list[Hop] = field(default_factory=list)
     asked: bool = False
     """Whether the packet is the question who has an address: what drops it is told so."""
+    macs: tuple[str, str] = ("", "")
+    """(destination, source) of the frame as the guest sends it."""
     out: str = ""
     """Device of the host that it left by; an answer is expected there."""
     translated: bool = False
@@ -67,13 +79,7 @@ class Trip:
 
     def find(self, finding: Finding) -> None:
         """Something at the last hop."""
-        hop = self.hops[-1]
-        hop.findings.append(finding)
-        if finding.severity is Severity.BLOCKS:
-            if finding.certainty is not Certainty.UNKNOWN:
-                hop.state = State.BLOCKED
-            elif hop.state is State.OK:
-                hop.state = State.UNKNOWN
+        self.hops[-1].findings.append(finding)
 
     def blocks(self, code: str, where: str, what: str, why: str, *evidence: str, fix: tuple[str, ...] = (),
                certainty: Certainty = Certainty.PROVED, severity: Severity = Severity.BLOCKS) -> None:

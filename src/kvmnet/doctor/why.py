@@ -30,7 +30,7 @@ from kvmnet.doctor.routed import Undo, come_up, first_port, forward, neighbour, 
 from kvmnet.doctor.routing import Asked, Way, look_up
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import cross, device, enter, leave
-from kvmnet.doctor.trip import Hop, State, Trip, begin
+from kvmnet.doctor.trip import Hop, State, Trip, begin, state_of
 from kvmnet.errors import KvmnetError
 
 NOBODY = "02:00:00:00:00:fe"
@@ -65,6 +65,8 @@ class Report:
     probe: Probe
     there: Sequence[Hop]
     back: Sequence[Hop]
+    macs: tuple[str, str] = (NO_MAC, NO_MAC)
+    """(destination, source) of the frame that A sends."""
     live: Any = None
     """What packets showed; None where none were sent."""
 
@@ -74,8 +76,11 @@ class Report:
 
     @property
     def state(self) -> State:
-        states = {hop.state for hop in (*self.there, *self.back)}
-        return State.BLOCKED if State.BLOCKED in states else State.UNKNOWN if State.UNKNOWN in states else State.OK
+        return state_of(self.findings)
+
+    @property
+    def blocking(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.severity is Severity.BLOCKS)
 
     @property
     def exit_code(self) -> int:
@@ -110,7 +115,7 @@ def why(scene: Scene, source: str, target: str, probe: Probe) -> Report:
     back = journey(scene, b, replace(a, ip=final.source) if final.source != a.ip and b.place is not Place.NIC else a, answer, flow or Tracked(state=STATES["established"], direction=1), undo, there.out)
     if there.translated and a.segment == b.segment and a.place is b.place is Place.NIC and final.source == a.ip:
         hairpin(there, a, b)
-    return Report(a, b, probe, there.hops, back.hops)
+    return Report(a, b, probe, there.hops, back.hops, there.macs if there.macs[0] else (NO_MAC, NO_MAC))
 
 
 def faced(scene: Scene, end: End, other: End) -> End:
@@ -154,6 +159,7 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
     gateway = bridge if bridge and scene.addresses_of(bridge, trip.packet.version) and scene.kind(bridge) else ""
     mac = (b.mac if direct else scene.mac(gateway)) or NOBODY
     trip.context.packet = trip.packet.between(mac, trip.packet.macs[1])
+    trip.macs = trip.packet.macs
     if a.dev:
         enter(trip, a.dev)
     if not bridge and a.dev and not scene.addresses_of(a.dev, trip.packet.version):

@@ -1,0 +1,151 @@
+"""A marked packet sent from A to B on the live host: where it was seen, which rule ended it, and whether an answer came.
+
+It settles what looking cannot: a rule that may match, a guest that may answer. At most three packets, for at most ``SECONDS``; they
+carry the sender's own addresses, so the sender may get answers that it did not ask for, and drops them.
+"""
+from __future__ import annotations
+
+import secrets
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
+from time import monotonic
+from typing import Any
+
+from kvmnet.doctor.ends import Place
+from kvmnet.doctor.finding import Certainty, Finding, Severity
+from kvmnet.doctor.packet import TCP, UDP, Packet, made
+from kvmnet.doctor.scene import Scene
+from kvmnet.doctor.why import NOBODY, Report
+from kvmnet.host.clock import wait_until
+from kvmnet.host.packets import Capture
+from kvmnet.host.run import ToolFailed
+from kvmnet.host.trace import RuleTrace, Traced, entrance, send_raw
+
+SECONDS, PACKETS = 1.5, 3
+FRAMES = 500
+"""Read from one device at a time: a busy one must not hold up the others."""
+ENDS = ("drop", "reject")
+
+
+@dataclass
+class Live:
+    """What the packets showed."""
+
+    sent: int = 0
+    where: str = ""
+    """Where they were put in."""
+    seen: list[str] = field(default_factory=list)
+    """Devices that they were seen at, in the order of the path."""
+    answered: bool = False
+    ended: list[Traced] = field(default_factory=list)
+    """Rules that ended them."""
+    impossible: str = ""
+    """Why none could be sent."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        if self.impossible:
+            return f"no packet was sent: {self.impossible}"
+        end = "an answer came back" if self.answered else "no answer came back"
+        rules = "; ".join(f"{t.place} ended it: {t.text}" for t in self.ended)
+        return f"{self.sent} packet(s) put in at {self.where}; seen at {', '.join(self.seen) or 'no device'}; {end}" + (f"; {rules}" if rules else "")
+
+
+def prove(scene: Scene, report: Report) -> Report:
+    """*report* with what packets showed: findings confirmed or refuted, and where the packet was last seen."""
+    live = Live()
+    a, b = report.source, report.target
+    if a.place is Place.OUTSIDE:
+        live.impossible = "it would have to come from outside; ask the other way round"
+    elif a.place is Place.NIC and (not a.dev or not scene.bridge_of(a.dev)):
+        live.impossible = f"{a.title} is behind no port of a bridge here"
+    elif a.place is Place.NIC and report.macs[0] == NOBODY:
+        live.impossible = f"the MAC that {a.title} would send to is not known"
+    else:
+        try:
+            send(scene, report, live)
+        except ToolFailed as failed:
+            live.impossible = failed.detail or str(failed)
+    return concluded(replace(report, live=live), b.title)
+
+
+def send(scene: Scene, report: Report, live: Live) -> None:
+    mark = secrets.randbits(31) | 1
+    a, b, number = report.source, report.target, report.probe.number
+    word = mark.to_bytes(4, "big")
+    packet = made(report.macs, a.ip, b.ip, number, (32768 + mark % 28000, report.probe.port), b"" if number == TCP else word + b"kvmnet why", sequence=mark if number == TCP else 1)
+    devices = list(dict.fromkeys(hop.where for hop in (*report.there, *report.back) if hop.where in scene.links))
+    with ExitStack() as stack:
+        captures = {dev: stack.enter_context(Capture(dev)) for dev in devices}
+        trace = stack.enter_context(RuleTrace(f"meta l4proto {number} @th,{'32,32' if number == TCP else '64,32'} {mark:#x}"))
+        place = stack.enter_context(entrance(a.dev)) if a.place is Place.NIC else None
+        live.where = a.dev if place else "the host"
+        seen: dict[str, None] = {}
+        last = 0.0
+
+        def step() -> bool:
+            nonlocal last
+            if live.sent < PACKETS and monotonic() - last > SECONDS / PACKETS / 2:
+                last = monotonic()
+                live.sent += 1
+                place.send(packet.frame) if place else send_raw(b.ip, packet.frame[14:])
+            for dev, capture in captures.items():
+                for _ in range(FRAMES):
+                    if (frame := capture.receive()) is None:
+                        break
+                    if is_probe(frame, mark, number):
+                        seen[dev] = None
+                    live.answered = live.answered or is_answer(frame, mark, number, a.ip)
+            trace.read()
+            return live.answered
+        with suppress(TimeoutError):
+            wait_until(step, SECONDS, 0.01)
+        live.seen = [dev for dev in devices if dev in seen]
+        live.ended = [t for t in trace.found if t.verdict in ENDS]
+
+
+def is_probe(frame: bytes, mark: int, number: int) -> bool:
+    """Whether it is the packet, whatever NAT made of its addresses."""
+    packet = Packet(frame)
+    if packet.upper is None or packet.upper[0] != number:
+        return False
+    found = packet.bits("th", 32, 32) if number == TCP else packet.bits("th", 64, 32)
+    return found == mark and not (number not in (TCP, UDP) and packet.bits("th", 0, 8) not in (8, 128))
+
+
+def is_answer(frame: bytes, mark: int, number: int, asker: str) -> bool:
+    """An echo reply with the mark, or what TCP answers the SYN with, at the asker's address."""
+    packet = Packet(frame)
+    if packet.upper is None or packet.target != asker:
+        return False
+    if packet.upper[0] == TCP == number:
+        return packet.bits("th", 64, 32) == mark + 1
+    return packet.upper[0] == number and number != UDP and packet.bits("th", 64, 32) == mark and packet.bits("th", 0, 8) in (0, 129)
+
+
+def concluded(report: Report, target: str) -> Report:
+    """Every finding beside what the packets showed."""
+    live: Live = report.live
+    if live.impossible:
+        return report
+    there, back = ([replace(hop, findings=[beside(f, live) for f in hop.findings]) for hop in hops] for hops in (report.there, report.back))
+    if not live.answered and not report.blocking and report.probe.protocol != "udp":
+        last = live.seen[-1] if live.seen else live.where
+        there[-1].findings.append(Finding(
+            code="no-answer", severity=Severity.BLOCKS, where=last, what=f"nothing on this host is in the way, but no answer comes; last seen at {last}",
+            why=f"what is behind {last} loses it, or {target} does not answer: its own firewall, its route back, a program that does not listen", evidence=(str(live),), certainty=Certainty.LIKELY))
+    return replace(report, there=there, back=back)
+
+
+def beside(finding: Finding, live: Live) -> Finding:
+    """A finding as the packets confirm or refute it."""
+    if finding.severity is not Severity.BLOCKS:
+        return finding
+    if live.answered:
+        return replace(finding, severity=Severity.NOTE, certainty=Certainty.UNKNOWN, evidence=(*finding.evidence, "refuted: a packet went there and its answer came back"))
+    if any(t.place == finding.where for t in live.ended):
+        return replace(finding, certainty=Certainty.PROVED, evidence=(*finding.evidence, "confirmed: nft traced a packet that ended there"))
+    return finding
+
