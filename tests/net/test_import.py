@@ -137,7 +137,7 @@ networks:
     neigh_suppress: true
     dhcp: {lease: 1h}
     forwards: [{port: 8080, to: web, to_port: 80}, {port: 8081, to: web, to_port: 80, address: 192.0.2.2}]
-  public: {mode: routed, uplink: wan, subnet: 198.51.100.0/28}
+  public: {mode: routed, uplink: wan, subnet: 198.51.100.0/28, limits: {receive: {syn: 5/s}}}
   lab: {mode: isolated, subnet: 10.10.0.0/24, peers: [store], stp: true, stp_options: {priority: 4096, hello: 1}, querier: true}
   store: {mode: isolated, subnet: 10.10.1.0/24, dhcp: {enabled: false}, dns: {enabled: false}, ra: "off", snooping: false}
 vms:
@@ -145,7 +145,8 @@ vms:
     nics:
       - {network: lan, ip: 192.168.100.10}
       - {network: lab, guard: mac, trunk: [10, 20]}
-  app: {nics: [{network: lan, mtu: 1300, extra: {addresses: [192.168.100.77, 192.168.100.128/28]}}]}
+  app: {nics: [{network: lan, mtu: 1300, extra: {addresses: [192.168.100.77, 192.168.100.128/28]},
+                limits: {send: {packets: 500/s, concurrent: 50}, storms: {unknown: 9/s}, burst: 4}}]}
   srv: {nics: [{network: public, isolated: true}, {network: store, guard: "off"}]}
 """
 

@@ -7,6 +7,7 @@ the same on bridge conntrack (tests/lab/test_limits.py).
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -319,6 +320,24 @@ def test_what_comes_to_a_guest(ground: Ground) -> None:
                                  lambda f: f[23] == TCP and f[34:36] in syn)
     held(arrived, took, 15)
     assert ground.refused("shy")["received: more TCP connections begun than its limit"] == SENT - arrived
+
+
+def test_what_the_host_sends_or_routes_to_a_guest(ground: Ground) -> None:
+    time_over()
+    nonce = os.urandom(12)
+    for vm in ("shy", "free"):
+        sh(f"ip neigh replace {ground.nics[vm].ip} lladdr {ground.nics[vm].mac} dev kvb-lan nud permanent")
+    for vm, rate in (("shy", 40), ("free", 0)):
+        ground.taps[vm].forget()
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+            started = time.monotonic()
+            for _ in range(SENT):
+                asker.sendto(nonce, (ground.nics[vm].ip, 9))
+        took = time.monotonic() - started
+        arrived = ground.taps[vm].got(nonce)
+        sh(f"ip neigh del {ground.nics[vm].ip} dev kvb-lan")
+        held(arrived, took, rate) if rate else None
+        assert rate or arrived == SENT
 
 
 def test_a_change_of_a_limit_is_one_step_and_loses_nothing(ground: Ground) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
-from kvmnet.adopt.restore_groups import memberships, policies
+from kvmnet.adopt.restore_groups import known_to_groups, memberships, policies
 from kvmnet.adopt.restore_limits import restored
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
 from kvmnet.drivers.linux.resources import Address, Link, Neighbour, ProxyNeighbour
@@ -296,9 +296,10 @@ def card(ours: Ours, tap: str, vm: str, nic: str, link: Link, name: str, network
         r.name.split()[1] in ((guard.macs or ()) if guard else ()) or r.hostname == vm)]
     held = mine[0] if mine else None
     macs = list((guard.macs or ()) if guard else ())
+    known_macs, known_addresses = known_to_groups(ours.seen, tap)
     mac = held.name.split()[1] if held else device.mac if device else f"52{link.mac[2:]}" \
-        if network.get("bridge") and link.mac and f"52{link.mac[2:]}" in macs else next(iter(macs), "")
-    addresses = [a for a in ((guard.addresses or ()) if guard else ()) if not ip_address(a).is_link_local]
+        if network.get("bridge") and link.mac and f"52{link.mac[2:]}" in macs else next(iter(macs or known_macs), "")
+    addresses = [a for a in ((guard.addresses or ()) if guard else ()) if not ip_address(a).is_link_local] or list(known_addresses)
     out: Tree = {"network": name, "name": nic} | ({"mac": mac} if mac else {})
     for option, version in (("ip", 4), ("ip6", 6)):
         own = (getattr(held, option) or "") if held else next(

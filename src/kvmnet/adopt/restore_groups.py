@@ -55,3 +55,9 @@ def memberships(seen: Seen, tap: str) -> tuple[list[str], str]:
     """Groups of the NIC at *tap*, and its tenant or ''."""
     found = seen.state.get(Key(NicGroups.kind, tap))
     return (list(found.groups or ()), found.tenant or "") if isinstance(found, NicGroups) else ([], "")
+
+
+def known_to_groups(seen: Seen, tap: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """MACs and addresses of the NIC at *tap* as groups know them: a guard that is off knows none."""
+    found = seen.state.get(Key(NicGroups.kind, tap))
+    return (found.macs or (), found.addresses or ()) if isinstance(found, NicGroups) else ((), ())

@@ -27,6 +27,8 @@ PROBES: dict[str, str] = {
     "nft-bridge": "nft 'add table bridge t; add chain bridge t c { type filter hook prerouting priority 0; }'",
     "nft-bridge-ibrname": "nft 'add rule bridge t c meta ibrname x accept'",
     "nft-bridge-reject": "nft 'add rule bridge t c reject'",
+    "nft-element-limits": "nft 'add set bridge t s { typeof iifname; limit rate over 1/second burst 1 packets; }; "
+                          "add element bridge t s { \"x\" limit rate over 5/second burst 5 packets }'",
     "bridge-conntrack": "nft 'add rule bridge t c ct state established accept'",
     "conntrack": "nft 'add chain inet t c; add rule inet t c ct state established accept'",
     "nft-netdev-egress": "nft 'add table netdev t; add chain netdev t c "
@@ -62,6 +64,7 @@ MISSING: dict[str, str] = {
     "port-isolated": "the kernel or iproute2 is older than Linux 4.18",
     "port-locked": "the kernel or iproute2 is older than Linux 5.18",
     "bridge-netfilter": "the kernel lacks bridge netfilter (CONFIG_BRIDGE_NETFILTER)",
+    "nft-element-limits": "the kernel or nft cannot give each element of a set a limit (Linux 5.7, nft 0.9.5)",
     "bridge-conntrack": "the kernel lacks connection tracking for bridges (CONFIG_NF_CONNTRACK_BRIDGE)",
     "nft-bridge-ibrname": "the kernel lacks bridge names in nftables (CONFIG_NFT_BRIDGE_META)",
     "nft-bridge-reject": "the kernel lacks reject in bridges (CONFIG_NFT_BRIDGE_REJECT)",

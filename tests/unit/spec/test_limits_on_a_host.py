@@ -1,4 +1,4 @@
-"""What a host must have for limits of flows; the other limits need nothing."""
+"""What a host must have for limits: limits in elements of sets, and for those of flows who tracks them."""
 from __future__ import annotations
 
 import pytest
@@ -25,8 +25,9 @@ vms:
 
 @pytest.mark.parametrize(("features", "where"), [
     ({"bridge-conntrack": ""}, set()),
+    ({"bridge-conntrack": "", "nft-element-limits": "old"}, {"networks.lan.limits", "vms.b.nics[0].limits", "vms.c.nics[0].limits"}),
     ({"bridge-conntrack": "no", "bridge-netfilter": ""}, {"vms.b.nics[0].limits"}),
     ({"bridge-conntrack": "no", "bridge-netfilter": "no"}, {"vms.b.nics[0].limits", "networks.lan.limits"})])
-def test_who_tracks_flows(features: dict[str, str], where: set[str]) -> None:
+def test_what_is_lacking(features: dict[str, str], where: set[str]) -> None:
     found = lacking(loads(DOCUMENT).spec, Facts(state=LINKS, features={"ipv6": "", **features}))
     assert {p.path for p in found if "limits" in p.path} == where

@@ -68,5 +68,17 @@ def tracked(subject: Subject) -> Iterator[Problem]:
                         "use a kernel with it (Linux 5.3), or remove connections and concurrent")
 
 
+def limited(subject: Subject) -> Iterator[Problem]:
+    """A kernel that cannot hold any limit."""
+    why = subject.facts.features.get("nft-element-limits")
+    if not subject.links or not why:
+        return
+    places = [(f"networks.{name}.limits", network.limits) for name, network in subject.spec.networks.items()]
+    places += [(f"{item.path}.limits", item.nic.limits) for item in subject.nics]
+    for path, limits in places:
+        if any(value for *_, value in declared(limits)):
+            yield wrong(path, f"limits cannot be held: {why}", "use a newer kernel and nft, or remove the limits")
+
+
 RULES = (enforceable, tagged)
-HOST_RULES = (tracked,)
+HOST_RULES = (limited, tracked)
