@@ -29,7 +29,7 @@ HOLD = ("import fcntl,struct,sys,time\n"
         "fcntl.ioctl(f,0x400454ca,struct.pack('16sH22x',sys.argv[-1].encode(),0x1002))\n"
         "print('held',flush=True)\nsys.stdin.read()\n")
 """Opens a tap as QEMU does, under its name and with its options on the command line."""
-MACHINE = {"backlog-overflow", "cpu-stolen", "interrupts-on-one-cpu", "frames-come-back", "port-overflow"}
+MACHINE = {"backlog-overflow", "cpu-stolen", "interrupts-on-one-cpu", "frames-come-back", "log-complains", "port-overflow"}
 """What other people's load on this machine may cause."""
 WORLD = f"""
 ip link add br0 address 02:00:00:00:00:b0 type bridge; ip link set br0 up; ip addr add 10.66.0.1/24 dev br0
@@ -69,6 +69,8 @@ FAULTS = [
     Fault("way-out-mtu", "ip link set u1 mtu 1400", "ip link set u1 mtu 1500"),
     Fault("tunnel-mtu", "ip link add vx0 mtu 1500 type vxlan id 7 dstport 4789 local 10.77.0.2 remote 10.77.0.1 df set", "", "ip link del vx0"),
     Fault("tunnel-without-peers", "ip link add vx0 type vxlan id 7 dstport 4789 local 10.77.0.2", "bridge fdb append 00:00:00:00:00:00 dev vx0 dst 10.77.0.1", "ip link del vx0"),
+    Fault("tunnel-blocked", "ip link add vx0 mtu 1450 type vxlan id 7 dstport 4789 local 10.77.0.2 remote 10.77.0.1; nft 'table inet host { chain in { type filter hook input priority 0; policy drop; tcp dport 4789 accept; }; }'",
+          "nft add rule inet host in udp dport 4789 accept", "ip link del vx0; nft delete table inet host"),
     Fault("bridge-ring", "ip link add w1 type veth peer name w2; for w in w1 w2; do ip link set $w master br0; ip link set $w type bridge_slave flood off mcast_flood off bcast_flood off learning off; ip link set $w up; done", "", "ip link del w1"),
     Fault("bridge-mac-floats", "ip link add br1 type bridge; ip link add x1 type veth peer name x2; ip link set x1 master br1 up; ip addr add 10.80.0.1/24 dev br1; ip link set br1 up",
           "ip link set br1 address 02:00:00:00:00:b1", "ip link del br1; ip link del x1"),

@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kvmnet.doctor.explain import paths as path_codes
 from kvmnet.doctor.explain.entry import Answer, Holds
 from kvmnet.doctor.explain.match import ENTRIES, explain, nearest, plain_error
 from kvmnet.doctor.view import View
@@ -26,7 +28,7 @@ def test_every_entry_is_whole() -> None:
     for entry in ENTRIES:
         assert entry.means and entry.source and entry.causes and entry.says, entry.name
         assert all(re.compile(pattern, re.I) for pattern in entry.says)
-        assert any(cause.cure or cause.look for cause in entry.causes), entry.name
+        assert any(cause.cure or cause.look or cause.what for cause in entry.causes), entry.name
 
 
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: e.name)
@@ -152,3 +154,11 @@ def test_near_names() -> None:
     assert nearest("netdev_max_backlogs")[0] == "netdev_max_backlog"
     assert nearest("vhost net could not start")[0].startswith(("vhost-net", "unable to start vhost net"))
     assert plain_error("EXDEV") == "EXDEV (18): Invalid cross-device link" and plain_error("flux") == ""
+
+
+def test_codes_of_findings_on_a_path_are_those_that_there_are() -> None:
+    """`why` writes its codes where it finds them."""
+    text = "".join(file.read_text() for file in Path(path_codes.__file__).parents[1].glob("*.py"))
+    stale = [code for code in path_codes.CODES if f'"{code}"' not in text and code not in ("rule-drop", "arp-drop")]
+    assert not stale and "{'arp' if asked else 'rule'}-drop" in text
+    assert known("why said port-isolated").entry.name == "port-isolated"

@@ -1,12 +1,18 @@
 """Rules about tables and queues that are full. Pure."""
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 
 from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.view import View, kind
 
 NEARLY, FULL = 0.8, 0.97
+RECENT = 600
+"""Seconds for which a line of the log tells of the present."""
+COMPLAINTS = {r"nf_conntrack: .*table full": "the table of connections was full", r"table overflow": "the table of neighbours was full",
+              r"transmit queue \d+ timed out|tx (?:unit )?hang": "a NIC did not send", r"no 802\.3ad response": "a bond heard no partner"}
 LOST = 0.0001
 """Share of received packets that a CPU may have lost since boot before it is told."""
 
@@ -30,6 +36,16 @@ def conntrack_table(view: View) -> Iterator[Finding]:
         yield Finding(code="conntrack-table", severity=Severity.BLOCKS if count >= FULL * most else Severity.RISK, where="net.netfilter.nf_conntrack_max", what=f"{count} of {most} connections are tracked",
                       why="At the limit new connections are dropped: 'table full, dropping packet'.", evidence=(f"nf_conntrack_count = {count}", f"nf_conntrack_max = {most}"),
                       fix=(f"sysctl -w net.netfilter.nf_conntrack_max={max(262144, 2 * most)}",))
+
+
+def log_complains(view: View) -> Iterator[Finding]:
+    """The kernel's log of the last ten minutes says that a table was full, a NIC hung, or a bond heard no partner. The log is of all network
+    namespaces of the host."""
+    for row in view.machine.get("log") or ():
+        found = next((words for pattern, words in COMPLAINTS.items() if re.search(pattern, row["text"], re.I)), "")
+        if found and view.machine.get("uptime", 0) - row["last"] < RECENT:
+            yield Finding(code="log-complains", severity=Severity.DEGRADES, where="kernel log", certainty=Certainty.LIKELY, what=f"{found}, says the kernel's log",
+                          why="Packets were lost then.", evidence=(f"{row['text']} ({row['times']} times)",), fix=(f"kvmnet explain {shlex.quote(row['text'])}",))
 
 
 def backlog_overflow(view: View) -> Iterator[Finding]:

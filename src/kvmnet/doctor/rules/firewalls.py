@@ -11,7 +11,7 @@ from kvmnet.doctor.hooks import Passage, Rules, at_hook
 from kvmnet.doctor.judge import Verdict
 from kvmnet.doctor.packet import BROADCAST, STATES, TCP, UDP, Context, Packet, Tracked, made
 from kvmnet.doctor.ruleset import parse
-from kvmnet.doctor.view import View, data
+from kvmnet.doctor.view import View, data, kind
 from kvmnet.drivers.nftables.wire import CHAIN
 from kvmnet.facts import firewalls as legacy
 
@@ -62,6 +62,26 @@ def input_dropped(view: View) -> Iterator[Finding]:
                 rules = rules or read(view)
                 packet = made((BROADCAST, GUEST), "0.0.0.0", "255.255.255.255", UDP, (68, 67))
                 yield from lost(view, rules, packet, (name, ""), "new", "input", "input-dropped", name, "requests for an address (DHCP)")
+
+
+def tunnel_blocked(view: View) -> Iterator[Finding]:
+    """A chain drops what other hosts send to a tunnel of this one (UDP 4789 for VXLAN, 6081 for Geneve; often TCP was opened instead): guests of
+    this host reach each other, and nobody on the other hosts."""
+    homes = {a["local"]: link["ifname"] for link in view.links.values() for a in link.get("addr_info", ()) if "local" in a}
+    rules = None
+    for link in view.links.values():
+        told = data(link)
+        remote, local = told.get("remote", ""), told.get("local", "")
+        flooded = next((r["dst"] for r in view.rows("fdb") if r.get("ifname") == link["ifname"] and r.get("dst")), "") if kind(link) == "vxlan" else ""
+        remote = remote or flooded
+        if kind(link) not in ("vxlan", "geneve") or not remote or ":" in remote:
+            continue
+        dev = told.get("link") or homes.get(local) or next((r.get("dev", "") for r in view.ways_out if ":" not in r.get("gateway", "")), "")
+        own = local or next((str(a.ip) for a in view.addresses(view.links.get(dev, {}), "inet")), "")
+        if dev and own:
+            rules = rules or read(view)
+            packet = made((ROUTER, GUEST), remote, own, UDP, (HTTPS[0], int(told.get("port") or (4789 if kind(link) == "vxlan" else 6081))))
+            yield from lost(view, rules, packet, (dev, ""), "new", "input", "tunnel-blocked", dev, f"what {remote} sends to the tunnel {link['ifname']}")
 
 
 def masquerade_everywhere(view: View) -> Iterator[Finding]:
