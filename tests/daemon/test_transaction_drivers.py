@@ -35,7 +35,9 @@ networks:
   lab: {mode: isolated, subnet: 10.10.0.0/24}
 vms:
   web1: {nics: [{network: lan, rate: {in: 100mbit, out: 50mbit}}, {network: lab}]}
-  web2: {nics: [{network: lan}]}
+  web2: {nics: [{network: lan}, {network: lab, ip: none, receives: copies}]}
+mirrors:
+  ids: {from: [web1/nic0], to: web2/nic1, direction: sent}
 """
 
 

@@ -19,6 +19,7 @@ from kvmnet.drivers.linux.resources import (
     vlan_name,
 )
 from kvmnet.drivers.macvtap.resources import Gate, OpenPort, TapNode
+from kvmnet.drivers.mirror.resources import Copy, Shut
 from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, VfPool, vf_name
@@ -64,6 +65,7 @@ def documents(draw: st.DrawFn, daemons: bool = True) -> Things:
         out += draw(uplinks(bridges))
         out += draw(macvtaps())
         out += draw(rates([r.name for r in out if isinstance(r, Link) and r.type == "tap"]))
+        out += draw(copies([r.name for r in out if isinstance(r, Link) and r.type == "tap"]))
         out += draw(virtual_functions())
     return {r.key: r for r in out}
 
@@ -106,6 +108,17 @@ def macvtaps(draw: st.DrawFn) -> list[Resource]:
     if draw(st.booleans()):
         out.append(TapNode(name=name, dev=name, user=draw(st.sampled_from([0, 7])), fits=True))
     return out
+
+
+@st.composite
+def copies(draw: st.DrawFn, taps: list[str]) -> list[Resource]:
+    """Copies of what one tap carries to another, and a tap that takes nothing in."""
+    if len(taps) < 2 or not draw(st.booleans()):
+        return []
+    source, receiver, *_ = draw(st.permutations(taps))
+    out: list[Resource] = [Copy(name=f"{source} {side} 20", dev=source, side=side, receiver=receiver, program=draw(st.sampled_from(["a", "b"])))
+                           for side in draw(st.sets(st.sampled_from(["ingress", "egress"])))]
+    return [*out, Shut(name=receiver, dev=receiver, whole=True)] if draw(st.booleans()) else out
 
 
 @st.composite

@@ -121,6 +121,21 @@ def test_each_frame_is_copied_as_often_as_it_is_watched_and_arrives_once(here: W
         assert t.dark.got(says(ONE, TWO, b"there")) == expected[0], "byte by byte"
 
 
+def test_a_guest_with_rates_is_copied_once(here: World) -> None:
+    """What it sends makes a detour by the queue of another device, and comes in by the tap a second time."""
+    here.apply(document("{ids: {from: [one], to: eye/nic1}}").replace("groups: [web]}", "groups: [web], rate: {in: 50mbit, out: 50mbit}}"))
+    assert here.drift() == []
+    with taps() as t:
+        for number in range(20):
+            t.one.send(says(ONE, TWO, b"out%02d" % number))
+            t.two.send(says(TWO, ONE, b"in_%02d" % number))
+        t.two.wait(b"out19")
+        t.one.wait(b"in_19")
+        assert [t.dark.got(b"%s%02d" % (way, n)) for n in range(20) for way in (b"out", b"in_")] == [1] * 40
+    here.apply(document(""))
+    assert here.drift() == []
+
+
 def test_what_the_guard_and_rules_refuse(here: World) -> None:
     """A forged frame is seen as sent, and received by nobody; what a group refuses is not received."""
     here.apply(document("{ids: {from: [one, two], to: eye/nic1}}"))
@@ -313,6 +328,24 @@ def test_copies_of_copies_are_never_made(here: World) -> None:
         assert t.two.got(b"without the condition") > 2, "what the condition is for; the kernel ends it after some rounds"
     here.apply(document(""))
     sh(f"ip neigh del {TWO[1]} dev kvb-lan")
+
+
+def test_a_limit_bounds_the_copies_and_not_the_source(here: World) -> None:
+    """280,000 bytes at once: all of them arrive and are copied; with a limit all arrive, and what fits is copied."""
+    for limit, copied in (("", range(200, 201)), (", limit: 100kbit", range(10, 150))):
+        here.apply(document(f"{{ids: {{from: [one], to: eye/nic1, direction: sent{limit}}}}}", ", ip: none, receives: copies"))
+        assert here.drift() == []
+        with taps() as t:
+            arrived = 0
+            for number in range(200):
+                t.one.send(says(ONE, TWO, b"big%03d" % number, size=1400))
+                if number % 20 == 19:    # a tap holds 500 frames, and the test is no quicker than it is
+                    t.two.wait(b"big%03d" % number)
+            arrived = t.two.got(b"big")
+            assert arrived == 200 and t.dark.got(b"big") in copied
+            found = status(here.host)
+            assert found and (found.mirrors[0].lost > 20) == bool(limit)
+    here.apply(document(""))
 
 
 def test_check_compares_both_ends_packet_by_packet(here: World) -> None:

@@ -22,6 +22,7 @@ from kvmnet.drivers.mirror.resources import FIRST, LAST, Copy, Shut, copy_name
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.hosted import stable_mac
 from kvmnet.policy.places import Direction, Layout, Place, places
+from kvmnet.policy.rates import bucket
 from kvmnet.spec.frames import FOUND, condition
 from kvmnet.spec.mirrors import Mirror, VxlanTunnel
 from kvmnet.spec.models import Spec
@@ -55,6 +56,8 @@ def wire_mirrors(layout: Layout) -> tuple[list[Resource], dict[str, Wired]]:
         wired[name] = Wired(name, number, receiver(name, mirror, spec), tuple(here))
         if mirror.to.tunnel:
             found += tunnel(name, mirror.to.tunnel)
+        if mirror.limit:
+            found += bucket(wired[name].to, mirror.limit, None, fair=False)
         found += copies(wired[name], condition(mirror.filter), ours)
     found += (Shut(name=tap, dev=tap, whole=True) for tap in taps_of_copies(spec))
     return found, wired

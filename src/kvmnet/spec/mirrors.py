@@ -8,6 +8,7 @@ from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 from kvmnet.spec.part import Part
 from kvmnet.spec.values import (
     Address,
+    BitRate,
     Expression,
     IfName,
     Mac,
@@ -83,6 +84,9 @@ class Receiver(Part):
     @model_validator(mode="before")
     @classmethod
     def short(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "file" in value:
+            raise ValueError("a mirror has no end, and a file must have one: kvmnet capture WHERE --write FILE --for TIME --size SIZE "
+                             "writes to a file; here stands a NIC, a device or another machine")
         return {"nic": value} if isinstance(value, str) else value
 
     @property
@@ -110,3 +114,6 @@ class Mirror(Part):
     host). Of uplinks and VLANs: what the host sends by them, what comes in."""
     filter: Frames = Frames()
     """Which frames, e.g. "tcp port 80" or {tcp: 80}; all when not given."""
+    limit: BitRate | None = None
+    """Most that the copies may take, e.g. 100mbit; those beyond it are lost. To a NIC: one with receives: copies, and one
+    mirror."""

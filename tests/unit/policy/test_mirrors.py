@@ -51,7 +51,7 @@ mirrors: {{m: {{from: [{sources}], to: {to}, direction: {direction}}}}}
 
 def compiled(sources: str, direction: str = "both", to: str = "eye/c") -> Compiled:
     spec = loads(DOCUMENT.format(sources=sources, direction=direction, to=to)).spec
-    assert check(spec, FACTS) == []
+    assert [p for p in check(spec, FACTS) if p.path.startswith("mirrors")] == []
     return compile_spec(spec, FACTS, allocate(spec, {}))
 
 
@@ -152,6 +152,10 @@ def test_a_kernel_without_mirrors_is_said() -> None:
     spec = loads(DOCUMENT.format(sources="one", direction="both", to="eye/c")).spec
     without = Facts(state=FACTS.state, features={**FACTS.features, "tc-mirror": "no act_mirred"})
     assert [p.message for p in lacking(spec, without) if p.path == "mirrors.m"] == ["this host cannot copy frames: no act_mirred"]
+    for to, feature in (("{vxlan: {remote: 192.0.2.9, vni: 1}}", "vxlan"),):
+        spec = loads(DOCUMENT.format(sources="one", direction="both", to=to)).spec
+        without = Facts(state=FACTS.state, features={**FACTS.features, feature: "not here"})
+        assert [p.message for p in lacking(spec, without) if p.path == "mirrors.m"] == ["this host cannot copy frames: not here"]
 
 
 ALL = as_text(program(condition(Frames()), 0xFFFF_FFFF))

@@ -16,7 +16,7 @@ from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong
 from kvmnet.spec.tenancy import owners, tenant_of
 
-FEATURE, VXLAN = "tc-mirror", "vxlan"
+FEATURE, VXLAN, SHAPER = "tc-mirror", "vxlan", "tc-tbf"
 PLAIN = frozenset({"physical", "veth", "dummy", "tap", "ifb"})
 """Types of devices that may take copies: what is sent by them goes nowhere else on this host."""
 
@@ -227,6 +227,28 @@ def only_copies(subject: Subject) -> Iterator[Problem]:
             yield wrong(f"{item.path}.receives", "no mirror sends copies to it", f"write mirrors.NAME.to: {item.vm}/{item.name}")
 
 
+def limits(subject: Subject) -> Iterator[Problem]:
+    """Limits on devices that something else sends by, too: the queue would be everybody's."""
+    mirrors = subject.spec.mirrors
+    for name, mirror in mirrors.items():
+        if mirror.limit is None:
+            continue
+        path = f"mirrors.{name}.limit"
+        if mirror.to.device:
+            yield wrong(path, f"{mirror.to.device} is the host's own, and its queue is left as it is", "send the copies to a NIC or a tunnel, "
+                        "or remove limit")
+        elif mirror.to.nic:
+            here = _nics(subject, mirror.to.nic)
+            others = [other for other, m in mirrors.items() if other != name and m.to.nic and here and _key(subject, m.to.nic) == _key(subject, mirror.to.nic)]
+            if here and here[0].nic.receives != "copies":
+                yield wrong(path, f"{mirror.to.nic} has traffic of its own, which would be limited as well",
+                            "write receives: copies for it, or rate: {in: ...}")
+            elif others:
+                yield wrong(path, f"{mirror.to.nic} gets the copies of mirror {others[0]}, too", f"limit the NIC: rate: {{in: ...}} at {mirror.to.nic}")
+            elif here and here[0].nic.rate.in_:
+                yield wrong(path, f"{mirror.to.nic} has a rate.in already", "remove one of them")
+
+
 def filters(subject: Subject) -> Iterator[Problem]:
     """Conditions that are too long for the kernel."""
     for name, mirror in subject.spec.mirrors.items():
@@ -241,7 +263,8 @@ def host(subject: Subject) -> Iterator[Problem]:
     if not subject.links:
         return
     for name, mirror in subject.spec.mirrors.items():
-        for feature in (FEATURE, *([VXLAN] if mirror.to.vxlan else [])):
+        needed = [VXLAN] if mirror.to.vxlan else []
+        for feature in (FEATURE, *needed, *([SHAPER] if mirror.limit else [])):
             if why := subject.facts.features.get(feature):
                 yield wrong(f"mirrors.{name}", f"this host cannot copy frames: {why}", "install the distribution's full kernel")
         if mirror.to.device:
@@ -259,5 +282,5 @@ def _here(subject: Subject, path: str, device: str) -> Iterator[Problem]:
         yield wrong(path, f"{device} ({what}) leads to other devices of this host, where copies would go on", "use a NIC of its own")
 
 
-RULES = (sources, receivers, circles, tenants, only_copies, filters)
+RULES = (sources, receivers, circles, tenants, only_copies, limits, filters)
 HOST_RULES = (host,)
