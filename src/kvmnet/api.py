@@ -445,7 +445,8 @@ class Host:
                     for name, s in compiled.segments.items()}    # NICs for copies are no ports of a network
         return prove(Subject(segments=segments, paths=self.paths, running=tuple(self.running()),
                              allocations=allocations, outside=tuple(outside) or next_hops(seen),
-                             next_hops=next_hops(seen), rates=rates, tunnels=compiled.tunnels, execute=execute_in,
+                             next_hops=next_hops(seen), domain_hops=domain_hops(seen), rates=rates,
+                             tunnels=compiled.tunnels, execute=execute_in,
                              copies=tuple(r for r in compiled.wanted.values() if isinstance(r, Copy)),
                              allowed=allowed(compiled.wanted)), progress)
 
@@ -463,9 +464,17 @@ def refuse_another(planned: Planned, saved: Mapping[str, Any], path: Path) -> No
 
 
 def next_hops(seen: Seen) -> tuple[str, ...]:
-    """Gateways of the host's default routes."""
+    """Gateways of the host's default routes, outside of routing domains."""
+    domains = {str(r.vrf_table) for r in seen.state.values() if isinstance(r, Link) and r.type == "vrf"}
     return tuple(dict.fromkeys(r.via for r in seen.state.values()
-                               if isinstance(r, Route) and r.dst == "default" and r.via))
+                               if isinstance(r, Route) and r.dst == "default" and r.via and r.table not in domains))
+
+
+def domain_hops(seen: Seen) -> dict[str, tuple[str, ...]]:
+    """Device of a routing domain -> gateways of its default routes."""
+    routes = [r for r in seen.state.values() if isinstance(r, Route) and r.dst == "default" and r.via]
+    return {vrf.name: tuple(dict.fromkeys(r.via or "" for r in routes if r.table == str(vrf.vrf_table)))
+            for vrf in seen.state.values() if isinstance(vrf, Link) and vrf.type == "vrf"}
 
 
 def execute_in(name: str, program: Sequence[str] | str, paths: Paths, timeout: float) -> tuple[int, str, str]:

@@ -16,13 +16,14 @@ from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import vf_name
 from kvmnet.engine.resource import Absent, Key, Resource, merge
 from kvmnet.facts.model import Allocations, Facts
-from kvmnet.modes import bridge, isolated, macvtap, nat, routed, sriov, vxlan
+from kvmnet.modes import bridge, isolated, macvtap, nat, routed, sriov, vrf, vxlan
 from kvmnet.modes.device import guest_nic, queue_pairs
 from kvmnet.modes.links import Way, find_ways, wire_uplinks
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import HostPolicy, Overlay, Part, Segment
 from kvmnet.modes.services import services
 from kvmnet.modes.tunnel import TunnelWay, tunnel_ways
+from kvmnet.modes.vrf import wire_vrfs
 from kvmnet.policy import rates
 from kvmnet.policy.egress import TABLE as EGRESS
 from kvmnet.policy.egress import egress_table
@@ -34,7 +35,7 @@ from kvmnet.policy.limits import Limiting, limiting
 from kvmnet.policy.mirrors import Wired, wire_mirrors
 from kvmnet.policy.places import Layout
 from kvmnet.policy.shares import Shares
-from kvmnet.spec import overlays, pools, ways
+from kvmnet.spec import domains, overlays, pools, ways
 from kvmnet.spec.knobs import KNOBS
 from kvmnet.spec.models import SHARED, Mode, Network, Nic, Spec, Vm
 from kvmnet.spec.names import carrier_name, overlay_name, standby_name, tap_name
@@ -97,6 +98,8 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
     nics = place_nics(spec, facts, allocations)
     policy = HostPolicy()
     found = find_ways(spec, facts)
+    out.take(domain := wire_vrfs(spec))
+    policy.merge(domain.policy)
     out.take(way := wire_uplinks(spec, facts, found))
     policy.merge(way.policy)
     out.tunnels = tunnel_ways(spec, facts)
@@ -126,7 +129,7 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
         if zones := [zone_of(s.domain) for s in out.segments.values() if s.parent]:
             out.add(egress_table(zones, on_macvtaps.text()))
         out.add(*on_bridges.members, *on_macvtaps.members)
-    elif policy.tunnels:
+    elif policy.tunnels or policy.vrf_zones:
         out.add(host_table(policy))
     attach_nics(out, spec, nics, facts, keeper.name)
     out.share(spec, facts)
@@ -177,6 +180,8 @@ def settle(name: str, network: Network, spec: Spec, facts: Facts, nics: tuple[Ni
         mtu=network_mtu(network, spec, facts), nics=nics,
         address=host_address(network.address, network.subnet, default=hosted),
         address6=host_address(network.address6, network.subnet6, default=hosted),
+        vrf=domains.device(network.vrf),
+        outside=tuple(a.partition("/")[0] for a in spec.uplinks[network.uplink].addresses) if network.vrf and network.uplink else (),
         way_out="" if network.vxlan else ways.way_out(network.uplink, spec, facts.features),
         overlay=overlay_of(name, network, spec, facts), parent=ways.parent_of(name, spec),
         vlan=inner_vlan(name, network, spec, facts))
@@ -222,6 +227,7 @@ def wire_network(out: Compiled, policy: HostPolicy, segment: Segment, spec: Spec
         part = macvtap.wire(segment, facts, spec, found[network.uplink or ""])
     else:
         part = MODES[network.mode](segment, facts)
+    vrf.join(part, segment.bridge, network.vrf, domains.zones(spec))
     out.take(part)
     policy.merge(part.policy)
     if segment.address or segment.address6:

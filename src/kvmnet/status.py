@@ -107,6 +107,8 @@ class NetworkStatus:
     """serving, down, or none."""
     leases: int
     state: str
+    vrf: str
+    """Routing domain that it is in; '' for the host's own."""
     overlay: str
     """How it stretches to other hosts; '' when it does not."""
     rates: Mapping[str, RateStatus] = field(default_factory=dict)
@@ -300,7 +302,7 @@ def network_status(host: Host, segment: Segment, seen: Seen, now: Mapping[str, T
     state = "missing" if not isinstance(link, Link) else "up" if link.up else "down"
     return NetworkStatus(segment.name, segment.network.mode.value, segment.network.uplink or "", segment.floor,
                          segment.mtu, () if segment.vlan and segment.network.vlan else addresses_on(segment.bridge, seen), dhcp,
-                         len(live_leases(host, segment)), state, overlay_words(segment), rates)
+                         len(live_leases(host, segment)), state, segment.network.vrf or "", overlay_words(segment), rates)
 
 
 def overlay_words(segment: Segment) -> str:

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = {p.stem: p for p in (*sorted((ROOT / "examples").glob("*.yaml")), *sorted((ROOT / "tests/golden").glob("*.yaml")))}
 IN_LAB = frozenset({"bond-vlan", "macvtap", "vlans"})
 """Documents that need what only a whole kernel has: bonds, VLANs."""
-ELSEWHERE = frozenset({"sriov", "wireguard"})
-"""Documents that need something at the other end: a NIC with VFs (tests/lab/test_sriov.py), another host behind a tunnel
-(tests/lab/test_wireguard.py)."""
+ELSEWHERE = frozenset({"sriov", "vrf", "wireguard"})
+"""Documents that need something at the other end: a NIC with VFs (tests/lab/test_sriov.py), a router for each tenant
+(tests/lab/test_vrf.py), another host behind a tunnel (tests/lab/test_wireguard.py)."""
 
 
 def live_through(name: str) -> None:

@@ -51,6 +51,10 @@ def uplink_layout(spec: Spec, seen: State) -> tuple[Layout, list[str]]:
             notes.append(f"uplink {name}: the {uplink.vfs} VFs of {device} are left out")
         if uplink.ethtool != Ethtool():
             notes.append(f"uplink {name}: ethtool is left out; kvmnet sets it")
+        if uplink.vrf:
+            notes.append(f"uplink {name}: its VRF {uplink.vrf} with the addresses and routes in it is left out; kvmnet makes it")
+            place(draft, name, uplink, device, spec)
+            continue
         place(draft, name, uplink, device, spec)
         holder = bridged.get(name, device)
         if name in bridged:

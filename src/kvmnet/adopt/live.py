@@ -105,6 +105,10 @@ def judge_link(draft: Draft, link: linux.Link, links: Mapping[str, linux.Link], 
     elif master in owners and link.type != "tap":
         words = f"port of {master}, a bridge of {owners[master]}"
         say(draft, f"link {link.name}", Outcome.FOREIGN, words, device=link.name)
+    elif link.type == "vrf" or link.vrf:
+        words = f"a routing domain, table {link.vrf_table}" if link.type == "vrf" else f"{link.type} in the routing domain {link.vrf}"
+        say(draft, f"link {link.name}", Outcome.UNSUPPORTED, f"{words} of the host's own: the document has only those that kvmnet makes",
+            device=link.name)
     elif link.bonded:
         say(draft, f"link {link.name}", *v.MEMBERS, device=master)
     elif judge:

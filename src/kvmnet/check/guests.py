@@ -113,7 +113,7 @@ def about(subject: Subject, segment: Segment, nic: NicOnNetwork) -> Iterator[Que
             yield ask(f"mtu{family}", fits(nic, target), echo(nic, target, size=nic.mtu - HEADERS[family]), "ping")
             for address in outside(subject, segment, family):
                 size = min(nic.mtu, mtu_outside(segment))
-                if address in subject.next_hops:
+                if subject.is_next_hop(address, segment.vrf):
                     yield ask(f"mtu-outside{family}", carried(address, size), f"( {echo(nic, address)} ) > /dev/null || "
                               f"exit {SILENT}; {echo(nic, address, size=size - HEADERS[family])}", "ping")
     yield from name_question(subject, segment, nic, ask)
@@ -136,7 +136,7 @@ def outside(subject: Subject, segment: Segment, family: int) -> list[str]:
     """The address to try beyond the uplink, if the network leads there."""
     if segment.network.mode in CLOSED or not gateway(segment, family):
         return []
-    return [a for a in [subject.target(family)] if a]
+    return [a for a in [subject.target(family, segment.vrf)] if a]
 
 
 def apart(segment: Segment, nic: NicOnNetwork) -> bool:

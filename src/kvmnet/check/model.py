@@ -45,6 +45,8 @@ class Subject:
     default routes, or what the operator names."""
     next_hops: tuple[str, ...] = ()
     """Those of them that are neighbours of this host, or networks': what fits into their segment is known."""
+    domain_hops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Device of a routing domain -> gateways of its default routes: what is asked there in place of ``outside``."""
     execute: Execute | None = None
     """None: no guest is asked."""
     tunnels: tuple[TunnelWay, ...] = ()
@@ -55,10 +57,14 @@ class Subject:
     allowed: Allowed = field(default_factory=Allowed)
     """What groups and tenants let pass."""
 
-    def target(self, family: int) -> str:
-        """The address to try outside; '' for none. A link-local next hop answers nobody but the host."""
-        found = (ip_address(a) for a in self.outside)
+    def target(self, family: int, vrf: str = "") -> str:
+        """The address to try outside, of a routing domain or of the host's own; '' for none. A link-local next hop answers
+        nobody but the host."""
+        found = (ip_address(a) for a in (self.domain_hops.get(vrf, ()) if vrf else self.outside))
         return next((str(a) for a in found if a.version == family and not a.is_link_local), "")
+
+    def is_next_hop(self, address: str, vrf: str = "") -> bool:
+        return address in (self.domain_hops.get(vrf, ()) if vrf else self.next_hops)
 
 
 class Verdict(StrEnum):

@@ -176,7 +176,7 @@ def reaches_outside(place: Place, family: int) -> Finding | None:
         return None
     if not own_address(station, family):
         return skipped(f"no IPv{family} address of the pool is free for a probe")
-    target = place.subject.target(family)
+    target = place.subject.target(family, place.segment.vrf)
     if not target:
         return skipped(f"no IPv{family} address outside is known; name one with --outside")
     beside = segment.network.mode.on_segment and ip_address(target) in ip_network(subnet)
@@ -227,7 +227,7 @@ def carries_mtu(place: Place, family: int) -> Finding | None:
 def carries_outside(place: Place, family: int) -> Finding | None:
     """The same by the network's way out. How much fits is this host's business as far as the next hop; what lies
     beyond may be smaller and say so."""
-    segment, station, target = place.segment, place.station, place.subject.target(family)
+    segment, station, target = place.segment, place.station, place.subject.target(family, place.segment.vrf)
     subnet = segment.network.subnet if family == 4 else segment.network.subnet6
     way = gateway(segment, family)
     if segment.network.mode in CLOSED or not subnet or not way or not target or not own_address(station, family):
@@ -243,7 +243,7 @@ def carries_outside(place: Place, family: int) -> Finding | None:
     if not ping(station, target, via=via).answered:
         return skipped(f"{target} answers no echo of any size")
     said = exact.words or f"the answer of {target} came in fragments"
-    if target not in place.subject.next_hops:
+    if not place.subject.is_next_hop(target, segment.vrf):
         return skipped(f"{size} bytes with DF: {said}; {target} is beyond the next hop, where an MTU may be smaller")
     return failed(f"{size} bytes with DF: {said}")
 

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
 
 from kvmnet.check import frames
 from kvmnet.check.attacks import ATTACKS, Attack, Receiver, Sender, Shot, from_address
@@ -188,6 +189,8 @@ class Try:
     target: str
     frame: bytes
     nonce: bytes
+    also_here: bool
+    """The address is one of the own network, too (another routing domain has equal ones): an answer proves nothing."""
 
 
 def attempt(place: Place, there: Beyond, family: int) -> Try | None:
@@ -200,7 +203,9 @@ def attempt(place: Place, there: Beyond, family: int) -> Try | None:
     ping(there.far, gateway(there.segment, family))
     nonce = os.urandom(12)
     packet = frames.echo(station.address_for(target), target, secrets.randbits(16), nonce)
-    return Try(target, frames.ether(station.resolve(via), station.mac, frames.family(packet), packet), nonce)
+    own = place.segment.network.subnet if family == 4 else place.segment.network.subnet6
+    return Try(target, frames.ether(station.resolve(via), station.mac, frames.family(packet), packet), nonce,
+               bool(own) and ip_address(target) in ip_network(own or ""))
 
 
 def judged(place: Place, there: Beyond, tried: Sequence[Try], deadline: float, since: int) -> Finding:
@@ -208,8 +213,11 @@ def judged(place: Place, there: Beyond, tried: Sequence[Try], deadline: float, s
     for t in tried:
         answer = place.station.wait(lambda p, t=t: t.nonce in p.raw,  # type: ignore[misc]
                                     max(0.0, deadline - time.monotonic()), since)
-        if there.far.carried(t.nonce) or (answer and not is_error(answer)):
+        if there.far.carried(t.nonce) or (answer and not is_error(answer) and not t.also_here):
             return failed(f"a packet reached {t.target}")
+        if t.also_here:
+            words.append(f"{t.target} there got nothing that was sent to {t.target} here")
+            continue
         words.append(f"{t.target} is out of reach ({error_words(answer) if answer else 'silence'})")
     return passed("; ".join((*words, f"no frame came out there, {there.door.name}'s did")))
 

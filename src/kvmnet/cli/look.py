@@ -102,7 +102,7 @@ def peer_node(peer: TunnelPeerStatus) -> Node:
 
 
 def network_node(network: NetworkStatus, found: Status) -> Node:
-    words = (network.mode, network.overlay, network.bridge, *network.addresses, f"mtu {network.mtu}",
+    words = (network.mode, f"vrf {network.vrf}" if network.vrf else "", network.overlay, network.bridge, *network.addresses, f"mtu {network.mtu}",
              f"DHCP {network.dhcp}" if network.dhcp != "none" else "")
     node = Node("network", network.name, words, "up" if network.state == "up" else "broken")
     node.children = [Node("guest", n.guest if n.nic == "nic0" else f"{n.guest}/{n.nic}",

@@ -25,8 +25,9 @@ PER_DEVICE = "ipv6-force-forwarding"
 """Feature: net/ipv6/conf/DEV/force_forwarding (Linux 6.17)."""
 
 
-def forwarding(part: Part, families: frozenset[int], devices: tuple[str, str], facts: Facts) -> None:
-    """Add to *part* what lets packets pass between the two *devices*, the bridge first."""
+def forwarding(part: Part, families: frozenset[int], devices: tuple[str, ...], facts: Facts) -> None:
+    """Add to *part* what lets packets pass between *devices*: the bridge, the way out and, where the two are in a routing
+    domain, its device, which is what packets seem to come in by there."""
     bridge = devices[0]
     wanted: list[Sysctl] = []
     if 4 in families:
@@ -40,9 +41,10 @@ def forwarding(part: Part, families: frozenset[int], devices: tuple[str, str], f
             wanted += every_device(facts, exempt={bridge})
             part.notes.append("IPv6 forwarding is one switch for the whole host on this kernel: every interface "
                               "becomes a router (net.ipv6.conf.all.forwarding=1)")
-    part.policy.lent |= {(devices[1], version) for version in families - facts.routing if devices[1]}
+    if len(devices) == 2:
+        part.policy.lent |= {(devices[1], version) for version in families - facts.routing if devices[1]}
     part.resources += wanted
-    part.borrowed |= {s.key for s in wanted if s.dev != bridge}
+    part.borrowed |= {s.key for s in wanted if s.dev not in (bridge, *devices[2:])}
 
 
 def every_device(facts: Facts, exempt: Iterable[str]) -> list[Sysctl]:

@@ -24,15 +24,26 @@ def hosted(segment: Segment) -> Part:
         part.notes.append(f"network {segment.name}: the host asks for multicast by IGMP alone, it has no IPv6 there")
     part.policy.hosted.add(bridge)
     part.policy.sources |= forwardable(segment)
-    part.policy.inside |= {p for p, address in ((segment.network.subnet, segment.address),
-                                               (segment.network.subnet6, segment.address6)) if p and address}
+    inside = {p for p, address in ((segment.network.subnet, segment.address),
+                                   (segment.network.subnet6, segment.address6)) if p and address}
+    if segment.vrf:
+        part.policy.vrf_inside |= {(bridge, prefix) for prefix in inside}
+        part.policy.vrf_served |= {(bridge, place) for place in served_at(segment)}
+    else:
+        part.policy.inside |= inside
     return part
+
+
+def served_at(segment: Segment) -> set[str]:
+    """Where guests may send to for DHCP and DNS: the host's addresses on their own network, and everybody on it."""
+    return {a for a in (segment.address, segment.address6, "255.255.255.255" if segment.address else "",
+                        *(("fe80::/10", "ff02::/16") if segment.address6 else ())) if a}
 
 
 def own_bridge(segment: Segment, mac: str) -> Link:
     """The bridge itself: complete, its MAC pinned so that ports coming and going never change it."""
     network = segment.network
-    return Link(name=segment.bridge, type="bridge", mtu=segment.mtu, mac=mac, up=True, master="",
+    return Link(name=segment.bridge, type="bridge", mtu=segment.mtu, mac=mac, up=True, master="", vrf=segment.vrf,
                 alias=f"kvmnet network {segment.name}", mcast_snooping=network.snooping, mcast_querier=network.querier,
                 mcast_query_use_ifaddr=network.querier and bool(segment.address), linklocal_learn=False,
                 nf_call_iptables=False, nf_call_ip6tables=False, nf_call_arptables=False,

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from kvmnet.drivers.linux.resources import PROTO, Address, Link, Route, Sysctl, address_name, route
 from kvmnet.engine.resource import Key, Resource, narrow
 from kvmnet.facts.model import Facts
+from kvmnet.modes import vrf
 from kvmnet.modes.segment import Part
 from kvmnet.modes.tunnel import wire_tunnel
 from kvmnet.modes.uplink import link_local_mode, move_host
-from kvmnet.spec import ways
+from kvmnet.spec import domains, ways
 from kvmnet.spec.hardware import tune
 from kvmnet.spec.models import BondMode, BondOptions, Spec, Uplink
 
@@ -90,10 +91,13 @@ def wire_uplinks(spec: Spec, facts: Facts, found: dict[str, Way]) -> Part:
                 lend(part, Link(name=uplink.device or "", up=True))
         elif uplink.mtu:
             lend(part, Link(name=way.device, mtu=uplink.mtu))
+        if spec.vrfs:
+            into_domain(part, uplink, way, spec, theirs=not ways.is_made(uplink) or bool(there))
         part.notes += outside_the_trunk(name, spec, facts)
         for setting in tune(uplink, facts.state):
             lend(part, setting)
-        claim_host(part, ways.way_out(name, spec, facts.features), uplink, facts)
+        claim_host(part, ways.way_out(name, spec, facts.features), uplink, facts,
+                   str(domains.table(uplink.vrf, spec)) if uplink.vrf else "main")
     return part
 
 
@@ -186,15 +190,25 @@ def vlan_link(device: str, carrier: str, vid: int, protocol: str, mtu: int, alia
                 up=True, master="", alias=alias)
 
 
-def claim_host(part: Part, device: str, uplink: Uplink, facts: Facts) -> None:
+def into_domain(part: Part, uplink: Uplink, way: Way, spec: Spec, *, theirs: bool) -> None:
+    """The uplink as a member of its routing domain. A NIC is lent to it, and left alone where it is in none."""
+    claim = Link(name=way.device, vrf=domains.device(uplink.vrf), up=True if uplink.vrf else None)
+    if not theirs:
+        part.resources.append(claim)
+    elif uplink.vrf:
+        lend(part, claim)
+    vrf.join(part, way.device, uplink.vrf, domains.zones(spec))
+
+
+def claim_host(part: Part, device: str, uplink: Uplink, facts: Facts, table: str = "main") -> None:
     """The host's own addresses and routes that the document claims on *device*. A route that the host has made
     itself is right as it is when it goes the same way."""
     for text in uplink.addresses:
         address = Address(name=address_name(device, text), dev=device, scope="global", dynamic="")
         part.resources.append(address)
         part.borrowed.add(address.key)
-    defaults = [route("default", dev=device, via=gateway) for gateway in (uplink.gateway, uplink.gateway6) if gateway]
-    for r in (*defaults, *(route(with_length(r.to), dev=device, via=r.via or "", metric=r.metric)
+    defaults = [route("default", dev=device, via=gateway, table=table) for gateway in (uplink.gateway, uplink.gateway6) if gateway]
+    for r in (*defaults, *(route(with_length(r.to), dev=device, via=r.via or "", metric=r.metric, table=table)
                            for r in uplink.routes)):
         seen = facts.state.get(r.key)
         theirs = isinstance(seen, Route) and seen.proto != PROTO and seen.lifetime is None

@@ -13,7 +13,7 @@ def wire(segment: Segment, facts: Facts) -> Part:
     part = hosted(segment)
     bridge, out = segment.bridge, segment.way_out
     part.policy.reach |= {(bridge, out), (out, bridge)}
-    forwarding(part, families(segment), (bridge, out), facts)
+    forwarding(part, families(segment), tuple(d for d in (bridge, out, segment.vrf) if d), facts)
     if segment.network.proxy:
         answer_for_guests(part, segment)
     return part

@@ -46,6 +46,10 @@ class Segment:
     """mode macvtap: device that the macvtaps lie on; then ``bridge`` is the host's macvlan."""
     vlan: int = 0
     """VLAN inside a bridge that goes by them; 0 when the bridge is the network's alone."""
+    outside: tuple[str, ...] = ()
+    """The host's addresses on its uplink that the document claims; known for networks in a routing domain."""
+    vrf: str = ""
+    """Device of the routing domain that it is in; '' for the host's own."""
     overlay: Overlay | None = None
     """How it stretches to other hosts; None when it does not."""
 
@@ -161,6 +165,18 @@ class HostPolicy:
     """Segments stretched to other hosts, and who may speak on them."""
     tunnels: set[tuple[int, str]] = field(default_factory=set)
     """(UDP port, device): encrypted tunnels, and the only device that their packets come in by."""
+    vrf_members: set[tuple[str, str]] = field(default_factory=set)
+    """(device of a routing domain, a device in it)."""
+    vrf_zones: set[tuple[str, int]] = field(default_factory=set)
+    """(routing domain or device in one, conntrack zone)."""
+    vrf_inside: set[tuple[str, str]] = field(default_factory=set)
+    """(bridge, prefix): ``inside`` of networks in a domain, where it holds for the domain alone."""
+    vrf_forwards: set[tuple[str, str, str, int, str, int, str]] = field(default_factory=set)
+    """(uplink, host address, protocol, port, guest address, guest port, bridge): ``forwards`` in a domain."""
+    vrf_hairpin: set[tuple[str, str]] = field(default_factory=set)
+    """(bridge, prefix): guests that may use forwarded ports of their own network."""
+    vrf_served: set[tuple[str, str]] = field(default_factory=set)
+    """(bridge, address or prefix): where guests of a network in a domain find DHCP and DNS."""
     own: set[str] = field(default_factory=set)
     """The host's addresses on guest networks."""
 

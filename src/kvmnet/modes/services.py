@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
-from kvmnet.drivers.dnsmasq.wire import reads_as_lease_time
+from kvmnet.drivers.dnsmasq.wire import DOMAIN, reads_as_lease_time
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
@@ -36,7 +36,7 @@ def services(segment: Segment, resolvers: Sequence[str]) -> list[Resource]:
     if not lends and not asks:
         return []
     config = (*binding(segment), *dns(segment, resolvers), *(lending(segment) if lends else ()))
-    server = DnsmasqServer(name=segment.name, dev=segment.bridge, config=config, running=True)
+    server = DnsmasqServer(name=segment.name, dev=segment.bridge, vrf=segment.vrf, config=config, running=True)
     return [server, *(reservation(segment, nic) for nic in segment.nics)]
 
 
@@ -51,6 +51,8 @@ def reservation(segment: Segment, nic: NicOnNetwork) -> Reservation:
 
 def binding(segment: Segment) -> Iterator[str]:
     """Serve this link alone, also with addresses that it gets later; leave every other one to others."""
+    if segment.vrf:
+        yield f"{DOMAIN}{segment.vrf}"
     yield f"interface={segment.bridge}"
     yield "except-interface=lo"
     yield "bind-dynamic"
@@ -78,8 +80,9 @@ def dns(segment: Segment, resolvers: Sequence[str]) -> Iterator[str]:
     yield "expand-hosts"
     yield "domain-needed"
     yield "cache-size=1000"
-    # A network without a way out has none by DNS either, unless the document says so.
-    default = () if segment.network.mode in CLOSED else resolvers
+    # A network without a way out has none by DNS either, unless the document says so. The host's resolvers are in no
+    # routing domain.
+    default = () if segment.network.mode in CLOSED or segment.vrf else resolvers
     for server in wanted.upstream if wanted.upstream is not None else default:
         if server not in (segment.address, segment.address6):
             yield f"server={server}"

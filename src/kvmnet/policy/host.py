@@ -26,6 +26,7 @@ from ipaddress import ip_network
 
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.modes.segment import HostPolicy
+from kvmnet.policy import vrf
 from kvmnet.policy.marks import GUEST, ROUTED
 from kvmnet.policy.overlay import overlay_chains, tunnel_chain
 
@@ -98,6 +99,7 @@ counter drop
 def host_table(policy: HostPolicy, groups: str = "") -> NftTable:
     """The whole table for the merged policy of all networks. ``groups``: chains that groups and tenants add."""
     given = {(device, forward[5]) for device in policy.inward for forward in policy.forwards}
+    given |= {(device, forward[6]) for forward in policy.vrf_forwards for device in (forward[0], forward[6])}
     body = [
         named_set("reach", "ifname . ifname", pairs(policy.reach)),
         named_set("bridged", "ifname . ifname", (f'"{b}" . "{b}"' for b in policy.bridged)),
@@ -116,13 +118,39 @@ def host_table(policy: HostPolicy, groups: str = "") -> NftTable:
         named_set("allowed", "ifname . inet_proto . inet_service",
                   (f'"{d}" . {proto} . {port}' for d, proto, port in policy.allowed)),
         named_set("metadata", "ifname . ipv4_addr", (f'"{d}" . {asked}' for d, asked, *_ in policy.metadata)),
-        BASE.rstrip(),
+        *vrf_sets(policy),
+        base_of(policy),
+        *vrf.chains(policy),
         *overlay_chains(policy.overlays),
         *tunnel_chain(policy.tunnels),
         groups.rstrip(),
         *nat_chains(policy),
     ]
     return NftTable(name=NAME, text="\n".join(part for part in body if part) + "\n")
+
+
+def base_of(policy: HostPolicy) -> str:
+    """The chains that every document has, with a way to those of routing domains where there are any."""
+    text = BASE.rstrip()
+    if not vrf.is_used(policy):
+        return text
+    for before, line in (('ip saddr @inside4 iifname != "lo"', vrf.TAPS), ('iifname @outer goto segment', vrf.FORWARD),
+                         (f"meta mark & {GUEST:#010x} == {GUEST:#010x} goto host", vrf.INPUT)):
+        text = text.replace(before, f"{line}\n{before}", 1)
+    return text
+
+
+def vrf_sets(policy: HostPolicy) -> list[str]:
+    if not vrf.is_used(policy):
+        return []
+    elsewhere = list(vrf.elsewhere(policy))
+    return [
+        named_set("vrf_devices", "ifname", (f'"{d}"' for d in vrf.devices(policy))),
+        named_set("vrf_elsewhere4", "ifname . ipv4_addr", prefixes(elsewhere, 4), "interval"),
+        named_set("vrf_elsewhere6", "ifname . ipv6_addr", prefixes(elsewhere, 6), "interval"),
+        named_set("vrf_served4", "ifname . ipv4_addr", prefixes(policy.vrf_served, 4), "interval"),
+        named_set("vrf_served6", "ifname . ipv6_addr", prefixes(policy.vrf_served, 6), "interval"),
+    ]
 
 
 def pairs(devices: Iterable[tuple[str, str]]) -> list[str]:
@@ -158,13 +186,16 @@ def prefixes(pairs: Iterable[tuple[str, str]], family: int) -> list[str]:
 
 def nat_chains(policy: HostPolicy) -> list[str]:
     """Address translation; no chain at all when the document needs none."""
-    if not (policy.masquerade or policy.forwards or policy.metadata):
+    if not (policy.masquerade or policy.forwards or policy.metadata or policy.vrf_forwards):
         return []
-    redirect = [*metadata_rules(policy), *forward_rules(policy, from_guests_and_outside)]
+    redirect = [*metadata_rules(policy), *forward_rules(policy, from_guests_and_outside), *domain_rules(policy)]
     local = forward_rules(policy, from_host)
     source = [
         *(f'iifname "{bridge}" oifname "{bridge}" ct status dnat masquerade'
           for bridge in sorted({f[5] for f in policy.forwards})),
+        # Behind a routing domain the input device is the domain's, not the bridge.
+        *(f'oifname "{bridge}" {family(prefix)} saddr {prefix} ct status dnat masquerade'
+          for bridge, prefix in sorted(policy.vrf_hairpin)),
         *(f'oifname "{out}" {family(prefix)} saddr {prefix} masquerade'
           for out, prefix in sorted(policy.masquerade)),
     ]
@@ -203,6 +234,12 @@ def forward_rules(policy: HostPolicy, where: Callable[[HostPolicy, str, int], st
         rules += [f"{where(policy, host, version)} {proto} dport {port} dnat {word(version)} to {target(guest, to)}"
                   for host, proto, port, guest, to, _ in chosen if host]
     return rules
+
+
+def domain_rules(policy: HostPolicy) -> list[str]:
+    """Forwarded ports in routing domains, by the device that packets come in by and the address that they are for."""
+    return [f'iifname {{ "{out}", "{bridge}" }} {family(host)} daddr {host} {proto} dport {port} dnat {family(host)} to {target(guest, to)}'
+            for out, host, proto, port, guest, to, bridge in sorted(policy.vrf_forwards)]
 
 
 def from_guests_and_outside(policy: HostPolicy, address: str, version: int) -> str:

@@ -245,6 +245,8 @@ class Uplink(Part):
     vfs: Annotated[int, Field(ge=1, le=65535)] | None = None
     """Virtual functions (SR-IOV) that the NIC is split into, for networks of mode sriov. VFs that others made
     are kept when there are enough of them, and never taken away while somebody uses one."""
+    vrf: Name | None = None
+    """Routing domain that it is in: its addresses, gateways and routes are seen there alone."""
     mac: Mac | None = None
     """MAC of a bond or VLAN. When not given: of a bond its first member's, of a VLAN its carrier's."""
     addresses: tuple[Cidr, ...] = ()
@@ -388,6 +390,14 @@ class StpOptions(Part):
     """Seconds that a message of the root counts."""
 
 
+class Vrf(Part):
+    """A routing domain of its own (VRF): networks and uplinks in it see no route and no address of any other, so that two
+    tenants can use the same prefixes on one host."""
+
+    table: Annotated[int, Field(ge=1, le=4294967295)] | None = None
+    """Number of its routing table; one that follows from its name when not given."""
+
+
 class Network(Part):
     """One layer-2 segment and how it reaches the rest of the world."""
 
@@ -399,6 +409,9 @@ class Network(Part):
     uplink: Name | None = None
     """Uplink that the network leaves by. Required for nat, routed, macvtap, sriov and bridge (unless the bridge
     exists already). mode vxlan: the uplink that the packets between the hosts take."""
+    vrf: Name | None = None
+    """modes nat, routed and isolated: routing domain that the network is in; its uplink is in the same. DHCP, router
+    advertisements and DNS are served in it, and DNS asks nobody else unless dns.upstream says whom."""
     vxlan: Vxlan | None = None
     """mode vxlan: the segment's number and the other hosts."""
     macvtap: MacvtapMode | None = None
@@ -651,6 +664,8 @@ class Spec(Part):
     """Ways out of the host, by name."""
     networks: dict[NetworkName, Network] = Field(default_factory=dict)
     """Networks, by name."""
+    vrfs: dict[Name, Vrf] = Field(default_factory=dict)
+    """Routing domains, by name."""
     vms: dict[Name, Vm] = Field(default_factory=dict)
     """Guests, by name."""
     reach: tuple[Address, ...] = ()

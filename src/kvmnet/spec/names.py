@@ -21,6 +21,8 @@ DETOUR = "kvi-"
 """Reserved prefix of the devices in whose queues frames wait that came in by another (ifb)."""
 MIRROR = "kvm-"
 """Reserved prefix of the tunnels by which copies leave."""
+VRF = "kvr-"
+"""Reserved prefix of routing domains."""
 ROOM = 11
 
 
@@ -68,6 +70,11 @@ def overlay_name(network: str) -> str:
 def mirror_name(mirror: str) -> str:
     """Tunnel of one mirror."""
     return MIRROR + short(mirror)
+
+
+def vrf_device(vrf: str) -> str:
+    """Device of a routing domain."""
+    return VRF + short(vrf)
 
 
 def short(text: str, room: int = ROOM) -> str:

@@ -25,7 +25,7 @@ def test_whole_configuration() -> None:
                   mtu=1400, **DUAL, dhcp={"ntp": ["10.1.0.3", "fd00:1::3"],
                                           "routes": [{"to": "10.9.0.0/16", "via": "10.1.0.7"}]})
     assert services(one, ("192.0.2.53",)) == [
-        DnsmasqServer(name="lan", dev="kvb-lan", running=True, config=(
+        DnsmasqServer(name="lan", dev="kvb-lan", vrf="", running=True, config=(
             "interface=kvb-lan", "except-interface=lo", "bind-dynamic", "no-hosts", "no-resolv",
             "domain=lan", "local=/lan/", "local=/0.1.10.in-addr.arpa/",
             "local=/0.0.0.0.0.0.0.0.1.0.0.0.0.0.d.f.ip6.arpa/",

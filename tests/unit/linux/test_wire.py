@@ -39,7 +39,7 @@ def one(item: dict[str, Any]) -> Link:
 
 def test_a_tap_in_a_bridge() -> None:
     assert one(TAP) == Link(
-        name="kvt-a", type="tap", mtu=1500, mac="0e:ec:47:a4:5a:22", up=True, master="br0", guard="kvt-a", keeper="hold",
+        name="kvt-a", type="tap", mtu=1500, mac="0e:ec:47:a4:5a:22", up=True, master="br0", vrf="", guard="kvt-a", keeper="hold",
         alias="kvmnet nic a/nic0", multi_queue=True, user=1000, addrgenmode="eui64", txqlen=1000, isolated=True,
         learning=True, flood=True, mcast_flood=True, hairpin=False, bpdu_guard=True, neigh_suppress=False)
 

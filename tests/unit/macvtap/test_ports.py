@@ -60,7 +60,7 @@ def test_it_is_read_back() -> None:
             "link_type": "ether", "address": "52:54:00:00:00:09", "inet6_addr_gen_mode": "none", "txqlen": 500,
             "ifalias": "kvmnet nic a/nic0", "linkinfo": {"info_kind": "macvtap", "info_data": {"mode": "bridge"}}}
     found = next(parse_links([item], int))
-    assert replace(found, txqlen=None, guard=None, keeper=None, bonded=None) == LINK, "whether it is up is told apart"
+    assert replace(found, txqlen=None, guard=None, keeper=None, bonded=None, vrf=None) == LINK, "whether it is up is told apart"
     theirs = next(parse_links([{**item, "ifalias": "libvirt's"}], int))
     assert theirs.up is True
 

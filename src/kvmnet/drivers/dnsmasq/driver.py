@@ -76,9 +76,10 @@ class DnsmasqDriver:
         config = wire.parse_config(read(files.conf))
         if config is None:
             return
+        vrf = wire.domain_of(config)
         running = (read(files.conf) == wire.config_text(config, files.options()) and bool(process.living(files))
-                   and read(files.read) == digest(files))
-        server = DnsmasqServer(name=network, dev=wire.served_link(config), config=config, running=running)
+                   and read(files.read) == digest(files) and process.in_domain(files, vrf))
+        server = DnsmasqServer(name=network, dev=wire.served_link(config), vrf=vrf, config=config, running=running)
         seen.state[server.key] = server
         for reservation in wire.parse_hosts(network, read(files.hosts)).values():
             seen.state[reservation.key] = reservation
@@ -126,7 +127,7 @@ class DnsmasqDriver:
         write_reservations(files, new)
         if (server := work.server) is not None:
             text = wire.config_text(server.config or (), files.options())
-            if server.running is False or read(files.conf) != text:
+            if server.running is False or read(files.conf) != text or not process.in_domain(files, server.vrf or ""):
                 process.stop(key, files)
                 write(files.conf, text)
             if server.running is False:
@@ -156,7 +157,7 @@ class DnsmasqDriver:
             if work.server is not None:
                 text = wire.config_text(work.server.config or (), files.options())
                 found.append(Command(("tee", str(files.conf)), text, keys))
-                found.append(Command(process.start_argv(files), keys=keys))
+                found.append(Command(process.start_argv(files, work.server.vrf or ""), keys=keys))
             elif work.changes:
                 found.append(Command(("pkill", "-HUP", "-F", str(files.pid)), keys=keys))
         return found
@@ -246,9 +247,13 @@ def link_of(files: Files) -> str:
     return wire.served_link(wire.parse_config(read(files.conf)) or ())
 
 
+def domain_of(files: Files) -> str:
+    return wire.domain_of(wire.parse_config(read(files.conf)) or ())
+
+
 def begin(key: Key, files: Files) -> None:
     """Start the process on the files as they are; it reads its reservations on the way."""
-    process.start(key, files)
+    process.start(key, files, link_of(files), domain_of(files))
     settle(files)
 
 
@@ -263,7 +268,7 @@ def acknowledge(key: Key, files: Files, pid: int, new: Mapping[str, Reservation]
     if unwanted and not (freed and release(files, unwanted)):
         process.stop(key, files)
         drop(files, unwanted)
-        process.start(key, files)
+        process.start(key, files, link_of(files), domain_of(files))
     settle(files)
 
 

@@ -9,6 +9,7 @@ import contextlib
 import os
 import pwd
 import signal
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.resource import Key
 from kvmnet.host.clock import wait_until
 from kvmnet.host.run import ToolFailed, find, run
+from kvmnet.host.sockets import bind_raw
 
 LOG_LIMIT = 8 * 2**20
 """Bytes after which the log is emptied at the next reload, and (twice that) never grows: a guest can
@@ -66,6 +68,11 @@ class Files:
         """The reservations under which the leases were lent, also when the server is gone."""
         return self.leases.with_suffix(".hosts")
 
+    @property
+    def domain(self) -> Path:
+        """Number of the routing domain's device that the process was started in; without a file in none."""
+        return self.run / "domain"
+
     def options(self) -> tuple[str, ...]:
         """The driver's own lines of the configuration."""
         return (f"pid-file={self.pid}", f"log-facility={self.log}", f"dhcp-leasefile={self.leases}",
@@ -80,10 +87,12 @@ def service_user() -> pwd.struct_passwd:
         return pwd.getpwnam("nobody")
 
 
-def start_argv(files: Files) -> tuple[str, ...]:
-    """The command that starts the process; it returns once dnsmasq listens."""
+def start_argv(files: Files, vrf: str = "") -> tuple[str, ...]:
+    """The command that starts the process; it returns once dnsmasq listens. ``vrf``: the routing domain that its
+    sockets are in."""
     script = f'trap "" XFSZ; ulimit -f {2 * LOG_LIMIT // 512}; exec "$@"'
-    return ("sh", "-c", script, "dnsmasq", find("dnsmasq") or "dnsmasq", f"--conf-file={files.conf}")
+    domain = ("ip", "vrf", "exec", vrf) if vrf else ()
+    return (*domain, "sh", "-c", script, "dnsmasq", find("dnsmasq") or "dnsmasq", f"--conf-file={files.conf}")
 
 
 # -- which process ---------------------------------------------------------------------------------
@@ -132,23 +141,54 @@ def all_processes() -> Mapping[int, str]:
 
 # -- start, reload, stop ---------------------------------------------------------------------------
 
-def start(key: Key, files: Files) -> int:
-    """Start the process and return its pid. Raises StepFailed with dnsmasq's own words."""
+def start(key: Key, files: Files, link: str, vrf: str = "") -> int:
+    """Start the process and return its pid. ``link``: what it serves, ``vrf``: the routing domain of that. Raises
+    StepFailed with dnsmasq's own words."""
     check_reachable(key, files)
     try:
         run(["dnsmasq", "--test", f"--conf-file={files.conf}"], timeout=PATIENCE)
     except ToolFailed as wrong:
         raise StepFailed(key, wire.explain_syntax(wrong.detail, files.conf.read_text())) from wrong
     files.pid.unlink(missing_ok=True)
+    files.domain.unlink(missing_ok=True)
     files.log.unlink(missing_ok=True)
     try:
-        run(start_argv(files), timeout=PATIENCE)
-        return wait_until(lambda: living(files), PATIENCE)
+        run(start_argv(files, vrf), timeout=PATIENCE)
+        pid = wait_until(lambda: living(files), PATIENCE)
+        if vrf:
+            serve_in_domain(key, files, pid, link, vrf)
+        return pid
     except ToolFailed as wrong:
         detail = wrong.detail.removeprefix("dnsmasq: ").strip()
         raise StepFailed(key, f"dnsmasq does not start: {detail}", advice(detail)) from wrong
     except TimeoutError as late:
         raise StepFailed(key, f"dnsmasq ended right after its start: {last_words(files)}") from late
+
+
+def serve_in_domain(key: Key, files: Files, pid: int, link: str, vrf: str) -> None:
+    """Let the process hear router solicitations, and note where it is. Raises StepFailed.
+
+    ``ip vrf exec`` puts every socket into the domain, which is right for all but one: neighbour discovery stays on the link
+    itself (vrf_ip6_rcv() in drivers/net/vrf.c), where a raw socket of the domain hears nothing. dnsmasq has no option for it.
+    """
+    try:
+        bind_raw(pid, socket.IPPROTO_ICMPV6, link)
+        files.domain.write_text(str(socket.if_nametoindex(vrf)))
+    except OSError as error:
+        raise StepFailed(key, f"dnsmasq (pid {pid}) cannot serve in {vrf}: {error.strerror}",
+                         "Linux 5.6 with CAP_SYS_PTRACE is needed for it") from error
+
+
+def in_domain(files: Files, vrf: str) -> bool:
+    """Whether the process was started in the routing domain as it is now: sockets stay bound to a device that is gone."""
+    try:
+        noted = files.domain.read_text()
+    except OSError:
+        noted = ""
+    try:
+        return noted == (str(socket.if_nametoindex(vrf)) if vrf else "")
+    except OSError:
+        return False
 
 
 def check_reachable(key: Key, files: Files) -> None:

@@ -13,6 +13,7 @@ class DnsmasqServer(Resource):
 
     kind: ClassVar[str] = "dnsmasq"
     dev: str | None = option(doc="link that it serves", ref="link", on_delete="delete")
+    vrf: str | None = option(doc="routing domain that it serves in; '' for none", ref="link", on_delete="delete", recreate=True)
     config: tuple[str, ...] | None = option(doc="lines of its configuration file, in order", recreate=True)
     running: bool | None = option(doc="the process lives and has read its reservations")
 

@@ -62,6 +62,15 @@ def served_link(lines: Iterable[str]) -> str:
     return next((line.partition("=")[2] for line in lines if line.startswith("interface=")), "")
 
 
+DOMAIN = "# kvmnet: in the routing domain "
+"""Begins a comment that says where the process runs, which is no setting of dnsmasq's."""
+
+
+def domain_of(lines: Iterable[str]) -> str:
+    """Device of the routing domain that a process serves in; '' for none."""
+    return next((line.removeprefix(DOMAIN) for line in lines if line.startswith(DOMAIN)), "")
+
+
 def lent_freely(lines: Iterable[str]) -> frozenset[int]:
     """The address families (4, 6) in which a configuration also lends what nobody reserved."""
     return frozenset(6 if ":" in line else 4 for line in lines

@@ -1,7 +1,7 @@
 """Settings of a link, one row each: how ``ip -json`` shows it and how ``ip`` is told. Pure.
 
 A row of ``LINK`` is read from the link itself, one of ``BRIDGE`` from its bridge data, one of
-``PORT`` from what it is as a port of a bridge, one of ``BOND``, ``VLAN`` and ``VXLAN`` from the data of those types.
+``PORT`` from what it is as a port of a bridge, one of ``BOND``, ``VLAN``, ``VRF`` and ``VXLAN`` from the data of those types.
 """
 from __future__ import annotations
 
@@ -38,12 +38,18 @@ def switch(word: str, usual: bool, shown: str = "") -> Attr:
     return Attr(lambda d: d.get(label), lambda v: (word, "on" if v else "off"), usual)
 
 
+def in_vrf(item: Mapping[str, Any]) -> bool:
+    """Whether what the kernel calls a link's master is a routing domain."""
+    return bool(item.get("linkinfo", {}).get("info_slave_kind") == "vrf")
+
+
 LINK: dict[str, Attr] = {
     "mac": Attr(lambda d: d.get("address"), lambda v: ("address", v)),
     "mtu": number("mtu"),
     "txqlen": number("txqueuelen", "txqlen"),
     "addrgenmode": Attr(lambda d: d.get("inet6_addr_gen_mode"), lambda v: ("addrgenmode", v)),
-    "master": Attr(lambda d: d.get("master", ""), lambda v: ("master", v) if v else ("nomaster",)),
+    "vrf": Attr(lambda d: d.get("master", "") if in_vrf(d) else "", lambda v: ("master", v) if v else ("nomaster",)),
+    "master": Attr(lambda d: "" if in_vrf(d) else d.get("master", ""), lambda v: ("master", v) if v else ("nomaster",)),
     "up": Attr(lambda d: "UP" in d.get("flags", ()), lambda v: ("up" if v else "down",)),
 }
 """In the order in which ``ip link set`` is told; alias, guard and keeper share one kernel attribute."""
@@ -73,6 +79,8 @@ VLAN: dict[str, Attr] = {
     "vlan_qos": Attr(lambda d: tuple(sorted(f"{m['from']}:{m['to']}" for m in d.get("egress_qos", ()))),
                      lambda v: ("egress-qos-map", *v) if v else (), ()),
 }
+
+VRF: dict[str, Attr] = {"vrf_table": number("table")}
 
 VXLAN: dict[str, Attr] = {
     "vxlan_vni": number("id"),

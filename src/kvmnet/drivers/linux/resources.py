@@ -31,6 +31,7 @@ class Link(Resource):
     vlan_id: int | None = option(doc="vlan: its id", recreate=True)
     vlan_protocol: str | None = option(doc="vlan: 802.1Q or 802.1ad", recreate=True)
     vlan_qos: tuple[str, ...] | None = option(doc="vlan: priority of a packet:priority in its tag (PCP), sorted")
+    vrf_table: int | None = option(doc="vrf: number of its routing table", recreate=True)
     passthru: bool | None = option(doc="macvlan, macvtap: it has its parent for itself", recreate=True)
     bond_mode: str | None = option(doc="bond: 802.3ad, active-backup, ...", recreate=True)
     bond_lacp_rate: str | None = option(doc="bond: slow or fast; the kernel changes it only while the bond is down",
@@ -41,8 +42,9 @@ class Link(Resource):
     up: bool | None = option(doc="administratively up; a member of a bond goes down by joining and by leaving", of="master")
     master: str | None = option(doc="bridge or bond that this link belongs to; '' for none", ref="link")
     bonded: bool | None = option(doc="what it belongs to is a bond: it goes down to join, and by leaving", of="master")
+    vrf: str | None = option(doc="routing domain that it is in; '' for none. It goes down to join and to leave", ref="link")
     own_mac: str | None = option(doc="member of a bond: the hardware address that it had before", once=True)
-    members: tuple[str, ...] | None = option(doc="bond: links that belong to it", once=True)
+    members: tuple[str, ...] | None = option(doc="bond, vrf: links that belong to it", once=True)
     peer: str | None = option(doc="veth: its other end, where that is on this host", once=True)
     most_mtu: int | None = option(doc="largest MTU that the device takes", once=True)
     guard: str | None = option(doc="guard that must stand before this port is attached",
@@ -118,7 +120,7 @@ class Address(Resource):
               changed: Sequence[tuple[Resource, Resource]]) -> Iterator[tuple[Key, Key]]:
         """IPv6 addresses of a link that goes down (addrconf_ifdown() in net/ipv6/addrconf.c), and IPv4 addresses behind
         a deleted one of the same prefix, where the host does not promote them (__inet_del_ifa() in net/ipv4/devinet.c)."""
-        down = going_down(now, changed)
+        down = going_down(now, changed) | let_go(gone)
         firsts = {(a.dev, ip_interface(a.name.split()[1]).network): a.key for a in gone if isinstance(a, Address)
                   and ":" not in local(a) and not a.secondary}
         if not down and not firsts:
@@ -163,7 +165,7 @@ class Route(Resource):
               changed: Sequence[tuple[Resource, Resource]]) -> Iterator[tuple[Key, Key]]:
         """Routes of a link that goes down, and IPv4 routes of one that loses its last IPv4 address or that have a
         source address which goes (fib_inetaddr_event(), fib_netdev_event() in net/ipv4/fib_frontend.c)."""
-        down = going_down(now, changed)
+        down = going_down(now, changed) | let_go(gone)
         lost = {a.dev: a for a in gone if isinstance(a, Address) and ":" not in local(a)}
         sources = {local(a): a.key for a in gone if isinstance(a, Address)}
         if not down and not sources:
@@ -198,14 +200,21 @@ def local(address: Address) -> str:
     return address.name.split()[1].partition("/")[0]
 
 
+def let_go(gone: Sequence[Resource]) -> dict[str, Key]:
+    """Links that a routing domain lets go because it is deleted: they go down meanwhile (cycle_netdev() in drivers/net/vrf.c)."""
+    return {name: vrf.key for vrf in gone if isinstance(vrf, Link) and vrf.type == "vrf" for name in vrf.members or ()}
+
+
 def going_down(now: State, changed: Sequence[tuple[Resource, Resource]]) -> dict[str, Key]:
-    """Link -> the update that takes it down, for good or on its way into or out of a bond, and VLANs upon it."""
+    """Link -> the update that takes it down, for good or on its way into or out of a bond or a routing domain, and VLANs
+    upon it."""
     down = {}
     for before, claim in changed:
         if not isinstance(before, Link) or not isinstance(claim, Link) or before.up is False:
             continue
         moves = claim.master is not None and claim.master != before.master
-        if claim.up is False or (moves and (before.bonded or claim.bonded)):
+        domain = claim.vrf is not None and claim.vrf != (before.vrf or "")
+        if claim.up is False or domain or (moves and (before.bonded or claim.bonded)):
             down[before.name] = before.key
     stack = list(down)
     while stack:

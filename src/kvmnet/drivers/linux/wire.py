@@ -20,6 +20,7 @@ from kvmnet.drivers.linux.attrs import (
     OURS,
     PORT,
     VLAN,
+    VRF,
     VXLAN,
     split_alias,
 )
@@ -79,6 +80,8 @@ def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator
         elif kind == "vxlan":
             found.update((n, read(data)) for n, read in VXLAN_READS)
             found["parent"] = data.get("link", "")
+        elif kind == "vrf":
+            found.update((n, a.read(data)) for n, a in VRF.items())
         elif kind in MACVLANS:
             found.update(parse_macvlan(item, data, alias))
         else:
@@ -111,12 +114,12 @@ def parse_macvlan(item: Json, data: Json, alias: str) -> dict[str, Any]:
 
 
 def with_members(links: Mapping[str, Link]) -> dict[str, Link]:
-    """*links*, the bonds among them with the names of their members."""
+    """*links*, the bonds and routing domains among them with the names of their members."""
     members: dict[str, list[str]] = {}
     for link in links.values():
-        if link.bonded:
-            members.setdefault(link.master or "", []).append(link.name)
-    return {name: replace(link, members=tuple(members.get(name, ()))) if link.type == "bond" else link
+        if holder := link.vrf or (link.master if link.bonded else ""):
+            members.setdefault(holder, []).append(link.name)
+    return {name: replace(link, members=tuple(members.get(name, ()))) if link.type in ("bond", "vrf") else link
             for name, link in links.items()}
 
 

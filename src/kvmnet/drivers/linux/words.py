@@ -32,6 +32,7 @@ from kvmnet.drivers.linux.attrs import (
     MACVLANS,
     PORT,
     VLAN,
+    VRF,
     VXLAN,
     Attr,
     join_alias,
@@ -84,7 +85,7 @@ def lines_of(step: Step) -> list[Line]:
             return create_link(link)
         case Update(Link() as before, Link() as after):
             return update_link(before, after)
-        case Delete(Link() as link) if link.members:
+        case Delete(Link(type="bond") as link) if link.members:
             return [*release(link), Line(("link", "del", "dev", link.name), link.key, gone=True)]
         case Delete(Link() as link):
             return [Line(("link", "del", "dev", link.name), link.key, gone=True)]
@@ -145,6 +146,8 @@ def create_link(link: Link) -> list[Line]:
                 "type", "bond", *told(BOND, link, told_in(link.bond_mode or ""), unusual=True))
     elif link.type == "vlan":
         make = ("link", "add", "link", link.parent or "", "name", link.name, "type", "vlan", *told(VLAN, link, VLAN))
+    elif link.type == "vrf":
+        make = ("link", "add", "dev", link.name, "type", "vrf", *told(VRF, link, VRF))
     elif link.type == "vxlan":
         make = ("link", "add", "dev", link.name, *(("address", link.mac) if link.mac else ()), "type", "vxlan",
                 *told(VXLAN, link, VXLAN), *(("dev", link.parent) if link.parent else ()))
@@ -286,6 +289,10 @@ def set_link(claim: Link, whole: Link, changed: Iterable[str]) -> list[Line]:
     A link that becomes a port gets all port settings again, because leaving a bridge loses them.
     """
     changed = set(changed)
+    if claim.vrf:                 # one and the same attribute of the kernel
+        changed -= {"master"}
+    elif "master" in changed:
+        changed -= {"vrf"}
     joins = "master" in changed and bool(claim.master)
     port = told(PORT, whole, PORT, unusual=True) if joins else told(PORT, claim, changed)
     words = told(LINK, claim, changed - {"up"}) + told(MACVLAN, claim, changed)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kvmnet.errors import Problem
-from kvmnet.spec import pools
+from kvmnet.spec import domains, pools, ways
 from kvmnet.spec.explain import nearest
 from kvmnet.spec.models import CLOSED, Mode, Network
 from kvmnet.spec.pools import Family, Span
@@ -199,11 +199,17 @@ def _length(path: str, network: Network, family: Family, subnet: str) -> Iterato
 
 
 class Claimed(NamedTuple):
-    """A prefix of the host's routing domain and who has it."""
+    """A prefix of one of the host's routing domains and who has it."""
 
     span: Span
     text: str
     owner: str
+    domain: str = ""
+    """Device of the domain; '' for the host's own. Its addresses answer in every domain, since the kernel asks the table
+    local first: so only two domains that both are not the host's may have the same."""
+
+    def meets(self, other: Claimed) -> bool:
+        return self.domain == other.domain or not (self.domain and other.domain)
 
 
 def overlaps(subject: Subject) -> Iterator[Problem]:
@@ -213,23 +219,34 @@ def overlaps(subject: Subject) -> Iterator[Problem]:
         own = [Claimed(pools.span(subnet, family), subnet, name)
                for name, network in subject.spec.networks.items()
                if (subnet := pools.subnet_of(network, family)) and subject.hosted(network, family)]
-        widest: Claimed | None = None
-        for here in sorted(own):
-            if widest and here.span[0] <= widest.span[1]:
-                yield wrong(f"networks.{here.owner}.{option}",
-                            f"{here.text} overlaps {widest.text} of network {widest.owner}; the host would not know "
-                            "where to send packets", "use another prefix, or address: none on one of them")
-            if widest is None or here.span[1] > widest.span[1]:
-                widest = here
+        own = [c._replace(domain=domains.device(subject.spec.networks[c.owner].vrf)) for c in own]
+        reported: set[str] = set()
+        for domain in sorted({c.domain for c in own}, key=bool):
+            yield from _among([c for c in own if c.meets(Claimed((0, 0), "", "", domain))], option, reported)
         foreign = [*_host_addresses(subject, family), *_host_routes(subject, family)]
         for here in own:
             yield from _foreign(subject, here, option, foreign)
 
 
+def _among(own: list[Claimed], option: str, reported: set[str]) -> Iterator[Problem]:
+    """Overlaps among the networks that one domain sees. ``reported``: those that were told already."""
+    widest: Claimed | None = None
+    for here in sorted(own):
+        if widest and here.span[0] <= widest.span[1] and here.meets(widest) and here.owner not in reported:
+            reported.add(here.owner)
+            why = ("the host would not know where to send packets" if here.domain == widest.domain else
+                   "one of them is in no VRF, and the host's own addresses answer in every VRF")
+            yield wrong(f"networks.{here.owner}.{option}",
+                        f"{here.text} overlaps {widest.text} of network {widest.owner}; {why}",
+                        "use another prefix, or address: none on one of them")
+        if widest is None or here.span[1] > widest.span[1]:
+            widest = here
+
+
 def _foreign(subject: Subject, here: Claimed, option: str, foreign: list[Claimed]) -> Iterator[Problem]:
     mine = subject.outer_devices(here.owner)
     for other in foreign:
-        if other.owner in mine or other.span[1] < here.span[0] or other.span[0] > here.span[1]:
+        if other.owner in mine or not here.meets(other) or other.span[1] < here.span[0] or other.span[0] > here.span[1]:
             continue
         yield wrong(f"networks.{here.owner}.{option}",
                     f"{here.text} overlaps {other.text} of the host's own {other.owner}",
@@ -253,7 +270,7 @@ def _host_addresses(subject: Subject, family: Family) -> Iterator[Claimed]:
         address, _, length = text.partition("/")
         bits = (128 if family is Family.IPV6 else 32) - int(length or (128 if family is Family.IPV6 else 32))
         first = pools.number(address) >> bits << bits
-        yield Claimed((first, first + (1 << bits) - 1), text, device)
+        yield Claimed((first, first + (1 << bits) - 1), text, device, _domain(subject, device))
 
 
 def _host_routes(subject: Subject, family: Family) -> Iterator[Claimed]:
@@ -271,7 +288,15 @@ def _host_routes(subject: Subject, family: Family) -> Iterator[Claimed]:
         low, high = pools.span(dst, family)
         if route.via and any((low < first and high >= last) or (low <= first and high > last) for first, last in own):
             continue
-        yield Claimed((low, high), dst, device)
+        yield Claimed((low, high), dst, device, _domain(subject, device))
+
+
+def _domain(subject: Subject, device: str) -> str:
+    """Device of the routing domain that a device of the host is in, or is to be."""
+    spec = subject.spec
+    declared = next((domains.device(u.vrf) for n, u in spec.uplinks.items() if u.vrf and ways.device(n, spec) == device), "")
+    link = subject.links.get(device)
+    return declared or (link.vrf or "" if link else "")
 
 
 RULES = (mode_rules, shared_uplinks, duplicate_forwards, prefixes, overlaps)

@@ -9,10 +9,10 @@ from kvmnet.errors import Problem
 from kvmnet.facts.model import Facts
 from kvmnet.spec import overlays, pools, ways
 from kvmnet.spec.models import Mode, Model, Network, Spec
-from kvmnet.spec.names import BRIDGE, DETOUR, MIRROR, OVERLAY, PROBE, TAP
+from kvmnet.spec.names import BRIDGE, DETOUR, MIRROR, OVERLAY, PROBE, TAP, VRF
 from kvmnet.spec.pools import Family, PlacedNic
 
-RESERVED = (TAP, BRIDGE, PROBE, OVERLAY, DETOUR, MIRROR)
+RESERVED = (TAP, BRIDGE, PROBE, OVERLAY, DETOUR, MIRROR, VRF)
 """Beginnings of the names of devices that are ours."""
 VIRTIO = frozenset({Model.VIRTIO, Model.VIRTIO_TRANSITIONAL})
 

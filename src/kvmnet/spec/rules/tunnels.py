@@ -76,7 +76,7 @@ def _routes(path: str, uplink: Uplink, wireguard: Wireguard) -> Iterator[Problem
         if not any(to.version == a.version and to.overlaps(a) for a in allowed):
             yield wrong(f"{place}.to", f"{route.to} is allowed to none of the peers: what goes there would be dropped",
                         "add it to allowed of the peer that it leads to")
-    for place, prefix in led:
+    for place, prefix in led if not uplink.vrf else ():    # the packets around them find their way outside of it
         for name, peer in wireguard.peers.items():
             if peer.endpoint and _within(tunnels.endpoint_address(peer.endpoint), prefix):
                 yield wrong(place, f"{prefix} takes the endpoint of {name}, {peer.endpoint}, into the tunnel itself",

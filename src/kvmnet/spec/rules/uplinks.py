@@ -219,11 +219,11 @@ def _of_ours(subject: Subject, device: str) -> bool:
 
 def claims(subject: Subject) -> Iterator[Problem]:
     """Addresses that two uplinks claim, and gateways on no network of theirs."""
-    seen: dict[str, str] = {}
+    seen: dict[tuple[str | None, str], str] = {}
     for name, uplink in subject.spec.uplinks.items():
         for position, text in enumerate(uplink.addresses):
             path = f"uplinks.{name}.addresses[{position}]"
-            first = seen.setdefault(text, path)
+            first = seen.setdefault((uplink.vrf, text), path)
             if first != path:
                 yield wrong(path, f"{text} is {first} too", "remove one")
             elif (owner := _holder(subject, name, text)):
@@ -234,6 +234,7 @@ def _holder(subject: Subject, name: str, text: str) -> str:
     """The device of the host, beside this uplink's own, that has the address."""
     uplink = subject.spec.uplinks[name]
     own = {ways.device(name, subject.spec), ways.way_out(name, subject.spec, subject.facts.features), *uplink.members}
+    own |= {ways.device(n, subject.spec) for n, u in subject.spec.uplinks.items() if u.vrf != uplink.vrf}
     return next((a.dev or "" for a in subject.addresses if isinstance(a, Address) and a.name.rpartition(" ")[2] == text
                  and a.dev not in own and not _of_ours(subject, a.dev or "")), "")
 

@@ -1,0 +1,172 @@
+"""Two tenants with the same prefixes on one host: each with its own way out, its own servers, and no way to the other.
+
+Everything is there twice: uplink, router, server outside, network and guest of red and of blue have equal addresses.
+"""
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from kvmnet.errors import ApplyFailed
+from kvmnet.host.clock import wait_until
+from lib.netns import named_netns, sh
+from lib.settled import lines, settled
+from lib.world import NEVER, Guest, Place, World, same, world
+
+pytestmark = pytest.mark.lab
+
+TENANTS = ("red", "blue")
+OTHER = {"red": "blue", "blue": "red"}
+HOST, ROUTER, SERVER = "198.18.0.2", "198.18.0.1", "203.0.113.9"
+HOST6, ROUTER6, SERVER6 = "2001:db8:18::2", "2001:db8:18::1", "2001:db8:99::9"
+GUEST, GUEST6 = "10.1.0.10", "fd00:1::10"
+
+
+class Two:
+    """The host with an uplink to a router of each tenant; both routers have the same addresses."""
+
+    def __init__(self, near: World, stack: ExitStack):
+        self.near = near
+        self.outside: dict[str, Place] = {}
+        for tenant in TENANTS:
+            there = stack.enter_context(named_netns(f"kvt-{tenant}-{os.getpid()}"))
+            self.outside[tenant] = Place(there)
+            sh(f"ip link add {tenant}0 type veth peer name far netns {there}; ip link set {tenant}0 up; ip -n {there} link set far up;"
+               f"ip -n {there} addr add {ROUTER}/24 dev far; ip -n {there} addr add {ROUTER6}/64 dev far nodad;"
+               f"ip -n {there} addr add {SERVER}/32 dev lo; ip -n {there} addr add {SERVER6}/128 dev lo nodad")
+            near.service(self.outside[tenant], f"{tenant}-outside", 80)
+        self.before = settled()
+
+    def guest(self, tenant: str) -> Guest:
+        return self.near.guest(f"{tenant}1")
+
+
+def document(table: str = "", blue: str = "") -> str:
+    out = f"version: 1\nvrfs: {{red: {{{table}}}, blue: {{}}}}\nuplinks:\n"
+    for t in TENANTS:
+        out += f"  {t}: {{device: {t}0, vrf: {t}, addresses: [{HOST}/24, '{HOST6}/64'], gateway: {ROUTER}, gateway6: '{ROUTER6}'}}\n"
+    out += "networks:\n"
+    for t in TENANTS:
+        out += (f"  {t}: {{mode: nat, vrf: {t}, uplink: {t}, subnet: 10.1.0.0/24, subnet6: 'fd00:1::/64',\n"
+                f"    forwards: [{{port: 8080, to: {t}1, to_port: 80}}]}}\n")
+    out += f"  deep: {{mode: isolated, vrf: blue, subnet: 10.2.0.0/24{blue}}}\nvms:\n"
+    for t in TENANTS:
+        out += f"  {t}1: {{nics: [{{network: {t}, ip: {GUEST}, ip6: '{GUEST6}'}}]}}\n"
+    return out + "  deep1: {nics: [{network: deep, ip: 10.2.0.10}]}\n"
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Two]:
+    with world() as near, ExitStack() as stack:
+        made = Two(near, stack)
+        yield made
+
+
+def test_two_tenants_of_equal_addresses(two: Two) -> None:
+    near = two.near
+    lines(near, document())
+    for t in TENANTS:
+        guest = two.guest(t)
+        got = guest.lease(2)
+        assert (got["ip"], got["router"], got["dns"]) == (GUEST, "10.1.0.1", "10.1.0.1")
+        guest.use(f"{GUEST6}/64")
+        near.service(guest, f"{t}-guest", 80)
+    for t in TENANTS:
+        guest = two.guest(t)
+        wait_until(lambda g=guest: "default via fe80" in g.run("ip -6 route"), 20)  # type: ignore[misc]
+        assert guest.tcp(SERVER, 80) == f"{t}-outside {HOST}" and guest.tcp(SERVER6, 80) == f"{t}-outside {HOST6}"
+        assert guest.name(f"{t}1.{t}", "10.1.0.1") == guest.name(f"{t}1.{t}", "fd00:1::1") == GUEST
+        assert guest.name(f"{OTHER[t]}1.{OTHER[t]}", "10.1.0.1", NEVER) == ""
+        assert two.outside[t].tcp(HOST, 8080) == f"{t}-guest {ROUTER}"
+        assert guest.tcp(HOST, 8080) == f"{t}-guest 10.1.0.1"    # hairpin
+        assert guest.tcp("10.1.0.1", 22, NEVER) == ""
+    assert near.apply(document()).steps == ()
+    report = near.host.check()
+    assert [c for c in report.claims if c.verdict.value == "fail"] == []
+    passed = {(c.network, c.name) for c in report.claims if c.verdict.value == "pass"}
+    assert {(t, n) for t in TENANTS for n in ("dhcp4", "outside4", "outside6", "dns", f"apart from {OTHER[t]}", "apart from deep")
+            if not (t == "blue" and n == "dns")} <= passed
+
+
+def intrudes(two: Two, opener: str, victim: str) -> bool:
+    """A guest of *opener* asks its server; then that address of *victim*'s outside answers what nobody there asked."""
+    sh("conntrack -F 2>/dev/null")
+    with two.guest(opener).socket(socket.AF_INET, socket.SOCK_DGRAM) as asks, two.guest(victim).socket(socket.AF_INET, socket.SOCK_DGRAM) as hears, \
+            two.outside[victim].socket(socket.AF_INET, socket.SOCK_DGRAM) as sends:
+        asks.bind((GUEST, 5555))
+        hears.bind((GUEST, 5555))
+        sends.bind((SERVER, 4000))
+        asks.sendto(b"asked", (SERVER, 4000))
+        wait_until(lambda: "sport=5555 dport=4000" in sh("conntrack -L -p udp 2>/dev/null"), 5)
+        hears.settimeout(2 * NEVER)
+        sends.sendto(b"answered", (HOST, 5555))
+        try:
+            return hears.recv(100) == b"answered"
+        except TimeoutError:
+            return False
+
+
+def crosses(two: Two) -> bool:
+    """A guest of red sends to a network of blue, by a route that somebody put into red's table."""
+    with two.guest("red").socket(socket.AF_INET, socket.SOCK_DGRAM) as sends, two.near.guest("deep1").socket(socket.AF_INET, socket.SOCK_DGRAM) as hears:
+        hears.bind(("10.2.0.10", 5556))
+        hears.settimeout(2 * NEVER)
+        sends.sendto(b"across", ("10.2.0.10", 5556))
+        try:
+            return hears.recv(100) == b"across"
+        except TimeoutError:
+            return False
+
+
+def test_nothing_gets_from_one_tenant_to_the_other(two: Two) -> None:
+    near = two.near
+    lines(near, document())
+    for t in TENANTS:
+        two.guest(t).use(f"{GUEST}/24", via="10.1.0.1")
+    near.guest("deep1").use("10.2.0.10/24", via="10.2.0.1")
+    near.service(near.guest("deep1"), "deep-guest", 80)
+    assert two.guest("red").tcp("10.2.0.10", 80, NEVER) == two.guest("blue").tcp("10.2.0.10", 80, NEVER) == ""
+    assert not intrudes(two, "red", "blue") and not intrudes(two, "blue", "red")
+    table = sh("ip -j -d link show kvr-red").partition('"table":')[2].partition("}")[0]
+    sh(f"ip route add 10.2.0.0/24 dev kvb-deep table {table}")
+    assert not crosses(two)
+    sh("nft insert rule inet kvmnet vrf_forward goto pass")    # the controls: the same packets without the rules
+    assert crosses(two)
+    for way in ("in", "out"):
+        sh(f"nft flush chain inet kvmnet vrf_zones_{way}")
+    assert intrudes(two, "red", "blue")
+    assert sorted(near.drift()) == [f"delete route table {table} 10.2.0.0/24 dev kvb-deep", "update nft-table inet kvmnet"]
+    lines(near, document())
+    assert not intrudes(two, "blue", "red") and not crosses(two)
+
+
+def test_a_domain_made_anew_lost_and_taken_back(two: Two) -> None:
+    near, red = two.near, two.guest("red")
+    lines(near, document("table: 4711"))
+    red.use(f"{GUEST}/24", via="10.1.0.1")
+    wait_until(lambda: red.tcp(SERVER, 80), 10)
+    assert red.name("red1.red", "10.1.0.1") == GUEST and "default via 198.18.0.1" in sh("ip route show table 4711")
+    sh("ip link del kvr-red")
+    assert "create link kvr-red" in near.drift()
+    lines(near, document("table: 4711"))
+    assert red.name("red1.red", "10.1.0.1") == GUEST and red.tcp(SERVER, 80) == f"red-outside {HOST}"
+    was = settled()
+    wrong = document("table: 4712").replace(f"gateway6: '{ROUTER6}'}}", f"gateway6: '{ROUTER6}', routes: [{{to: 10.77.0.0/16, via: 198.19.0.9}}]}}", 1)
+    with pytest.raises(ApplyFailed, match=r"(?s)10\.77\.0\.0|gateway"):
+        near.apply(wrong)
+    same(without_numbers(was), without_numbers(settled()))
+    assert near.drift() == [] and red.name("red1.red", "10.1.0.1") == GUEST
+    near.destroy()
+    after = settled()
+    assert isinstance(after["rules"], list)
+    after["rules"] = [rule for rule in after["rules"] if "l3mdev" not in rule]    # the kernel's own, for good
+    same(two.before, after)
+
+
+def without_numbers(found: dict[str, object]) -> dict[str, object]:
+    """What stands, without the MAC that the kernel makes up for a domain."""
+    return {"routes": found["routes"], "nft": found["nft"]}
