@@ -1,8 +1,10 @@
 """Real faults on a working set-up: each breaks it, is found first, and the printed fix mends it."""
 from __future__ import annotations
 
+import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from kvmnet.check.passage import prove
+from kvmnet.check.passage import ask, prove
 from kvmnet.doctor.finding import Severity
 from kvmnet.doctor.scene import read
 from kvmnet.doctor.trip import State
@@ -195,3 +197,42 @@ def test_a_silent_guest_is_told_from_a_blocked_one(place: Paths) -> None:
         assert proved.findings[0].code == "no-answer" and proved.findings[0].where == "p2"
     finally:
         sh(f"ip netns exec {G2} sysctl -qw net.ipv4.icmp_echo_ignore_all=0")
+
+
+def test_a_guest_that_nobody_heard_is_asked_for(place: Paths) -> None:
+    try:
+        sh("ip neigh flush all")
+        report = why(read(capture(place)), FIRST, "10.66.0.99", PING)
+        assert report.state is State.UNKNOWN and {(f.code, f.where) for f in report.findings} == {("guest-unseen", FIRST), ("guest-unseen", "10.66.0.99")}
+        assert ask(report)
+        scene = read(capture(place))
+        assert why(scene, FIRST, HOST, PING).state is State.OK
+        assert why(scene, FIRST, "10.66.0.99", PING).state is State.BLOCKED
+    finally:
+        restore()
+
+
+def test_the_command(place: Paths, tmp_path: Path) -> None:
+    def cli(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "kvmnet.cli.main", *words], capture_output=True, text=True, check=False, timeout=60,
+                              env={**os.environ, "KVMNET_STATE_DIR": str(place.state), "KVMNET_RUN_DIR": str(place.run)})
+    file = tmp_path / "host.json"
+    file.write_text(cli("facts").stdout)
+    clear = cli("why", FIRST, SECOND, "--facts", str(file))
+    assert clear.returncode == 0 and "nothing on this host is in the way" in clear.stdout, clear.stderr
+    try:
+        sh("bridge link set dev p1 isolated on; bridge link set dev p2 isolated on")
+        blocked = cli("why", FIRST, SECOND, "--json", "--prove")
+        assert blocked.returncode == 1 and json.loads(blocked.stdout)["findings"][0]["code"] == "port-isolated" and json.loads(blocked.stdout)["live"]["sent"] == 3
+        assert cli("why", FIRST, SECOND, "--facts", str(file)).returncode == 0
+    finally:
+        restore()
+    for words, code in ((("why", "nobody", SECOND), 1), (("why", FIRST, SECOND, "--tcp", "1", "--udp", "1"), 64), (("why", FIRST, SECOND, "--prove", "--facts", str(file)), 64)):
+        done = cli(*words)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    damaged = json.loads(file.read_text())
+    damaged["routes4"] = [{"dst": 7}, 5]
+    file.write_text(json.dumps(damaged))
+    assert "damaged" in cli("why", FIRST, FAR, "--facts", str(file)).stderr
+    file.write_text("{")
+    assert "capture" in cli("why", FIRST, FAR, "--facts", str(file)).stderr

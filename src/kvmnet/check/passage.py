@@ -5,6 +5,7 @@ carry the sender's own addresses, so the sender may get answers that it did not 
 """
 from __future__ import annotations
 
+import json
 import secrets
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -18,8 +19,8 @@ from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.why import NOBODY, Report
 from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import Capture
-from kvmnet.host.run import ToolFailed
-from kvmnet.host.trace import RuleTrace, Traced, entrance, send_raw
+from kvmnet.host.run import ToolFailed, run
+from kvmnet.host.trace import RuleTrace, Traced, entrance, send_raw, stir
 
 SECONDS, PACKETS = 1.5, 3
 FRAMES = 500
@@ -51,6 +52,21 @@ class Live:
         end = "an answer came back" if self.answered else "no answer came back"
         rules = "; ".join(f"{t.place} ended it: {t.text}" for t in self.ended)
         return f"{self.sent} packet(s) put in at {self.where}; seen at {', '.join(self.seen) or 'no device'}; {end}" + (f"; {rules}" if rules else "")
+
+
+def ask(report: Report) -> bool:
+    """Let the host look for guests that no port is known of: ARP or ND, at most ``SECONDS``. Whether there were any."""
+    unseen = [f.where for f in report.findings if f.code == "guest-unseen"]
+    for address in dict.fromkeys(unseen):
+        stir(address)
+    if unseen:
+        with suppress(TimeoutError):
+            wait_until(lambda: all(answers(a) for a in unseen), SECONDS, 0.05)
+    return bool(unseen)
+
+
+def answers(address: str) -> bool:
+    return any("lladdr" in row or "FAILED" in row.get("state", ()) for row in json.loads(run(("ip", "-j", "neigh", "show", "to", address)) or "[]"))
 
 
 def prove(scene: Scene, report: Report) -> Report:

@@ -47,15 +47,25 @@ def why(source: str, target: str, tcp: int | None, udp: int | None, icmp: bool, 
     from kvmnet.doctor.scene import read
     from kvmnet.doctor.why import Probe
     from kvmnet.doctor.why import why as walk
+    from kvmnet.errors import KvmnetError
     if sum((tcp is not None, udp is not None, icmp)) > 1:
         raise click.UsageError("one of --tcp, --udp and --icmp")
     probe = Probe("tcp" if tcp else "udp" if udp else "icmp", tcp or udp or 0, 6 if six or ":" in source.partition("@")[2] + target.partition("@")[2] or six_address(source, target) else 4)
     if prove and file:
         raise click.UsageError("--prove sends packets on this host; a capture is of another time or host")
     scene = read(captured(file))
-    report = walk(scene, source, target, probe)
+    try:
+        report = walk(scene, source, target, probe)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        if file is None:
+            raise
+        raise KvmnetError(f"{file}: the capture is damaged: {type(error).__name__}: {error}", "make it anew with: kvmnet facts > host.json") from error
     if prove:
+        from kvmnet.check.passage import ask
         from kvmnet.check.passage import prove as by_packets
+        if ask(report):
+            scene = read(captured(None))
+            report = walk(scene, source, target, probe)
         report = by_packets(scene, report)
     if as_json:
         print_json(report.to_json())

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kvmnet.doctor.blame import by_rule
+from kvmnet.doctor.ends import End
 from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.hooks import Passage, at_hook, bridge_hook
 from kvmnet.doctor.judge import Verdict
@@ -55,6 +56,8 @@ class Trip:
     hops: list[Hop] = field(default_factory=list)
     asked: bool = False
     """Whether the packet is the question who has an address: what drops it is told so."""
+    reached: End | None = None
+    """The end that NAT sent it to instead."""
     macs: tuple[str, str] = ("", "")
     """(destination, source) of the frame as the guest sends it."""
     out: str = ""

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
-from kvmnet.doctor.ends import End, Place, find
+from kvmnet.doctor.ends import End, Place, by_address, find
 from kvmnet.doctor.finding import Certainty, Finding, Severity, ranked
 from kvmnet.doctor.packet import (
     ICMP,
@@ -38,6 +38,9 @@ NOBODY = "02:00:00:00:00:fe"
 SPORT = 40000
 HEARD = ("arp-drop", "rule-unknown", "port-no-flood", "arp-ignored")
 """What of a question's way is told: the rest its packet meets, too."""
+NEEDED = {"nft": "the rules of nftables", "xtables": "the rules of iptables", "fdb": "the bridges' forwarding tables", "routes4": "the routes", "routes6": "the IPv6 routes",
+          "rules4": "the policy rules", "rules6": "the IPv6 policy rules", "netconf": "the forwarding switches", "neighbours": "the neighbour table"}
+"""Part of a capture -> what it is; without it nothing is sure."""
 EXIT = {State.OK: 0, State.BLOCKED: 1, State.UNKNOWN: 3}
 
 
@@ -110,11 +113,12 @@ def why(scene: Scene, source: str, target: str, probe: Probe) -> Report:
     final = there.packet
     tracked = there.context.tracked
     flow = replace(tracked, state=STATES["established"], status=UNKNOWN, direction=1, first=first) if tracked and tracked.state == STATES["new"] else tracked
-    answer = made((NO_MAC, b.mac or NOBODY), final.target, final.source, probe.number, (final.ports[1], final.ports[0]) if probe.port else ports, answer=True)
+    reached = there.reached or b
+    answer = made((NO_MAC, reached.mac or NOBODY), final.target, final.source, probe.number, (final.ports[1], final.ports[0]) if probe.port else ports, answer=True)
     undo = Undo((a.ip, SPORT if probe.port else 0), (b.ip, probe.port)) if there.translated else None
-    back = journey(scene, b, replace(a, ip=final.source) if final.source != a.ip and b.place is not Place.NIC else a, answer, flow or Tracked(state=STATES["established"], direction=1), undo, there.out)
-    if there.translated and a.segment == b.segment and a.place is b.place is Place.NIC and final.source == a.ip:
-        hairpin(there, a, b)
+    back = journey(scene, reached, a, answer, flow or Tracked(state=STATES["established"], direction=1), undo, there.out)
+    if reached is not b and a.segment == reached.segment and a.place is reached.place is Place.NIC and final.source == a.ip:
+        hairpin(there, a, reached)
     return Report(a, b, probe, there.hops, back.hops, there.macs if there.macs[0] else (NO_MAC, NO_MAC))
 
 
@@ -141,14 +145,23 @@ def journey(scene: Scene, a: End, b: End, packet: Packet, flow: Tracked | None =
     """A packet from one end to the other. ``came``: device by which it comes from outside, where that is known."""
     trip = begin(scene, packet, flow)
     trip.hop(a.title, "guest" if a.place is Place.NIC else str(a.place), a.how)
+    unread(trip)
     if a.place is Place.NIC:
         from_guest(trip, a, b, undo)
     elif a.place is Place.HOST:
         deliver(trip, sent(trip, undo), b)
     else:
         from_outside(trip, a, b, undo, came)
-    trip.hop(b.title, "guest" if b.place is Place.NIC else str(b.place))
+    end = trip.reached or b
+    trip.hop(end.title, "guest" if end.place is Place.NIC else str(end.place))
     return trip
+
+
+def unread(trip: Trip) -> None:
+    """Parts of the capture that the host could not tell: they may hold anything."""
+    for part, reason in (trip.scene.facts.get("missing") or {}).items():
+        if part in NEEDED:
+            trip.blocks("facts-missing", part, f"{NEEDED[part]} could not be read", "what stands there is not judged; run it as root, with the tools installed", str(reason), certainty=Certainty.UNKNOWN)
 
 
 def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
@@ -185,6 +198,9 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
 def onward(trip: Trip, dev: str, b: End, undo: Undo | None) -> None:
     """From a device through the host's IP."""
     way = come_up(trip, dev, undo)
+    if trip.context.flow is None and trip.packet.target != b.ip:
+        b = trip.reached = by_address(trip.scene, trip.packet.target)
+        trip.hop(b.title, "nat", "is where it goes")
     if way.type in ("local", "broadcast"):
         to_host(trip, dev)
         if b.place is not Place.HOST:

@@ -102,3 +102,9 @@ def send_raw(target: str, packet: bytes) -> None:
     six = ":" in target
     with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as out, suppress(OSError):
         out.sendto(packet, (target, 0))
+
+
+def stir(address: str) -> None:
+    """A datagram to the discard port (RFC 863): what matters is that the kernel asks who has the address."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as out, suppress(OSError):
+        out.sendto(b"", (address, 9))

@@ -104,6 +104,7 @@ BAD: dict[str, tuple[str, str, str, Callable[[Facts], Any]]] = {
     "nobody-listens": ("vm3", "host", "tcp 443", lambda f: None),
     "wrong-segment": ("host@10.1.0.1", "vm3", "w0", lambda f: f["routes4"].append({"dst": "10.1.0.13", "dev": "w0", "type": "unicast", "flags": []})),
     "proxy-arp": ("vm1", "vm2", "br0", lambda f: (f["sysctls"].update({"net/ipv4/conf/br0/proxy_arp": "1"}))),
+    "facts-missing": ("vm1", "vm2", "nft", lambda f: f.update(missing={"nft": "Operation not permitted"})),
     "rule-unknown": ("vm3", "outside", "ip nat post", lambda f: f["nft"][2]["rule"]["expr"].insert(0, {"limit": {"rate": 1, "per": "second"}})),
 }
 
@@ -128,6 +129,43 @@ def test_one_thing_wrong(code: str) -> None:
     assert found and found[0].where == where, report.findings
     assert (report.state is State.OK) is (code in ("mtu-bridge", "bond-no-partner"))
     assert found[0].why and found[0].what
+
+
+def forwarded(f: Facts, *more: Facts) -> None:
+    """TCP 80 of the host's address goes to vm3; vm4 is beside it."""
+    f["links"].append(link("t4", "tun", "fe:54:00:00:00:04", "br1"))
+    f["fdb"].append({"mac": "52:54:00:00:00:04", "ifname": "t4", "master": "br1", "flags": [], "state": ""})
+    f["nics"].append({"vm": "vm4", "nic": "nic0", "network": "n", "tap": "t4", "mac": "52:54:00:00:00:04", "ip": "10.1.0.14", "ip6": ""})
+    here = {"family": "ip", "table": "nat"}
+    f["nft"] += [{"chain": {**here, "name": "pre", "type": "nat", "hook": "prerouting", "prio": -100, "policy": "accept"}},
+                 {"rule": {**here, "chain": "pre", "handle": 5, "expr": [{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "daddr"}}, "right": "192.0.2.2"}},
+                                                                         {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 80}},
+                                                                         {"dnat": {"addr": "10.1.0.13", "port": 8080}}]}}, *more]
+
+
+def test_a_forwarded_port_leads_to_the_guest_behind_it() -> None:
+    report = why(scene(forwarded), "203.0.113.5", "192.0.2.2", Probe("tcp", 80))
+    assert report.state is State.OK and report.there[-1].where == "10.1.0.13" and any(h.where == "t3" for h in report.there), report.findings
+    assert any("back to 192.0.2.2" in h.words for h in report.back)
+
+
+def test_a_forwarded_port_from_the_same_segment_needs_nat_of_the_source() -> None:
+    assert [f.code for f in why(scene(forwarded), "vm4", "192.0.2.2", Probe("tcp", 80)).findings] == ["hairpin-nat"]
+    mended = {"rule": {"family": "ip", "table": "nat", "chain": "post", "handle": 6, "expr": [{"match": {"op": "==", "left": {"meta": {"key": "oifname"}}, "right": "br1"}}, {"masquerade": None}]}}
+    report = why(scene(lambda f: forwarded(f, mended)), "vm4", "192.0.2.2", Probe("tcp", 80))
+    assert report.state is State.OK and "hairpin-nat" not in {f.code for f in report.findings}, report.findings
+
+
+def test_nat_between_guests_is_said() -> None:
+    def change(f: Facts) -> None:
+        of(f, "br0").update(addr_info=[inet("10.0.0.1", 24)])
+        f["routes4"] += [{"type": "local", "dst": "10.0.0.1", "dev": "br0", "table": "local", "flags": []}, {"type": "unicast", "dst": "10.0.0.0/24", "dev": "br0", "flags": []}]
+        f["netconf"].append({"family": "inet", "interface": "br0", "forwarding": True, "rp_filter": "strict"})
+        of(f, "br0")["linkinfo"]["info_data"] = {}
+        for row in f["fdb"]:
+            row.pop("vlan", None)
+        f["nft"][2]["rule"]["expr"].pop(0)
+    assert [f.code for f in why(scene(change), "vm1", "vm3", Probe()).findings] == ["nat-between-guests"]
 
 
 def test_everything_in_one_look() -> None:
