@@ -64,6 +64,8 @@ class Record:
     taken: list[Taken] = field(default_factory=list)
     negotiated: dict[str, Any] = field(default_factory=dict)
     """Configuration's name -> what its guest has: driver, features, queues, MTU."""
+    loads: list[float] = field(default_factory=list)
+    """Load average of each sitting before its guests were started: what others did to this machine."""
     seconds: float = 0.0
     ended: bool = False
 
@@ -123,6 +125,8 @@ def add(record: Record, data: Any) -> None:
             record.taken.append(Taken(int(data["round"]), data["scenario"], Place(data["place"]), number, data["answer"]))
     elif "versions" in data:
         record.versions = data["versions"]
+    elif "load" in data:
+        record.loads.append(float(data["load"]))
     elif "negotiated" in data:
         record.negotiated.update(data["negotiated"])
     elif "seconds" in data:

@@ -13,6 +13,8 @@ from kvmnet.bench.record import Record
 from kvmnet.bench.scenarios import SCENARIOS, Better, Place, Quantity, Scenario
 from kvmnet.bench.statistics import LEAST_PAIRS, LEVEL, Ratio, Verdict, noise_of, ratio
 
+BUSY = 0.5
+"""Load average per processor beyond which others weigh on what is measured, not only on how well."""
 LOUD = 0.10
 """Two equals that differ by more than this were measured on a machine that is too busy to tell."""
 
@@ -99,6 +101,9 @@ def wrong(record: Record) -> list[str]:
 def notes(record: Record, found: Sequence[Result]) -> list[str]:
     configurations = record.wish.configurations
     said = wrong(record)
+    if record.loads and max(record.loads) > BUSY * record.machine.cpus:
+        said.append(f"busy: the load average was {max(record.loads):.1f} on {record.machine.cpus} processors before any guest was started; "
+                    "what is shown holds for a machine in that state")
     if not any(c.twin for c in configurations):
         said.append("without a twin of the first configuration the noise is not known; a difference below 2% is called none")
     loud = [r for r in found if r.noise > LOUD and r.quantity.main]
@@ -127,7 +132,7 @@ def report(record: Record) -> Report:
     found = results(record)
     first = record.wish.configurations[0].name
     settings: dict[str, Any] = {**record.wish.to_json(), "versions": dict(record.versions), "began": record.began,
-                                "negotiated": record.negotiated, "level": LEVEL}
+                                "negotiated": record.negotiated, "loads": record.loads, "level": LEVEL}
     return Report("run", f"each compared to {first}, {LEVEL:.0%} intervals, {record.wish.rounds} rounds", settings,
                   record.machine, list(rows(record, found)), notes(record, found), record.seconds)
 

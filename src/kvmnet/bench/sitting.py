@@ -73,7 +73,8 @@ def sit(record: Record, pen: Pen, folder: Path, have: Tools, progress: Progress)
         changed = ", ".join(f"{k} {record.versions.get(k)} -> {v}" for k, v in now.items() if record.versions.get(k) != v)
         raise KvmnetError(f"the record was begun with other versions: {changed}", "begin a new run: kvmnet bench run")
     record.versions = now
-    pen.write({"versions": now})
+    record.loads.append(round(os.getloadavg()[0], 2))
+    pen.write({"versions": now}, {"load": record.loads[-1]})
     progress("setting up the host", 0, 0)
     ground.wire()
     try:

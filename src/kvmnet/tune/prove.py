@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from kvmnet.bench.record import Record, read
-from kvmnet.bench.results import results, words
+from kvmnet.bench.results import notes, results, words
 from kvmnet.errors import KvmnetError
 from kvmnet.host.run import ToolFailed, run
 from kvmnet.spec.knobs import Profile
@@ -44,7 +44,10 @@ def prove(proposals: Iterable[Proposal], profile: Profile, rounds: int, say: Cal
     found: list[Proof] = []
     for base, points in groups.items():
         say(f"measuring {base or 'defaults'} against {', '.join(points)}")
-        found += judged(measured(base, points, profile, rounds), base, points)
+        record = measured(base, points, profile, rounds)
+        found += judged(record, base, points)
+        for note in notes(record, results(record)):
+            say(f"note: {note}")
     return found
 
 
@@ -57,6 +60,8 @@ def measured(base: str, points: Sequence[str], profile: Profile, rounds: int) ->
                  "--rounds", str(rounds), "--point", base, *(w for p in points for w in ("--point", changed(base, p)))],
                 timeout=LONGEST)
         except ToolFailed as failed:
+            if path.exists() and read(path).ended:    # an answer was not whole, which its notes say
+                return read(path)
             raise KvmnetError(f"the measurement failed: {failed.detail.splitlines()[-1] if failed.detail else failed}",
                               "kvmnet bench run shows more") from failed
         return read(path)

@@ -132,6 +132,13 @@ def test_an_answer_that_is_not_whole_fails_the_report() -> None:
     assert found.exit_code == 1 and any("only 999 of 1000" in note for note in found.notes)
 
 
+@pytest.mark.parametrize(("load", "said"), [(0.9, False), (1.1, True)])
+def test_a_machine_that_is_busy_with_other_things_is_said(tmp_path: Path, load: float, said: bool) -> None:
+    path = written(record(), tmp_path)
+    Pen(path).write({"load": load})
+    assert any(note.startswith("busy: the load average was") for note in report(read(path)).notes) is said
+
+
 def test_too_few_rounds_say_so() -> None:
     assert any("2 rounds are too few" in note for note in report(record(2)).notes)
 
