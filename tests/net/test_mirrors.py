@@ -283,8 +283,12 @@ def test_a_tunnel_to_another_machine_takes_copies_out_and_nothing_in(here: World
     found = status(here.host)
     assert found and [(m.name, m.receiver, m.state) for m in found.mirrors] == [("ids", "vxlan to 192.0.2.1", "ok")]
     assert found.mirrors[0].frames >= 3 and found.mirrors[0].lost == 0
-    far.run("ip link del tun0")
+    sh("ip link set kvm-ids down")
+    assert here.drift() == ["update shut kvm-ids"]
+    here.host.apply(here.host.plan_revision(here.host.revision))
+    assert here.drift() == []
     here.apply(document(""))
+    far.run("ip link del tun0")
     assert "kvm-ids" not in sh("ip link")
 
 

@@ -145,13 +145,13 @@ def tunnel_packets(remote: str, port: int) -> Node:
 
 
 def tunnel(name: str, wish: VxlanTunnel) -> list[Resource]:
-    """The device by which copies travel, which takes nothing in."""
+    """The device by which copies travel. It goes up when it takes nothing in, and not before."""
     device = mirror_name(name)
     mac = stable_mac(f"mirror {name}")
-    link = Link(name=device, type="vxlan", parent="", mtu=TUNNEL_MTU, mac=mac, up=True, master="",
+    link = Link(name=device, type="vxlan", parent="", mtu=TUNNEL_MTU, mac=mac, master="",
                 alias=f"kvmnet mirror {name}", addrgenmode="none", vxlan_vni=wish.vni, vxlan_local=wish.local or "",
                 vxlan_group=wish.remote, vxlan_port=wish.port, vxlan_ttl=wish.ttl, vxlan_learning=False, vxlan_df="unset")
-    return [link, Shut(name=device, dev=device, whole=True)]
+    return [link, Shut(name=device, dev=device, whole=True, up=True)]
 
 
 def counted(wired: Mapping[str, Wired]) -> dict[str, str]:

@@ -9,10 +9,11 @@ import pytest
 from kvmnet.bpf.code import as_text, program
 from kvmnet.compile import Compiled, compile_spec
 from kvmnet.drivers.linux.resources import Address, Link, Route
+from kvmnet.drivers.linux.words import create_link
 from kvmnet.drivers.mirror import wire
 from kvmnet.drivers.mirror.resources import FIRST, LAST, Copy, Shut
 from kvmnet.engine.plan import Create, Delete
-from kvmnet.engine.resource import Resource
+from kvmnet.engine.resource import Key, Resource
 from kvmnet.facts.model import Facts
 from kvmnet.policy.mirrors import numbers, tunnel_packets
 from kvmnet.spec.allocate import allocate
@@ -113,6 +114,14 @@ def test_packets_of_tunnels_are_known_whatever_they_carry() -> None:
     packet = udp(*ends6, 5, 4789, b"x")
     found = [ip6(*ends6, 17, packet), ip6(*ends6, 44, bytes(8) + packet), ip6(*ends6[::-1], 17, packet), ip6(*ends6, 6, tcp(*ends6, 5, 4789))]
     assert [bpf.run(six, ether(B, A, 0x86DD, p)) for p in found] == [1, 1, 0, 0]
+
+
+def test_a_tunnel_goes_up_when_it_takes_nothing_in() -> None:
+    wanted = compiled("one", to="{vxlan: {remote: 198.51.100.1, vni: 1}}").wanted
+    link, shut = wanted[Key("link", "kvm-m")], wanted[Key("shut", "kvm-m")]
+    assert isinstance(link, Link) and link.up is None and isinstance(shut, Shut) and shut.up
+    assert not [line for line in create_link(link) if "up" in line.words]
+    assert [str(line) for line in wire.opening(Create(shut))] == ["link set dev kvm-m up"]
 
 
 def test_numbers_stay_and_never_meet() -> None:

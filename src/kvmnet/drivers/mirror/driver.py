@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
-from kvmnet.drivers.linux.driver import batch_text, run_batch
+from kvmnet.drivers.linux.driver import batch_text, ip_json, run_batch
 from kvmnet.drivers.linux.words import Line
 from kvmnet.drivers.mirror.resources import SIDES, Copy, Shut
-from kvmnet.drivers.mirror.wire import Counts, lines_of, parse, parse_counts
+from kvmnet.drivers.mirror.wire import Counts, lines_of, opening, parse, parse_counts
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Delete, Step
 from kvmnet.engine.resource import Key, Wanted
@@ -39,17 +40,21 @@ class MirrorDriver:
             for thing in parse(dev, side, filters):
                 seen.state[thing.key] = thing
                 seen.ours.add(thing.key)
+        if shut := [thing for thing in seen.state.values() if isinstance(thing, Shut)]:
+            going = {link["ifname"] for link in ip_json("link", "show", "up") if "ifname" in link}
+            seen.state |= {thing.key: replace(thing, up=thing.name in going) for thing in shut}
         return seen
 
     def apply(self, steps: Sequence[Step], progress: Progress) -> None:
         self.hooks = hooks()
         run_batch(self.lines(steps), "tc")
+        run_batch([line for step in steps for line in opening(step)])
         self.clear({device_of(s.key) for s in steps if isinstance(s, Delete)})
         progress(len(steps))
 
     def commands(self, steps: Sequence[Step]) -> Sequence[Command]:
-        lines = self.lines(steps)
-        return [Command(("tc", "-batch", "-"), batch_text(lines), tuple(line.key for line in lines))] if lines else []
+        told = (("tc", self.lines(steps)), ("ip", [line for step in steps for line in opening(step)]))
+        return [Command((tool, "-batch", "-"), batch_text(lines), tuple(line.key for line in lines)) for tool, lines in told if lines]
 
     def lines(self, steps: Sequence[Step]) -> list[Line]:
         """Raises StepFailed for a device whose hook is somebody else's."""

@@ -39,6 +39,7 @@ class Shut(Resource):
     kind: ClassVar[str] = "shut"
     dev: str | None = option(doc="the link", ref="link", on_delete="cascade", recreate=True)
     whole: bool | None = option(doc="the classifier is as it was made")
+    up: bool | None = option(doc="the link is up, where it goes up only when it takes nothing in")
 
 
 def copy_name(dev: str, side: str, number: int) -> str:

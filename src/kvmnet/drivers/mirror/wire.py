@@ -46,6 +46,12 @@ def lines_of(step: Step) -> Iterator[Line]:
                 "action", "mirred", "egress", "mirror", "dev", to, "continue", "cookie", COOKIE), key)
 
 
+def opening(step: Step) -> Iterator[Line]:
+    """What *step* tells ``ip`` after that."""
+    if not isinstance(step, Delete) and isinstance(step.after, Shut) and step.after.up is not None:
+        yield Line(("link", "set", "dev", step.key.name, "up" if step.after.up else "down"), step.key)
+
+
 def parse(dev: str, side: str, filters: Iterable[Mapping[str, Any]]) -> Iterator[Copy | Shut]:
     """Those of ours among the classifiers of one side of *dev*."""
     for one in filters:
