@@ -241,3 +241,14 @@ def test_libvirts_devices_as_json_are_read() -> None:
     view = View({"guests": [qemu("a", "-netdev", '{"type":"tap","fds":"33:34","vhost":true,"id":"h0"}', "-device", text, taps={"33": "vnet0", "34": "vnet0"})]})
     card, = view.cards
     assert (card.mac, card.tap, card.queues, card.vhost, card.options["mq"]) == (MAC, "vnet0", 2, True, "on")
+
+
+def test_a_network_that_was_closed_by_name_is_no_fault() -> None:
+    """libvirt's isolated networks have such a rule; where another rule lets the bridge pass, it is one all the same."""
+    nft = chain("forward", "accept", [met("iifname", "br0"), {"reject": None}])
+    text = 'table ip theirs { # handle 1\n\tchain c { # handle 2\n\t\ttype filter hook forward priority filter; policy accept;\n\t\tiifname "br0" reject # handle 3\n\t}\n}\n'
+    inner = 'table ip own {\n\tchain c {\n\t\tiifname "br0" oifname "br0" accept\n\t}\n}\n'
+    outer = inner.replace(' oifname "br0"', "")
+    assert "forward-dropped" not in codes(ROUTED | {"nft": nft, "nft_text": text})
+    assert "forward-dropped" not in codes(ROUTED | {"nft": nft, "nft_text": text + inner})
+    assert "forward-dropped" in codes(ROUTED | {"nft": nft, "nft_text": text + outer})

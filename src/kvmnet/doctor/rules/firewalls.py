@@ -23,7 +23,8 @@ HTTPS = (40000, 443)
 
 def forward_dropped(view: View) -> Iterator[Finding]:
     """A chain at the forward hook, by its policy or a rule, drops what guests of a routed or translated network send outside, or the answers.
-    Docker and ufw set that policy; an accept in another table does not overrule it."""
+    Docker and ufw set that policy; an accept in another table does not overrule it. A rule that names the bridge itself is taken for meant
+    (libvirt closes isolated networks so), unless another one lets the same bridge pass."""
     out = next((r["dev"] for r in view.ways_out if r.get("dev") and ":" not in r.get("gateway", "")), "")
     rules = None
     for bridge in view.bridges:
@@ -35,7 +36,23 @@ def forward_dropped(view: View) -> Iterator[Finding]:
         guest = str(networks[0].network_address + 2)
         there, back = made((ROUTER, GUEST), guest, OUTSIDE, TCP, HTTPS), made((GUEST, ROUTER), OUTSIDE, guest, TCP, HTTPS[::-1], answer=True)
         for packet, ends, state, words in ((there, (name, out), "new", "what guests send outside"), (back, (out, name), "established", "answers from outside")):
-            yield from lost(view, rules, packet, ends, state, "forward", "forward-dropped", name, words)
+            for one in lost(view, rules, packet, ends, state, "forward", "forward-dropped", name, words):
+                if not any(names(name, reason) for reason in one.evidence) or meant_to_pass(view, name, networks[0]):
+                    yield one
+
+
+def names(device: str, rule: str) -> bool:
+    return device in rule.replace('"', " ").replace("{", " ").replace(",", " ").split()
+
+
+def meant_to_pass(view: View, bridge: str, network: Any) -> bool:
+    """Whether any rule lets a bridge (not only from it to itself) or its subnet go somewhere, or translates for it."""
+    for text in (str(view.facts.get("nft_text") or ""), *(view.facts.get("xtables") or {}).values()):
+        for line in text.splitlines():
+            words = line.replace('"', " ").split()
+            if (words.count(bridge) == 1 or str(network) in words) and {"accept", "ACCEPT", "masquerade", "MASQUERADE", "snat", "SNAT"} & set(words):
+                return True
+    return False
 
 
 def bridged_dropped(view: View) -> Iterator[Finding]:
