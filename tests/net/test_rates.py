@@ -13,7 +13,7 @@ import pytest
 from kvmnet.errors import ApplyFailed
 from kvmnet.status import status as look
 from lib.flood import Heard, ear, flood
-from lib.frames import UDP, ether, ip4, udp
+from lib.frames import UDP, checksum, ether, ip4, udp
 from lib.netns import sh
 from lib.world import Guest, World, same, snapshot, world
 
@@ -81,6 +81,30 @@ def test_what_passes_is_what_was_promised(ground: World, source: str, target: st
     sent, control = passed(one, other)
     assert control.octets >= WHOLE * sent
     assert ground.drift() == []
+
+
+def test_macvtaps_are_marked_on_their_way_to_the_guard(ground: World) -> None:
+    """DSCPs of frames from macvtap to macvtap; forged ones are dropped whatever their mark."""
+    one, other = ground.guest("m"), ground.guest("n")
+
+    def arrives(dscp: int, mac: str = "") -> list[int]:
+        nonce = os.urandom(8)
+        frame = bytearray(frame_of(one, other, nonce, 200))
+        frame[15] = dscp << 2
+        frame[24:26] = b"\0\0"
+        frame[24:26] = checksum(bytes(frame[14:34])).to_bytes(2, "big")
+        if mac:
+            frame[6:12] = bytes.fromhex(mac.replace(":", ""))
+        with ear(other.netns, "eth0", nonce) as hears:
+            os.write(one.outer.fd, frame)
+            return [heard[15] >> 2 for heard in hears.rest().frames]
+
+    ground.apply(FREE)
+    assert (arrives(0), arrives(46)) == ([0], [46])
+    for mark, found in (("dscp: af11", ([10], [10])), ("dscp: 10, trust: true", ([10], [46]))):
+        ground.apply(FREE.replace("m: {nics: [{network: wire", f"m: {{nics: [{{network: wire, mark: {{{mark}}}"))
+        assert ground.drift() == [] and (arrives(0), arrives(46)) == found
+        assert arrives(0, "52:54:00:99:99:99") == [], "another MAC"
 
 
 def test_a_change_of_the_rate_loses_nothing(ground: World) -> None:

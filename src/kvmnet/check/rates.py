@@ -110,10 +110,13 @@ def judged(counted: Counted, rate: int) -> Finding:
 
 def unmeasured(place: Place, idle: Idle) -> str:
     """Why the rates of a NIC cannot be measured here; '' when they can."""
+    return "frames that a macvtap receives are seen before the queue alone" if place.segment.parent else unheard(place, idle)
+
+
+def unheard(place: Place, idle: Idle) -> str:
+    """Why no probe hears what a NIC sends; '' when one does."""
     if idle.station is None:
         return idle.why or "its tap is not there"
-    if place.segment.parent:
-        return "frames of a macvtap are seen before and behind the queue alike"
     if not place.segment.meeting:
         return "guests of the network do not reach each other, and no probe hears this one"
     if idle.nic.declared.groups or not place.subject.allowed.sends_anything(idle.nic.tap):
@@ -174,7 +177,7 @@ def marked(place: Place, idle: Idle) -> Finding | None:
     mark = idle.nic.declared.mark
     if mark.dscp is None:
         return None
-    if reason := unmeasured(place, idle):
+    if reason := unheard(place, idle):
         return skipped(reason)
     assert idle.station
     wanted = {0: mark.dscp, TOLD: TOLD if mark.trust else mark.dscp}

@@ -26,6 +26,7 @@ from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Part, Segment
 from kvmnet.policy.egress import guest_port, parent_hook
 from kvmnet.policy.guard import zone_of
+from kvmnet.policy.marking import mark_of
 from kvmnet.spec.models import MacvtapMode, Spec
 
 OWN = ("macvlan", "macvtap")
@@ -110,7 +111,7 @@ def on_parent(segment: Segment, facts: Facts, spec: Spec) -> list[IPv4Network | 
     return [ip_interface(a).network for a in (*declared, *seen)]
 
 
-def port(device: str, mac: str, segment: Segment, alias: str) -> list[Resource]:
+def port(device: str, mac: str, segment: Segment, alias: str, to: str = "guest") -> list[Resource]:
     """A macvtap on the network and all that makes it a guarded port.
 
     The host speaks no ARP there: it would answer for its own addresses with the guest's MAC.
@@ -118,12 +119,12 @@ def port(device: str, mac: str, segment: Segment, alias: str) -> list[Resource]:
     mode = segment.network.macvtap or MacvtapMode.BRIDGE
     return [Link(name=device, type="macvtap", parent=segment.parent, passthru=segment.alone, macvlan_mode=mode.value,
                  mtu=segment.mtu, mac=mac, master="", alias=alias, addrgenmode="none", allmulticast=True, arp=False),
-            *guest_port(device)]
+            *guest_port(device, to)]
 
 
 def guest_ports(nic: NicOnNetwork, segment: Segment) -> list[Resource]:
     """A guest's macvtap."""
-    return port(nic.tap, nic.mac, segment, f"kvmnet nic {nic.vm}/{nic.nic}")
+    return port(nic.tap, nic.mac, segment, f"kvmnet nic {nic.vm}/{nic.nic}", mark_of(nic.declared.mark) or "guest")
 
 
 def node(nic: NicOnNetwork, user: int) -> TapNode:

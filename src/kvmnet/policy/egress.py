@@ -21,6 +21,7 @@ from collections.abc import Iterable
 from kvmnet.drivers.macvtap.resources import Gate, OpenPort
 from kvmnet.drivers.nftables.resources import GuardHook, NftTable
 from kvmnet.policy.guard import JUDGE, SETS, with_budget
+from kvmnet.policy.marking import every_mark, mark_chain
 from kvmnet.policy.marks import GUEST
 
 TABLE = "netdev kvmnet"
@@ -32,13 +33,18 @@ PROGRAM = ",".join((f"32 0 0 {MARK}", f"84 0 0 {GUEST}", "21 0 1 0", f"6 0 0 {SH
 """ld mark; and GUEST; if 0: drop; else: go on. As ``tc`` is told, without the number of instructions."""
 
 
+MARKS = "".join(mark_chain(name, "goto guest") + "\n" for name in every_mark())
+"""Chains that mark packets on their way to the guard. All there can be: a hook leads to one, and table and hooks change one after
+the other."""
+
+
 def egress_table(zones: Iterable[int] = (), limits: str = "") -> NftTable:
     """The guard of every macvtap of this network namespace; the same text whatever NICs there are.
 
     ``zones``: networks on whose parent routers are listened to. ``limits``: as in ``guard_table``.
     """
     judge = with_budget(SETS + JUDGE, limits).replace("iifname", "oifname")
-    return NftTable(name=TABLE, text=judge + "".join(listening(zone) for zone in sorted(zones)))
+    return NftTable(name=TABLE, text=judge + "".join(listening(zone) for zone in sorted(zones)) + MARKS)
 
 
 def listening(zone: int) -> str:
@@ -54,10 +60,11 @@ def outside_chain(zone: int) -> str:
     return f"outside_{zone:08x}"
 
 
-def guest_port(device: str) -> tuple[Gate, GuardHook, OpenPort]:
-    """What makes a macvtap a guarded port, in the order in which it is made: its gate, its hook, and that it is up."""
+def guest_port(device: str, to: str = "guest") -> tuple[Gate, GuardHook, OpenPort]:
+    """What makes a macvtap a guarded port, in the order in which it is made: its gate, its hook, and that it is up.
+    ``to``: the guard's first chain, or one that leads there."""
     return (Gate(name=device, dev=device, program=PROGRAM),
-            GuardHook(name=device, table=TABLE, dev=device, guard=device, side="egress", to="guest"),
+            GuardHook(name=device, table=TABLE, dev=device, guard=device, side="egress", to=to),
             OpenPort(name=device, gate=device, hook=device))
 
 

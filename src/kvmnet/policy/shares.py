@@ -25,10 +25,11 @@ from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.tc.resources import LAST, MAJOR, Detour, Qdisc, TcClass, class_name, qdisc_name
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.segment import Segment
+from kvmnet.policy.marking import mark_chain, mark_of
 from kvmnet.policy.rates import FAIR, FLOWS, PACKETS, bucket, queue, usual_burst
 from kvmnet.spec.models import Mode
 from kvmnet.spec.names import pool_name
-from kvmnet.spec.rates import Mark, Rate
+from kvmnet.spec.rates import Rate
 
 TABLE = "bridge kvmnet-marks"
 PRIORITY = -330
@@ -60,7 +61,8 @@ class Shares:
 
     def add(self, segment: Segment, port: str, features: Mapping[str, str]) -> None:
         """One network. ``port``: its port to the outside, '' where there is none."""
-        self.marks |= {nic.tap: chain for nic in segment.nics if nic.tap and (chain := mark_of(nic.declared.mark))}
+        if not segment.parent:  # macvtaps are marked on their way to the guard
+            self.marks |= {nic.tap: chain for nic in segment.nics if nic.tap and (chain := mark_of(nic.declared.mark))}
         if not segment.network.has_queues:
             return
         ids = minors(segment)
@@ -188,19 +190,6 @@ def class_rules(segment: Segment, ids: Mapping[str, int]) -> Iterator[str]:
         codes = ", ".join(map(str, group.dscp))
         for family in ("ip", "ip6"):
             yield f"{family} dscp {{ {codes} }} meta priority set {MAJOR << 16 | ids[name]:#x}"
-
-
-def mark_of(mark: Mark) -> str:
-    """Name of the chain that marks a NIC's packets; '' for none."""
-    if mark.dscp is None:
-        return ""
-    return f"{'none' if mark.trust else 'all'}_{mark.dscp}"
-
-
-def mark_chain(name: str) -> str:
-    which, _, code = name.partition("_")
-    only = {"all": "", "none": "{family} dscp 0 "}[which]
-    return "\n".join((f"chain {name} {{", *(f"{only.format(family=f)}{f} dscp set {code}" for f in ("ip", "ip6")), "}"))
 
 
 def named_map(name: str, kind: str, elements: Iterable[tuple[str, str]]) -> str:

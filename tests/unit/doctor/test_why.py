@@ -83,6 +83,16 @@ def bonded(*states: str) -> Callable[[Facts], None]:
     return change
 
 
+def detoured(*words: str, to: str = "i1", kept: bool = True) -> Callable[[Facts], None]:
+    """What comes in by t1 takes a detour by the queue of i1, whose flags are *words*."""
+    def change(f: Facts) -> None:
+        action = {"kind": "mirred", "mirred_action": "redirect", "direction": "egress", "to_dev": to}
+        f["filters"] = [{"dev": "t1", "direction": "ingress", "filters": [
+            {"pref": 27510, "kind": "u32", "options": {"match": {"value": "0", "mask": "0"}, "actions": [action]}}]}]
+        f["links"] += [{**link("i1"), "flags": list(words)}] if kept else []
+    return change
+
+
 BAD: dict[str, tuple[str, str, str, Callable[[Facts], Any]]] = {
     # code: (A, B, what it is about, how to break the good capture)
     "tap-not-open": ("vm1", "vm2", "t2", flags("t2", "UP", "NO-CARRIER")),
@@ -91,6 +101,7 @@ BAD: dict[str, tuple[str, str, str, Callable[[Facts], Any]]] = {
     "vlan-none": ("vm1", "vm2", "t1", vlan("t1", 5, pvid=False)),
     "port-locked": ("vm1", "vm2", "t1", lambda f: (port(f, "t1", locked=True), f["fdb"].pop(0))),
     "port-state": ("vm1", "vm2", "t2", lambda f: port(f, "t2", state="learning")),
+    "detour-astray": ("vm1", "vm2", "t1", detoured("BROADCAST")),
     "guest-paused": ("vm1", "vm2", "vm1", lambda f: f["guests"][0].update(status="paused")),
     "guest-link-off": ("vm1", "vm2", "vm1/nic0", lambda f: f["guests"][0]["nics"][0].update(link=False)),
     "mtu-bridge": ("vm1", "vm2", "t2", lambda f: of(f, "t2").update(mtu=1400)),
@@ -166,6 +177,13 @@ def test_nat_between_guests_is_said() -> None:
             row.pop("vlan", None)
         f["nft"][2]["rule"]["expr"].pop(0)
     assert [f.code for f in why(scene(change), "vm1", "vm3", Probe()).findings] == ["nat-between-guests"]
+
+
+def test_a_detour_by_a_queue_is_no_obstacle_while_there_is_one() -> None:
+    report = why(scene(detoured("UP", "LOWER_UP")), "vm1", "vm2", Probe())
+    assert report.state is State.OK and not report.findings, report.findings
+    for gone in (detoured(kept=False), detoured("UP", to="*")):
+        assert [f.code for f in why(scene(gone), "vm1", "vm2", Probe()).findings] == ["detour-astray"]
 
 
 def test_everything_in_one_look() -> None:

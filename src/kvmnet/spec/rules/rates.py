@@ -59,7 +59,7 @@ def marks(subject: Subject) -> Iterator[Problem]:
                 "trunk" if item.nic.trunk else "write guard: mac"))
 
 
-UNMARKED = {Mode.SRIOV: "the frames of a VF never pass the host", Mode.MACVTAP: "the frames of a macvtap pass no bridge"}
+UNMARKED = {Mode.SRIOV: "the frames of a VF never pass the host"}
 NO_WAY_OUT = {
     Mode.ISOLATED: "guests of an isolated network have no way out that they could share",
     Mode.MACVTAP: "macvtaps leave by their parent one by one, and share no queue of the network's",
