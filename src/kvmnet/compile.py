@@ -34,7 +34,7 @@ from kvmnet.policy.keeper import guard_keeper
 from kvmnet.policy.limits import Limiting, limiting
 from kvmnet.policy.mirrors import Wired, wire_mirrors
 from kvmnet.policy.places import Layout
-from kvmnet.policy.shares import Shares
+from kvmnet.policy.shares import Shares, trees
 from kvmnet.spec import domains, overlays, pools, ways
 from kvmnet.spec.knobs import KNOBS
 from kvmnet.spec.models import SHARED, Mode, Network, Nic, Spec, Vm
@@ -80,8 +80,10 @@ class Compiled:
     def share(self, spec: Spec, facts: Facts) -> None:
         """Queues that the NICs of a network share, and what marks packets and tells their class."""
         shares = Shares()
+        majors = trees(self.segments.values())
         for segment in self.segments.values():
-            shares.add(segment, port_of(segment, spec), facts.features)
+            shares.add(segment, port_of(segment, spec), majors.get(segment.name, 0), facts.features)
+        self.notes += shares.notes
         self.add(*shares.resources, *filter(None, [shares.table()]))
         for device, qos in shares.qos.items():
             self.add(Link(name=device, vlan_qos=qos))

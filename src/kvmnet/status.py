@@ -13,7 +13,7 @@ from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, pf_of, pool_of, vfs_of
 from kvmnet.drivers.tc.driver import TcDriver
-from kvmnet.drivers.tc.resources import Qdisc, TcClass, class_name, qdisc_name
+from kvmnet.drivers.tc.resources import Qdisc, TcClass, qdisc_name
 from kvmnet.drivers.tc.wire import Counts
 from kvmnet.drivers.wireguard.driver import dump
 from kvmnet.engine.driver import Seen
@@ -359,8 +359,8 @@ def shared_rates(segment: Segment, spec: Spec, seen: Seen, queues: Mapping[str, 
     way = shares.ways(segment, port_of(segment, spec))
     found = {}
     for direction, device in (("in", way.inward), ("out", way.out)):
-        queue = seen.state.get(Key(Qdisc.kind, qdisc_name(device)))
-        whole = seen.state.get(Key(TcClass.kind, class_name(device, shares.WHOLE)))
+        queue = next((q for q in seen.state.values() if isinstance(q, Qdisc) and (q.dev, q.parent) == (device, "root")), None)
+        whole = next((c for c in seen.state.values() if isinstance(c, TcClass) and queue and (c.qdisc, c.parent) == (queue.name, "")), None)
         rate = whole.ceil if isinstance(whole, TcClass) else queue.rate if isinstance(queue, Qdisc) else None
         if rate and (segment.network.rate.in_ if direction == "in" else segment.network.rate.out):
             counts = queues.get(device)

@@ -23,7 +23,7 @@ from kvmnet.drivers.mirror.resources import Copy, Shut
 from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, VfPool, vf_name
-from kvmnet.drivers.tc.resources import Detour, Qdisc, TcClass, class_name, qdisc_name
+from kvmnet.drivers.tc.resources import TREES, Detour, Qdisc, TcClass, class_name, qdisc_name
 from kvmnet.engine.plan import Create, Delete, Step, Update, apply_to
 from kvmnet.engine.resource import Key, Resource, diff, must_recreate
 
@@ -134,11 +134,11 @@ def rates(draw: st.DrawFn, taps: list[str]) -> list[Resource]:
             out += [Link(name=device, type="ifb", mtu=1500, up=True, master="", alias="kvmnet rate", addrgenmode="none"),
                     Detour(name=tap, dev=tap, to=device)]
     if draw(st.booleans()):
-        root = qdisc_name("eth0")
+        root = qdisc_name("eth0", TREES[0])
         out.append(Qdisc(name=root, dev="eth0", parent="root", below="", of="", discipline="htb", default=draw(st.sampled_from([0, 2]))))
         upper = ""
         for minor in range(1, draw(st.integers(0, 3)) + 1):
-            name = class_name("eth0", minor)
+            name = class_name("eth0", TREES[0], minor)
             out.append(TcClass(name=name, qdisc=root, parent=upper, rate=draw(st.sampled_from([1, 2])), ceil=3, priority=0))
             upper = draw(st.sampled_from(["", name]))
         if upper and draw(st.booleans()):

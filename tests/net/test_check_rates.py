@@ -54,8 +54,9 @@ def test_rates_and_marks_are_proved(made: World) -> None:
 
 
 def test_what_is_not_kept_is_seen(made: World) -> None:
+    whole = next(line.split()[2] for line in sh("tc class show dev kvi-~out").splitlines() if " root " in line)
     sh("tc qdisc change dev kvi-a-0 root handle 6b76: tbf rate 6mbit burst 32k limit 64k; tc qdisc del dev kvt-a-0 root; "
-       "tc class change dev kvi-~out parent 6b76: classid 6b76:1 htb rate 9mbit ceil 9mbit burst 128k cburst 128k; "
+       f"tc class change dev kvi-~out parent {whole[:-1]} classid {whole} htb rate 9mbit ceil 9mbit burst 128k cburst 128k; "
        "nft delete element bridge kvmnet-marks marked '{ \"kvt-b-0\" }'")
     try:
         found = claims(made)

@@ -22,7 +22,7 @@ from zlib import crc32
 
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.nftables.resources import NftTable
-from kvmnet.drivers.tc.resources import LAST, MAJOR, Detour, Qdisc, TcClass, class_name, qdisc_name
+from kvmnet.drivers.tc.resources import LEAVES, TREES, Detour, Qdisc, TcClass, class_name, qdisc_name
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.marking import mark_chain, mark_of
@@ -36,7 +36,8 @@ PRIORITY = -330
 """After the guard, and after groups know the sender."""
 WHOLE, REST = 1, 2
 """Minor numbers of the class of the network, and of what is in no other."""
-FIRST_LEAF = 0x10
+MINORS = range(0x10, 0x10000)
+"""Of classes of NICs and of traffic."""
 LITTLE = 64
 """kbit/s of a class that is promised nothing: htb takes no zero."""
 TURN = 16384
@@ -56,11 +57,12 @@ class Shares:
     """Tap -> chain that marks its packets."""
     classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Network -> rules that tell classes of traffic apart."""
+    notes: list[str] = field(default_factory=list)
     members: dict[str, str] = field(default_factory=dict)
     """Tap -> its network, where that has classes."""
 
-    def add(self, segment: Segment, port: str, features: Mapping[str, str]) -> None:
-        """One network. ``port``: its port to the outside, '' where there is none."""
+    def add(self, segment: Segment, port: str, major: int, features: Mapping[str, str]) -> None:
+        """One network. ``port``: its port to the outside, '' where there is none. ``major``: of its classes."""
         if not segment.parent:  # macvtaps are marked on their way to the guard
             self.marks |= {nic.tap: chain for nic in segment.nics if nic.tap and (chain := mark_of(nic.declared.mark))}
         if not segment.network.has_queues:
@@ -68,14 +70,17 @@ class Shares:
         ids = minors(segment)
         way = ways(segment, port)
         if segment.network.rate.out:
-            self.resources += tree(segment, way, ids, fair=features.get(FAIR) == "")
-            self.queues |= {nic.tap: MAJOR << 16 | ids.get(nic.tap, REST) for nic in segment.nics if nic.tap}
+            if on_uplink(segment):
+                self.notes.append(f"network {segment.name} shares out what its guests send at {port}: a queue of ours takes the place of "
+                                  "the kernel's, one for all queues of the NIC")
+            self.resources += tree(segment, way, major, ids, fair=features.get(FAIR) == "")
+            self.queues |= {nic.tap: major << 16 | ids.get(nic.tap, REST) for nic in segment.nics if nic.tap}
         if segment.network.rate.in_:
             self.resources += inward(segment, way, fair=features.get(FAIR) == "")
         if segment.network.classes:
-            self.classes[segment.name] = tuple(class_rules(segment, ids))
+            self.classes[segment.name] = tuple(class_rules(segment, major, ids))
             self.members |= {nic.tap: segment.name for nic in segment.nics if nic.tap}
-            tagged = tuple(f"{MAJOR << 16 | ids[name]}:{group.pcp}" for name, group in segment.network.classes.items() if group.pcp)
+            tagged = tuple(f"{major << 16 | ids[name]}:{group.pcp}" for name, group in segment.network.classes.items() if group.pcp)
             if tagged:
                 self.qos[port] = tuple(sorted(tagged))
 
@@ -118,15 +123,15 @@ def on_uplink(segment: Segment) -> bool:
     return segment.network.mode is Mode.BRIDGE and not segment.network.vlan
 
 
-def tree(segment: Segment, way: Ways, ids: Mapping[str, int], *, fair: bool) -> Iterator[Resource]:
+def tree(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, fair: bool) -> Iterator[Resource]:
     """The htb of what a network sends."""
     rate, dev = segment.network.rate.out or 0, way.out
     if way.out_from:
         yield aside(segment, dev)
-    root = qdisc_name(dev)
+    root = qdisc_name(dev, major)
     yield Qdisc(name=root, dev=dev, parent="root", below="", of="", discipline="htb",
                 default=0 if on_uplink(segment) else REST)
-    whole = class_name(dev, WHOLE)
+    whole = class_name(dev, major, WHOLE)
     yield TcClass(name=whole, qdisc=root, parent="", rate=rate, ceil=rate, burst=usual_burst(rate), cburst=usual_burst(rate),
                   quantum=TURN)
     leaves = {REST: (LITTLE, rate, Rate().priority)}
@@ -136,13 +141,13 @@ def tree(segment: Segment, way: Ways, ids: Mapping[str, int], *, fair: bool) -> 
             leaves[ids[nic.tap]] = (own.min or LITTLE, rate, own.priority)
     for name, group in segment.network.classes.items():
         leaves[ids[name]] = (group.min or LITTLE, group.max or rate, group.priority)
-    majors = numbers((f"{minor:x}" for minor in leaves), MAJOR + 2, LAST)
+    handles = numbers((f"{minor:x}" for minor in leaves), LEAVES)
     for minor, (least, most, priority) in sorted(leaves.items()):
-        name = class_name(dev, minor)
+        name = class_name(dev, major, minor)
         yield TcClass(name=name, qdisc=root, parent=whole, rate=least, ceil=most, burst=usual_burst(least), cburst=usual_burst(most),
                       priority=priority, quantum=TURN)
         # Without a queue of its own a class would have one of so many packets as the device has, a second or more.
-        waiting = Qdisc(name=qdisc_name(dev, majors[f"{minor:x}"]), dev=dev, parent=name.split(" ")[1], below=root, of=name,
+        waiting = Qdisc(name=qdisc_name(dev, handles[f"{minor:x}"]), dev=dev, parent=name.split(" ")[1], below=root, of=name,
                         discipline="bfifo", limit=queue(most))
         yield replace(waiting, discipline="fq_codel", limit=None, packets=PACKETS, flows=FLOWS) if fair else waiting
     if way.out_from:
@@ -169,27 +174,33 @@ def minors(segment: Segment) -> dict[str, int]:
     network = segment.network
     own = [nic.tap for nic in segment.nics if nic.tap and network.rate.out
            and (network.rate.share == "fair" or nic.declared.rate.min)]
-    return numbers((*own, *network.classes), FIRST_LEAF, 0xFFFF)
+    return numbers((*own, *network.classes), MINORS)
 
 
-def numbers(names: Iterable[str], first: int, last: int) -> dict[str, int]:
+def trees(segments: Iterable[Segment]) -> dict[str, int]:
+    """Network with queues -> the major number of its classes."""
+    return numbers((s.name for s in segments if s.network.has_queues), TREES)
+
+
+def numbers(names: Iterable[str], room: range) -> dict[str, int]:
+    """A number for each name, the same for the same name unless two meet."""
     found: dict[str, int] = {}
     taken: set[int] = set()
-    span = last - first + 1
+    span = len(room)
     for name in sorted(names):
         at = crc32(name.encode()) % span
         while at in taken:
             at = (at + 1) % span
         taken.add(at)
-        found[name] = first + at
+        found[name] = room[at]
     return found
 
 
-def class_rules(segment: Segment, ids: Mapping[str, int]) -> Iterator[str]:
+def class_rules(segment: Segment, major: int, ids: Mapping[str, int]) -> Iterator[str]:
     for name, group in segment.network.classes.items():
         codes = ", ".join(map(str, group.dscp))
         for family in ("ip", "ip6"):
-            yield f"{family} dscp {{ {codes} }} meta priority set {MAJOR << 16 | ids[name]:#x}"
+            yield f"{family} dscp {{ {codes} }} meta priority set {major << 16 | ids[name]:#x}"
 
 
 def named_map(name: str, kind: str, elements: Iterable[tuple[str, str]]) -> str:

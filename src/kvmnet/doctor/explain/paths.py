@@ -11,6 +11,8 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "rule-unknown": ("A rule asks for something that only the live system can tell; it may lose the packet.", ("kvmnet why A B   # without --facts a packet is sent",)),
     "bridge-netfilter": ("br_netfilter sends frames that only cross a bridge through the rules of IP, and one of them drops them.",
                          ("accept bridged frames there: iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT", "or net.bridge.bridge-nf-call-iptables=0, where nothing relies on it (Docker and Kubernetes do)")),
+    "detour-astray": ("What comes in by the device takes a detour by the queue of its rate, and the device with that queue is down or gone: "
+                      "frames that are redirected there are dropped.", ("kvmnet status", "ip link show dev DEV", "tc -s filter show dev DEV ingress")),
     "tc-filter": ("A filter of tc at the device takes or drops the packet before any rule sees it.", ("tc -s filter show dev DEV ingress",)),
     "port-isolated": ("Both ports are isolated: a bridge sends nothing from one such port to another.", ("ip link set PORT type bridge_slave isolated off   # when they are meant to talk",)),
     "port-locked": ("The port is locked (802.1X): it takes frames of MACs alone that are entered by hand.", ("bridge fdb replace MAC dev PORT master static",)),

@@ -12,7 +12,12 @@ from kvmnet.engine.resource import Resource, option
 
 MAJOR = 0x6B76
 """Handle of our root on a device: ``kv``."""
-LAST = 0x7FFF
+TREES = range(0x6C00, 0x7000)
+"""Handles of trees of classes, each of which has one of its own: a packet keeps the class that it had in one when it comes to
+another, and is in none of that one's classes."""
+LEAVES = range(0x7000, 0x8000)
+"""Handles of the queues of classes."""
+LAST = LEAVES[-1]
 """Handles from MAJOR to here are ours."""
 PREF = 0x6B76
 """Preference of our filter at a device's ingress; a mirror that shall see the frames has a smaller one."""
@@ -76,9 +81,9 @@ def qdisc_name(dev: str, major: int = MAJOR) -> str:
     return f"{dev} {major:x}:"
 
 
-def class_name(dev: str, minor: int) -> str:
+def class_name(dev: str, major: int, minor: int) -> str:
     """Name of a TcClass."""
-    return f"{dev} {MAJOR:x}:{minor:x}"
+    return f"{dev} {major:x}:{minor:x}"
 
 
 def is_ours(handle: str) -> bool:
