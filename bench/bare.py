@@ -65,6 +65,12 @@ def read(folder: Path) -> None:
         text = subprocess.run(argv, capture_output=True, check=True).stdout
         if not json.loads(text or b"[]") and argv[1] != "-json":
             sys.exit(f"{' '.join(argv)}: nothing there")
+    queues = json.loads(subprocess.run(("tc", "-json", "-raw", "qdisc", "show"), capture_output=True, check=True).stdout)
+    asked = "".join(f"filter show dev {q['dev']} ingress\n" for q in queues if q["kind"] == "clsact")
+    if asked:
+        shown = subprocess.run(("tc", "-json", "-batch", "-"), input=asked.encode(), capture_output=True, check=True).stdout
+        for line in shown.splitlines():
+            json.loads(line or b"[]")
     for name in ("conf", "hosts", "names"):
         for file in folder.glob(f"*/{name}"):
             file.read_text().splitlines()
