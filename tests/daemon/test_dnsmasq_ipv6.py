@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
+from kvmnet.host.clock import wait_until
 from lib.dhcp import client
 from lib.dhcp6 import INFORMATION, NO_ADDRS, Client6, Reply6, duid_ll, duid_uuid, solicit_router
 from lib.dnsmasq import apply, make_bridge, nic, pid_of, segment, wanted
@@ -126,7 +127,7 @@ def test_configuration_changes_keep_leases(driver: DnsmasqDriver) -> None:
     make_bridge(lan)
     apply(driver, wanted(lan))
     assert addresses(lease6(lan.bridge, MAC, duid_uuid(b"\x11"))) == ["fd00:1::10"]
-    before = leases(driver.paths, "lan")
+    before = wait_until(lambda: leases(driver.paths, "lan"), 5)    # written after the answer
     apply(driver, wanted(segment([nic(MAC, ip6="fd00:1::10")], subnet6=NET6, mtu=1400)))
     after = leases(driver.paths, "lan")
     assert before and [replace(lease, expiry=0) for lease in after] == [replace(lease, expiry=0) for lease in before]
