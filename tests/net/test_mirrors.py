@@ -334,6 +334,24 @@ def test_copies_of_copies_are_never_made(here: World) -> None:
     sh(f"ip neigh del {TWO[1]} dev kvb-lan")
 
 
+def test_a_vlan_of_an_uplink_is_told_from_the_rest_and_keeps_its_tag(here: World) -> None:
+    here.apply(document("{ids: {from: ['vlan:5@wan'], to: eye/nic1}}"))
+    with inside(here.outside.netns):
+        far = Capture("segment")
+    with taps() as t, far, Capture("eth0") as near:
+        frames = {name: ether("02:00:00:00:00:05", "02:00:00:00:00:06", 0x0800, says(ONE, TWO, name)[14:])
+                  for name in (b"untagged", b"in five", b"in six.", b"leaving")}
+        far.send(frames[b"untagged"])
+        far.send(tag(6, frames[b"in six."]))
+        near.send(tag(5, frames[b"leaving"]))
+        far.send(tag(0x6005, frames[b"in five"]))    # with a priority
+        t.dark.wait(b"in five")
+        t.dark.wait(b"leaving")
+        assert [t.dark.got(n) for n in frames] == [0, 1, 0, 1]
+        assert t.dark.got(tag(0x6005, frames[b"in five"])) == t.dark.got(tag(5, frames[b"leaving"])) == 1
+    here.apply(document(""))
+
+
 def test_a_limit_bounds_the_copies_and_not_the_source(here: World) -> None:
     """280,000 bytes at once: all of them arrive and are copied; with a limit all arrive, and what fits is copied."""
     for limit, copied in (("", range(200, 201)), (", limit: 100kbit", range(10, 150))):
@@ -369,3 +387,35 @@ def test_check_compares_both_ends_packet_by_packet(here: World) -> None:
     assert found["mirror all"][0] == "fail" and "were not copied to kvt-eye-1" in found["mirror all"][1]
     assert found["mirror arps"][0] == "pass"
     here.apply(document(""))
+
+
+def test_a_macvtap_is_watched_from_its_own_end() -> None:
+    """What its guest sends is copied once its guard has let it pass; what comes from the wire is what it receives."""
+    guest, other = ("52:54:00:00:63:01", "192.0.2.61"), ("02:00:00:00:63:02", "192.0.2.1")
+    text = f"""
+version: 1
+uplinks: {{wan: {{device: eth0}}}}
+networks:
+  wire: {{mode: macvtap, uplink: wan}}
+  dark: {{mode: isolated}}
+vms:
+  one: {{nics: [{{network: wire, mac: '{guest[0]}', ip: {guest[1]}}}]}}
+  eye: {{nics: [{{network: dark, receives: copies}}]}}
+mirrors: {{ids: {{from: [one], to: eye}}}}
+"""
+    with world() as made:
+        made.apply(text)
+        assert made.drift() == []
+        with inside(made.outside.netns):
+            far = Capture("segment")
+        with far, Tap.of_macvtap("kvt-one-0") as one, Tap("kvt-eye-0") as eye:
+            wait_until(lambda: "noop" not in sh("ip link show kvt-eye-0"), 10, 0.05)
+            one.send(ether(other[0], other[0], 0x0800, says(guest, other, b"forged")[14:]))
+            one.send(says(guest, other, b"honest"))
+            assert len(got(far, b"honest")) == 1
+            far.send(says(other, guest, b"answer"))
+            one.wait(b"answer")
+            eye.wait(b"answer")
+            assert [eye.got(n) for n in (b"forged", b"honest", b"answer")] == [0, 1, 1]
+        made.destroy()
+        assert "clsact" not in sh("tc qdisc show")
