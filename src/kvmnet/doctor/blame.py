@@ -33,6 +33,16 @@ def by_rule(scene: Scene, context: Context, passage: Passage, asked: bool) -> Fi
         fix=() if unknown else cure(scene, context, passage, step, family, table))
 
 
+def by_limit(passage: Passage) -> Finding:
+    """Of a chain that lets the packet pass as long as its limits are not reached."""
+    limits = passage.limits
+    return Finding(
+        code="limited", severity=Severity.NOTE, where=passage.chain, certainty=Certainty.PROVED,
+        what=f"{len(limits)} limit{'s' if len(limits) > 1 else ''} let the packet pass as long as {'they are' if len(limits) > 1 else 'it is'} not reached",
+        why="a rate is used up by other packets, which cannot be told from here; what was dropped is counted: kvmnet status --drops, nft list ruleset",
+        evidence=tuple(dict.fromkeys(f"{s.place}: {s.text}" for s in limits)))
+
+
 def bridged(context: Context, passage: Passage) -> bool:
     """Whether rules of IP judge what only passes a bridge."""
     return passage.layer == "ip" and context.crossing

@@ -10,15 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from kvmnet.doctor.judge import Judgement, Step, Verdict, judge
+from kvmnet.doctor.judge import LIMIT, Judgement, Step, Verdict, judge
 from kvmnet.doctor.packet import ICMP, ICMP6, STATES, TCP, UNKNOWN, Context, Packet, Tracked
 from kvmnet.doctor.ruleset import Ruleset
 
 CONNTRACK = -200
 """NF_IP_PRI_CONNTRACK."""
+NAT = -100
+"""NF_IP_PRI_NAT_DST: from here on a flow has the marks of NAT in its status, also where nothing was translated."""
 NETFILTER = {"prerouting": 0, "forward": -1, "input": 1 << 31, "output": 1 << 31, "postrouting": (1 << 31) - 1}
 """Where br_netfilter stands at a hook of the bridge; nowhere at two of them."""
+BEGINNINGS = ("prerouting", "output")
+"""Hooks at which a packet comes to connection tracking."""
 HOST, MULTICAST, OTHER = 0, 2, 3
 """Kinds of ``meta pkttype``."""
 
@@ -45,8 +50,13 @@ class Passage:
     @property
     def reasons(self) -> list[Step]:
         """The words that made the verdict."""
-        steps = self.judgement.steps
+        steps = [s for s in self.judgement.steps if s.verdict != LIMIT]
         return [s for s in steps if s.verdict != "accept"] if self.verdict is Verdict.UNKNOWN else steps[-1:]
+
+    @property
+    def limits(self) -> list[Step]:
+        """Rules that were judged as if their limits were not reached."""
+        return [s for s in self.judgement.steps if s.verdict == LIMIT]
 
 
 @dataclass
@@ -60,6 +70,10 @@ class Rules:
     """Whether br_netfilter looks into tagged frames, too."""
     tracks: frozenset[int] | None = None
     """IP versions whose flows are tracked; None: as the rules need it."""
+
+    @cached_property
+    def translates(self) -> bool:
+        return any(c.type == "nat" for c in self.ruleset.chains())
 
     def tracked(self, version: int) -> bool:
         """Conntrack works as soon as a rule of the family asks for it (nf_ct_netns_get())."""
@@ -85,6 +99,8 @@ def at_hook(rules: Rules, context: Context, layer: str, hook: str, device: str =
             continue
         if chain.priority > CONNTRACK:
             track(rules, context, layer, hook)
+        if (chain.priority >= NAT or hook not in BEGINNINGS) and context.tracked and rules.translates:
+            context.tracked.status = UNKNOWN
         if chain.type == "nat" and (decided or context.tracked is None or context.tracked.state != STATES["new"]):
             continue
         said = judge(rules.ruleset, chain, context)
@@ -97,9 +113,8 @@ def at_hook(rules: Rules, context: Context, layer: str, hook: str, device: str =
 
 def track(rules: Rules, context: Context, layer: str, hook: str) -> None:
     """Connection tracking meets the packet, the first time that it passes its place."""
-    if layer == "ip" and hook in ("prerouting", "output") and context.tracked is None and rules.tracked(context.packet.version):
-        status = UNKNOWN if any(c.type == "nat" for c in rules.ruleset.chains()) else 0
-        context.tracked = replace(context.flow) if context.flow is not None else Tracked(state=first_state(context.packet), status=status)
+    if layer == "ip" and hook in BEGINNINGS and context.tracked is None and rules.tracked(context.packet.version):
+        context.tracked = replace(context.flow) if context.flow is not None else Tracked(state=first_state(context.packet))
 
 
 def first_state(packet: Packet) -> int:

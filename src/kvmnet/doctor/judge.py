@@ -16,7 +16,18 @@ from typing import Any
 from kvmnet.doctor.expressions import holding, kind_of, value
 from kvmnet.doctor.fields import BITMASKS, FIELDS
 from kvmnet.doctor.packet import ABSENT, STATES, UNKNOWN, Context, Special, Tracked, Value
-from kvmnet.doctor.ruleset import Chain, Kind, Rule, Ruleset, Table, fits, pattern, unclear
+from kvmnet.doctor.ruleset import (
+    Chain,
+    Kind,
+    Limited,
+    Rule,
+    Ruleset,
+    Table,
+    fits,
+    limited,
+    pattern,
+    unclear,
+)
 
 Json = Any
 DEPTH = 16
@@ -41,7 +52,7 @@ class Step:
     handle: int
     """0 of a policy."""
     verdict: str
-    """accept, drop, reject, unknown; or what was changed: ``dnat to ...``."""
+    """accept, drop, reject, unknown; ``LIMIT`` where a limit was taken as not reached; or what was changed: ``dnat to ...``."""
     comes: str = ""
     """The chain at the hook from which a jump led here; '' where it is the same."""
 
@@ -63,6 +74,7 @@ QUIET_XT = frozenset({"comment", "LOG", "NFLOG", "CHECKSUM", "TCPMSS", "TRACE"})
 """Extensions of xtables that pass every packet on."""
 UNSURE = frozenset({"limit", "quota", "ct count", "xt", "connlimit", "numgen", "meter"})
 """Statements that let a packet pass or not by what happened before, or that nft does not tell."""
+LIMIT = "limit"
 ENDS = {"accept": Verdict.ACCEPT, "unknown": Verdict.UNKNOWN}
 """What the last word means; every other one loses the packet."""
 NAT = frozenset({"dnat", "snat", "masquerade", "redirect"})
@@ -76,6 +88,8 @@ class Walk:
         self.judgement = Judgement(Verdict.ACCEPT)
         self.possible: list[str] = []
         """Verdicts of rules that may match."""
+        self.reckoned = False
+        """Whether the rule was judged as if a limit were not reached."""
 
     def run(self) -> Judgement:
         end = self.chain(self.base, certain=True, depth=0)
@@ -95,6 +109,8 @@ class Walk:
         here; what may only match is noted in ``possible`` and passed by."""
         for rule in chain.rules:
             matched, verdict, target = self.rule(chain, rule, certain)
+            if self.reckoned:
+                self.note(chain, rule, LIMIT)
             if matched is False or not verdict:
                 continue
             sure = matched is True
@@ -125,7 +141,7 @@ class Walk:
     def rule(self, chain: Chain, rule: Rule, certain: bool) -> tuple[Matched, str, str]:
         """(whether it matches, its verdict, the chain that it jumps to)."""
         matched: Matched = True
-        self.context.asked = set()
+        self.context.asked, self.reckoned = set(), False
         name: str
         body: Json
         for statement in rule.statements:
@@ -147,11 +163,11 @@ class Walk:
             elif name in NAT:
                 return self.nat(chain, rule, name, body, matched, certain)
             elif name in UNSURE:
-                held = UNKNOWN
+                held = self.within(limited(statement))
                 if name == "xt":
                     matched = UNKNOWN
             elif name == "set":
-                held = UNKNOWN if UNSURE & {n for s in body.get("stmt", ()) for n in s} else self.known(body["elem"])
+                held = self.counted(body)
             else:
                 held = self.act(name, body, sure=certain and matched is True)
                 if held is UNKNOWN and name not in ("mangle",):
@@ -163,6 +179,21 @@ class Walk:
         if any("xt" in s and not (s["xt"] and (s["xt"].get("type") == "match" or s["xt"].get("name") in QUIET_XT)) for s in rule.statements if isinstance(s, Mapping)):
             return UNKNOWN, "unknown", ""
         return matched, "", ""
+
+    def within(self, asked: Limited | None) -> Matched:
+        """What a limit says of a packet that is alone."""
+        if asked is None or not self.context.alone:
+            return UNKNOWN
+        self.reckoned = True
+        return asked is Limited.WITHIN
+
+    def counted(self, body: Json) -> Matched:
+        """A statement that writes into a set, with a limit for each element or without."""
+        held = self.known(body["elem"])
+        for statement in body.get("stmt", ()):
+            if UNSURE & statement.keys() and held is not False:
+                held = self.within(limited(statement))
+        return held
 
     def known(self, expression: Json) -> Matched:
         """Whether the packet has what an element is made of."""
@@ -179,6 +210,9 @@ class Walk:
             there = holding(right, kind, self.table).find(found)
             if isinstance(there, Special) or (there is not None and there[0] is UNKNOWN):
                 return UNKNOWN
+            if there is not None and isinstance(there[0], Limited):
+                held = self.within(there[0])
+                return held if held is UNKNOWN else held is (op != "!=")
             return (there is not None) is (op != "!=")
         if isinstance(right, Mapping) and not ("range" in right or "prefix" in right):
             wanted: Any = value(right, self.context, self.table, kind)
@@ -197,7 +231,7 @@ class Walk:
         found = holding(body["data"], kind_of(body["key"]), self.table).find(key)
         if found is None:
             return False, "", ""
-        if isinstance(found, Special) or found[0] is UNKNOWN:
+        if isinstance(found, Special) or found[0] is UNKNOWN or isinstance(found[0], Limited):
             return UNKNOWN, "unknown", ""
         verdict, more = next(iter(found[0].items()))
         return True, verdict, more["target"] if isinstance(more, Mapping) else ""

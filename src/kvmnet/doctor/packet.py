@@ -247,6 +247,8 @@ class Context:
     """It only passes a bridge, and rules of IP see it by br_netfilter."""
     asked: set[str] = field(default_factory=set)
     """Headers that the rule has asked for already."""
+    alone: bool = False
+    """Whether limits are taken as not reached: one packet is within any rate. Else nobody can tell what a limit says."""
     linked: bool = True
     """Whether it has a link-layer header: what the host itself sends has none before it leaves."""
 

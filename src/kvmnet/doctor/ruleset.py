@@ -4,6 +4,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from ipaddress import ip_network
 from typing import Any, TypeAlias
 
@@ -201,6 +202,21 @@ def mentions(part: Json, word: str) -> bool:
 STATEFUL = frozenset({"limit", "quota", "ct count"})
 
 
+class Limited(Enum):
+    """What stands for an element that is only there within, or only beyond, a limit of its own."""
+
+    WITHIN = "within"
+    BEYOND = "beyond"
+
+
+def limited(body: Json) -> Limited | None:
+    """What an element, or a statement, with a rate or a number of flows asks; None for other states (a quota counts for ever)."""
+    asked = [body[name] for name in ("limit", "ct count") if isinstance(body.get(name), Mapping)]
+    if not asked or STATEFUL & body.keys() - {"limit", "ct count"}:
+        return None
+    return Limited.BEYOND if any(a.get("inv") for a in asked) else Limited.WITHIN
+
+
 def index(items: Iterable[Json], kind: Kind) -> Elements:
     """Elements of a set, or pairs of a map."""
     found = Elements()
@@ -208,7 +224,7 @@ def index(items: Iterable[Json], kind: Kind) -> Elements:
         key, data = item if isinstance(item, Sequence) and not isinstance(item, str) and len(item) == 2 else (item, True)
         if isinstance(key, Mapping) and "elem" in key:
             body = key["elem"]
-            data = UNKNOWN if STATEFUL & body.keys() else data
+            data = (data is True and limited(body)) or UNKNOWN if STATEFUL & body.keys() else data
             key = body["val"]
         if key == "*":
             found.default = [data]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from kvmnet.doctor.blame import by_rule
+from kvmnet.doctor.blame import by_limit, by_rule
 from kvmnet.doctor.ends import End
 from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.hooks import Passage, at_hook, bridge_hook
@@ -97,6 +97,8 @@ class Trip:
             self.hop(passage.chain, "rules", f"{passage.layer} {passage.hook}{' at ' + where if where else ''}: {', '.join([str(passage.verdict), *changed])}")
             if passage.verdict is not Verdict.ACCEPT:
                 self.find(by_rule(self.scene, self.context, passage, self.asked))
+            elif passage.limits and not self.asked:
+                self.find(by_limit(passage))
 
     def at(self, layer: str, hook: str, *, iif: str = "", oif: str = "", where: str = "", above: int = -(1 << 40), upto: int = 1 << 40) -> list[Passage]:
         """Asks the chains of a hook."""
@@ -117,4 +119,4 @@ def begin(scene: Scene, packet: Packet, flow: Tracked | None = None, asked: bool
     groups = {name: int(g) if str(g := link.get("group", 0)).isdigit() else 0 for name, link in scene.links.items()}
     kinds = {name: 772 for name, link in scene.links.items() if link.get("link_type") == "loopback"}
     kinds |= {name: 65534 for name, link in scene.links.items() if link.get("link_type") == "none"}
-    return Trip(scene, Context(packet, fib=fib(scene), flow=flow, groups=groups, kinds=kinds), asked=asked)
+    return Trip(scene, Context(packet, fib=fib(scene), flow=flow, groups=groups, kinds=kinds, alone=True), asked=asked)

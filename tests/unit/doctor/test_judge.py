@@ -19,7 +19,7 @@ def match(left: Any, right: Any, op: str = "==") -> dict[str, Any]:
     return {"match": {"op": op, "left": left, "right": right}}
 
 
-def port(number: int) -> dict[str, Any]:
+def port(number: int | str) -> dict[str, Any]:
     return match({"payload": {"protocol": "udp", "field": "dport"}}, number)
 
 
@@ -35,9 +35,9 @@ def chain(*rules: list[Any], policy: str = "accept", more: dict[str, list[list[A
     return found
 
 
-def asked(items: list[Any]) -> Verdict:
+def asked(items: list[Any], **context: Any) -> Verdict:
     packet = made((BROADCAST, NO_MAC), "10.0.0.1", "10.0.0.2", UDP, (1000, 53))
-    return verdict(at_hook(Rules(parse(items)), Context(packet, iif="br0"), "ip", "input"))
+    return verdict(at_hook(Rules(parse(items)), Context(packet, iif="br0", **context), "ip", "input"))
 
 
 JUMP, GOTO = {"jump": {"target": "d"}}, {"goto": {"target": "d"}}
@@ -65,6 +65,29 @@ JUMP, GOTO = {"jump": {"target": "d"}}, {"goto": {"target": "d"}}
 ])
 def test_what_is_not_known_is_no_verdict(items: list[Any], said: Verdict) -> None:
     assert asked(items) is said
+
+
+OVER = {"limit": {"rate": 5, "burst": 5, "per": "second", "inv": True}}
+CROWDED = {"ct count": {"val": 5, "inv": True}}
+
+
+def elements(*bodies: dict[str, Any]) -> dict[str, Any]:
+    return {"set": {"family": "inet", "table": "t", "name": "s", "type": "inet_service", "elem": [{"elem": {"val": 53, **b}} for b in bodies]}}
+
+
+@pytest.mark.parametrize(("items", "said"), [
+    (chain([LIMIT, ACCEPT], policy="drop"), Verdict.ACCEPT),
+    (chain([OVER, DROP]), Verdict.ACCEPT),
+    (chain([CROWDED, DROP]), Verdict.ACCEPT),
+    (chain([{"quota": {"val": 5, "val_unit": "bytes", "inv": True}}, DROP]), Verdict.UNKNOWN),
+    ([*chain([port("@s"), DROP]), elements(OVER)], Verdict.ACCEPT),
+    ([*chain([port("@s"), DROP]), elements(LIMIT)], Verdict.DROP),
+    ([*chain([port("@s"), DROP]), elements({"quota": {"val": 5}})], Verdict.UNKNOWN),
+])
+def test_a_packet_that_is_alone_is_within_every_limit(items: list[Any], said: Verdict) -> None:
+    assert asked(items, alone=True) is said
+    if said is not Verdict.UNKNOWN:
+        assert asked(items) is Verdict.UNKNOWN
 
 
 def test_an_accept_is_not_final() -> None:

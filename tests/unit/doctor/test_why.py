@@ -116,7 +116,8 @@ BAD: dict[str, tuple[str, str, str, Callable[[Facts], Any]]] = {
     "wrong-segment": ("host@10.1.0.1", "vm3", "w0", lambda f: f["routes4"].append({"dst": "10.1.0.13", "dev": "w0", "type": "unicast", "flags": []})),
     "proxy-arp": ("vm1", "vm2", "br0", lambda f: (f["sysctls"].update({"net/ipv4/conf/br0/proxy_arp": "1"}))),
     "facts-missing": ("vm1", "vm2", "nft", lambda f: f.update(missing={"nft": "Operation not permitted"})),
-    "rule-unknown": ("vm3", "outside", "ip nat post", lambda f: f["nft"][2]["rule"]["expr"].insert(0, {"limit": {"rate": 1, "per": "second"}})),
+    "rule-unknown": ("vm3", "outside", "ip nat post", lambda f: f["nft"][2]["rule"]["expr"].insert(0, {"quota": {"val": 1, "val_unit": "mbytes", "inv": True}})),
+    "limited": ("vm3", "outside", "ip nat post", lambda f: f["nft"][2]["rule"]["expr"].insert(0, {"limit": {"rate": 1, "per": "second"}})),
 }
 
 
@@ -138,7 +139,7 @@ def test_one_thing_wrong(code: str) -> None:
     report = why(scene(change), a.partition("@")[0], b, Probe("tcp", 443) if code == "nobody-listens" else Probe())
     found = [f for f in report.findings if f.code == code]
     assert found and found[0].where == where, report.findings
-    assert (report.state is State.OK) is (code in ("mtu-bridge", "bond-no-partner"))
+    assert (report.state is State.OK) is (code in ("mtu-bridge", "bond-no-partner", "limited"))
     assert found[0].why and found[0].what
 
 

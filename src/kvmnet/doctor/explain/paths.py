@@ -8,6 +8,7 @@ from kvmnet.doctor.explain.entry import Cause, Entry
 CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "rule-drop": ("A rule or policy of a firewall drops the packet; an accept in another table does not overrule it.", ("add an accept in the chain that is named, before the rule",)),
     "arp-drop": ("A rule drops the question who has the address (ARP, neighbour solicitation), so nothing is ever sent to it.", ("let ARP and ICMPv6 135, 136 pass in that chain",)),
+    "limited": ("Rules drop what is above a rate or a number of flows; one packet alone is within them.", ("kvmnet status --drops", "nft list ruleset")),
     "rule-unknown": ("A rule asks for something that only the live system can tell; it may lose the packet.", ("kvmnet why A B   # without --facts a packet is sent",)),
     "bridge-netfilter": ("br_netfilter sends frames that only cross a bridge through the rules of IP, and one of them drops them.",
                          ("accept bridged frames there: iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT", "or net.bridge.bridge-nf-call-iptables=0, where nothing relies on it (Docker and Kubernetes do)")),
