@@ -9,11 +9,11 @@ from lib.world import same, snapshot, steady, world
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = {p.stem: p for p in (*sorted((ROOT / "examples").glob("*.yaml")), *sorted((ROOT / "tests/golden").glob("*.yaml")))}
-IN_LAB = frozenset({"bond-vlan", "macvtap", "vlans"})
+IN_LAB = frozenset({"bond-vlan", "classes", "macvtap", "vlans"})
 """Documents that need what only a whole kernel has: bonds, VLANs."""
-ELSEWHERE = frozenset({"sriov", "vrf", "wireguard"})
+ELSEWHERE = frozenset({"sriov", "tuning", "vrf", "wireguard"})
 """Documents that need something at the other end: a NIC with VFs (tests/lab/test_sriov.py), a router for each tenant
-(tests/lab/test_vrf.py), another host behind a tunnel (tests/lab/test_wireguard.py)."""
+(tests/lab/test_vrf.py), another host behind a tunnel (tests/lab/test_wireguard.py), the first network namespace, which alone has the settings."""
 
 
 def live_through(name: str) -> None:
