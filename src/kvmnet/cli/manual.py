@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 from kvmnet import __version__
-from kvmnet.cli.main import COMMANDS, USAGE_ERROR, cli
+from kvmnet.cli.main import COMMANDS, FULL, USAGE_ERROR, cli
 from kvmnet.doctor.rules.table import SUBJECTS
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.qemu.resources import GuestNic
@@ -29,8 +29,10 @@ BEGIN, END = "<!-- generated: begin -->", "<!-- generated: end -->"
 EXIT_CODES: tuple[tuple[int, str], ...] = (
     (0, "Done, or nothing to do."),
     (KvmnetError.exit_code, "Another error that the message explains; for check: a claim failed; for explain: nothing is known of the words; "
-                               "for doctor: something blocks or degrades."),
+                               "for doctor: something blocks or degrades; for why: something is in the way; for capture: what was watched is gone; "
+                               "for bench: a figure is not as it should be, or became worse."),
     (2, "plan: there are changes."),
+    (3, "why: it cannot be told."),
     (SpecError.exit_code, "The document is wrong. Every problem is printed with its line; nothing was changed."),
     (HostCannot.exit_code, "This host lacks what the document needs: a tool, a kernel feature, a privilege."),
     (ConflictError.exit_code, "Something that is not kvmnet's is in the way, another change is under way, or the host "
@@ -38,6 +40,7 @@ EXIT_CODES: tuple[tuple[int, str], ...] = (
     (ApplyFailed.exit_code, "A step failed and everything was rolled back."),
     (RollbackFailed.exit_code, "A step failed and the host could not be brought back; kvmnet recover tries again."),
     (USAGE_ERROR, "The command line is wrong."),
+    (FULL, "The output cannot be written: the disk is full."),
     (130, "Stopped by Ctrl-C."),
 )
 """Exit code -> meaning, as the man page and the guide say it."""
