@@ -177,7 +177,7 @@ def test_a_packet_confirms_which_rule_ended_it(place: Paths, name: str) -> None:
 
 def test_a_packet_settles_what_nobody_can_tell(place: Paths) -> None:
     try:
-        sh("nft 'add table inet wall; add chain inet wall c { type filter hook forward priority 0; policy drop; }; add rule inet wall c limit rate 100/second burst 50 packets accept'")
+        sh("nft 'add table inet wall; add chain inet wall c { type filter hook forward priority 0; policy drop; }; add rule inet wall c quota 100 mbytes accept'")
         scene = read(capture(place))
         report = why(scene, FIRST, FAR, PING)
         assert report.state is State.UNKNOWN

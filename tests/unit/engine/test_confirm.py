@@ -91,6 +91,7 @@ def test_killed_command_is_taken_back_by_its_timer(engine: Engine, host: FakeHos
 def test_the_end_of_the_session_does_not_reach_the_timer(engine: Engine, host: FakeHost) -> None:
     def session() -> None:
         os.setsid()
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it (nohup)
         go(engine, 3.0)  # time enough to look, on a busy machine too
         os.killpg(0, signal.SIGHUP)
 

@@ -182,6 +182,7 @@ def test_a_command_that_is_told_to_end_rolls_back_first(engine: Engine, host: Fa
 
     def work() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore it (nohup)
         engine.probe = told
         host.fault = lambda step: os.kill(os.getpid(), number) if ready else None
         engine.converge(want(LAN, TAP), change())

@@ -176,7 +176,7 @@ static void counted(int fd, const char *whom, int port, u32 id, int last)
     struct counts c;
     struct pollfd ready = {fd, POLLIN, 0};
     u32 before = ~0u;
-    for (int tries = 0; tries < 50; tries++) {    /* until the count stands still: what is queued is received, too */
+    for (int tries = 0; tries < 300; tries++) {    /* half a minute on a busy machine; until the count stands still: what is queued is received, too */
         m.seq = htonl((u32)tries);
         sendto(fd, &m, sizeof m, 0, &who.any, length);
         if (poll(&ready, 1, 100) < 1 || recv(fd, &c, sizeof c, 0) != sizeof c || c.mark.run != m.run || c.mark.seq != m.seq)

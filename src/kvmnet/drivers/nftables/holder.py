@@ -19,6 +19,8 @@ from kvmnet.policy.keeper import HELD
 
 START_TIMEOUT = 30.0
 """Seconds until the tables must be held."""
+GONE = 30.0
+"""Seconds until a keeper that was told to end is gone: on a busy machine it may be loading a table."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,7 @@ class Holder:
             handle = os.pidfd_open(pid)
             try:
                 signal.pidfd_send_signal(handle, signal.SIGTERM)
-                wait_until(lambda: program.start_time(pid) != record["start"], 5.0, 0.002)
+                wait_until(lambda: program.start_time(pid) != record["start"], GONE, 0.002)
             finally:
                 os.close(handle)
         (self.folder / "keeper.json").unlink(missing_ok=True)
