@@ -10,7 +10,7 @@ copies the tunnel packets of any mirror, whatever way they take.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from zlib import crc32
 
@@ -24,10 +24,11 @@ from kvmnet.modes.hosted import stable_mac
 from kvmnet.policy.places import Direction, Layout, Place, places
 from kvmnet.policy.rates import bucket
 from kvmnet.spec.frames import FOUND, condition
-from kvmnet.spec.mirrors import Mirror, VxlanTunnel
+from kvmnet.spec.mirrors import ErspanTunnel, GreTunnel, Mirror, VxlanTunnel
 from kvmnet.spec.models import Spec
 from kvmnet.spec.names import mirror_name, nic_name, tap_name
 
+GRE = 47
 TUNNEL_MTU = 1500
 """Bytes. The device only carries copies, whose size nothing checks: a larger one travels in fragments as well."""
 
@@ -131,12 +132,14 @@ def tagged(place: Place) -> Node:
 
 def own_packets(spec: Spec) -> Iterator[Node]:
     """Packets by which copies travel to other machines, of every mirror of the document."""
-    found = {(m.to.tunnel.remote, m.to.tunnel.port) for m in spec.mirrors.values() if m.to.tunnel}
+    found = {(t.remote, t.port if isinstance(t, VxlanTunnel) else 0) for m in spec.mirrors.values() if (t := m.to.tunnel)}
     return (tunnel_packets(remote, port) for remote, port in sorted(found))
 
 
 def tunnel_packets(remote: str, port: int) -> Node:
-    """UDP to the receiver's port. Fragments tell no port: those to the receiver count."""
+    """UDP to the receiver's port, or GRE (port 0). Fragments tell no port: those to the receiver count."""
+    if not port:
+        return every(tree.network("dst", remote, (tree.IP,)), Is(Field(23, 1), GRE))
     if ip_address(remote).version == 4:
         later, first = Not(Is(Field(20, 2, 0x1FFF), 0)), Is(Field(tree.HEADER + 2, 2, transport=True), port)
         return every(tree.network("dst", remote, (tree.IP,)), Is(Field(23, 1), tree.UDP), some(later, first))
@@ -144,13 +147,21 @@ def tunnel_packets(remote: str, port: int) -> Node:
     return every(tree.network("dst", remote, (tree.IP6,)), some(Is(Field(20, 1), tree.FRAGMENT), whole))
 
 
-def tunnel(name: str, wish: VxlanTunnel) -> list[Resource]:
+def tunnel(name: str, wish: VxlanTunnel | GreTunnel | ErspanTunnel) -> list[Resource]:
     """The device by which copies travel. It goes up when it takes nothing in, and not before."""
     device = mirror_name(name)
     mac = stable_mac(f"mirror {name}")
-    link = Link(name=device, type="vxlan", parent="", mtu=TUNNEL_MTU, mac=mac, master="",
-                alias=f"kvmnet mirror {name}", addrgenmode="none", vxlan_vni=wish.vni, vxlan_local=wish.local or "",
-                vxlan_group=wish.remote, vxlan_port=wish.port, vxlan_ttl=wish.ttl, vxlan_learning=False, vxlan_df="unset")
+    bare = Link(name=device, mtu=TUNNEL_MTU, mac=mac, master="", alias=f"kvmnet mirror {name}", addrgenmode="none")
+    if isinstance(wish, VxlanTunnel):
+        link = replace(bare, type="vxlan", parent="", vxlan_vni=wish.vni, vxlan_local=wish.local or "", vxlan_group=wish.remote,
+                       vxlan_port=wish.port, vxlan_ttl=wish.ttl, vxlan_learning=False, vxlan_df="unset")
+    else:
+        link = replace(bare, gre_remote=wish.remote, gre_local=wish.local or "", gre_ttl=wish.ttl)
+        if isinstance(wish, GreTunnel):
+            link = replace(link, type="gretap", gre_key=-1 if wish.key is None else wish.key)
+        else:
+            link = replace(link, type="erspan", gre_key=wish.session, erspan_version=wish.version,
+                           erspan_index=wish.index if wish.version == 1 else None)
     return [link, Shut(name=device, dev=device, whole=True, up=True)]
 
 

@@ -71,6 +71,24 @@ class VxlanTunnel(Tunnel):
     """UDP port."""
 
 
+class GreTunnel(Tunnel):
+    """Copies in GRE over IPv4 (RFC 2784, transparent Ethernet bridging)."""
+
+    key: Annotated[int, Field(ge=0, le=4294967295)] | None = None
+    """Key (RFC 2890); none when not given."""
+
+
+class ErspanTunnel(Tunnel):
+    """Copies in ERSPAN over IPv4, the GRE of mirrors (draft-foschiano-erspan)."""
+
+    session: Annotated[int, Field(ge=0, le=1023)]
+    """Number of the session."""
+    version: Literal[1, 2] = 1
+    """1: type II, with an index; 2: type III."""
+    index: Annotated[int, Field(ge=1, le=1048575)] = 1
+    """version 1: index of the mirrored port."""
+
+
 class Receiver(Part):
     """Where copies go: one of the following. A text alone is a NIC."""
 
@@ -80,6 +98,10 @@ class Receiver(Part):
     """A device of the host for copies alone, e.g. a NIC with an analyser behind it."""
     vxlan: VxlanTunnel | None = None
     """Another machine, by VXLAN."""
+    gre: GreTunnel | None = None
+    """Another machine, by GRE."""
+    erspan: ErspanTunnel | None = None
+    """Another machine, by ERSPAN."""
 
     @model_validator(mode="before")
     @classmethod
@@ -96,8 +118,8 @@ class Receiver(Part):
         return self.nic or (f"device {self.device}" if self.device else f"{kind} to {self.tunnel.remote if self.tunnel else ''}")
 
     @property
-    def tunnel(self) -> VxlanTunnel | None:
-        return self.vxlan
+    def tunnel(self) -> VxlanTunnel | GreTunnel | ErspanTunnel | None:
+        return self.vxlan or self.gre or self.erspan
 
 
 class Mirror(Part):

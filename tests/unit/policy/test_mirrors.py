@@ -9,11 +9,12 @@ import pytest
 from kvmnet.bpf.code import as_text, program
 from kvmnet.compile import Compiled, compile_spec
 from kvmnet.drivers.linux.resources import Address, Link, Route
+from kvmnet.drivers.linux.wire import parse_links
 from kvmnet.drivers.linux.words import create_link
 from kvmnet.drivers.mirror import wire
 from kvmnet.drivers.mirror.resources import FIRST, LAST, Copy, Shut
 from kvmnet.engine.plan import Create, Delete
-from kvmnet.engine.resource import Key, Resource
+from kvmnet.engine.resource import Key, Resource, diff
 from kvmnet.facts.model import Facts
 from kvmnet.policy.mirrors import numbers, tunnel_packets
 from kvmnet.spec.allocate import allocate
@@ -111,6 +112,8 @@ def test_packets_of_tunnels_are_known_whatever_they_carry() -> None:
     yes = [ip4(*ends, 17, packet), ip4(*ends, 17, packet[8:], frag=0xB9), ip4(*ends, 17, packet, options=bytes(4))]
     no = [ip4(*ends[::-1], 17, packet), ip4(*ends, 17, udp(*ends, 4789, 5)), ip4(*ends, 6, tcp(*ends, 5, 4789))]
     assert [bpf.run(four, ether(B, A, 0x0800, p)) for p in (*yes, *no)] == [1, 1, 1, 0, 0, 0]
+    carried = program(tunnel_packets("192.0.2.9", 0), 1)
+    assert [bpf.run(carried, ether(B, A, 0x0800, p)) for p in (ip4(*ends, 47, b"gre"), ip4(*ends[::-1], 47, b"gre"), *yes)] == [1, 0, 0, 0, 0]
     packet = udp(*ends6, 5, 4789, b"x")
     found = [ip6(*ends6, 17, packet), ip6(*ends6, 44, bytes(8) + packet), ip6(*ends6[::-1], 17, packet), ip6(*ends6, 6, tcp(*ends6, 5, 4789))]
     assert [bpf.run(six, ether(B, A, 0x86DD, p)) for p in found] == [1, 1, 0, 0]
@@ -124,6 +127,29 @@ def test_a_tunnel_goes_up_when_it_takes_nothing_in() -> None:
     assert [str(line) for line in wire.opening(Create(shut))] == ["link set dev kvm-m up"]
 
 
+# As `ip -d -j link` shows them on Linux 6.1, without what is not read.
+TUNNELS = {
+    "gretap": {"remote": "192.0.2.9", "local": "192.0.2.1", "ttl": 64, "pmtudisc": False, "ignore_df": True, "ikey": "0.0.0.7", "okey": "0.0.0.7"},
+    "erspan": {"remote": "192.0.2.9", "local": "any", "ttl": 64, "pmtudisc": False, "ignore_df": True, "ikey": "0.0.0.5", "okey": "0.0.0.5",
+               "iseq": True, "oseq": True, "erspan_index": 123, "erspan_ver": 1},
+}
+WISHES = {"gretap": "{gre: {remote: 192.0.2.9, local: 192.0.2.1, key: 7}}", "erspan": "{erspan: {remote: 192.0.2.9, session: 5, index: 123}}"}
+TOLD = {"gretap": "type gretap remote 192.0.2.9 local 192.0.2.1 ttl 64 key 7 nopmtudisc ignore-df",
+        "erspan": "type erspan remote 192.0.2.9 ttl 64 key 5 erspan_ver 1 erspan 123 seq nopmtudisc ignore-df"}
+
+
+@pytest.mark.parametrize("kind", TUNNELS)
+def test_tunnels_are_read_as_they_are_told(kind: str) -> None:
+    wanted = next(r for r in compiled("one", to=WISHES[kind]).wanted.values() if isinstance(r, Link) and r.name == "kvm-m")
+    lines = [str(line) for line in create_link(wanted)]
+    assert lines[0] == f"link add dev kvm-m address {wanted.mac} {TOLD[kind]}"
+    assert lines[1] == "link set dev kvm-m addrgenmode none", "before it is up and has made itself an address"
+    item = {"ifname": "kvm-m", "flags": ["UP"], "mtu": 1500, "link_type": "ether", "address": wanted.mac, "inet6_addr_gen_mode": "none",
+            "ifalias": "kvmnet mirror m", "linkinfo": {"info_kind": kind, "info_data": TUNNELS[kind]}}
+    (seen,) = parse_links([item], lambda name: 0)
+    assert diff(seen, wanted) == {}
+
+
 def test_numbers_stay_and_never_meet() -> None:
     many = [f"m{i}" for i in range(3000)]
     found = numbers(many)
@@ -134,6 +160,9 @@ def test_numbers_stay_and_never_meet() -> None:
 @pytest.mark.parametrize(("sources", "to", "path", "words"), [
     ("'uplink:wan'", "{vxlan: {remote: 198.51.100.1, vni: 1}}", "from[0]", "leave by uplink wan themselves"),
     ("one", "{vxlan: {remote: 192.0.2.2, vni: 1}}", "to.vxlan.remote", "is this host"),
+    ("'uplink:wan'", "{gre: {remote: 198.51.100.1}}", "from[0]", "leave by uplink wan themselves"),
+    ("one", "{gre: {remote: '2001:db8::1'}}", "to.gre.remote", "over IPv4"),
+    ("one", "{erspan: {remote: '2001:db8::1', session: 1}}", "to.erspan.remote", "over IPv4"),
 ])
 def test_refused_on_this_host(sources: str, to: str, path: str, words: str) -> None:
     found = check(loads(DOCUMENT.format(sources=sources, direction="both", to=to)).spec, FACTS)
@@ -161,7 +190,7 @@ def test_a_kernel_without_mirrors_is_said() -> None:
     spec = loads(DOCUMENT.format(sources="one", direction="both", to="eye/c")).spec
     without = Facts(state=FACTS.state, features={**FACTS.features, "tc-mirror": "no act_mirred"})
     assert [p.message for p in lacking(spec, without) if p.path == "mirrors.m"] == ["this host cannot copy frames: no act_mirred"]
-    for to, feature in (("{vxlan: {remote: 192.0.2.9, vni: 1}}", "vxlan"),):
+    for to, feature in (("{gre: {remote: 192.0.2.9}}", "gre"), ("{vxlan: {remote: 192.0.2.9, vni: 1}}", "vxlan")):
         spec = loads(DOCUMENT.format(sources="one", direction="both", to=to)).spec
         without = Facts(state=FACTS.state, features={**FACTS.features, feature: "not here"})
         assert [p.message for p in lacking(spec, without) if p.path == "mirrors.m"] == ["this host cannot copy frames: not here"]

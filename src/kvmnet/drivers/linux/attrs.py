@@ -6,7 +6,7 @@ A row of ``LINK`` is read from the link itself, one of ``BRIDGE`` from its bridg
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from typing import Any, NamedTuple
 
 Read = Callable[[Mapping[str, Any]], Any]
@@ -92,6 +92,19 @@ VXLAN: dict[str, Attr] = {
     "vxlan_learning": Attr(lambda d: bool(d.get("learning", False)), lambda v: ("learning" if v else "nolearning",)),
     "vxlan_df": Attr(lambda d: d.get("df", "unset"), lambda v: ("df", v)),
 }
+GRE: dict[str, Attr] = {
+    "gre_remote": number("remote"),
+    "gre_local": Attr(lambda d: "" if (v := d.get("local", "any")) == "any" else v, lambda v: ("local", v) if v else ()),
+    "gre_ttl": Attr(lambda d: v if isinstance(v := d.get("ttl", 0), int) else 0, lambda v: ("ttl", str(v) if v else "inherit")),
+    "gre_key": Attr(lambda d: int(IPv4Address(d["okey"])) if "okey" in d else -1, lambda v: ("key", str(v)) if v >= 0 else ()),
+    "erspan_version": number("erspan_ver"),
+    "erspan_index": number("erspan", "erspan_index"),
+}
+"""Whether a packet may be fragmented on its way is not the inner packet's business: nobody inside is told (ignore-df)."""
+GRE_TYPES: dict[str, tuple[str, ...]] = {"gretap": ("nopmtudisc", "ignore-df"), "erspan": ("seq", "nopmtudisc", "ignore-df")}
+"""Type -> words that it always gets. erspan_validate() in net/ipv4/ip_gre.c wants a sequence and a key."""
+ERSPAN_3 = ("erspan_dir", "ingress", "erspan_hwid", "0x0")
+"""What version 2 asks for besides."""
 MACVLANS = frozenset({"macvlan", "macvtap"})
 MACVLAN: dict[str, Attr] = {
     "allmulticast": Attr(lambda d: "ALLMULTI" in d["flags"], lambda v: ("allmulticast", "on" if v else "off"), False),

@@ -14,6 +14,8 @@ from typing import Any
 from kvmnet.drivers.linux.attrs import (
     BOND,
     BRIDGE,
+    GRE,
+    GRE_TYPES,
     LINK,
     MACVLAN,
     MACVLANS,
@@ -50,6 +52,7 @@ LINK_READS = tuple((n, a.read) for n, a in LINK.items())
 BRIDGE_READS = tuple((n, a.read) for n, a in BRIDGE.items())
 BOND_READS = tuple((n, a.read) for n, a in BOND.items())
 VLAN_READS = tuple((n, a.read) for n, a in VLAN.items())
+GRE_READS = tuple((n, a.read) for n, a in GRE.items())
 VXLAN_READS = tuple((n, a.read) for n, a in VXLAN.items())
 PORT_READS = tuple((n, a.read) for n, a in PORT.items())
 
@@ -82,6 +85,8 @@ def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator
             found["parent"] = data.get("link", "")
         elif kind == "vrf":
             found.update((n, a.read(data)) for n, a in VRF.items())
+        elif kind in GRE_TYPES:
+            found.update((n, read(data)) for n, read in GRE_READS)
         elif kind in MACVLANS:
             found.update(parse_macvlan(item, data, alias))
         else:

@@ -27,6 +27,9 @@ from typing import NamedTuple, TypeVar, cast
 from kvmnet.drivers.linux.attrs import (
     BOND,
     BRIDGE,
+    ERSPAN_3,
+    GRE,
+    GRE_TYPES,
     LINK,
     MACVLAN,
     MACVLANS,
@@ -151,6 +154,9 @@ def create_link(link: Link) -> list[Line]:
     elif link.type == "vxlan":
         make = ("link", "add", "dev", link.name, *(("address", link.mac) if link.mac else ()), "type", "vxlan",
                 *told(VXLAN, link, VXLAN), *(("dev", link.parent) if link.parent else ()))
+    elif link.type in GRE_TYPES:
+        make = ("link", "add", "dev", link.name, *(("address", link.mac) if link.mac else ()), "type", link.type,
+                *told(GRE, link, GRE), *GRE_TYPES[link.type], *(ERSPAN_3 if link.erspan_version == 2 else ()))
     elif link.type in MACVLANS:
         make = ("link", "add", "link", link.parent or "", "name", link.name,
                 *(("address", link.mac) if link.mac else ()), "type", link.type, "mode", link.macvlan_mode or "bridge")
@@ -160,14 +166,14 @@ def create_link(link: Link) -> list[Line]:
         raise StepFailed(link.key, f"there is no such device, and kvmnet does not make devices of type {link.type}",
                          "is the NIC plugged in, and is this its name? compare with: ip link")
     rest = set_link(link, link, set(setting_names(Link)) - {"bonded"}
-                    - ({"mac"} if link.type in ("bridge", "bond", "vxlan", *MACVLANS) and not link.passthru else set()))
+                    - ({"mac"} if link.type in ("bridge", "bond", "vxlan", *GRE_TYPES, *MACVLANS) and not link.passthru else set()))
     # With a carrier, "up" of the same line comes before addrgenmode (do_setlink() in net/core/rtnetlink.c), and
     # the kernel has given it a link-local address by then.
     first = told(LINK, link, {"addrgenmode"}) if link.type in CARRIED else ()
     return [Line(make, link.key), *([Line(("link", "set", "dev", link.name, *first), link.key)] if first else []), *rest]
 
 
-CARRIED = frozenset({"vxlan", "ifb"})
+CARRIED = frozenset({*GRE_TYPES, "vxlan", "ifb"})
 """Types that have a carrier as soon as they are up."""
 
 BOND_MODES = {

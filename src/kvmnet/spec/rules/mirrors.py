@@ -16,7 +16,7 @@ from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong
 from kvmnet.spec.tenancy import owners, tenant_of
 
-FEATURE, VXLAN, SHAPER = "tc-mirror", "vxlan", "tc-tbf"
+FEATURE, VXLAN, GRE, SHAPER = "tc-mirror", "vxlan", "gre", "tc-tbf"
 PLAIN = frozenset({"physical", "veth", "dummy", "tap", "ifb"})
 """Types of devices that may take copies: what is sent by them goes nowhere else on this host."""
 
@@ -124,6 +124,9 @@ def _addresses(subject: Subject, path: str, remote: str, local: str | None) -> I
                     "write to: {device: NAME}")
     if ip_address(remote).is_multicast or ip_address(remote).is_loopback:
         yield wrong(f"{path}.remote", f"{remote} is not an address of another machine", "write the receiver's address")
+    if ":" in remote and not path.endswith(".vxlan"):
+        yield wrong(f"{path}.remote", "copies in GRE and ERSPAN travel over IPv4: over IPv6 the kernel answers the sender of a large "
+                    "packet that was only copied", "write an IPv4 address, or vxlan:")
     if local and ip_address(local).version != ip_address(remote).version:
         yield wrong(f"{path}.local", f"{local} and {remote} are of two IP versions", "write both of one")
 
@@ -263,7 +266,7 @@ def host(subject: Subject) -> Iterator[Problem]:
     if not subject.links:
         return
     for name, mirror in subject.spec.mirrors.items():
-        needed = [VXLAN] if mirror.to.vxlan else []
+        needed = [VXLAN] if mirror.to.vxlan else [GRE] if mirror.to.tunnel else []
         for feature in (FEATURE, *needed, *([SHAPER] if mirror.limit else [])):
             if why := subject.facts.features.get(feature):
                 yield wrong(f"mirrors.{name}", f"this host cannot copy frames: {why}", "install the distribution's full kernel")
