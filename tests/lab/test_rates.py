@@ -1,0 +1,108 @@
+"""Rates and classes with what the machine's own kernel lacks: fair queues, and the priority in VLAN tags."""
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from time import monotonic
+
+import pytest
+
+from kvmnet.host.clock import wait_until
+from kvmnet.host.wire import AUXDATA, PACKET_AUXDATA, SOL_PACKET, VLAN_VALID
+from lib.frames import UDP, ether, ip4, udp
+from lib.netns import inside, sh
+from lib.tap import Tap
+from lib.world import World, world
+
+pytestmark = pytest.mark.lab
+
+DOCUMENT = """
+version: 1
+uplinks: {wan: {device: eth0}}
+networks:
+  shop: {mode: bridge, uplink: wan, vlan: 100, subnet: 10.100.0.0/24%s}
+vms:
+  a: {nics: [{network: shop, mac: "52:54:00:00:00:0a", ip: 10.100.0.9, mark: {dscp: af11}, rate: {out: 50mbit, in: 60mbit}}]}
+  b: {nics: [{network: shop, mac: "52:54:00:00:00:0b", ip: 10.100.0.8}]}
+"""
+RATE, BURST, FRAME, SENT = 256, 16 * 1024, 1514, 300
+"""kbit/s; bytes; bytes; frames. At this rate they would take 14 s."""
+SO_RCVBUFFORCE = 33
+ROUTER = "52:54:00:00:00:01"
+
+
+def shop(pcp: int, rate: str) -> str:
+    return DOCUMENT % (f", rate: {{{rate}}}, classes: {{video: {{dscp: af11, min: 64kbit, priority: 0, pcp: {pcp}}}}}")
+
+
+class Wire:
+    """What arrives at the other end of the uplink, with its tags."""
+
+    def __init__(self, here: World):
+        with inside(here.outside.netns):
+            self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.htons(3))
+            self.socket.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 22)
+            self.socket.bind(("segment", 3))
+
+    def heard(self, nonce: bytes) -> list[tuple[int, int]]:
+        """VLAN and PCP of frames with *nonce* that came since the last call."""
+        found: list[tuple[int, int]] = []
+        while True:
+            try:
+                frame, ancillary, *_ = self.socket.recvmsg(70000, 128)
+            except BlockingIOError:
+                return found
+            if nonce in frame:
+                status, *_, tci, _ = next(AUXDATA.unpack_from(d) for level, kind, d in ancillary if (level, kind) == (SOL_PACKET, PACKET_AUXDATA))
+                if not status & VLAN_VALID:
+                    (tci,) = struct.unpack_from("!H", frame, 14) if frame[12:14] == b"\x81\x00" else (0,)
+                found.append((tci & 0xFFF, tci >> 13))
+
+
+def tag(wire: Wire, tap: Tap, mac: str, source: str) -> tuple[int, int]:
+    """VLAN and PCP of a guest's frame outside."""
+    nonce = os.urandom(8)
+    tap.send(ether(ROUTER, mac, 0x0800, ip4(source, "10.100.0.1", UDP, udp(source, "10.100.0.1", 1, 2, nonce + bytes(60)))))
+    (found,) = wait_until(lambda: wire.heard(nonce), 20)
+    return found
+
+
+def flood(wire: Wire, tap: Tap, least: int) -> int:
+    """How many of b's frames are outside when all are sent, and *least* have come."""
+    nonce = os.urandom(8)
+    frame = ether(ROUTER, "52:54:00:00:00:0b", 0x0800, ip4("10.100.0.8", "10.100.0.1", UDP, udp(
+        "10.100.0.8", "10.100.0.1", 1, 2, nonce + bytes(FRAME - 50))))
+    for _ in range(SENT):
+        tap.send(frame)
+    came: list[tuple[int, int]] = []
+
+    def enough() -> bool:
+        came.extend(wire.heard(nonce))
+        return len(came) >= least
+    wait_until(enough, 20)
+    return len(came)
+
+
+def test_fair_queues_and_priorities_in_tags() -> None:
+    with world() as here:
+        here.apply(shop(3, "out: 256kbit, in: 30mbit"))
+        shown = sh("tc qdisc show")
+        # In the bucket of each of a's directions, in the network's own, and in each class: two NICs, one of traffic, the rest.
+        assert shown.count("fq_codel 6b77: ") == 3 and shown.count(" dev kvu-~shop parent 6") == 4
+        planned = here.plan(shop(5, "out: 256kbit, in: 30mbit"))
+        assert [str(s.key) for s in planned.steps] == ["link kvu-~shop"], "nothing else differs"
+        assert not any("wait in one line" in note for note in planned.notes)
+        a, b, wire = Tap("kvt-a-0"), Tap("kvt-b-0"), Wire(here)
+        wait_until(lambda: sh("bridge link").count("state forwarding") >= 3, 20)
+        assert tag(wire, a, "52:54:00:00:00:0a", "10.100.0.9") == (100, 3)
+        assert tag(wire, b, "52:54:00:00:00:0b", "10.100.0.8") == (100, 0)
+        began = monotonic()
+        passed = flood(wire, b, 1) * FRAME
+        allowed = RATE * 125 * (monotonic() - began) + BURST + FRAME
+        assert 0 < passed <= allowed < SENT * FRAME
+        sh("tc qdisc del dev kvu-~shop root")
+        assert flood(wire, b, SENT) == SENT, "the same frames without the queue"
+        for opened in (a, b, wire.socket):
+            opened.close()
