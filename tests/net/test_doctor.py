@@ -61,7 +61,7 @@ REJECTS = ("nft 'table inet ours { chain forward { type filter hook forward prio
 FAULTS = [
     Fault("forward-dropped", DROPS, "nft insert rule ip filter FORWARD iifname br0 accept; nft insert rule ip filter FORWARD oifname br0 accept", "nft delete table ip filter"),
     Fault("forward-dropped", REJECTS, "", "nft delete table inet ours; nft delete table inet theirs"),
-    Fault("bridged-dropped", f"sysctl -qw net.bridge.bridge-nf-call-iptables=1; {DROPS}", "sysctl -qw net.bridge.bridge-nf-call-iptables=0", "nft delete table ip filter"),
+    Fault("bridge-netfilter", f"sysctl -qw net.bridge.bridge-nf-call-iptables=1; {DROPS}", "sysctl -qw net.bridge.bridge-nf-call-iptables=0", "nft delete table ip filter"),
     Fault("masquerade-everywhere", "nft 'table ip bad { chain post { type nat hook postrouting priority 100; oifname != lo masquerade; }; }'", "nft 'flush chain ip bad post; add rule ip bad post oifname u1 masquerade'", "nft delete table ip bad"),
     Fault("forwarding-off", "nft 'table ip n { chain post { type nat hook postrouting priority 100; oifname u1 masquerade; }; }'; sysctl -qw net.ipv4.ip_forward=0", "", "nft delete table ip n"),
     Fault("stp-delay", "ip link set br0 type bridge stp_state 1 forward_delay 1500", "", "ip link set br0 type bridge stp_state 0"),

@@ -86,14 +86,14 @@ FAULTS = {
     "nft-accept-not-final": Fault("rule-drop", "nft 'add table inet ours; add chain inet ours forward { type filter hook forward priority -10; }; add rule inet ours forward iifname br0 accept;" "add table inet wall; add chain inet wall forward { type filter hook forward priority 10; }; add rule inet wall forward ct state established accept; add rule inet wall forward iifname br0 reject with icmpx type admin-prohibited'", to=FAR),
     "forwarding-off": Fault("forwarding-off", "sysctl -qw net.ipv4.ip_forward=0", to=FAR),
     "port-isolated": Fault("port-isolated", "bridge link set dev p1 isolated on; bridge link set dev p2 isolated on"),
-    "port-down": Fault("link-down", "ip link set p2 down"),
-    "port-detached": Fault("port-detached", "ip link set p1 nomaster", source=f"p1@{FIRST}"),
+    "port-down": Fault("port-down", "ip link set p2 down"),
+    "tap-detached": Fault("tap-detached", "ip link set p1 nomaster", source=f"p1@{FIRST}"),
     "no-carrier": Fault("no-carrier", f"ip -n {G2} link set eth0 down", mends=False),
     "stp-forward-delay-dhcp": Fault("port-state", "ip link set br0 type bridge stp_state 1 forward_delay 1500; ip link set p2 nomaster; ip link set p2 master br0", to=f"p2@{SECOND}"),
-    "fdb-learned-on-wrong-port": Fault("fdb-wrong-port", f"ip link add w0 type veth peer name w1; ip link set w0 master br0 up; ip link set w1 up; bridge fdb replace {MACS['p2']} dev w0 master static sticky", to=f"p2@{SECOND}"),
+    "fdb-learned-on-wrong-port": Fault("guest-learned-elsewhere", f"ip link add w0 type veth peer name w1; ip link set w0 master br0 up; ip link set w1 up; bridge fdb replace {MACS['p2']} dev w0 master static sticky", to=f"p2@{SECOND}"),
     "flood-off": Fault("port-no-flood", f"bridge fdb del {MACS['p2']} dev p2 master; bridge link set dev p2 flood off learning off bcast_flood off; ip -n {G1} neigh flush all; ip -n {G2} neigh flush all", to=f"p2@{SECOND}"),
     "arp-dropped": Fault("arp-drop", f"nft 'add table bridge wall; add chain bridge wall c {{ type filter hook forward priority 0; }}; add rule bridge wall c ether type arp drop'; ip -n {G1} neigh flush all; ip -n {G2} neigh flush all"),
-    "stale-neighbour-after-move": Fault("neighbour-wrong", f"ip neigh replace {SECOND} lladdr 02:de:ad:00:00:01 dev br0 nud permanent", source="host", to=f"p2@{SECOND}"),
+    "stale-neighbour-after-move": Fault("wrong-neighbour", f"ip neigh replace {SECOND} lladdr 02:de:ad:00:00:01 dev br0 nud permanent", source="host", to=f"p2@{SECOND}"),
     "no-route": Fault("no-route", "ip route del default", to="192.0.2.7", mends=False),
     "blackhole": Fault("route-error", "ip route add blackhole 10.77.0.1", to=FAR),
     "policy-rule": Fault("route-error", "ip rule add from 10.66.0.0/24 prohibit priority 100", to=FAR, mends=False),
@@ -140,7 +140,7 @@ def test_a_fault_is_found_first_and_mended(place: Paths, name: str) -> None:
         assert report.findings and report.findings[0].code == fault.code, report.findings
         first = report.findings[0]
         assert report.state is State.BLOCKED and first.severity is Severity.BLOCKS and first.evidence and first.why
-        assert {f.code for f in report.findings if f.severity is Severity.BLOCKS} <= {fault.code, "neighbour-silent", "guest-unseen", "no-route"}, report.findings
+        assert {f.code for f in report.findings if f.severity is Severity.BLOCKS} <= {fault.code, "neighbour-silent", "gateway-silent", "guest-unseen", "no-route"}, report.findings
         if fault.mends:
             assert first.fix
             for finding in report.findings:

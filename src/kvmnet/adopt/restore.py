@@ -159,8 +159,8 @@ def bridging(ours: Ours, link: Link) -> Tree:
     out: Tree = {}
     if link.stp:
         usual = StpOptions()
-        told = {"priority": link.priority, **{name: value and value // 100 for name, value in (
-            ("forward_delay", link.forward_delay), ("hello", link.hello_time), ("max_age", link.max_age))}}
+        told = {"priority": link.priority, "forward_delay": (link.forward_delay or 0) // 100,
+                "hello": (link.hello_time or 0) // 100, "max_age": (link.max_age or 0) // 100}
         own = {name: value for name, value in told.items() if value is not None and value != getattr(usual, name)}
         out = {"stp": True} | ({"stp_options": own} if own else {})
     if link.mcast_snooping is False:

@@ -1,6 +1,7 @@
 """A rule that loses the packet, as a finding: which one, why it matched, and what to add where. Pure."""
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from kvmnet.doctor.hooks import Passage
 from kvmnet.doctor.judge import Step, Verdict
 from kvmnet.doctor.packet import ARP, ICMP, ICMP6, TCP, UDP, Context, Packet
 from kvmnet.doctor.scene import Scene
+from kvmnet.doctor.view import View
 from kvmnet.doctor.xtables import LEGACY
 
 OURS = "kvmnet"
@@ -54,7 +56,9 @@ def reason(scene: Scene, context: Context, passage: Passage, step: Step, unknown
     if step.place.split()[1] == OURS:
         return "kvmnet put it there: the document does not allow this"
     if bridged(context, passage):
-        return "br_netfilter sends frames that only cross the bridge through the rules of IP, which were written for the host itself"
+        owner = needed_by(scene)
+        return "br_netfilter sends frames that only cross the bridge through the rules of IP, which were written for the host itself" + (
+            f"; leave it on: {owner}" if owner else "")
     return "an accept in another table does not overrule it: every chain at a hook has its say"
 
 
@@ -76,6 +80,8 @@ def cure(scene: Scene, context: Context, passage: Passage, step: Step, family: s
     version = context.packet.version
     if bridged(context, passage):
         bridge = context.bridge_in or context.bridge_out
+        if needed_by(scene):
+            return through_a_bridge(passage, family, table, chain)
         return (f"sysctl -w net.bridge.bridge-nf-call-ip{'6' if version == 6 else ''}tables=0", f"ip link set {bridge} type bridge nf_call_ip{'6' if version == 6 else ''}tables 0")
     legacy = table.startswith(LEGACY)
     if family in ("ip", "ip6") and table.removeprefix(LEGACY) in ("filter", "mangle", "raw") and (chain.isupper() or legacy):
@@ -84,6 +90,30 @@ def cure(scene: Scene, context: Context, passage: Passage, step: Step, family: s
         devices = [w for w in (f"-i {passage.iif}" if passage.iif else "", f"-o {passage.oif}" if passage.oif else "") if w]
         return (f"{tool} -I {place} {' '.join(devices)} -j ACCEPT",)
     return (f"nft insert rule {family} {table} {chain} {selector(context, passage)} accept",)
+
+
+RELYING = (
+    (re.compile(r"\bKUBE-[A-Z]|\bcali-|\bCNI-"), "Kubernetes sees packets between pods of one node by it only"),
+    (re.compile(r"\bDOCKER\b|\bDOCKER-"), "Docker separates its networks, and publishes ports to containers of the same network, by it"),
+    (re.compile(r"\b[FH][IOJP]-(?:vnet|macvtap)|\blibvirt-(?:in|out)\b"), "libvirt's filters of guests (nwfilter) are rules of IP, and see frames by it only"),
+)
+"""Words in rules -> who relies on net.bridge.bridge-nf-call-*, and for what."""
+PROGRAMS = {"dockerd": RELYING[1][1]}
+
+
+def needed_by(view: View) -> str:
+    """Who needs bridge netfilter on this host; '' where nobody is known to."""
+    text = "\n".join((str(view.facts.get("nft_text") or ""), *(view.facts.get("xtables") or {}).values()))
+    return next((words for pattern, words in RELYING if pattern.search(text)), "") or next((PROGRAMS[s["program"]] for s in view.rows("servers") if s["program"] in PROGRAMS), "")
+
+
+def through_a_bridge(passage: Passage, family: str, table: str, chain: str) -> tuple[str, ...]:
+    """An accept of what only crosses a bridge, in the chain that drops it: a routed packet never has one bridge on both sides."""
+    legacy = table.startswith(LEGACY)
+    if family in ("ip", "ip6") and table.removeprefix(LEGACY) == "filter" and (chain.isupper() or legacy):
+        return (f"{'ip6tables' if family == 'ip6' else 'iptables'}{'-legacy' if legacy else ''} -I {chain} -m physdev --physdev-is-bridged -j ACCEPT",)
+    devices = " ".join(f"{key} '\"{dev}\"'" for key, dev in (("iifname", passage.iif), ("oifname", passage.oif)) if dev)
+    return (f"nft insert rule {family} {table} {chain} {devices} accept",)
 
 
 def selector(context: Context, passage: Passage) -> str:

@@ -53,6 +53,8 @@ def find(scene: Scene, word: str, version: int) -> End:
         address(given, version)
         found = find_name(scene, name, version)
         ip = str(ip_address(given))
+        if ip in scene.own and found.place is Place.NIC:
+            return replace(by_address(scene, ip), how=f"the host's own address: {name} has it by NAT at most")
         return replace(found, name=name, ip=ip, mac=found.mac or scene.mac_of(ip))
     if is_address(word):
         return by_address(scene, address(word, version))
@@ -94,7 +96,7 @@ def find_name(scene: Scene, name: str, version: int) -> End:
         own = [ip_interface(a) for a in scene.addresses_of(bridge, version)]
         if own:
             return End(name, Place.HOST, str(own[0].ip), mac=scene.mac(bridge), segment=bridge)
-    known = sorted(names(scene))
+    known = sorted(set(names(scene)))
     near = get_close_matches(name, known, 3)
     raise KvmnetError(f"there is no guest, NIC, network or device {name} here",
                       f"did you mean {' or '.join(near)}?" if near else f"known are: {', '.join(known[:20]) or 'none'}; or give an address, host, or outside")

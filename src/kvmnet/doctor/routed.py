@@ -160,7 +160,7 @@ def table_full(trip: Trip) -> None:
     count, most = scene.number("net/netfilter/nf_conntrack_count"), scene.number("net/netfilter/nf_conntrack_max")
     if trip.context.tracked is not None and count is not None and most and count >= most:
         trip.hop("conntrack", "conntrack", f"{count} of {most}")
-        trip.blocks("conntrack-full", "conntrack", f"the table of connections is full: {count} of {most}", "packets of new flows are dropped ('nf_conntrack: table full')",
+        trip.blocks("conntrack-table", "conntrack", f"the table of connections is full: {count} of {most}", "packets of new flows are dropped ('nf_conntrack: table full')",
                     f"nf_conntrack_count {count}, nf_conntrack_max {most}", fix=(f"sysctl -w net.netfilter.nf_conntrack_max={most * 2}",))
 
 
@@ -181,7 +181,7 @@ def forward(trip: Trip, iif: str, way: Way, undo: Undo | None = None) -> None:
                     severity=Severity.DEGRADES)
     if scene.mtu(way.dev) < scene.mtu(iif):
         trip.hop(way.dev, "mtu", f"MTU {scene.mtu(way.dev)}")
-        trip.blocks("mtu-route", way.dev, f"the MTU shrinks from {scene.mtu(iif)} ({iif}) to {scene.mtu(way.dev)} ({way.dev})",
+        trip.blocks("way-out-mtu", way.dev, f"the MTU shrinks from {scene.mtu(iif)} ({iif}) to {scene.mtu(way.dev)} ({way.dev})",
                     "senders are told by ICMP; large transfers hang where that is filtered", severity=Severity.NOTE)
 
 
@@ -214,15 +214,15 @@ def neighbour(trip: Trip, dev: str, target: str, expected: str) -> str:
     trip.hop(dev, "neighbour", f"{target} is {mac or 'not known'} ({state})")
     shown = f"ip neigh show {target} dev {dev}: {mac} {state}"
     if mac and expected and mac != expected:
-        trip.blocks("neighbour-wrong", dev, f"the host takes {mac} for the MAC of {target}, which has {expected}", "its frames go to a MAC that is not there any more: the address has moved, and nobody announced it",
+        trip.blocks("wrong-neighbour", dev, f"the host takes {mac} for the MAC of {target}, which has {expected}", "its frames go to a MAC that is not there any more: the address has moved, and nobody announced it",
                     shown, fix=(f"ip neigh del {target} dev {dev}",))
     elif "FAILED" in entry.get("state", ()) or "INCOMPLETE" in entry.get("state", ()):
-        trip.blocks("neighbour-silent", dev, f"nobody answers for {target} on {dev}", f"the host asked ({'ARP' if '.' in target else 'neighbour solicitation'}) and heard nothing: it is off, has another address, or the question or the answer is lost",
+        trip.blocks("neighbour-silent" if target == trip.packet.target else "gateway-silent", dev, f"nobody answers for {target} on {dev}", f"the host asked ({'ARP' if '.' in target else 'neighbour solicitation'}) and heard nothing: it is off, has another address, or the question or the answer is lost",
                     shown, certainty=Certainty.LIKELY)
     most = trip.scene.number("net/ipv4/neigh/default/gc_thresh3" if "." in target else "net/ipv6/neigh/default/gc_thresh3")
     count = sum(1 for (_, dst) in trip.scene.neighbours if (":" in dst) == (":" in target))
     if not mac and most and count >= most:
-        trip.blocks("neighbours-full", dev, f"the table of neighbours is full: {count} of {most}", "new neighbours are not asked for ('neighbour table overflow')", fix=(f"sysctl -w net.ipv{4 if '.' in target else 6}.neigh.default.gc_thresh3={most * 4}",))
+        trip.blocks("neighbour-table", dev, f"the table of neighbours is full: {count} of {most}", "new neighbours are not asked for ('neighbour table overflow')", fix=(f"sysctl -w net.ipv{4 if '.' in target else 6}.neigh.default.gc_thresh3={most * 4}",))
     return mac or expected
 
 
@@ -250,7 +250,7 @@ def bond(trip: Trip, dev: str) -> None:
         trip.blocks("bond-dead", dev, "no member of the bond works", "what the host sends by it is lost", *(f"{m}: {'up' if scene.up(m) else 'down'}, {'carrier' if scene.carrier(m) else 'no carrier'}" for m in members))
     partner = str((scene.data(dev).get("ad_info") or {}).get("partner_mac", ""))
     if scene.data(dev).get("mode") == "802.3ad" and partner in ("", "00:00:00:00:00:00"):
-        trip.blocks("bond-no-partner", dev, "the switch speaks no LACP", "an 802.3ad bond without a partner uses one member, and a switch without a LAG sees the MAC at several ports", f"partner_mac {partner or 'none'}",
+        trip.blocks("bond-partner", dev, "the switch speaks no LACP", "an 802.3ad bond without a partner uses one member, and a switch without a LAG sees the MAC at several ports", f"partner_mac {partner or 'none'}",
                     severity=Severity.DEGRADES)
 
 

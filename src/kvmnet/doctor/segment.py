@@ -29,7 +29,7 @@ def enter(trip: Trip, port: str) -> None:
                     fix=(f"bridge fdb replace {source} dev {port} master static",))
     hop = trip.hop(bridge, "bridge", f"frame from {source} to {trip.packet.macs[0]}")
     if not scene.up(bridge):
-        trip.blocks("link-down", bridge, f"bridge {bridge} is down", "a bridge that is down forwards nothing", fix=(f"ip link set {bridge} up",))
+        trip.blocks("port-down", bridge, f"bridge {bridge} is down", "a bridge that is down forwards nothing", fix=(f"ip link set {bridge} up",))
     if scene.filters_vlans(bridge):
         hop.words += f", VLAN {vlan_of(trip, port) or 'none'}"
         if not vlan_of(trip, port):
@@ -61,7 +61,7 @@ def device(trip: Trip, dev: str, what: str) -> None:
     trip.hop(dev, what, ", ".join(w for w in (kind, "up" if scene.up(dev) else "down", f"MTU {scene.mtu(dev)}", f"held by {held}" if held else "",
                                               f"in {scene.master(dev)}" if scene.master(dev) else "") if w))
     if not scene.up(dev):
-        trip.blocks("link-down", dev, f"{dev} is down", "a device that is down sends and receives nothing", scene.drops(dev), fix=(f"ip link set {dev} up",))
+        trip.blocks("port-down" if scene.bridge_of(dev) or kind == "bridge" else "link-down", dev, f"{dev} is down", "a device that is down sends and receives nothing", scene.drops(dev), fix=(f"ip link set {dev} up",))
     elif not scene.carrier(dev):
         no_carrier(trip, dev, kind)
     if kind == "tun" and dev in scene.links:
@@ -70,13 +70,13 @@ def device(trip: Trip, dev: str, what: str) -> None:
 
 def no_carrier(trip: Trip, dev: str, kind: str) -> None:
     if kind == "tun":
-        trip.blocks("tap-not-open", dev, "nobody has this tap open", "the guest does not run, or uses another device", trip.scene.drops(dev))
+        trip.blocks("tap-idle", dev, "nobody has this tap open", "the guest does not run, or uses another device", trip.scene.drops(dev))
     elif kind == "veth":
         trip.blocks("no-carrier", dev, "its other end is down", "both ends of a veth must be up", f"{dev}: {' '.join(trip.scene.flags(dev))}", fix=("ip link set PEER up, in the namespace of its other end",))
     elif kind == "bridge":
         return  # a bridge without an active port: what follows says which
     else:
-        trip.blocks("no-carrier", dev, f"{dev} has no carrier", "the cable, the switch port or the other end is down", f"operstate {trip.scene.links[dev].get('operstate')}",
+        trip.blocks("uplink-without-carrier" if trip.scene.bridge_of(dev) else "no-carrier", dev, f"{dev} has no carrier", "the cable, the switch port or the other end is down", f"operstate {trip.scene.links[dev].get('operstate')}",
                     trip.scene.drops(dev))
 
 
@@ -87,7 +87,7 @@ def guest(trip: Trip, tap: str) -> None:
             if nic.get("tap") != tap:
                 continue
             if machine.get("status") not in ("running", "", None):
-                trip.blocks("guest-paused", str(machine.get("name")), f"the guest is {machine['status']}", "its processors stand still: it neither sends nor answers",
+                trip.blocks("guest-stopped", str(machine.get("name")), f"the guest is {machine['status']}", "its processors stand still: it neither sends nor answers",
                             fix=(f"kvmnet vm start {machine.get('name')}",))
             if nic.get("link") is False:
                 trip.blocks("guest-link-off", str(nic.get("name")), "the carrier of the guest's card is switched off", "the guest sees no link")
@@ -97,7 +97,7 @@ def detached(trip: Trip, port: str) -> None:
     scene = trip.scene
     bridges = [b for b in scene.members if not scene.alias(b).startswith("kvmnet uplink")]
     wanted = next((scene.network_of(n["network"]) for n in scene.nics if n["tap"] == port), "") or (bridges[0] if len(bridges) == 1 else "BRIDGE")
-    trip.blocks("port-detached", port, f"{port} is in no bridge", "nothing takes its frames: the bridge was made anew, or the port taken out", f"ip link show {port}: no master",
+    trip.blocks("tap-detached", port, f"{port} is in no bridge", "nothing takes its frames: the bridge was made anew, or the port taken out", f"ip link show {port}: no master",
                 fix=(f"ip link set {port} master {wanted} up",))
 
 
@@ -156,7 +156,7 @@ def cross(trip: Trip, bridge: str, port: str, expected: str) -> str:
     if there == bridge:
         there = ""
     if there != expected and expected in scene.links:
-        trip.blocks("fdb-wrong-port", bridge, f"{bridge} sends frames for {destination} to {there or 'the host'}, but it is behind {expected}",
+        trip.blocks("guest-learned-elsewhere", bridge, f"{bridge} sends frames for {destination} to {there or 'the host'}, but it is behind {expected}",
                     "the bridge learned the MAC there (a loop, a reflection, a second guest with the same MAC), or somebody wrote it",
                     f"bridge fdb: {destination} dev {there or bridge} {entry.get('state', '')} {' '.join(entry.get('flags', ()))}".rstrip(),
                     fix=(f"bridge fdb del {destination} dev {there or bridge} master", f"bridge fdb replace {destination} dev {expected} master static sticky"))
@@ -210,7 +210,7 @@ def too_large(trip: Trip, source: str, out: str) -> None:
     scene = trip.scene
     size = scene.mtu(source)
     if out in scene.links and scene.mtu(out) < size and not trip.asked:
-        trip.blocks("mtu-bridge", out, f"the MTU of {out} is {scene.mtu(out)}, that of {source} is {size}",
+        trip.blocks("mtu-island", out, f"the MTU of {out} is {scene.mtu(out)}, that of {source} is {size}",
                     f"packets of more than {scene.mtu(out)} bytes are dropped by the bridge without a word; ping and logins work, large transfers hang",
                     f"mtu {source} {size}, {out} {scene.mtu(out)}; {scene.drops(out)}", fix=(f"ip link set {out} mtu {size}",), severity=Severity.DEGRADES)
 

@@ -34,6 +34,36 @@ class Card:
 
 
 @dataclass(frozen=True)
+class Inner:
+    """A card as its guest sees it."""
+
+    guest: str
+    inside: Json
+    """What the guest told of itself (facts/inside.py)."""
+    link: Json
+    """Its link of this card."""
+    tap: str
+    """Port of the host that the card is behind."""
+    nic: Json
+    """What QEMU says of the card."""
+    given: Json
+    """What documents gave it: ``ip``, ``ip6``; empty where nothing did."""
+    cpus: int = 1
+
+    @property
+    def title(self) -> str:
+        return f"{self.guest} {self.link['name']}"
+
+    def addresses(self, version: int = 0) -> list[IPv4Interface | IPv6Interface]:
+        """Of global scope; of one IP version or of both."""
+        found = [ip_interface(f"{a['local']}/{a['prefixlen']}") for a in self.link.get("addresses", ())]
+        return [a for a in found if not a.ip.is_link_local and version in (0, a.version)]
+
+    def neighbour(self, address: str) -> Json:
+        return next((n for n in self.inside.get("neighbours", ()) if (n["ip"], n["dev"]) == (address, self.link["name"])), {})
+
+
+@dataclass(frozen=True)
 class View:
     """``facts`` as ``kvmnet facts`` prints them; a part that is missing is empty here."""
 
@@ -154,6 +184,18 @@ class View:
         """MAC of a guest -> its tap, for guests of which both are known."""
         found = {c.mac: c.tap for c in self.cards if c.mac and c.tap}
         return found | {n["mac"]: n["tap"] for n in self.rows("nics") if n.get("mac") and n.get("tap") in self.links}
+
+    @cached_property
+    def inners(self) -> list[Inner]:
+        """Cards of the guests that told of themselves, as far as both sides know them by the same MAC."""
+        given = {n["tap"]: n for n in self.rows("nics")}
+        found = []
+        for guest in self.rows("guests"):
+            inside = guest.get("inside") or {}
+            nics = {n["mac"]: n for n in guest.get("nics", ()) if n.get("mac") and n.get("tap") in self.links}
+            found += [Inner(str(guest["name"]), inside, link, nics[link["mac"]]["tap"], nics[link["mac"]], given.get(nics[link["mac"]]["tap"], {}), self.vcpus.get(guest["pid"], 1))
+                      for link in inside.get("links", ()) if link.get("mac") in nics and link.get("hardware", True)]
+        return found
 
     def holder(self, tap: str) -> str:
         """``qemu-system-x86_64, pid 812``: who has a tap open; '' when nobody does as far as one can see."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from kvmnet.doctor.ends import End, Place, by_address, find
 from kvmnet.doctor.finding import Certainty, Finding, Severity, ranked
+from kvmnet.doctor.inside import receives, sends, unheard
 from kvmnet.doctor.packet import (
     ICMP,
     ICMP6,
@@ -147,6 +148,8 @@ def journey(scene: Scene, a: End, b: End, packet: Packet, flow: Tracked | None =
     trip.hop(a.title, "guest" if a.place is Place.NIC else str(a.place), a.how)
     unread(trip)
     if a.place is Place.NIC:
+        unheard(trip, a)
+        sends(trip, a, b)
         from_guest(trip, a, b, undo)
     elif a.place is Place.HOST:
         deliver(trip, sent(trip, undo), b)
@@ -154,6 +157,8 @@ def journey(scene: Scene, a: End, b: End, packet: Packet, flow: Tracked | None =
         from_outside(trip, a, b, undo, came)
     end = trip.reached or b
     trip.hop(end.title, "guest" if end.place is Place.NIC else str(end.place))
+    if end.place is Place.NIC:
+        receives(trip, end)
     return trip
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,9 @@ from kvmnet.errors import HostCannot
 from kvmnet.facts.collect import LIMITS, dhcp_clients, resolvers
 from kvmnet.facts.dhcp_servers import dhcp_servers
 from kvmnet.facts.features import features
+from kvmnet.facts.guests import guests
 from kvmnet.facts.machine import machine
-from kvmnet.facts.processes import Processes, processes
+from kvmnet.facts.processes import processes
 from kvmnet.facts.secrets import scrubbed
 from kvmnet.host import run as host
 from kvmnet.host.paths import Paths
@@ -223,26 +223,3 @@ def leases(paths: Paths) -> list[Json]:
                 if len(words) >= 4 and re.fullmatch(r"[0-9a-f:]{17}", words[1]):
                     found.append({"mac": words[1], "ip": words[2], "name": words[3], "file": str(file)})
     return found
-
-
-def guests(paths: Paths, running: Processes) -> list[Json]:
-    """Processes of QEMU in this network namespace; of ours also what QEMU says of their cards."""
-    from kvmnet.drivers.qemu.folder import running_folders
-    ours = {process.pid: folder for folder in running_folders(paths) if (process := folder.process())}
-    found = []
-    for guest in running.guests:
-        folder = ours.get(guest["pid"])
-        found.append(guest | ({"name": folder.name} | asked(folder) if folder else {}))
-    return found
-
-
-def asked(folder: Any) -> Json:
-    """State and cards of one of our guests, from its monitor."""
-    from dataclasses import asdict
-
-    from kvmnet.drivers.qemu.observe import observe_guest
-    from kvmnet.drivers.qemu.qmp import Monitor, QmpError
-    with suppress(QmpError, OSError), Monitor.open(folder.monitor) as monitor:
-        status = monitor.execute("query-status")
-        return {"ours": True, "status": status.get("status", ""), "nics": [asdict(nic) for nic in observe_guest(folder, monitor, folder.record())]}
-    return {"ours": True, "status": "no answer from its monitor", "nics": []}

@@ -10,6 +10,7 @@ import pytest
 from kvmnet.doctor.explain import paths as path_codes
 from kvmnet.doctor.explain.entry import Answer, Holds
 from kvmnet.doctor.explain.match import ENTRIES, explain, nearest, plain_error
+from kvmnet.doctor.rules.table import RULES
 from kvmnet.doctor.view import View
 
 
@@ -162,3 +163,8 @@ def test_codes_of_findings_on_a_path_are_those_that_there_are() -> None:
     stale = [code for code in path_codes.CODES if f'"{code}"' not in text and code not in ("rule-drop", "arp-drop")]
     assert not stale and "{'arp' if asked else 'rule'}-drop" in text
     assert known("why said port-isolated").entry.name == "port-isolated"
+
+
+def test_one_fault_has_one_code() -> None:
+    """What both find has the doctor's code and page."""
+    assert not set(path_codes.CODES) & set(RULES)

@@ -38,6 +38,18 @@ def card(name: str, mac: str = "", tap: str = "t1", pid: int = 7, model: str = "
     return qemu(name, "-smp", smp, "-netdev", f"tap,id=n0,ifname={tap}{netdev}", "-device", f"{model},netdev=n0{',mac=' + mac if mac else ''}{device}", pid=pid)
 
 
+def told(mtu: int = 1500, at: str | None = "10.0.0.5/24", given: str = "10.0.0.5", routes: tuple[str, ...] = ("default via 10.0.0.1", "10.0.0.0/24"), neighbours: list[Json] | None = None,
+         resolvers: tuple[str, ...] = ("10.0.0.1",), queues: int = 2, failed: bool = False, mac: str = MAC, **more: Any) -> Json:
+    """A guest of ours behind t1 of br0 that told of itself through its agent."""
+    own = {"name": "ens3", "mac": mac, "mtu": mtu, "up": True, "hardware": True, "queues": queues, "mac_set": mac != MAC,
+           "addresses": [{"local": at.partition("/")[0], "prefixlen": int(at.partition("/")[2]), "failed": failed}] if at else []} | more
+    inside = {"agent": "", "links": [own], "resolvers": list(resolvers), "neighbours": neighbours or [], "rules": 3, "routes": [
+        {"version": 4, "dst": r.split()[0], "type": "unicast", "dev": "ens3", "via": r.split()[2] if " via " in r else "", "metric": 0} for r in routes]}
+    nic = {"name": "a/nic0", "mac": MAC, "tap": "t1", "queues": 2, "negotiated": {"offered": ["mq", "host_tso4"], "taken": ["mq", "host_tso4"]}}
+    return ROUTED | {"guests": [qemu("a", "-smp", "2", ours=True, status="running", nics=[nic], inside=inside)], "dhcp_servers": [server()],
+                     "nics": [{"vm": "a", "nic": "nic0", "network": "lan", "mac": MAC, "ip": given, "ip6": "", "tap": "t1"}]}
+
+
 def held(*names: str) -> Json:
     return {n: {"pid": 7, "program": "qemu-system-x86_64", "queues": 1} for n in names}
 
@@ -60,6 +72,10 @@ def lease(ip: str, mac: str = MAC) -> Json:
 
 def learned(mac: str, port: str, **more: Any) -> Json:
     return {"mac": mac, "ifname": port, "master": "br0", "state": ""} | more
+
+
+def neighbour(ip: str, mac: str, state: str = "REACHABLE") -> Json:
+    return {"ip": ip, "dev": "ens3", "mac": mac, "state": state}
 
 
 def snmp(group: str, name: str, value: int) -> Json:
@@ -146,7 +162,7 @@ CASES: list[tuple[str, Json, Json]] = [
     ("forward-dropped", ROUTED | {"nft": chain("forward", "drop")}, ROUTED | {"nft": chain("forward", "drop", [met("iifname", "br0"), {"accept": None}], [met("oifname", "br0"), {"accept": None}])}),
     ("forward-dropped", ROUTED | {"xtables": {"ip": "*filter\n:FORWARD DROP [0:0]\n:DOCKER-USER - [0:0]\n-A FORWARD -j DOCKER-USER\n-A DOCKER-USER -j RETURN\nCOMMIT\n"}},
      ROUTED | {"xtables": {"ip": "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -i br0 -j ACCEPT\n-A FORWARD -o br0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"}}),
-    ("bridged-dropped", {"links": [BR, T1, T2], "sysctls": {"net/bridge/bridge-nf-call-iptables": "1"}, "nft": chain("forward", "drop")}, {"links": [BR, T1, T2], "sysctls": {"net/bridge/bridge-nf-call-iptables": "0"}, "nft": chain("forward", "drop")}),
+    ("bridge-netfilter", {"links": [BR, T1, T2], "sysctls": {"net/bridge/bridge-nf-call-iptables": "1"}, "nft": chain("forward", "drop")}, {"links": [BR, T1, T2], "sysctls": {"net/bridge/bridge-nf-call-iptables": "0"}, "nft": chain("forward", "drop")}),
     ("input-dropped", {"links": [BR, T1], "dhcp_servers": [server()], "nft": chain("input", "accept", [met("iifname", "br0"), {"drop": None}])},
      {"links": [BR, T1], "dhcp_servers": [server()], "nft": chain("input", "accept", [met("iifname", "br1"), {"drop": None}])}),
     ("tunnel-blocked", {"links": [link("eth0", at=("10.9.0.2/24",)), link("vx0", "vxlan", id=7, port=4789, local="10.9.0.2", remote="10.9.0.3", )], "nft": chain("input", "drop", [met("iifname", "lo"), {"accept": None}])},
@@ -191,6 +207,24 @@ CASES: list[tuple[str, Json, Json]] = [
     ("queues-idle", {"guests": [card("a", MAC, netdev=",vhost=on,queues=4", device=",mq=on")]}, {"guests": [card("a", MAC, netdev=",vhost=on,queues=2", device=",mq=on")]}),
     ("queues-idle", {"guests": [card("a", MAC, netdev=",vhost=on,queues=2")]}, {"guests": [card("a", MAC)]}),
     ("user-backend", {"guests": [qemu("a", "-netdev", "user,id=n0", "-device", f"virtio-net-pci,netdev=n0,mac={MAC}")]}, {"guests": [card("a", MAC)]}),
+    ("guest-nic-down", told(up=False), told()),
+    ("guest-without-address", told(at=None), told(at=None, given="")),
+    ("guest-without-address", told(at=None), told(at=None, master="bond0")),
+    ("guest-other-address", told(at="10.0.0.77/24"), told()),
+    ("guest-other-prefix", told(at="10.0.0.5/8"), told(at="10.0.0.5/32")),
+    ("guest-other-prefix", told(at="10.0.0.5/28"), told()),
+    ("guest-without-route", told(routes=("10.0.0.0/24",)), told()),
+    ("guest-without-route", told(routes=("10.0.0.0/24",)), told(routes=("10.0.0.0/24",)) | {"sysctls": {"net/ipv4/ip_forward": "0"}}),
+    ("guest-wrong-neighbour", told(neighbours=[neighbour("10.0.0.1", OTHER)]), told(neighbours=[neighbour("10.0.0.1", "02:00:00:00:00:b0")])),
+    ("guest-gateway-silent", told(neighbours=[neighbour("10.0.0.1", "", "FAILED")]), told(neighbours=[neighbour("10.0.0.9", "", "FAILED")])),
+    ("guest-duplicate-address", told(at="fd00::5/64", failed=True), told(at="fd00::5/64")),
+    ("guest-other-mac", told(mac=OTHER), told(mac=OTHER, mac_set=False)),
+    ("guest-mtu", told(mtu=9000), told()),
+    ("guest-mtu", told(mtu=1400), told(mtu=1400) | {"links": [BR, tap(mtu=1400), T2, link("eth0", at=("10.9.0.2/24",))]}),
+    ("guest-without-resolver", told(resolvers=()), told(resolvers=()) | {"dhcp_servers": [server(port=0)]}),
+    ("guest-queues-unused", told(queues=1), told()),
+    ("guest-offloads-off", told(offloads={"tso": False}), told(offloads={"tso": False, "rx-checksum": False, "tx-checksum": False}) | {"guests": []}),
+    ("guest-offloads-off", told(offloads={"tso": False}), told(offloads={"tso": True, "rx-checksum": False})),
     ("not-accelerated", {"guests": [{"pid": 7, "name": "a", "argv": ["qemu-system-x86_64", "-accel", "tcg"], "taps": {}}]}, {"guests": [card("a", MAC)]}),
 ]
 
@@ -215,6 +249,10 @@ def test_a_rule_finds_its_fault_and_nothing_without_it(code: str, bad: Json, goo
 
 def test_an_empty_capture_is_no_fault() -> None:
     assert codes({"links": []}) == [] and codes({"links": None, "fdb": None, "nft": None}) == []
+
+
+def test_a_guest_that_is_well_says_nothing() -> None:
+    assert codes(told()) == []
 
 
 def test_the_worst_is_told_first() -> None:

@@ -95,21 +95,21 @@ def detoured(*words: str, to: str = "i1", kept: bool = True) -> Callable[[Facts]
 
 BAD: dict[str, tuple[str, str, str, Callable[[Facts], Any]]] = {
     # code: (A, B, what it is about, how to break the good capture)
-    "tap-not-open": ("vm1", "vm2", "t2", flags("t2", "UP", "NO-CARRIER")),
-    "link-down": ("vm1", "vm2", "br0", flags("br0", "BROADCAST")),
+    "tap-idle": ("vm1", "vm2", "t2", flags("t2", "UP", "NO-CARRIER")),
+    "port-down": ("vm1", "vm2", "br0", flags("br0", "BROADCAST")),
     "vlan-mismatch": ("vm1", "vm2", "t2", vlan("t2", 6)),
     "vlan-none": ("vm1", "vm2", "t1", vlan("t1", 5, pvid=False)),
     "port-locked": ("vm1", "vm2", "t1", lambda f: (port(f, "t1", locked=True), f["fdb"].pop(0))),
     "port-state": ("vm1", "vm2", "t2", lambda f: port(f, "t2", state="learning")),
     "detour-astray": ("vm1", "vm2", "t1", detoured("BROADCAST")),
-    "guest-paused": ("vm1", "vm2", "vm1", lambda f: f["guests"][0].update(status="paused")),
+    "guest-stopped": ("vm1", "vm2", "vm1", lambda f: f["guests"][0].update(status="paused")),
     "guest-link-off": ("vm1", "vm2", "vm1/nic0", lambda f: f["guests"][0]["nics"][0].update(link=False)),
-    "mtu-bridge": ("vm1", "vm2", "t2", lambda f: of(f, "t2").update(mtu=1400)),
-    "conntrack-full": ("vm3", "outside", "conntrack", lambda f: f["sysctls"].update({"net/netfilter/nf_conntrack_count": "100"})),
+    "mtu-island": ("vm1", "vm2", "t2", lambda f: of(f, "t2").update(mtu=1400)),
+    "conntrack-table": ("vm3", "outside", "conntrack", lambda f: f["sysctls"].update({"net/netfilter/nf_conntrack_count": "100"})),
     "no-nat": ("vm3", "outside", "outside", lambda f: f["nft"].pop()),
     "bond-dead": ("vm3", "outside", "w0", bonded("down", "down")),
-    "bond-no-partner": ("vm3", "outside", "w0", bonded("up", "down")),
-    "neighbour-silent": ("vm3", "outside", "w0", lambda f: f["neighbours"][0].update(state=["FAILED"], lladdr="")),
+    "bond-partner": ("vm3", "outside", "w0", bonded("up", "down")),
+    "gateway-silent": ("vm3", "outside", "w0", lambda f: f["neighbours"][0].update(state=["FAILED"], lladdr="")),
     "no-carrier": ("vm3", "outside", "w0", flags("w0", "UP", "NO-CARRIER")),
     "no-uplink": ("vm1", "outside", "br0", lambda f: None),
     "nobody-listens": ("vm3", "host", "tcp 443", lambda f: None),
@@ -139,8 +139,72 @@ def test_one_thing_wrong(code: str) -> None:
     report = why(scene(change), a.partition("@")[0], b, Probe("tcp", 443) if code == "nobody-listens" else Probe())
     found = [f for f in report.findings if f.code == code]
     assert found and found[0].where == where, report.findings
-    assert (report.state is State.OK) is (code in ("mtu-bridge", "bond-no-partner", "limited"))
+    assert (report.state is State.OK) is (code in ("mtu-island", "bond-partner", "limited"))
     assert found[0].why and found[0].what
+
+
+def inside(name: str = "vm3", **more: Any) -> Callable[[Facts], None]:
+    """Guest *name* on br1 tells of itself: one card, an address of its prefix, a default route by the host."""
+    number = name[-1]
+    mac = f"52:54:00:00:00:0{number}"
+
+    def change(f: Facts) -> None:
+        own = {"name": "ens3", "mac": mac, "mtu": 1500, "up": True, "hardware": True, "addresses": [{"local": f"10.1.0.1{number}", "prefixlen": 24}]}
+        routes = [{"version": 4, "dst": d, "type": "unicast", "dev": "ens3", "via": v, "metric": 0} for d, v in (("10.1.0.0/24", ""), ("default", "10.1.0.1"))]
+        told = {"agent": "", "links": [own | more.get("link", {})], "routes": routes, "neighbours": [], "resolvers": ["10.1.0.1"], "listening": [{"proto": "tcp", "address": "::", "port": 22}]}
+        f["guests"].append({"pid": 8, "name": name, "argv": [], "taps": {}, "status": "running", "nics": [{"tap": f"t{number}", "name": f"{name}/nic0", "mac": mac, "link": True}],
+                            "inside": told | {k: v for k, v in more.items() if k != "link"}})
+    return change
+
+
+def guest_chain(hook: str, *rules: list[Facts], policy: str = "accept") -> list[Facts]:
+    here = {"family": "inet", "table": "filter"}
+    return [{"table": {"family": "inet", "name": "filter"}}, {"chain": {**here, "name": hook, "type": "filter", "hook": hook, "prio": 0, "policy": policy}},
+            *({"rule": {**here, "chain": hook, "handle": n, "expr": expr}} for n, expr in enumerate(rules, 9))]
+
+
+PORT = {"payload": {"protocol": "tcp", "field": "dport"}}
+NEW = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["established", "related"]}}
+FAILED = [{"ip": "10.1.0.1", "dev": "ens3", "mac": "", "state": "FAILED"}]
+ASTRAY = [{"ip": "10.1.0.1", "dev": "ens3", "mac": "02:de:ad:00:00:01", "state": "PERMANENT"}]
+WITHIN: dict[str, tuple[str, str, Probe, Callable[[Facts], None], str]] = {
+    # name: (A, B, probe, what vm3 tells, code)
+    "down": ("vm3", "outside", Probe(), inside(link={"up": False}), "guest-nic-down"),
+    "bare": ("vm3", "outside", Probe(), inside(link={"addresses": []}), "guest-without-address"),
+    "other": ("vm3", "host", Probe(), inside(link={"addresses": [{"local": "10.1.0.99", "prefixlen": 24}]}), "guest-other-address"),
+    "alone": ("vm3", "outside", Probe(), inside(routes=[{"version": 4, "dst": "10.1.0.0/24", "type": "unicast", "dev": "ens3", "via": "", "metric": 0}]), "guest-without-route"),
+    "dead end": ("vm3", "outside", Probe(), inside(routes=[{"version": 4, "dst": "default", "type": "blackhole", "dev": "", "via": "", "metric": 0}]), "guest-without-route"),
+    "wide": ("vm3", "outside", Probe(), inside(link={"addresses": [{"local": "10.1.0.13", "prefixlen": 1}]}, routes=[{"version": 4, "dst": "0.0.0.0/0", "type": "unicast", "dev": "ens3", "via": "", "metric": 0}]), "guest-other-prefix"),
+    "deaf": ("vm3", "outside", Probe(), inside(neighbours=FAILED), "guest-gateway-silent"),
+    "misled": ("vm3", "host", Probe(), inside(neighbours=ASTRAY), "guest-wrong-neighbour"),
+    "shut": ("host", "vm3", Probe(), inside(nft=guest_chain("input", policy="drop")), "guest-firewall"),
+    "mute": ("host", "vm3", Probe("tcp", 22), inside(nft=guest_chain("output", policy="drop")), "guest-firewall"),
+    "legacy": ("host", "vm3", Probe("tcp", 22), inside(xtables="*filter\n:INPUT DROP [0:0]\n-A INPUT -p icmp -j ACCEPT\nCOMMIT\n"), "guest-firewall"),
+    "idle": ("host", "vm3", Probe("tcp", 443), inside(), "nobody-listens"),
+}
+
+
+@pytest.mark.parametrize("name", WITHIN)
+def test_one_thing_wrong_inside_a_guest(name: str) -> None:
+    a, b, probe, change, code = WITHIN[name]
+    report = why(scene(change), a, b, probe)
+    assert report.state is State.BLOCKED and code in {f.code for f in report.blocking}, report.findings
+    assert next(f for f in report.findings if f.code == code).where.startswith("vm3")
+
+
+def test_a_guest_that_is_well_is_on_the_path_and_blocks_nothing() -> None:
+    rules = guest_chain("input", [NEW, {"accept": None}], [{"match": {"op": "==", "left": PORT, "right": 22}}, {"accept": None}], policy="drop")
+    for a, b, probe in (("host", "vm3", Probe("tcp", 22)), ("vm3", "outside", Probe()), ("vm3", "host", Probe())):
+        report = why(scene(inside(nft=rules)), a, b, probe)
+        assert report.state is State.OK and not report.findings, report.findings
+        assert next(h.words for h in (*report.there, *report.back) if h.what == "inside").startswith("up, 10.1.0.13/24, MTU 1500")
+
+
+def test_a_guest_that_told_nothing_is_said_so() -> None:
+    def change(f: Facts) -> None:
+        f["guests"][0]["inside"] = {"agent": "no agent answers"}
+    report = why(scene(change), "vm1", "vm2", Probe())
+    assert report.state is State.OK and report.there[0].words == "its inside is not seen: no agent answers"
 
 
 def forwarded(f: Facts, *more: Facts) -> None:
@@ -189,9 +253,9 @@ def test_a_detour_by_a_queue_is_no_obstacle_while_there_is_one() -> None:
 
 def test_everything_in_one_look() -> None:
     def change(f: Facts) -> None:
-        for break_it in (BAD["vlan-mismatch"][3], BAD["tap-not-open"][3], BAD["guest-paused"][3]):
+        for break_it in (BAD["vlan-mismatch"][3], BAD["tap-idle"][3], BAD["guest-stopped"][3]):
             break_it(f)
-    assert {f.code for f in why(scene(change), "vm1", "vm2", Probe()).findings} >= {"vlan-mismatch", "tap-not-open", "guest-paused"}
+    assert {f.code for f in why(scene(change), "vm1", "vm2", Probe()).findings} >= {"vlan-mismatch", "tap-idle", "guest-stopped"}
 
 
 @pytest.mark.parametrize(("a", "b", "words"), [
@@ -206,6 +270,34 @@ def test_what_is_not_there_is_said(a: str, b: str, words: str) -> None:
 def test_a_capture_that_is_none(facts: Any) -> None:
     with pytest.raises(KvmnetError):
         read(facts)
+
+
+def test_what_is_known_is_listed_once() -> None:
+    with pytest.raises(KvmnetError) as wrong:
+        why(scene(), "zzz", "vm1", Probe())
+    words = str(wrong.value.hint).partition("; or")[0].removeprefix("known are: ").split(", ")
+    assert "n" in words and len(words) == len(set(words))
+
+
+def test_an_address_of_the_host_is_not_taken_for_the_guests_own() -> None:
+    """A port is forwarded: who names the guest with the host's address asks for that address."""
+    report = why(scene(forwarded), "203.0.113.5", "vm3@192.0.2.2", Probe("tcp", 80))
+    assert report.state is State.OK and report.target.title == "192.0.2.2" and "NAT" in report.target.how
+    assert not any("vm3 (192.0.2.2)" in hop.where for hop in (*report.there, *report.back))
+
+
+FORWARD = [{"table": {"family": "ip", "name": "filter"}}, {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}}]
+
+
+@pytest.mark.parametrize(("who", "words"), [({"nft_text": "chain KUBE-FORWARD {"}, "Kubernetes"), ({"servers": [{"program": "dockerd", "pid": 1}]}, "Docker"), ({"xtables": {"nft-ip": "-A FORWARD -j FI-vnet0"}}, "libvirt"), ({}, "")])
+def test_bridge_netfilter_is_left_on_where_somebody_needs_it(who: Facts, words: str) -> None:
+    def change(f: Facts) -> None:
+        f["sysctls"]["net/bridge/bridge-nf-call-iptables"] = "1"
+        f["nft"] += FORWARD
+        f.update(who)
+    found = next(f for f in why(scene(change), "vm1", "vm2", Probe()).findings if f.code == "bridge-netfilter")
+    off = any("bridge-nf-call" in command for command in found.fix)
+    assert found.fix and off is not bool(words) and (words in found.why) and ("leave it on" in found.why) is bool(words)
 
 
 def test_json_is_plain() -> None:

@@ -1,4 +1,4 @@
-"""Codes of what ``kvmnet why`` finds on a path."""
+"""Codes of what ``kvmnet why`` alone finds on a path; what the doctor finds as well has one code, and its rule's words."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -10,8 +10,6 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "arp-drop": ("A rule drops the question who has the address (ARP, neighbour solicitation), so nothing is ever sent to it.", ("let ARP and ICMPv6 135, 136 pass in that chain",)),
     "limited": ("Rules drop what is above a rate or a number of flows; one packet alone is within them.", ("kvmnet status --drops", "nft list ruleset")),
     "rule-unknown": ("A rule asks for something that only the live system can tell; it may lose the packet.", ("kvmnet why A B   # without --facts a packet is sent",)),
-    "bridge-netfilter": ("br_netfilter sends frames that only cross a bridge through the rules of IP, and one of them drops them.",
-                         ("accept bridged frames there: iptables -I FORWARD -m physdev --physdev-is-bridged -j ACCEPT", "or net.bridge.bridge-nf-call-iptables=0, where nothing relies on it (Docker and Kubernetes do)")),
     "detour-astray": ("What comes in by the device takes a detour by the queue of its rate, and the device with that queue is down or gone: "
                       "frames that are redirected there are dropped.", ("kvmnet status", "ip link show dev DEV", "tc -s filter show dev DEV ingress")),
     "tc-filter": ("A filter of tc at the device takes or drops the packet before any rule sees it.", ("tc -s filter show dev DEV ingress",)),
@@ -19,10 +17,9 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "port-locked": ("The port is locked (802.1X): it takes frames of MACs alone that are entered by hand.", ("bridge fdb replace MAC dev PORT master static",)),
     "port-no-flood": ("The bridge does not know the MAC, and the port takes no unknown or broadcast frames (flood, bcast_flood off).", ("bridge fdb show", "ip link set PORT type bridge_slave bcast_flood on")),
     "port-state": ("Spanning tree has the port blocking, listening or learning: it forwards nothing.", ("ip -d link show PORT", "ip link set BRIDGE type bridge forward_delay 200")),
-    "port-detached": ("A tap that should be a port is in no bridge: the bridge was made anew, or the port was taken out.", ("ip link set PORT master BRIDGE",)),
-    "tap-not-open": ("Nobody has the tap open: the guest does not run, or uses another device.", ("kvmnet vm list",)),
-    "guest-paused": ("The guest's processors stand still: it neither sends nor answers, while its link is up.", ("kvmnet vm console GUEST",)),
     "guest-link-off": ("The carrier of the guest's card is switched off.", ("link: up in the document, or set_link by QEMU's monitor",)),
+    "guest-firewall": ("Rules inside the guest drop the packet: its own firewall, which nothing on the host overrules.", ("kvmnet vm exec GUEST nft list ruleset",)),
+    "guest-other-card": ("The guest's own routes lead by another of its cards than the one that was asked about.", ("kvmnet vm exec GUEST ip route get ADDRESS",)),
     "guest-unseen": ("No port is known to have that address behind it: the guest is silent, off, or has another address.", ("ip neigh show", "kvmnet capture")),
     "link-down": ("A device on the way is down.", ("ip link set DEV up",)),
     "link-missing": ("A device on the way is gone.", ("ip -br link",)),
@@ -30,28 +27,21 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "no-uplink": ("The bridge has no port that leads out, and the host has no address on it: guests reach each other only.", ("ip link set NIC master BRIDGE", "or a nat or routed network")),
     "vlan-none": ("The port belongs to no VLAN (no PVID): a bridge that goes by VLANs drops its untagged frames.", ("bridge vlan add dev PORT vid 1 pvid untagged",)),
     "vlan-mismatch": ("The two ports have no VLAN in common.", ("bridge vlan show",)),
-    "fdb-wrong-port": ("The bridge believes the MAC at another port than the one that it is behind, and sends its frames there.", ("bridge fdb del MAC dev PORT master",)),
     "hairpin": ("The frame would leave by the port that it came by: a bridge does not do that without hairpin.", ("ip link set PORT type bridge_slave hairpin on",)),
     "hairpin-nat": ("The destination was translated and the source was not: the answer goes straight to the asker, who does not know its sender.", ("masquerade what returns to the same bridge (ct status dnat)",)),
     "nat-between-guests": ("NAT changes the source of packets between guests.", ("name the uplink in the rule: oifname UPLINK masquerade",)),
     "nat-unknown": ("A rule translates to an address that only the live system can tell.", ()),
     "no-nat": ("The packet leaves with a private source, and nothing translates it: nobody outside has a route back.", ("nft add rule ip nat post oifname UPLINK masquerade",)),
-    "mtu-bridge": ("A port of the bridge takes less than the sender sends: the bridge drops it and tells nobody.", ("ip link set PORT mtu N",)),
-    "mtu-route": ("The MTU shrinks on the way: senders are told by ICMP, where nobody filters that.", ("accept icmp destination-unreachable and icmpv6 packet-too-big",)),
     "no-route": ("The host has no route there.", ("ip route add PREFIX via GATEWAY",)),
     "route-error": ("A route of type unreachable, prohibit or blackhole takes the packet.", ("ip route show table all type unreachable",)),
     "route-unknown": ("A policy rule asks for something that is not judged; it may send the packet another way.", ("ip rule show",)),
     "own-address": ("The destination is an address of the host itself: the packet ends there.", ("ip addr",)),
     "wrong-segment": ("The route leads to one device, and the guest is behind another.", ("ip route get ADDRESS",)),
     "neighbour-silent": ("Nobody answers ARP or ND for the next hop.", ("ip neigh show nud failed", "VLAN, cable, and whether it is on at all")),
-    "neighbour-wrong": ("The host has another MAC for the address than the machine that has it now.", ("ip neigh del ADDRESS dev DEV",)),
-    "neighbours-full": ("The table of neighbours is full.", ("sysctl -w net.ipv4.neigh.default.gc_thresh3=8192",)),
-    "conntrack-full": ("The table of connections is full: new flows are dropped.", ("sysctl -w net.netfilter.nf_conntrack_max=262144",)),
     "arp-ignored": ("The host answers no ARP on that bridge (arp_ignore).", ("sysctl net.ipv4.conf.all.arp_ignore",)),
     "echo-ignored": ("The host answers no ping (icmp_echo_ignore_all).", ("sysctl -w net.ipv4.icmp_echo_ignore_all=0",)),
     "nobody-listens": ("The packet arrives and no program listens there.", ("ss -ltunp",)),
     "bond-dead": ("No member of the bond works.", ("cat /proc/net/bonding/BOND",)),
-    "bond-no-partner": ("The switch speaks no LACP with the bond.", ("configure LACP on the ports of the switch",)),
     "not-followed": ("A macvtap, VF or foreign switch carries the frames: what happens there cannot be seen from here.", ("kvmnet capture",)),
 }
 """Code -> what it means, and the next step."""

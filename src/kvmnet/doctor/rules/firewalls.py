@@ -55,7 +55,7 @@ def meant_to_pass(view: View, bridge: str, network: Any) -> bool:
     return False
 
 
-def bridged_dropped(view: View) -> Iterator[Finding]:
+def bridge_netfilter(view: View) -> Iterator[Finding]:
     """br_netfilter sends bridged frames through the host's IP rules, and one of them drops what guests of the same bridge send to each other: ARP is
     answered, and nothing else passes."""
     everywhere = view.sysctl("net/bridge/bridge-nf-call-iptables") == "1"
@@ -67,7 +67,7 @@ def bridged_dropped(view: View) -> Iterator[Finding]:
         rules = rules or read(view)
         network = next((a.network for a in view.addresses(bridge, "inet")), IPv4Network("192.0.2.0/24"))
         packet = made((ROUTER, GUEST), str(network.network_address + 2), str(network.network_address + 3), TCP, HTTPS)
-        yield from lost(view, rules, packet, (name, name), "new", "forward", "bridged-dropped", name, "what guests of one bridge send each other")
+        yield from lost(view, rules, packet, (name, name), "new", "forward", "bridge-netfilter", name, "what guests of one bridge send each other")
 
 
 def input_dropped(view: View) -> Iterator[Finding]:

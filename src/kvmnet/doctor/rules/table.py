@@ -4,7 +4,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 from kvmnet.doctor.finding import Finding, ranked
-from kvmnet.doctor.rules import addresses, bridges, capacity, firewalls, guests, services, sizes, uplinks
+from kvmnet.doctor.rules import (
+    addresses,
+    bridges,
+    capacity,
+    firewalls,
+    guests,
+    inside,
+    services,
+    sizes,
+    uplinks,
+)
 from kvmnet.doctor.view import View
 
 Rule = Callable[[View], Iterable[Finding]]
@@ -19,7 +29,7 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
         addresses.wrong_neighbour, addresses.gateway_silent, addresses.route_without_link, addresses.ra_ignored, addresses.router_among_guests,
         addresses.two_routers, addresses.reverse_path, addresses.forwarding_off),
     "MTU and offloads": (sizes.mtu_island, sizes.tunnel_mtu, sizes.way_out_mtu, sizes.merged_frames_forwarded, sizes.checksum_errors),
-    "Firewalls": (firewalls.forward_dropped, firewalls.bridged_dropped, firewalls.input_dropped, firewalls.tunnel_blocked, firewalls.masquerade_everywhere),
+    "Firewalls": (firewalls.forward_dropped, firewalls.bridge_netfilter, firewalls.input_dropped, firewalls.tunnel_blocked, firewalls.masquerade_everywhere),
     "Uplinks and tunnels": (uplinks.bond_partner, uplinks.bond_member_down, uplinks.bond_members_apart, uplinks.bond_unwatched, uplinks.bond_spreads_blindly,
                             uplinks.tunnel_without_peers),
     "DHCP and DNS": (services.resolver_everywhere, services.pool_full, services.lease_limit, services.range_off_subnet, services.reserved_is_leased,
@@ -28,6 +38,10 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
     "Guests and the machine": (
         guests.guest_stopped, guests.iommu_missing, guests.iommu_group_shared, guests.cpu_stolen, guests.cpu_quota, guests.interrupts_on_one_cpu,
         guests.vhost_missing, guests.emulated_card, guests.queues_idle, guests.user_backend, guests.not_accelerated),
+    "Inside guests, where an agent tells": (
+        inside.guest_nic_down, inside.guest_other_mac, inside.guest_without_address, inside.guest_other_address, inside.guest_duplicate_address, inside.guest_other_prefix,
+        inside.guest_without_route, inside.guest_wrong_neighbour, inside.guest_gateway_silent, inside.guest_mtu, inside.guest_without_resolver,
+        inside.guest_queues_unused, inside.guest_offloads_off),
 }
 """Subject -> its rules. The code of a rule's findings is its name with hyphens."""
 RULES: Mapping[str, Rule] = {rule.__name__.replace("_", "-"): rule for rules in SUBJECTS.values() for rule in rules}

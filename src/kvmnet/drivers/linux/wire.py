@@ -21,7 +21,6 @@ from kvmnet.drivers.linux.attrs import (
     MACVLANS,
     OURS,
     PORT,
-    ROOTS_TIMERS,
     VLAN,
     VRF,
     VXLAN,
@@ -74,8 +73,6 @@ def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator
         kind = link_type(item, info, data)
         if kind == "bridge":
             found.update((n, read(data)) for n, read in BRIDGE_READS)
-            if data.get("root_port"):
-                found.update(dict.fromkeys(ROOTS_TIMERS))
         elif kind == "tap":
             found["multi_queue"] = data.get("multi_queue")
             user = data.get("user")
