@@ -5,7 +5,7 @@ NIC, describe the devices of guests that run, merge what the networks want of th
 """
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_network
 
@@ -20,6 +20,7 @@ from kvmnet.modes import bridge, isolated, macvtap, nat, routed, sriov, vrf, vxl
 from kvmnet.modes.device import guest_nic, queue_pairs
 from kvmnet.modes.links import Way, find_ways, wire_uplinks
 from kvmnet.modes.model import NicOnNetwork
+from kvmnet.modes.peers import join
 from kvmnet.modes.segment import HostPolicy, Overlay, Part, Segment
 from kvmnet.modes.services import services
 from kvmnet.modes.tunnel import TunnelWay, tunnel_ways
@@ -109,13 +110,14 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
         out.add(setting := Sysctl(name=KNOBS[name].path, value=value, dev=""))
         out.borrowed.add(setting.key)
     out.take(sriov.wire_pools(spec, facts, nics))
+    joined = joined_networks(spec)
     for name, network in spec.networks.items():
-        out.segments[name] = segment = settle(name, network, spec, facts, tuple(nics.get(name, ())))
+        out.segments[name] = segment = settle(name, network, spec, facts, tuple(nics.get(name, ())), joined.get(name, ()))
         wire_network(out, policy, segment, spec, facts, found)
     for name, network in spec.networks.items():
         for peer in network.peers:
-            ends = out.segments[name].bridge, out.segments[peer].bridge
-            policy.reach |= {ends, ends[::-1]}
+            out.take(pair := join(out.segments[name], out.segments[peer], facts))
+            policy.merge(pair.policy)
     keeper = guard_keeper()
     out.outer = outer = frozenset(outer_ports(out, spec, facts))
     if any(segment.guarded for segment in out.segments.values()):
@@ -175,7 +177,17 @@ def network_mtu(network: Network, spec: Spec, facts: Facts) -> int:
     return seen.mtu if isinstance(seen, Link) and seen.mtu else 1500
 
 
-def settle(name: str, network: Network, spec: Spec, facts: Facts, nics: tuple[NicOnNetwork, ...]) -> Segment:
+def joined_networks(spec: Spec) -> dict[str, set[str]]:
+    """Network -> those that it reaches through the host: its peers, and whose peer it is."""
+    joined: dict[str, set[str]] = {}
+    for name, network in spec.networks.items():
+        for peer in network.peers:
+            joined.setdefault(name, set()).add(peer)
+            joined.setdefault(peer, set()).add(name)
+    return joined
+
+
+def settle(name: str, network: Network, spec: Spec, facts: Facts, nics: tuple[NicOnNetwork, ...], joined: Iterable[str] = ()) -> Segment:
     hosted = network.mode not in SHARED
     return Segment(
         name=name, network=network, bridge=ways.bridge_of(name, spec, facts.features),
@@ -186,7 +198,8 @@ def settle(name: str, network: Network, spec: Spec, facts: Facts, nics: tuple[Ni
         outside=tuple(a.partition("/")[0] for a in spec.uplinks[network.uplink].addresses) if network.vrf and network.uplink else (),
         way_out="" if network.vxlan else ways.way_out(network.uplink, spec, facts.features),
         overlay=overlay_of(name, network, spec, facts), parent=ways.parent_of(name, spec),
-        vlan=inner_vlan(name, network, spec, facts))
+        vlan=inner_vlan(name, network, spec, facts),
+        joined=tuple(sorted(subnet for peer in joined if (subnet := spec.networks[peer].subnet))))
 
 
 def overlay_of(name: str, network: Network, spec: Spec, facts: Facts) -> Overlay | None:

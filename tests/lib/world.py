@@ -55,6 +55,8 @@ ip -4 addr flush dev eth0
 ip addr add $ip/$mask dev eth0
 [ -z "$mtu" ] || ip link set eth0 mtu $mtu
 [ -z "$router" ] || ip route replace default via $router
+set -- $staticroutes
+while [ $# -gt 1 ]; do ip route replace $1 via $2; shift 2; done
 printf '%s\\n' "ip=$ip" "mask=$mask" "mtu=$mtu" "router=$router" "dns=$dns" "domain=$domain" "search=$search" \\
     "staticroutes=$staticroutes" "ntpsrv=$ntpsrv" > "$KVMNET_TEST_OUT"
 """

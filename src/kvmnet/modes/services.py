@@ -243,6 +243,8 @@ def classless_routes(segment: Segment) -> list[str]:
     routes = [(r.to, r.via) for r in network.dhcp.routes]
     if network.metadata and segment.address:
         routes.append((f"{network.metadata.address}/32", segment.address))
+    if segment.address and gateway != segment.address:
+        routes += [(prefix, segment.address) for prefix in segment.joined if all(to != prefix for to, _ in routes)]
     if routes and gateway and all(to != "0.0.0.0/0" for to, _ in routes):
         routes.insert(0, ("0.0.0.0/0", gateway))
     return [word for route in routes for word in route]
