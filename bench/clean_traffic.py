@@ -10,23 +10,19 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import suppress
 from pathlib import Path
-from shutil import rmtree
 
 from bench.claim import Claim
-from bench.world import ROOT, World
+from bench.unpacked import LIBVIRT, fetch, inside, run, seen
+from bench.world import World
 
 NICS = 20
-PACKAGES = ("libvirt-daemon", "libvirt-clients", "libvirt-daemon-config-nwfilter", "ebtables", "iptables")
-KEPT = ROOT / ".cache/libvirt"
 PRIVATE = ("/run/libvirt", "/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
 DRIVER = "libvirt/connection-driver/libvirt_driver_nwfilter.so"
 URI = ("virsh", "-q", "-c", "nwfilter:///system")
-TOOLS = ("ebtables", "iptables", "ip6tables")
 BINDING = """<filterbinding>
 <owner><name>g{number}</name><uuid>00000000-0000-0000-0000-{number:012}</uuid></owner>
 <portdev name='t{number}'/><mac address='52:54:00:00:00:{number:02x}'/>
@@ -38,29 +34,6 @@ BINDING = """<filterbinding>
 def document(guard: str) -> str:
     lines = ["version: 1", "networks:", "  lan: {mode: isolated, subnet: 10.0.0.0/24, dhcp: {enabled: false}, dns: {enabled: false}}", "vms:"]
     return "\n".join((*lines, *(f'  g{i}: {{nics: [{{network: lan, guard: "{guard}"}}]}}' for i in range(NICS)))) + "\n"
-
-
-def fetch() -> Path:
-    """The packages and what they need that is not installed, unpacked; their ``usr``."""
-    if not (KEPT / "usr").exists():
-        rmtree(KEPT, ignore_errors=True)
-        with tempfile.TemporaryDirectory(prefix="kvmnet-bench-") as cache:
-            Path(cache, "archives/partial").mkdir(parents=True)
-            options = [f"Dir::Cache={cache}", "APT::Sandbox::User=root", "APT::Install-Recommends=false"]
-            run(["apt-get", "-qq", *(word for o in options for word in ("-o", o)), "-y", "--download-only", "install", *PACKAGES])
-            for archive in Path(cache, "archives").glob("*.deb"):
-                run(["dpkg-deb", "-x", str(archive), str(KEPT)])
-        run(["cp", "-a", f"{KEPT}/lib/.", f"{KEPT}/usr/lib"])
-        for tool in TOOLS:
-            (KEPT / "usr/sbin" / tool).symlink_to(f"{tool}-nft")
-    return KEPT / "usr"
-
-
-def run(argv: list[str]) -> str:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
-    return done.stdout
 
 
 def ours(rounds: int) -> list[float]:
@@ -80,14 +53,13 @@ def ours(rounds: int) -> list[float]:
 
 def theirs(usr: Path) -> list[float]:
     """Seconds of each NIC, in a mount namespace where libvirt is installed."""
-    argv = ["unshare", "--mount", "--propagation", "private", "--", sys.executable, "-m", "bench.clean_traffic", "--bind", str(usr)]
-    found: list[float] = json.loads(run(argv))
+    found: list[float] = json.loads(run(inside("bench.clean_traffic", ["--bind", str(usr)])))
     return found
 
 
 def bind(usr: Path) -> list[float]:
     """The same, inside. This process's mounts end with it."""
-    run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={usr}:/usr", "/usr"])
+    seen([usr])
     for folder in PRIVATE:
         Path(folder).mkdir(parents=True, exist_ok=True)
         run(["mount", "-t", "tmpfs", "none", folder])
@@ -138,7 +110,7 @@ def main() -> None:
     if asked.bind:
         print(json.dumps(bind(asked.bind)))
         return
-    usr = fetch()
+    usr = fetch("libvirt", LIBVIRT)
     if asked.fetch:
         return
     taken = {"libvirt": theirs(usr), "kvmnet": ours(asked.rounds)}
