@@ -1,6 +1,7 @@
 """Run benchmarks, each in a network namespace of its own: a table of claims with their verdicts.
 
     python -m bench [--quick] [--list] [--json FILE] [NAME...]
+    python -m bench peers [OPTIONS of kvmnet bench peers...]     with libvirt and Open vSwitch, fetched and not installed
 
 Exits with 1 when a target is missed. The numbers also go to FILE as JSON (.cache/bench.json).
 """
@@ -92,6 +93,9 @@ def packets(row: dict[str, Any]) -> Claim:
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["peers"]:    # a command of kvmnet's, with its own options and report
+        subprocess.run([sys.executable, "-m", "bench.peers", "--fetch"], cwd=ROOT, check=True)
+        return subprocess.run([sys.executable, "-m", "bench.peers", *sys.argv[2:]], cwd=ROOT, check=False).returncode
     options = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
                                       formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("names", nargs="*", metavar="NAME", help=f"of: {', '.join(BENCHMARKS)}; all when none is given, but clean-traffic, which "

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from kvmnet.bench import bare
 from kvmnet.bench.matrix import GROUP, PORT, Seat, document
+from kvmnet.bench.peers import seats as peers
 from kvmnet.bench.scenarios import Place
 from kvmnet.bench.traffic.program import NAME, initrd_with, program
 from kvmnet.bench.virtio import SCRIPT, read
@@ -70,18 +70,18 @@ class Ground:
         wired = [s for s in self.seats if s.configuration.mode != "isolated"]
         here, there = [], []
         elsewhere: dict[str, list[str]] = {}
-        for seat in (s for s in self.seats if s.bare):
-            run(["ip", "netns", "add", bare.netns(seat)])
-            run(["ip", "-n", bare.netns(seat), "link", "set", "lo", "up"])
+        for seat in (s for s in self.seats if s.apart):
+            peers.space(seat, self.folder).make()
         for seat in wired:
             out = f"out{seat.number}"
             here.append(f"link add {seat.device} mtu {seat.mtu} type veth peer name {out} mtu {seat.mtu} netns {OUTSIDE}")
             there += [f"addr add {seat.outside}/24 dev {out}", f"link set {out} up"]
             own = [f"addr add 198.19.{seat.number}.2/24 dev {seat.device}"] if not seat.on_segment else []
             own.append(f"link set {seat.device} up")
-            if seat.bare:
-                here.append(f"link set {seat.device} netns {bare.netns(seat)}")
-                elsewhere[bare.netns(seat)] = own
+            if seat.apart:
+                netns = peers.space(seat, self.folder).netns
+                here.append(f"link set {seat.device} netns {netns}")
+                elsewhere[netns] = own
             else:
                 here += own
             if not seat.on_segment:
@@ -92,9 +92,9 @@ class Ground:
 
     def populate(self, running: Callable[[], dict[str, int]]) -> None:
         """Far ends that listen, and guests that have their addresses. *running*: guests and their processes."""
-        for seat in (s for s in self.seats if s.bare):
-            bare.build(seat, self.guests, self.load, LIFE)
-        if hosts := [s.host for s in self.seats if not s.bare]:
+        for seat in (s for s in self.seats if s.apart):
+            peers.build(seat, self.guests, self.load, LIFE, self.folder)
+        if hosts := [s.host for s in self.seats if not s.apart]:
             run([str(self.load), "serve", f"port={PORT}", f"life={LIFE}", f"group={GROUP}", f"on={','.join(hosts)}"])
         run(["ip", "netns", "exec", OUTSIDE, str(self.load), "serve", f"port={PORT}", f"life={LIFE}"])
         for seat in self.seats:
@@ -143,11 +143,12 @@ class Ground:
         return total / os.sysconf("SC_CLK_TCK")
 
 
-def versions(accel: str, image: str) -> dict[str, str]:
+def versions(accel: str, image: str, seats: Sequence[Seat]) -> dict[str, str]:
     """What besides the machine the figures depend on."""
     from kvmnet import __version__
     try:
         qemu = run(["qemu-system-x86_64", "--version"]).splitlines()[0].removeprefix("QEMU emulator version ")
     except (ToolFailed, IndexError):
         qemu = ""
-    return {"kvmnet": __version__, "qemu": qemu, "guest": image, "accelerator": accel}
+    others = {"libvirt" if by == "clean-traffic" else by: told() for by, told in peers.VERSIONS.items() if any(s.by == by for s in seats)}
+    return {"kvmnet": __version__, "qemu": qemu, "guest": image, "accelerator": accel, **others}

@@ -32,7 +32,7 @@ def number(least: int, most: int) -> Callable[[str], str | None]:
 AXES: Mapping[str, Callable[[str], str | None]] = {
     "model": one_of(*(m.value for m in Model)),
     "mode": one_of("nat", "routed", "isolated", "bridge", "macvtap"),
-    "by": one_of("kvmnet", "bare"),
+    "by": one_of("kvmnet", "bare", "libvirt", "clean-traffic", "ovs"),
     "guard": one_of("full", "mac", "off"),
     "mtu": number(576, 9000),
     "queues": number(1, 16),
@@ -176,14 +176,19 @@ class Seat:
         return self.outside if self.on_segment else self.host
 
     @property
-    def bare(self) -> bool:
-        """Made by bare tools, not by kvmnet."""
-        return self.configuration.settings.get("by") == "bare"
+    def by(self) -> str:
+        """Who makes its network."""
+        return self.configuration.settings.get("by", "kvmnet")
+
+    @property
+    def apart(self) -> bool:
+        """Made by others than kvmnet, in a namespace of its own."""
+        return self.by != "kvmnet"
 
     @property
     def uplinked(self) -> bool:
         """Whether the document has an uplink for it."""
-        return self.configuration.mode != "isolated" and not self.bare
+        return self.configuration.mode != "isolated" and not self.apart
 
     @property
     def outside(self) -> str:
@@ -223,7 +228,7 @@ def document(seats: Sequence[Seat], guests: int, kernel: str, initrd: str, words
 
 
 def network(seat: Seat) -> str:
-    mode = "isolated" if seat.bare else seat.configuration.mode
+    mode = "isolated" if seat.apart else seat.configuration.mode
     parts = [f"mode: {mode}", f"subnet: {seat.prefix}.0/24", f"mtu: {seat.mtu}", "dhcp: {enabled: false}", "dns: {enabled: false}",
              f"allow: [{{protocol: tcp, port: {PORT}}}, {{protocol: udp, port: {PORT}}}]"]
     if seat.uplinked:

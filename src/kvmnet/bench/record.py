@@ -28,15 +28,19 @@ class Wish:
     scenarios: tuple[str, ...]
     places: tuple[Place, ...]
     rounds: int
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Of what is configured against the clock, ``networks`` and ``nics``; none when that is not asked for."""
 
     def to_json(self) -> dict[str, Any]:
         return {"configurations": [c.to_json() for c in self.configurations], "scenarios": list(self.scenarios),
-                "places": [p.value for p in self.places], "rounds": self.rounds}
+                "places": [p.value for p in self.places], "rounds": self.rounds,
+                **({"sizes": dict(self.sizes)} if self.sizes else {})}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         return cls(tuple(Configuration(c["settings"], c["twin"]) for c in data["configurations"]),
-                   tuple(s for s in data["scenarios"] if s in SCENARIOS), tuple(map(Place, data["places"])), int(data["rounds"]))
+                   tuple(s for s in data["scenarios"] if s in SCENARIOS), tuple(map(Place, data["places"])), int(data["rounds"]),
+                   data.get("sizes", {}))
 
     def tasks(self) -> list[tuple[str, Place]]:
         """Scenarios at places, in the order in which a round goes through them."""
@@ -66,6 +70,10 @@ class Record:
     """Configuration's name -> what its guest has: driver, features, queues, MTU."""
     loads: list[float] = field(default_factory=list)
     """Load average of each sitting before its guests were started: what others did to this machine."""
+    configured: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    """Task -> by whom -> seconds that it took to configure, of each round."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """Who was to be compared and is not there -> why."""
     seconds: float = 0.0
     ended: bool = False
 
@@ -90,7 +98,7 @@ class Record:
 
     def header(self) -> dict[str, Any]:
         return {"kvmnet bench": FORMAT, "wish": self.wish.to_json(), "machine": asdict(self.machine),
-                "versions": dict(self.versions), "began": self.began}
+                "versions": dict(self.versions), "began": self.began, **({"absent": self.absent} if self.absent else {})}
 
 
 def line_of(taken: Taken) -> dict[str, Any]:
@@ -105,7 +113,8 @@ def loads(text: str, source: str) -> Record:
         first = json.loads(lines[0])
         if first["kvmnet bench"] != FORMAT:
             raise KvmnetError(f"{source}: a record of format {first['kvmnet bench']}, which this kvmnet does not know")
-        record = Record(Wish.from_json(first["wish"]), Machine(**first["machine"]), first["versions"], first["began"])
+        record = Record(Wish.from_json(first["wish"]), Machine(**first["machine"]), first["versions"], first["began"],
+                        absent=first.get("absent", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as wrong:
         raise KvmnetError(f"{source} is no record of kvmnet bench", "kvmnet bench run --record FILE makes one") from wrong
     for place, line in enumerate(lines[1:-1], 2):    # what stands behind the last line's end was cut off
@@ -129,6 +138,8 @@ def add(record: Record, data: Any) -> None:
         record.loads.append(float(data["load"]))
     elif "negotiated" in data:
         record.negotiated.update(data["negotiated"])
+    elif "configured" in data:
+        record.configured = data["configured"]
     elif "seconds" in data:
         record.seconds += float(data["seconds"])
         record.ended = bool(data["ended"])

@@ -11,6 +11,9 @@ from kvmnet.bench.machine import machine
 from kvmnet.bench.matrix import Seat
 from kvmnet.bench.measure import Bench
 from kvmnet.bench.model import Progress
+from kvmnet.bench.peers.compared import WHO
+from kvmnet.bench.peers.configure import configured
+from kvmnet.bench.peers.seats import LACKING
 from kvmnet.bench.record import Pen, Record, Wish
 from kvmnet.bench.scenarios import Place
 from kvmnet.errors import HostCannot, KvmnetError, SpecError
@@ -21,9 +24,9 @@ RESERVE = 512
 """MiB of the machine's memory that guests leave to others."""
 
 
-def started(wish: Wish) -> Record:
-    """A record in which nothing is measured yet."""
-    return Record(wish, machine(()), {}, datetime.now().astimezone().isoformat(timespec="seconds"))
+def started(wish: Wish, absent: dict[str, str] | None = None) -> Record:
+    """A record in which nothing is measured yet. *absent*: who was to be compared, and why it is not."""
+    return Record(wish, machine(()), {}, datetime.now().astimezone().isoformat(timespec="seconds"), absent=absent or {})
 
 
 def check(wish: Wish) -> None:
@@ -31,8 +34,11 @@ def check(wish: Wish) -> None:
     for c in wish.configurations:
         if c.mode == "isolated" and Place.OUTSIDE in wish.places:
             raise KvmnetError(f"{c.name}: an isolated network has no outside", "leave --between guest-outside away")
-        if c.settings.get("by") == "bare" and c.mode in ("bridge", "macvtap"):
-            raise KvmnetError(f"{c.name}: the bare tools make modes nat, routed and isolated", "write mode=nat")
+        by = c.settings.get("by", "kvmnet")
+        if by != "kvmnet" and c.mode in ("bridge", "macvtap"):
+            raise KvmnetError(f"{c.name}: others than kvmnet are compared in modes nat, routed and isolated", "write mode=nat")
+        if by != "kvmnet" and (said := LACKING[by]()):
+            raise HostCannot(f"{c.name}: {said}", "leave it out; nothing is simulated")
     need = sum(int(c.settings.get("memory", 256)) + 64 for c in wish.configurations) * guests(wish)
     if need + RESERVE > (free := memory_free()):
         raise HostCannot(f"{len(wish.configurations) * guests(wish)} guests need {need} MiB of memory, {free} MiB are free",
@@ -68,13 +74,17 @@ def sit(record: Record, pen: Pen, folder: Path, have: Tools, progress: Progress)
     seats = [Seat(n, c) for n, c in enumerate(record.wish.configurations)]
     ground = Ground(seats, guests(record.wish), have, host.paths, folder)
     path = ground.document()
-    now = versions(probe(host.paths).name, have.image.version)
+    now = versions(probe(host.paths).name, have.image.version, seats)
     if record.versions and record.taken and dict(record.versions) != now:
         changed = ", ".join(f"{k} {record.versions.get(k)} -> {v}" for k, v in now.items() if record.versions.get(k) != v)
         raise KvmnetError(f"the record was begun with other versions: {changed}", "begin a new run: kvmnet bench run")
     record.versions = now
     record.loads.append(round(os.getloadavg()[0], 2))
     pen.write({"versions": now}, {"load": record.loads[-1]})
+    if record.wish.sizes and not record.configured:
+        there = [by for by in WHO if by not in record.absent]
+        record.configured = configured(there, record.wish.sizes, record.wish.rounds, folder, progress)
+        pen.write({"configured": record.configured})
     progress("setting up the host", 0, 0)
     ground.wire()
     try:

@@ -24,14 +24,15 @@ class Benches(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         self.complete()
-        return ["run", "resume", "report", "compare", "failover"]
+        return ["run", "peers", "resume", "report", "compare", "failover"]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         self.complete()
         return super().get_command(ctx, cmd_name)
 
     def complete(self) -> None:
-        import kvmnet.cli.bench_run  # noqa: F401  its commands add themselves
+        import kvmnet.cli.bench_peers
+        import kvmnet.cli.bench_run  # noqa: F401  their commands add themselves
 
 
 @click.group(cls=Benches, invoke_without_command=True)

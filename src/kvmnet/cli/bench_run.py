@@ -45,9 +45,9 @@ def run(points: tuple[str, ...], nics: tuple[str, ...], vary: tuple[str, ...], b
     touched, and nothing is left, however it ends. Configurations take turns; each is compared to the first, pair by pair.
 
     \b
-    What can be varied: model, mode (nat, routed, isolated, bridge, macvtap), guard, by (kvmnet; bare: a
-    bridge by ip and masquerading by nft, without kvmnet), mtu, queues, vhost, offloads (all, none),
-    packed (on, off), rx_ring, cpus and memory of the guest.
+    What can be varied: model, mode (nat, routed, isolated, bridge, macvtap), guard, by (kvmnet, bare, libvirt,
+    clean-traffic, ovs: who makes the network), mtu, queues, vhost, offloads (all, none), packed (on, off), rx_ring,
+    cpus and memory of the guest.
 
     Ctrl-C stops it; kvmnet bench resume goes on. Exits with 1 when an answer was not whole (a damaged file, connections
     that failed).
@@ -189,6 +189,9 @@ def told(record: Record, html: Path | None, as_json: bool) -> int:
         html.write_text(page(record), encoding="utf-8")
         say(f"report: {html}")
     found = made(record)
+    if record.wish.sizes:
+        from kvmnet.bench.peers.compared import extended
+        found = extended(record, found)
     if as_json:
         print_json(found.to_json() | {"comparisons": comparisons(record)})
         return found.exit_code
