@@ -446,6 +446,7 @@ class Host:
         return prove(Subject(segments=segments, paths=self.paths, running=tuple(self.running()),
                              allocations=allocations, outside=tuple(outside) or next_hops(seen),
                              next_hops=next_hops(seen), domain_hops=domain_hops(seen), rates=rates,
+                             tenants={name: tenant.rate for name, tenant in document.spec.tenants.items()},
                              tunnels=compiled.tunnels, execute=execute_in,
                              copies=tuple(r for r in compiled.wanted.values() if isinstance(r, Copy)),
                              allowed=allowed(compiled.wanted)), progress)

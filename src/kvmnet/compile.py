@@ -40,6 +40,7 @@ from kvmnet.spec import domains, overlays, pools, ways
 from kvmnet.spec.knobs import KNOBS
 from kvmnet.spec.models import SHARED, Mode, Network, Nic, Spec, Vm
 from kvmnet.spec.names import carrier_name, overlay_name, standby_name, tap_name
+from kvmnet.spec.tenancy import owners, tenant_of
 
 SEGMENTS = frozenset({"physical", "bond", "team", "vlan", "vxlan"})
 """Types of links that lead a bridge to other machines."""
@@ -137,7 +138,9 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
         out.add(host_table(policy))
     attach_nics(out, spec, nics, facts, keeper.name)
     out.share(spec, facts)
-    out.notes += rates.notes(any(n.tap and n.declared.rate.limited for here in nics.values() for n in here), facts.features)
+    share_tenants(out, spec, facts)
+    limited = any(n.tap and n.declared.rate.limited for here in nics.values() for n in here) or any(t.rate.limited for t in spec.tenants.values())
+    out.notes += rates.notes(limited, facts.features)
     if spec.mirrors:
         made, out.mirrors = wire_mirrors(Layout(spec, out.segments, out.outer))
         out.add(*made)
@@ -330,6 +333,26 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
         out.guest_nics[name] = tuple(found)
         if name in facts.running and spec.vms[name].run is not None:
             out.add(*found)
+
+
+def share_tenants(out: Compiled, spec: Spec, facts: Facts) -> None:
+    """Queues that all NICs of a tenant share."""
+    limited = {name: tenant.rate for name, tenant in spec.tenants.items() if tenant.rate.limited}
+    if limited:
+        own = tenant_nics(spec, out.segments.values())
+        for name, rate in limited.items():
+            out.add(*rates.tenant_rates(name, rate, own.get(name, ()), facts.features))
+
+
+def tenant_nics(spec: Spec, segments: Iterable[Segment]) -> dict[str, list[tuple[NicOnNetwork, Segment]]]:
+    """Tenant -> its NICs."""
+    owner = owners(spec)
+    found: dict[str, list[tuple[NicOnNetwork, Segment]]] = {}
+    for segment in segments:
+        for nic in segment.nics:
+            if tenant := tenant_of(spec.vms[nic.vm], segment.name, owner):
+                found.setdefault(tenant, []).append((nic, segment))
+    return found
 
 
 def guard_of(nic: NicOnNetwork, segment: Segment, kept: tuple[str, ...]) -> NicGuard:

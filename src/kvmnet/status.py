@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from kvmnet.compile import port_of
+from kvmnet.compile import port_of, tenant_nics
 from kvmnet.drivers.dnsmasq.driver import leases
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer
 from kvmnet.drivers.linux.resources import Address, Link
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from kvmnet.planned import Planned
     from kvmnet.spec.models import Spec
 from kvmnet.spec import ways
-from kvmnet.spec.names import detour_name
+from kvmnet.spec.names import detour_name, tenant_queue
 
 HOUR = 3600
 OF_LIMITS = frozenset(LIMITS.values())
@@ -179,6 +179,20 @@ class MirrorStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantStatus:
+    name: str
+    nics: int
+    """NICs of its guests."""
+    addresses: int
+    """IP addresses that these have, further ones as the document counts them."""
+    rates: Mapping[str, RateStatus]
+    """in, out -> how all its NICs together are limited in that direction."""
+    sends: float
+    """Bits per second from its guests."""
+    receives: float
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     revision: int
     source: str
@@ -197,6 +211,7 @@ class Status:
     """What the rules of groups and tenants let in."""
     tunnels: tuple[TunnelStatus, ...] = ()
     mirrors: tuple[MirrorStatus, ...] = ()
+    tenants: tuple[TenantStatus, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         return {"format": 1, **asdict(self)}
@@ -232,6 +247,7 @@ def status(host: Host) -> Status | None:
         guests={row.name: row.state for row in host.guests()},
         tunnels=tunnel_statuses(document.spec),
         rules=rule_statuses(host) if document.spec.groups or document.spec.tenants else (),
+        tenants=tuple(tenant_statuses(document.spec, segments, seen, now, queues)) if document.spec.tenants else (),
         mirrors=mirror_statuses(host, document.spec, planned.compiled, seen, now) if document.spec.mirrors and planned else ())
 
 
@@ -344,12 +360,28 @@ def rates_of(nic: NicOnNetwork, segment: Segment, seen: Seen, queues: Mapping[st
         vf = seen.state.get(Key(Vf.kind, nic.vf))
         return {"out": RateStatus(vf.max_rate * 1_000_000)} if isinstance(vf, Vf) and vf.max_rate else {}
     own, other = ("out", "in") if segment.parent else ("in", "out")
+    return buckets(((own, nic.tap), (other, detour_name(nic.vm, nic.nic))), seen, queues)
+
+
+def buckets(devices: Iterable[tuple[str, str]], seen: Seen, queues: Mapping[str, Counts]) -> dict[str, RateStatus]:
+    """Direction -> the rate that the device for it has. ``devices``: (direction, device)."""
     found = {}
-    for direction, device in ((own, nic.tap), (other, detour_name(nic.vm, nic.nic))):
+    for direction, device in devices:
         queue, counts = seen.state.get(Key(Qdisc.kind, qdisc_name(device))), queues.get(device)
         if isinstance(queue, Qdisc) and queue.rate:
             found[direction] = RateStatus(queue.rate * 1000, counts.dropped if counts else 0, counts.backlog if counts else 0)
     return found
+
+
+def tenant_statuses(spec: Spec, segments: Mapping[str, Segment], seen: Seen, now: Mapping[str, Traffic],
+                    queues: Mapping[str, Counts]) -> Iterator[TenantStatus]:
+    nics = tenant_nics(spec, segments.values())
+    for name in spec.tenants:
+        own = [nic for nic, _ in nics.get(name, ())]
+        moving = [now[nic.tap] for nic in own if nic.tap in now]
+        yield TenantStatus(name, len(own), sum(bool(nic.ip) + bool(nic.ip6) + len(nic.prefixes) for nic in own),
+                           buckets(((way, tenant_queue(name, way)) for way in ("in", "out")), seen, queues),
+                           sum(t.rx_rate for t in moving), sum(t.tx_rate for t in moving))
 
 
 def shared_rates(segment: Segment, spec: Spec, seen: Seen, queues: Mapping[str, Counts]) -> dict[str, RateStatus]:

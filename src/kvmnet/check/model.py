@@ -14,6 +14,7 @@ from kvmnet.facts.model import Allocations
 from kvmnet.host.paths import Paths
 from kvmnet.modes.segment import Segment
 from kvmnet.modes.tunnel import TunnelWay
+from kvmnet.spec.rates import TenantRate
 
 
 class Execute(Protocol):
@@ -52,6 +53,8 @@ class Subject:
     tunnels: tuple[TunnelWay, ...] = ()
     rates: bool = False
     """Whether rates are measured, which takes the network for seconds."""
+    tenants: Mapping[str, TenantRate] = field(default_factory=dict)
+    """What their NICs may send and receive together."""
     copies: tuple[Copy, ...] = ()
     """Of all mirrors."""
     allowed: Allowed = field(default_factory=Allowed)

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from kvmnet.check import limits, rates
+from kvmnet.check import limits, rates, tenants
 from kvmnet.check.guests import prove_guests
 from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
 from kvmnet.check.mirrors import compared
@@ -79,6 +79,8 @@ def prove(subject: Subject, progress: Progress) -> Report:
         for ground in grounds if subject.rates else ():
             progress(f"measuring {ground.place.segment.name}", total, total)
             claims += rates.measured(ground.place, ground.idle)
+        if subject.rates:
+            claims += tenants.measured(subject.tenants, [(ground.place, ground.idle) for ground in grounds])
     claims.sort(key=lambda c: order.get(c.network, len(order)))    # tunnels last
     return Report(tuple(claims), time.monotonic() - started)
 

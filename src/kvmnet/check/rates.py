@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from kvmnet.check import frames
 from kvmnet.check.idle import Idle
@@ -17,7 +19,7 @@ from kvmnet.check.model import Claim, Finding, failed, passed, skipped
 from kvmnet.check.promises import Place
 from kvmnet.check.station import Station
 from kvmnet.host.clock import wait_until
-from kvmnet.host.packets import Stamped, device_mac
+from kvmnet.host.packets import Stamped, device_mac, steady
 from kvmnet.policy import shares
 from kvmnet.policy.rates import queue, usual_burst
 from kvmnet.spec.models import Mode, Nic
@@ -41,6 +43,16 @@ LARGEST = 1500
 TOLD = 46
 """DSCP that a guest would give its packets."""
 PORT = 9
+
+
+class Sender(Protocol):
+    """Who sends frames."""
+
+    @property
+    def mac(self) -> str: ...
+    @property
+    def ip(self) -> str: ...
+    def send(self, frame: bytes, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +101,7 @@ def of_network(place: Place, idle: Sequence[Idle], rate: int) -> Finding:
     if not able:
         return skipped("no idle NIC may send as much alone")
     router = Target(device_mac(segment.bridge), segment.address, shares.ways(segment, "").out)
-    return judged(partial(measure, able[0], router, rate, usual_burst(rate), min(segment.mtu, LARGEST)), rate)
+    return judged(partial(measure, [(able[0], router)], rate, usual_burst(rate), min(segment.mtu, LARGEST)), rate)
 
 
 def of_nic(place: Place, idle: Idle, direction: str, rate: int) -> Finding:
@@ -102,7 +114,7 @@ def of_nic(place: Place, idle: Idle, direction: str, rate: int) -> Finding:
         return skipped(f"beside its burst it would take {window(rate, burst) + lasts(rate, burst):.0f} s")
     source, target = (place.peer, station) if direction == "in" else (station, place.peer)
     there = Target(target.mac, target.ip, target.tap.name)
-    return judged(partial(measure, source, there, rate, burst, min(place.segment.mtu, LARGEST)), rate)
+    return judged(partial(measure, [(source, there)], rate, burst, min(place.segment.mtu, LARGEST)), rate)
 
 
 def judged(measurement: Callable[[], Counted], rate: int) -> Finding:
@@ -149,12 +161,15 @@ def lasts(rate: int, burst: int) -> float:
     return burst / ((MORE - 1) * rate * 125)
 
 
-def measure(source: Station, target: Target, rate: int, burst: int, mtu: int) -> Counted:
-    """Send more than *rate* and count what leaves the target's device behind its burst."""
+def measure(ways: Sequence[tuple[Sender, Target]], rate: int, burst: int, mtu: int) -> Counted:
+    """Send more than *rate*, in turns by each of *ways*, and count what leaves the targets' devices behind the burst."""
     nonce = os.urandom(12)
-    frame = datagram(source, target, nonce, mtu)
+    shots = [(source, datagram(source, target, nonce, mtu)) for source, target in ways]
+    rounds = max(1, TOGETHER // len(shots))
+    octets = rounds * sum(len(frame) for _, frame in shots)
     wanted, seconds = MORE * rate * 125, window(rate, burst) + lasts(rate, burst)
-    with Stamped(target.device, nonce) as heard:
+    with ExitStack() as stack:
+        ears = [stack.enter_context(Stamped(device, nonce)) for device in dict.fromkeys(target.device for _, target in ways)]
         began, sent = time.monotonic(), 0
         spent = pause = 0.0
         while spent < seconds:
@@ -162,15 +177,19 @@ def measure(source: Station, target: Target, rate: int, burst: int, mtu: int) ->
             pause = max(pause, spent - before)
             if sent > spent * wanted:
                 wait_until(lambda: sent <= (time.monotonic() - began) * wanted, LONGEST, 0.001)  # noqa: B023 (asked at once)
-            for _ in range(TOGETHER):
-                source.send(frame)
-            sent += TOGETHER * len(frame)
+            for _ in range(rounds):
+                for source, frame in shots:
+                    source.send(frame)
+            sent += octets
+            for heard in ears:
+                heard.drain()
+        for heard in ears:
             heard.drain()
-        heard.drain()
-    return Counted(sent * 8 / 1000 / spent, heard.steady(window(rate, burst)) * 8 / 1000, pause)
+        passed_by = sorted(moment for heard in ears for moment in heard.sent)
+    return Counted(sent * 8 / 1000 / spent, steady(passed_by, window(rate, burst)) * 8 / 1000, pause)
 
 
-def datagram(source: Station, target: Station | Target, nonce: bytes, size: int, dscp: int = 0) -> bytes:
+def datagram(source: Sender, target: Station | Target, nonce: bytes, size: int, dscp: int = 0) -> bytes:
     """A frame with a UDP packet of *size* bytes that nobody asked for."""
     body = nonce + bytes(max(0, size - 28 - len(nonce)))
     packet = bytearray(frames.ip4(source.ip, target.ip, 17, frames.udp(source.ip, target.ip, PORT, PORT, body)))

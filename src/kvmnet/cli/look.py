@@ -152,12 +152,14 @@ def show_rules(found: Status) -> None:
 
 def show_rates(found: Status) -> None:
     rows = [(f"network {n.name}", direction, bits(r.rate), "", *waits(r)) for n in found.networks for direction, r in n.rates.items()]
+    rows += [(f"tenant {t.name}", direction, bits(r.rate), bits(t.receives if direction == "in" else t.sends), *waits(r))
+             for t in found.tenants for direction, r in t.rates.items()]
     rows += [(f"{n.guest}/{n.nic}", direction, bits(r.rate), bits(n.receives if direction == "in" else n.sends), *waits(r))
              for n in found.nics for direction, r in n.rates.items()]
     if rows:
         table("rates, seen from the guest", ("of", "direction", "at most", "now", "dropped", "waiting"), rows)
     else:
-        click.echo("no NIC and no network has a rate")
+        click.echo("no NIC, no network and no tenant has a rate")
 
 
 def waits(rate: RateStatus) -> tuple[str, str]:

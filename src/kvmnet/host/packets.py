@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 from array import array
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -158,6 +159,10 @@ class Capture:
         with suppress(OSError):
             self.socket.send(frame)
 
+    def sends_ahead(self) -> None:
+        """Let frames that wait in a queue keep no further ones back."""
+        self.socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, ROOM)
+
     def receive(self) -> bytes | None:
         """The next frame; None when there is none."""
         try:
@@ -178,7 +183,7 @@ class Capture:
         self.close()
 
 
-SO_RCVBUFFORCE, SO_TIMESTAMPNS, PACKET_OUTGOING = 33, 35, 4
+SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMPNS, PACKET_OUTGOING = 32, 33, 35, 4
 """asm/socket.h, linux/if_packet.h."""
 ROOM = 32 << 20
 
@@ -211,15 +216,6 @@ class Stamped:
                 seconds, nanoseconds = struct.unpack("qq", ancillary[0][2])
                 self.sent.append((seconds + nanoseconds / 1e9, len(frame)))
 
-    def steady(self, seconds: float) -> float:
-        """Bytes per second over the last *seconds*."""
-        if len(self.sent) < 2:
-            return 0.0
-        last = self.sent[-1][0]
-        late = [(moment, size) for moment, size in self.sent if moment >= last - seconds]
-        span = last - late[0][0]
-        return sum(size for _, size in late[1:]) / span if span else 0.0
-
     def close(self) -> None:
         self.socket.close()
 
@@ -229,6 +225,16 @@ class Stamped:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def steady(sent: Sequence[tuple[float, int]], seconds: float) -> float:
+    """Bytes per second over the last *seconds* of what was sent: (seconds, bytes), in order."""
+    if len(sent) < 2:
+        return 0.0
+    last = sent[-1][0]
+    late = [(moment, size) for moment, size in sent if moment >= last - seconds]
+    span = last - late[0][0]
+    return sum(size for _, size in late[1:]) / span if span else 0.0
 
 
 def device_mtu(device: str) -> int:

@@ -10,15 +10,15 @@ has one lock for all of them. A filter that takes every frame is one look, howev
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from kvmnet.drivers.linux.resources import Link
-from kvmnet.drivers.tc.resources import MAJOR, Detour, Qdisc, in_steps, qdisc_name
+from kvmnet.drivers.tc.resources import EGRESS, INGRESS, MAJOR, Qdisc, detour, in_steps, qdisc_name
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.names import detour_name
-from kvmnet.spec.rates import Rate
+from kvmnet.spec.names import detour_name, tenant_queue
+from kvmnet.spec.rates import Rate, TenantRate
 
 SLOW = 50_000
 """kbit/s below which a burst is small: 128 KiB would be a long time."""
@@ -47,7 +47,20 @@ def nic_rates(nic: NicOnNetwork, segment: Segment, features: Mapping[str, str]) 
         yield Link(name=device, type="ifb", mtu=segment.mtu, up=True, master="", alias=f"kvmnet rate {nic.vm}/{nic.nic}",
                    addrgenmode="none")
         yield from bucket(device, detoured, rate.burst, fair=fair)
-        yield Detour(name=nic.tap, dev=nic.tap, to=device)
+        yield detour(nic.tap, device)
+
+
+def tenant_rates(name: str, rate: TenantRate, members: Iterable[tuple[NicOnNetwork, Segment]], features: Mapping[str, str]) -> Iterator[Resource]:
+    """What limits all NICs of a tenant together: one queue for each direction, by which the frames of all of them go. Its NICs are
+    taps of bridges (spec/rules/groups.py). What they receive waits there before it comes to the NIC's own queue."""
+    queued = [(nic.tap, segment.mtu) for nic, segment in members if nic.tap and nic.declared.receives == "all"]
+    for direction, most, side in (("in", rate.in_, EGRESS), ("out", rate.out, INGRESS)):
+        if most and queued:
+            device = tenant_queue(name, direction)
+            yield Link(name=device, type="ifb", mtu=max(mtu for _, mtu in queued), up=True, master="", alias=f"kvmnet rate of tenant {name}",
+                       addrgenmode="none")
+            yield from bucket(device, most, None, fair=features.get(FAIR) == "")
+            yield from (detour(tap, device, side) for tap, _ in queued)
 
 
 def bucket(dev: str, rate: int, burst: int | None, *, fair: bool) -> Iterator[Qdisc]:
@@ -75,4 +88,4 @@ def notes(limited: bool, features: Mapping[str, str]) -> tuple[str, ...]:
     reason = features.get(FAIR)
     if not limited or not reason:
         return ()
-    return (f"rates: flows of a limited NIC wait in one line, and one that sends much delays the others: {reason}",)
+    return (f"rates: flows of a limited NIC or tenant wait in one line, and one that sends much delays the others: {reason}",)

@@ -22,7 +22,7 @@ from zlib import crc32
 
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.nftables.resources import NftTable
-from kvmnet.drivers.tc.resources import LEAVES, TREES, Detour, Qdisc, TcClass, class_name, qdisc_name
+from kvmnet.drivers.tc.resources import LEAVES, TREES, Qdisc, TcClass, class_name, detour, qdisc_name
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.marking import mark_chain, mark_of
@@ -151,7 +151,7 @@ def tree(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, fai
                         discipline="bfifo", limit=queue(most))
         yield replace(waiting, discipline="fq_codel", limit=None, packets=PACKETS, flows=FLOWS) if fair else waiting
     if way.out_from:
-        yield Detour(name=way.out_from, dev=way.out_from, to=dev)
+        yield detour(way.out_from, dev)
 
 
 def inward(segment: Segment, way: Ways, *, fair: bool) -> Iterator[Resource]:
@@ -160,7 +160,7 @@ def inward(segment: Segment, way: Ways, *, fair: bool) -> Iterator[Resource]:
         yield aside(segment, way.inward)
     yield from bucket(way.inward, segment.network.rate.in_ or 0, None, fair=fair)
     if way.in_from:
-        yield Detour(name=way.in_from, dev=way.in_from, to=way.inward)
+        yield detour(way.in_from, way.inward)
 
 
 def aside(segment: Segment, name: str) -> Link:

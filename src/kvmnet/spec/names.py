@@ -42,6 +42,11 @@ def pool_name(network: str) -> str:
     return DETOUR + "~" + short(network, ROOM - 1)
 
 
+def tenant_queue(tenant: str, direction: str) -> str:
+    """Device in whose queue frames of all NICs of a tenant wait, ``in`` or ``out``; no network has a name with a tilde there."""
+    return f"{DETOUR}~{direction[0]}~{short(tenant, ROOM - 3)}"
+
+
 def bridge_name(network: str) -> str:
     """Bridge of one network: ``kvb-lan``."""
     return BRIDGE + short(network)

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kvmnet.spec.part import Part
+from kvmnet.spec.rates import TenantRate
 from kvmnet.spec.values import IcmpTypes, Name, Peer, Peers, Ports, Protocols
 
 MOST_GROUPS = 8
@@ -80,7 +81,9 @@ class Tenant(Part):
     """Its networks. Guests of a network that has one tenant belong to it; where several share a network, each guest
     says whose it is."""
     quota: Quota = Quota()
-    """Limits."""
+    """Limits of what it has."""
+    rate: TenantRate = TenantRate()
+    """Limits of what its NICs send and receive together."""
     allow: tuple[Crossing, ...] = ()
     """What other tenants' guests may send to its own."""
     mirrored_to: tuple[Name, ...] = ()

@@ -38,6 +38,20 @@ class Rate(Part):
         return bool(self.in_ or self.out)
 
 
+class TenantRate(Part):
+    """How much all NICs of a tenant may send and receive together, on all networks of this host, to and from anybody: each other,
+    other guests, the host, outside. Counted as the rate of a NIC."""
+
+    in_: Annotated[BitRate | None, Field(alias="in")] = None
+    """Most that they receive together. A NIC's own rate.in holds beside it."""
+    out: BitRate | None = None
+    """Most that they send together. NICs with a rate.out of their own cannot have it beside."""
+
+    @property
+    def limited(self) -> bool:
+        return bool(self.in_ or self.out)
+
+
 class NetworkRate(Part):
     """How much all guests of a network may send and receive together, seen from them, by its way out: to and from
     everybody but other guests of the network on this host. Modes nat, routed, vxlan and bridge."""

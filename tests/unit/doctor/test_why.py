@@ -83,12 +83,14 @@ def bonded(*states: str) -> Callable[[Facts], None]:
     return change
 
 
-def detoured(*words: str, to: str = "i1", kept: bool = True) -> Callable[[Facts], None]:
-    """What comes in by t1 takes a detour by the queue of i1, whose flags are *words*."""
+def detoured(*words: str, by: str = "t1 ingress", to: str = "i1", kept: bool = True) -> Callable[[Facts], None]:
+    """What comes in by t1, or leaves *by* another, takes a detour by the queue of i1, whose flags are *words*."""
     def change(f: Facts) -> None:
         action = {"kind": "mirred", "mirred_action": "redirect", "direction": "egress", "to_dev": to}
-        f["filters"] = [{"dev": "t1", "direction": "ingress", "filters": [
-            {"pref": 27510, "kind": "u32", "options": {"match": {"value": "0", "mask": "0"}, "actions": [action]}}]}]
+        every = {"code": 6, "jt": 0, "jf": 0, "k": 4294967295}
+        way = {"match": {"value": "0", "mask": "0"}} if by.endswith("ingress") else {"bytecode": {"length": 1, "insns": [every]}}
+        f["filters"] = [{"dev": by.split()[0], "direction": by.split()[1], "filters": [
+            {"pref": 27510, "kind": "bpf" if "bytecode" in way else "u32", "options": {**way, "actions": [action]}}]}]
         f["links"] += [{**link("i1"), "flags": list(words)}] if kept else []
     return change
 
@@ -245,9 +247,10 @@ def test_nat_between_guests_is_said() -> None:
 
 
 def test_a_detour_by_a_queue_is_no_obstacle_while_there_is_one() -> None:
-    report = why(scene(detoured("UP", "LOWER_UP")), "vm1", "vm2", Probe())
-    assert report.state is State.OK and not report.findings, report.findings
-    for gone in (detoured(kept=False), detoured("UP", to="*")):
+    for by in ("t1 ingress", "t2 egress"):
+        report = why(scene(detoured("UP", "LOWER_UP", by=by)), "vm1", "vm2", Probe())
+        assert report.state is State.OK and not report.findings, report.findings
+    for gone in (detoured(kept=False), detoured("UP", to="*"), detoured("BROADCAST", by="t2 egress")):
         assert [f.code for f in why(scene(gone), "vm1", "vm2", Probe()).findings] == ["detour-astray"]
 
 

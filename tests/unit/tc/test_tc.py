@@ -35,6 +35,7 @@ HTB = Qdisc(name="eth0 6b76:", dev="eth0", parent="root", below="", of="", disci
 LEAF = TcClass(name="eth0 6b76:1a", qdisc="eth0 6b76:", parent="eth0 6b76:1", rate=1_234_000, ceil=2_000_000, burst=65536, cburst=102400,
                priority=3, quantum=3000)
 DETOUR = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-a-0")
+BEFORE = Detour(name="kvt-a-0 egress", dev="kvt-a-0", to="kvi-~i~acme")
 
 
 @pytest.mark.parametrize(("step", "told"), [
@@ -51,6 +52,10 @@ DETOUR = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-a-0")
     (Create(DETOUR), ["qdisc replace dev kvt-a-0 clsact",
                       "filter replace dev kvt-a-0 ingress protocol all pref 27510 handle 800::800 u32 match u32 0 0 action mirred egress "
                       "redirect dev kvi-a-0"]),
+    (Create(BEFORE), ["qdisc replace dev kvt-a-0 clsact",
+                      "filter replace dev kvt-a-0 egress protocol all pref 27510 handle 1 bpf bytecode \"1,6 0 0 4294967295\" action mirred egress "
+                      "redirect dev kvi-~i~acme"]),
+    (Delete(BEFORE), ["filter del dev kvt-a-0 egress protocol all pref 27510"]),
     (Delete(DETOUR), ["filter del dev kvt-a-0 ingress protocol all pref 27510"])])
 def test_what_is_told(step: Create | Update | Delete, told: list[str]) -> None:
     assert [str(line) for line in lines_of(step)] == told
@@ -90,6 +95,12 @@ def test_a_detour_that_leads_elsewhere_is_none() -> None:
     head = {"pref": 27510, "kind": "u32", "options": {"fh": "800:", "ht_divisor": 1}}
     assert list(parse_filters("kvt-a-0", [head, other, rule])) == [DETOUR]
     assert list(parse_filters("kvt-a-0", [head, other])) == []
+    program = {"pref": 27510, "kind": "bpf", "options": {
+        "handle": "0x1", "bytecode": {"length": 1, "insns": [{"code": 6, "jt": 0, "jf": 0, "k": 4294967295}]},
+        "actions": [{**action, "to_dev": "kvi-~i~acme"}]}}
+    assert list(parse_filters("kvt-a-0", [program], "egress")) == [BEFORE]
+    program["options"]["bytecode"]["insns"][0]["k"] = 0  # type: ignore[index]
+    assert [d.to for d in parse_filters("kvt-a-0", [program], "egress")] == [""]
     for change in ({"to_dev": "*"}, {"mirred_action": "mirror"}, {"direction": "ingress"}, {"kind": "gact"}):
         wrong = {**rule, "options": {**rule["options"], "actions": [{**action, **change}]}}  # type: ignore[dict-item]
         assert [d.to for d in parse_filters("kvt-a-0", [wrong])] == [""]

@@ -10,7 +10,7 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "arp-drop": ("A rule drops the question who has the address (ARP, neighbour solicitation), so nothing is ever sent to it.", ("let ARP and ICMPv6 135, 136 pass in that chain",)),
     "limited": ("Rules drop what is above a rate or a number of flows; one packet alone is within them.", ("kvmnet status --drops", "nft list ruleset")),
     "rule-unknown": ("A rule asks for something that only the live system can tell; it may lose the packet.", ("kvmnet why A B   # without --facts a packet is sent",)),
-    "detour-astray": ("What comes in by the device takes a detour by the queue of its rate, and the device with that queue is down or gone: "
+    "detour-astray": ("What comes in by the device, or leaves by it, takes a detour by the queue of its rate, and the device with that queue is down or gone: "
                       "frames that are redirected there are dropped.", ("kvmnet status", "ip link show dev DEV", "tc -s filter show dev DEV ingress")),
     "tc-filter": ("A filter of tc at the device takes or drops the packet before any rule sees it.", ("tc -s filter show dev DEV ingress",)),
     "port-isolated": ("Both ports are isolated: a bridge sends nothing from one such port to another.", ("ip link set PORT type bridge_slave isolated off   # when they are meant to talk",)),

@@ -13,7 +13,7 @@ from typing import Any
 from kvmnet.drivers.linux.driver import batch_text, run_batch
 from kvmnet.drivers.linux.words import Line
 from kvmnet.drivers.tc import wire
-from kvmnet.drivers.tc.resources import Detour, Qdisc, TcClass, is_ours
+from kvmnet.drivers.tc.resources import EGRESS, INGRESS, Detour, Qdisc, TcClass, is_ours
 from kvmnet.drivers.tc.words import lines_of
 from kvmnet.engine.driver import Command, Progress, Seen
 from kvmnet.engine.plan import Step
@@ -82,20 +82,21 @@ def classes(devices: Sequence[str]) -> Iterator[TcClass]:
 
 
 def detours(devices: Sequence[str]) -> Iterator[Detour]:
-    listed = shown(devices)
-    if len(listed) != len(devices):    # one went away meanwhile, and its answer is missing
-        listed = [next(iter(shown([device])), []) for device in devices]
-    for device, filters in zip(devices, listed, strict=True):
-        yield from wire.parse_filters(device, filters)
+    places = [(device, side) for device in devices for side in (INGRESS, EGRESS)]
+    listed = shown(places)
+    if len(listed) != len(places):    # one went away meanwhile, and its answer is missing
+        listed = [next(iter(shown([place])), []) for place in places]
+    for (device, side), filters in zip(places, listed, strict=True):
+        yield from wire.parse_filters(device, filters, side)
 
 
-def shown(devices: Sequence[str]) -> list[list[dict[str, Any]]]:
-    """Filters at the ingress of each of *devices*, by one batch."""
-    if not devices:
+def shown(places: Sequence[tuple[str, str]]) -> list[list[dict[str, Any]]]:
+    """Filters at each of *places* (device, side), by one batch."""
+    if not places:
         return []
     with suppress(host.ToolFailed):
         text = host.run(("tc", "-json", "-force", "-batch", "-"), timeout=SECONDS,
-                        stdin="".join(f"filter show dev {device} ingress\n" for device in devices))
+                        stdin="".join(f"filter show dev {device} {side}\n" for device, side in places))
         found, decoder, at = [], json.JSONDecoder(), 0
         while (at := text.find("[", at)) >= 0:
             value, at = decoder.raw_decode(text, at)

@@ -22,6 +22,10 @@ LAST = LEAVES[-1]
 PREF = 0x6B76
 """Preference of our filter at a device's ingress; a mirror that shall see the frames has a smaller one."""
 
+INGRESS, EGRESS = "ingress", "egress"
+"""Sides of a device."""
+ALL = "6 0 0 4294967295"
+"""Program of classic BPF that takes every frame: ret -1."""
 STEP = 4096
 """Bursts are whole multiples, in bytes. The kernel keeps a burst as a time in ticks of 64 ns (PSCHED_SHIFT in
 include/net/pkt_sched.h), which at 200 Gbit/s are 1,600 bytes: what is read back is rounded to this."""
@@ -66,9 +70,11 @@ class TcClass(Resource):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Detour(Resource):
-    """Frames that come in by a device go through the queue of another first; named by the device.
+    """Frames of a device go through the queue of another first; what comes in by it, named by
+    the device, or what it sends, named ``DEV egress``.
 
-    They come back as if they had just come in, so that all hooks of nftables see the device that they came by.
+    What comes in comes back as if it had just come in, so that all hooks of nftables see the device that it came by; what is sent
+    comes back before the device's own queue.
     """
 
     kind: ClassVar[str] = "detour"
@@ -84,6 +90,16 @@ def qdisc_name(dev: str, major: int = MAJOR) -> str:
 def class_name(dev: str, major: int, minor: int) -> str:
     """Name of a TcClass."""
     return f"{dev} {major:x}:{minor:x}"
+
+
+def detour(dev: str, to: str, side: str = INGRESS) -> Detour:
+    """The Detour of what passes *dev* on that side, complete."""
+    return Detour(name=dev if side == INGRESS else f"{dev} {side}", dev=dev, to=to)
+
+
+def side_of(detour: Detour) -> str:
+    """Where its frames pass."""
+    return detour.name.partition(" ")[2] or INGRESS
 
 
 def is_ours(handle: str) -> bool:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from kvmnet.drivers.tc.resources import PREF, Detour, Qdisc, TcClass, burst_of, is_ours
+from kvmnet.drivers.tc.resources import ALL, INGRESS, PREF, Detour, Qdisc, TcClass, burst_of, detour, is_ours
 
 Json = Mapping[str, Any]
 BUILT_IN = frozenset({"ingress", "clsact", "noqueue"})
@@ -82,19 +82,25 @@ def parse_classes(dev: str, text: str) -> Iterator[TcClass]:
                       quantum=int(found["quantum"]) if found["quantum"] else None)
 
 
-def parse_filters(dev: str, items: Iterable[Json]) -> Iterator[Detour]:
-    """The detour of *dev*: our filter at its ingress. One that does something else leads nowhere."""
+def parse_filters(dev: str, items: Iterable[Json], side: str = INGRESS) -> Iterator[Detour]:
+    """The detour of *dev*: our filter at that side of it. One that does something else leads nowhere."""
     for item in items:
         if item.get("pref") != PREF or "options" not in item or "actions" not in item["options"]:
             continue
         options = item["options"]
         actions = options["actions"]
-        whole = options.get("match", {}).get("mask") == "0" and len(actions) == 1
+        whole = takes_all(options) and len(actions) == 1
         first = actions[0] if actions else {}
         redirected = first.get("kind") == "mirred" and first.get("mirred_action") == "redirect" and first.get("direction") == "egress"
         to = first.get("to_dev", "") if whole and redirected else ""
-        yield Detour(name=dev, dev=dev, to="" if to == "*" else to)  # *: a device that is gone
+        yield detour(dev, "" if to == "*" else to, side)  # *: a device that is gone
         return
+
+
+def takes_all(options: Json) -> bool:
+    """Whether a filter takes every frame, in one of our two ways."""
+    program = [f"{i['code']} {i['jt']} {i['jf']} {i['k']}" for i in options.get("bytecode", {}).get("insns", ())]
+    return options.get("match", {}).get("mask") == "0" or (program == [ALL] and not options.get("direct-action"))
 
 
 def parse_counts(items: Iterable[Json]) -> dict[str, Counts]:

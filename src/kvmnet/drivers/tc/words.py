@@ -4,13 +4,15 @@ from __future__ import annotations
 from typing import cast
 
 from kvmnet.drivers.linux.words import Line
-from kvmnet.drivers.tc.resources import PREF, Detour, Qdisc, TcClass
+from kvmnet.drivers.tc.resources import ALL, EGRESS, INGRESS, PREF, Detour, Qdisc, TcClass, side_of
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import merge
 
-PLACE = ("ingress", "protocol", "all", "pref", str(PREF))
-EVERY = ("u32", "match", "u32", "0", "0")
-"""Every frame. u32, since it is what every kernel has that has any classifier; matchall is younger."""
+PLACE = ("protocol", "all", "pref", str(PREF))
+EVERY = {INGRESS: ("handle", "800::800", "u32", "match", "u32", "0", "0"),
+         EGRESS: ("handle", "1", "bpf", "bytecode", f"1,{ALL}")}
+"""Every frame. u32 is what every kernel has that has any classifier, and matchall is younger. The two sides of a device share the
+numbers of u32's tables (tc_u_common_ptr() in net/sched/cls_u32.c), so it can have a known one on one side only."""
 
 
 def lines_of(step: Step) -> list[Line]:
@@ -31,13 +33,14 @@ def lines_of(step: Step) -> list[Line]:
             dev, classid = gone.name.split(" ")
             return [Line(("class", "del", "dev", dev, "classid", classid), gone.key, gone=True)]
         case Create(Detour() as detour) | Update(_, Detour() as detour):
-            dev = detour.name
+            dev, side = detour.name.partition(" ")[0], side_of(detour)
             # Both verbs leave what others have there: clsact cannot be changed, and the filter has a number of its own.
             return [Line(("qdisc", "replace", "dev", dev, "clsact"), detour.key),
-                    Line(("filter", "replace", "dev", dev, *PLACE, "handle", "800::800", *EVERY,
+                    Line(("filter", "replace", "dev", dev, side, *PLACE, *EVERY[side],
                           "action", "mirred", "egress", "redirect", "dev", detour.to or ""), detour.key)]
         case Delete(Detour() as detour):
-            return [Line(("filter", "del", "dev", detour.name, *PLACE), detour.key, gone=True)]
+            dev, side = detour.name.partition(" ")[0], side_of(detour)
+            return [Line(("filter", "del", "dev", dev, side, *PLACE), detour.key, gone=True)]
     raise TypeError(f"not of this driver: {step}")
 
 
