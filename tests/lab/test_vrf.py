@@ -140,8 +140,10 @@ def test_nothing_gets_from_one_tenant_to_the_other(two: Two) -> None:
         sh(f"nft flush chain inet kvmnet vrf_zones_{way}")
     assert intrudes(two, "red", "blue")
     assert sorted(near.drift()) == [f"delete route table {table} 10.2.0.0/24 dev kvb-deep", "update nft-table inet kvmnet"]
-    lines(near, document())
+    lines(near, document(blue=", peers: [blue]"))
     assert not intrudes(two, "blue", "red") and not crosses(two)
+    assert two.guest("blue").tcp("10.2.0.10", 80) == f"deep-guest {GUEST}", "a peer of its own domain"
+    assert two.guest("red").tcp("10.2.0.10", 80, NEVER) == ""
 
 
 def test_a_domain_made_anew_lost_and_taken_back(two: Two) -> None:
