@@ -55,8 +55,8 @@ def arp(op: int, sender: tuple[str, str], target: tuple[str, str]) -> bytes:
             + mac(target[0]) + ip(target[1]))
 
 
-def ip4(src: str, dst: str, protocol: int, payload: bytes, flags: int = DONT_FRAGMENT) -> bytes:
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, flags, 64, protocol, 0) + ip(src) + ip(dst)
+def ip4(src: str, dst: str, protocol: int, payload: bytes, flags: int = DONT_FRAGMENT, hops: int = 64) -> bytes:
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, flags, hops, protocol, 0) + ip(src) + ip(dst)
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + payload
 
 

@@ -150,6 +150,8 @@ PROBE = "probe"
 """Name of a sender that is no declared guest."""
 DROPS = "drops "
 """Beginning of the claims about forged frames."""
+RULES = "rules to "
+"""Beginning of the claims about groups, tenants and isolation."""
 
 
 def cells(claim: Claim) -> tuple[str, str, str, str, str]:
@@ -157,19 +159,24 @@ def cells(claim: Claim) -> tuple[str, str, str, str, str]:
 
 
 def folded(claims: Sequence[Claim]) -> list[Claim]:
-    """*claims*, those about forged frames that passed as one for each network and sender."""
+    """*claims*, those about forged frames that passed as one for each network and sender; those about rules likewise."""
     out: list[Claim] = []
-    for (network, subject, forged), group in groupby(
-            claims, lambda c: (c.network, c.subject, c.verdict is Verdict.PASS and c.name.startswith(DROPS))):
+    for (network, subject, start), group in groupby(
+            claims, lambda c: (c.network, c.subject, next((s for s in FOLDED if c.verdict is Verdict.PASS and c.name.startswith(s)), ""))):
         found = list(group)
-        if forged and len(found) > 1:
-            first, last = (found[i].name.removeprefix(DROPS) for i in (0, -1))
-            out.append(Claim(network, subject, f"{DROPS}forged", Verdict.PASS,
-                             f"{len(found)} kinds of frames, {first} to {last}, did not arrive; their controls did",
+        if start and len(found) > 1:
+            name, words = FOLDED[start]
+            first, last = (found[i].name.removeprefix(start) for i in (0, -1))
+            out.append(Claim(network, subject, f"{start}{name}", Verdict.PASS, words.format(count=len(found), first=first, last=last),
                              sum(c.seconds for c in found)))
         else:
             out += found
     return out
+
+
+FOLDED = {DROPS: ("forged", "{count} kinds of frames, {first} to {last}, did not arrive; their controls did"),
+          RULES: ("all", "to {count} ends, {first} to {last}, nothing forbidden arrived; what is allowed did")}
+"""Beginning of claims that share a row -> the rest of the row's name, and its evidence."""
 
 
 def check_text(report: Report) -> str:

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from kvmnet.check import limits, rates, tenants
+from kvmnet.check import limits, rates, rules, tenants
 from kvmnet.check.guests import prove_guests
 from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
 from kvmnet.check.mirrors import compared
@@ -26,6 +26,7 @@ from kvmnet.host.lock import exclusive
 from kvmnet.host.packets import Capture, device_mac, exists
 from kvmnet.host.run import ToolFailed, run
 from kvmnet.modes.segment import Segment
+from kvmnet.policy.marks import REJECTED
 from kvmnet.spec.pools import Family
 
 LOCK_TIMEOUT = 10.0
@@ -66,6 +67,7 @@ def prove(subject: Subject, progress: Progress) -> Report:
     with raised(), exclusive(subject.paths.lock, "kvmnet check", LOCK_TIMEOUT), ExitStack() as stack:
         grounds = prepare(subject, present, stack)
         mirrors = stack.enter_context(compared(subject.copies))
+        judged = rules.proved(grounds, subject)
         with ThreadPoolExecutor(NETWORKS + 3) as pool:
             guests = pool.submit(prove_guests, subject)
             underlay = pool.submit(prove_underlay, present)
@@ -75,7 +77,7 @@ def prove(subject: Subject, progress: Progress) -> Report:
                 progress(f"checked {ground.place.segment.name}", done, total)
                 claims += more
             claims += guests.result() + underlay.result() + tunnels.result()
-        claims += mirrors.claims()
+        claims += judged + mirrors.claims()
         for ground in grounds if subject.rates else ():
             progress(f"measuring {ground.place.segment.name}", total, total)
             claims += rates.measured(ground.place, ground.idle)
@@ -140,8 +142,8 @@ def witness_of(segment: Segment, stations: Sequence[Station], subject: Subject, 
 
 
 def host_side(segment: Segment, stack: ExitStack) -> Witness:
-    """The host, which hears what comes to its bridge."""
-    capture, ear = watch(stack, segment.bridge)
+    """The host, which hears what comes to its bridge; but for what its IP stack gets only to refuse it with an answer."""
+    capture, ear = watch(stack, segment.bridge, REJECTED)
     return Witness("the host", device_mac(segment.bridge), segment.address, segment.address6, ear, capture)
 
 
@@ -182,8 +184,8 @@ def ways_out(subject: Subject) -> list[str]:
     return sorted(d for d in devices if d and exists(d))
 
 
-def watch(stack: ExitStack, device: str) -> tuple[Capture, Listener]:
-    capture = stack.enter_context(Capture(device))
+def watch(stack: ExitStack, device: str, without: int = 0) -> tuple[Capture, Listener]:
+    capture = stack.enter_context(Capture(device, without))
     return capture, stack.enter_context(Listener(capture))
 
 

@@ -143,12 +143,14 @@ class Capture:
     """Frames that a device of this network namespace receives and sends, as tcpdump without
     promiscuous mode sees them. VLAN tags that the kernel has taken off are not put back."""
 
-    def __init__(self, device: str):
-        """Raises HostCannot."""
+    def __init__(self, device: str, without: int = 0):
+        """``without``: bits of the packet mark; a frame with any of them is not heard. Raises HostCannot."""
         self.device = device
         try:
             self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            if without:
+                unheard(self.socket, without)
             self.socket.bind((device, ETH_P_ALL))
         except OSError as error:
             raise HostCannot(f"cannot watch {device}: {error.strerror}", "run it as root") from error
@@ -181,6 +183,19 @@ class Capture:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+SO_ATTACH_FILTER, AD_MARK = 26, 0xFFFFF000 + 20
+"""asm/socket.h, linux/filter.h (SKF_AD_OFF + SKF_AD_MARK)."""
+
+
+def unheard(listening: socket.socket, bits: int) -> None:
+    """Let a packet socket hear no frame whose mark has any of *bits*: a program of classic BPF that loads the mark, tests it, and
+    returns how many bytes to keep."""
+    program = b"".join(struct.pack("=HBBI", *step) for step in (
+        (0x20, 0, 0, AD_MARK), (0x45, 0, 1, bits), (0x06, 0, 0, 0), (0x06, 0, 0, LARGEST)))
+    kept = array("B", program)
+    listening.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("@HP", len(program) // 8, kept.buffer_info()[0]))
 
 
 SO_SNDBUFFORCE, SO_RCVBUFFORCE, SO_TIMESTAMPNS, PACKET_OUTGOING = 32, 33, 35, 4

@@ -102,8 +102,11 @@ class Judge:
         self.sets = {s.name: networks(s.prefixes or ()) for s in sets}
 
     def allows(self, flow: Flow) -> bool:
-        source = self.nics.get(self.owners.get((flow.zone, flow.source), ""))
-        target = self.nics.get(self.owners.get((flow.zone, flow.target), ""))
+        return self.between(self.nics.get(self.owners.get((flow.zone, flow.source), "")),
+                            self.nics.get(self.owners.get((flow.zone, flow.target), "")), flow)
+
+    def between(self, source: NicGroups | None, target: NicGroups | None, flow: Flow) -> bool:
+        """The same where it is known which NICs send and receive; None: the host, or somebody outside."""
         if source and not self.may_send(source, target, flow):
             return False
         if target and source and target.tenant and not self.may_cross(source, target, flow):
