@@ -75,7 +75,7 @@ class Compiled:
 
     def group(self, groups: Grouping) -> None:
         """What groups and tenants add; the bridges as their back end needs them."""
-        self.add(*groups.members, *groups.sets)
+        self.add(*groups.members, *groups.sets, *filter(None, [groups.routed]))
         self.wanted |= {key: groups.bridge(link) for key, link in self.wanted.items() if isinstance(link, Link)}
         self.notes += groups.notes
 

@@ -184,12 +184,12 @@ class Dealer:
             yield self.parts(Case(Kind.PARTS, source, target, flow, passes), sport)
         else:
             yield self.whole(Case(Kind.FIRST, source, target, flow, passes), make)
-        opened = is_open(judge, source, target, flow, passes)
+        opened = is_open(source, target, flow, passes)
         quoted = (ip6 if six else ip4)(a, b, protocol, make(b""))[:48 if six else 28]
         if self.dice.random() < 0.5:
             shot, case = self.reply(judge, Case(Kind.REPLY, target, source, flow, opened), sport)
             yield shot
-            opened |= protocol == UDP and is_open(judge, target, source, case.flow, case.expected)
+            opened |= protocol == UDP and is_open(target, source, case.flow, case.expected)
         if self.dice.random() < 0.25:
             yield self.complaint(Kind.ERROR, judge, target, source, opened, quoted)
         other = self.ends[self.dice.choice([v for v in VMS if v not in (source.name, target.name)])]
@@ -256,15 +256,10 @@ def bridged(source: End, target: End) -> bool:
     return source.network == target.network and HOST not in (source.tap, target.tap)
 
 
-def is_open(judge: Judge, source: End, target: End, flow: Flow, passes: bool) -> bool:
-    """Whether the flow of a first packet is known afterwards. What the host routes or sends is noted before the receiver's
-    rules are asked; what it takes itself, once its own rules have let it in: of these packets an echo alone."""
-    if bridged(source, target):
-        return passes
-    if target.tap == HOST:
-        return passes and (flow.protocol, flow.port) in ((ICMP, 8), (ICMP6, 128))
-    nic = judge.nics.get(source.tap)
-    return nic is None or judge.may_send(nic, judge.nics.get(target.tap), flow)
+def is_open(source: End, target: End, flow: Flow, passes: bool) -> bool:
+    """Whether the flow of a first packet is known afterwards: if it was let in. Of what the host takes itself its own rules
+    let in an echo alone."""
+    return passes and (bridged(source, target) or target.tap != HOST or (flow.protocol, flow.port) in ((ICMP, 8), (ICMP6, 128)))
 
 
 def stray(judge: Judge, source: End, target: End, flow: Flow) -> bool:

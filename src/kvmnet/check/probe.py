@@ -298,8 +298,7 @@ def drops_kept(paths: Paths, taps: Iterable[str]) -> Iterator[None]:
         for table, now in nft.drops().items():
             was = before.get(table, {})
             wrong = [t for t in now if t.startswith(PORT) or (t in ours and now[t] != was.get(t, {}))]
-            lines += [f'delete element {table} dropped {{ "{t}" . {reason:#x} }}' for t in wrong for reason in now[t]]
-            lines += [f'add element {table} dropped {{ "{t}" . {reason:#x} counter packets {count} bytes 0 }}'
-                      for t in wrong if t in ours for reason, count in was.get(t, {}).items()]
+            lines += [line for t in wrong for line in nft.drop_lines("delete", table, t, now[t])]
+            lines += [line for t in wrong if t in ours for line in nft.drop_lines("add", table, t, was.get(t, {}))]
         with suppress(ToolFailed):    # an element ran out meanwhile; all of them do within a day
             run(["nft", "-f", "-"], stdin="\n".join((*lines, "")))

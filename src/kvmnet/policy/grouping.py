@@ -1,13 +1,14 @@
 """Groups, tenants and isolation of a document: spec -> the policy, who is in what, the back end. Pure."""
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import collapse_addresses, ip_network
 from zlib import crc32
 
 from kvmnet.drivers.linux.resources import Link
-from kvmnet.drivers.nftables.resources import AddressSet, NicGroups
+from kvmnet.drivers.nftables.resources import AddressSet, NftTable, NicGroups
 from kvmnet.engine.resource import Key
 from kvmnet.facts.model import Facts
 from kvmnet.modes.model import NicOnNetwork
@@ -16,6 +17,7 @@ from kvmnet.policy.flows import Policy, Rule, Rules
 from kvmnet.policy.groups import Ports, Tracking, bridge_text, host_chains
 from kvmnet.policy.guard import TABLE
 from kvmnet.policy.limits import has_flow_limits
+from kvmnet.policy.routed import routed_table
 from kvmnet.spec.models import Mode, Spec
 from kvmnet.spec.policies import Traffic
 from kvmnet.spec.tenancy import BLIND, owners, tenant_of
@@ -30,6 +32,8 @@ class Grouping:
 
     bridge_text: str
     host_text: str
+    routed: NftTable | None
+    """What judges packets that the host routes or sends; None when nobody is in groups or a tenant."""
     members: Sequence[NicGroups]
     sets: Sequence[AddressSet]
     filtered: frozenset[str]
@@ -57,7 +61,8 @@ def grouping(spec: Spec, facts: Facts, segments: Mapping[str, Segment], routers:
     members = nic_groups(spec, segments, zones)
     filtered = frozenset(s.bridge for s in segments.values() if not s.network.bridge) \
         if tracking is Tracking.NETFILTER else frozenset[str]()
-    return Grouping(bridge_text(policy, tracking, ports, spec.address_sets), host_chains(tracking, ports), members,
+    routed = routed_table(policy, tracking, ports.zones, spec.address_sets) if any(m.groups or m.tenant for m in members) else None
+    return Grouping(bridge_text(policy, tracking, ports, spec.address_sets), host_chains(tracking, ports), routed, members,
                     [address_set(name, prefixes) for name, prefixes in spec.address_sets.items()], filtered,
                     notes(spec, segments, tracking))
 
@@ -120,17 +125,31 @@ def nic_groups(spec: Spec, segments: Mapping[str, Segment], zones: Mapping[str, 
     number = numbers(nic.tap for s in segments.values() for nic in s.nics)
     owner = owners(spec)
     found = []
+    shared = several(segments)
     for segment in segments.values():
         routed = segment.network.mode is Mode.BRIDGE or segment.address or segment.address6
         for nic in segment.nics:
             groups = tuple(sorted(set(nic.declared.groups)))
-            own = {a for a in (nic.ip, nic.ip6, *(p for p in nic.prefixes if "/" not in p)) if a} if routed else set()
+            own = addresses(nic) if routed else set()
+            tenant = tenant_of(spec.vms[nic.vm], nic.declared.network, owner) or ""
+            judged = segment.with_host and (groups or tenant)
             found.append(NicGroups(
                 name=nic.tap, table=TABLE, number=number[nic.tap], groups=groups, zone=zones[segment.domain],
-                tenant=tenant_of(spec.vms[nic.vm], nic.declared.network, owner) or "",
+                tenant=tenant,
                 macs=tuple(sorted({nic.mac, *nic.declared.extra.macs})), addresses=tuple(sorted(own)),
+                places=tuple(sorted(f"{segment.bridge} {a}" for a in own if (segment.bridge, a) not in shared)) if judged else (),
                 isolated=is_isolated(nic, segment), traits=traits(spec, groups)))
     return found
+
+
+def addresses(nic: NicOnNetwork) -> set[str]:
+    return {a for a in (nic.ip, nic.ip6, *(p for p in nic.prefixes if "/" not in p)) if a}
+
+
+def several(segments: Mapping[str, Segment]) -> set[tuple[str, str]]:
+    """(bridge, address) that more than one NIC may use: who gets a packet for it is known at the port alone."""
+    met = Counter((s.bridge, a) for s in segments.values() if s.with_host for nic in s.nics for a in addresses(nic))
+    return {place for place, count in met.items() if count > 1}
 
 
 def traits(spec: Spec, groups: Iterable[str]) -> tuple[str, ...]:

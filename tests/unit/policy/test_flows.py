@@ -126,7 +126,15 @@ def test_a_new_member_is_one_step(features: dict[str, str]) -> None:
     assert [(type(s), str(s.key)) for s in steps] == [(Update, "nic-groups kvt-db-0")]
     old, new = (found[Key("nic-groups", "kvt-db-0")] for found in (before, after))
     number = new.number  # type: ignore[union-attr]
-    assert members.change([old], [new]) == [  # type: ignore[list-item]
+    assert members.change([old], [new], tables=["inet kvmnet-groups"]) == [  # type: ignore[list-item]
+        'delete element inet kvmnet-groups in4_1 { "kvb-lan" . 10.0.0.3 }', 'delete element inet kvmnet-groups in6_1 { "kvb-lan" . fd00::3 }',
+        f"add element inet kvmnet-groups g_base {{ {number:#010x} }}",
+        'add element inet kvmnet-groups in4_1 { "kvb-lan" . 10.0.0.3 : jump in_base }',
+        'add element inet kvmnet-groups in4_2 { "kvb-lan" . 10.0.0.3 : jump in_db }',
+        'add element inet kvmnet-groups in6_1 { "kvb-lan" . fd00::3 : jump in_base }',
+        'add element inet kvmnet-groups in6_2 { "kvb-lan" . fd00::3 : jump in_db }',
+        'add element inet kvmnet-groups r4_base { "kvb-lan" . 10.0.0.3 }', 'add element inet kvmnet-groups r6_base { "kvb-lan" . fd00::3 }']
+    assert members.change([old], [new], tables=["bridge kvmnet"]) == [  # type: ignore[list-item]
         "delete element bridge kvmnet in1 { \"kvt-db-0\" }", "delete element bridge kvmnet out1 { \"kvt-db-0\" }",
         f"add element bridge kvmnet e_base {{ {new.zone} . {new.macs[0]} }}",  # type: ignore[union-attr,index]
         f"add element bridge kvmnet g_base {{ {number:#010x} }}", "add element bridge kvmnet h_base { \"kvt-db-0\" }",
@@ -137,7 +145,7 @@ def test_a_new_member_is_one_step(features: dict[str, str]) -> None:
 
 
 def test_an_element_that_another_nic_needs_stays() -> None:
-    one = NicGroups(name="kvt-a", number=1, groups=("g",), tenant="", zone=1, macs=(), addresses=("10.0.0.1",), isolated=False, traits=())
+    one = NicGroups(name="kvt-a", table="bridge kvmnet", number=1, groups=("g",), tenant="", zone=1, macs=(), addresses=("10.0.0.1",), places=(), isolated=False, traits=())
     two = replace(one, name="kvt-b", number=2, zone=2)
     assert not [line for line in members.change([one], [], [two]) if "10.0.0.1" in line]
     assert [line for line in members.change([one], []) if "10.0.0.1" in line]
@@ -149,18 +157,21 @@ def test_nft_reads_it_and_lists_what_was_loaded(document: str, features: dict[st
     """The text of the back end that this kernel has is loaded; of the other only its form is checked."""
     found = compiled(document, features)
     items = [r for r in found.wanted.values() if isinstance(r, NicGroups | AddressSet)]
-    script = [*wire.table_lines(found.wanted[Key("nft-table", "bridge kvmnet")]),  # type: ignore[arg-type]
+    tables = ("bridge kvmnet", "inet kvmnet-groups")
+    script = [*(line for name in tables for line in wire.table_lines(found.wanted[Key("nft-table", name)])),  # type: ignore[arg-type]
               *members.lines("add", (pair for item in items for pair in members.elements(item)))]
     if features:
-        script = [line for line in script if "ct state" not in line and "ct zone set" not in line and "reject" not in line]
+        script = [line for line in script if (
+            line == "    ct state != new accept" or "ct state" not in line) and "ct zone set" not in line and "reject" not in line]
         script = [line for line in script if "vmap @ask" not in line and not re.match(r" *ct zone \. ether daddr @", line)]
-    done = subprocess.run(["unshare", "-rn", "sh", "-c", "nft -f - && nft -j list table bridge kvmnet"], input="\n".join(script),
+    done = subprocess.run(["unshare", "-rn", "sh", "-c", "nft -f - && nft -j list ruleset"], input="\n".join(script),
                           capture_output=True, text=True, check=False)
     if "Operation not permitted" in done.stderr:
         pytest.skip("no namespaces here")
     assert not done.stderr
     if not features:
-        assert wire.read_listing(json.loads(done.stdout)).members == {p for item in items for p in members.elements(item)}
+        listed = [wire.read_listing(json.loads(done.stdout), table=name).members for name in tables]
+        assert listed[0] | listed[1] == {p for item in items for p in members.elements(item)}
 
 
 @pytest.mark.parametrize("listed", [
@@ -232,7 +243,7 @@ def naive(policy: Policy, where: dict[str, tuple[tuple[str, ...], str]], flow: F
 def test_the_judge_is_the_design(policy: Policy, where: dict[str, tuple[tuple[str, ...], str]], asked: list[Flow]) -> None:
     again = flows.read("first\n" + policy.line() + "\nlast")
     assert again == policy
-    nics = [NicGroups(name=h, number=1, groups=g, tenant=t, zone=1, macs=(), addresses=(), isolated=False, traits=())
+    nics = [NicGroups(name=h, number=1, groups=g, tenant=t, zone=1, macs=(), addresses=(), places=(), isolated=False, traits=())
             for h, (g, t) in where.items()]
     judge = Judge(again, nics, [AddressSet(name="s", prefixes=("10.1.0.0/24", "10.0.0.3"))], {(1, h): h for h in where})
     assert [judge.allows(f) for f in asked] == [naive(policy, where, f) for f in asked]
@@ -240,7 +251,7 @@ def test_the_judge_is_the_design(policy: Policy, where: dict[str, tuple[tuple[st
 
 def test_what_the_host_hands_on_is_judged_where_it_ends() -> None:
     policy = Policy({"w": Rules((Rule(tcp=("80",)),))})
-    nic = NicGroups(name="kvt-w", number=1, groups=("w",), tenant="", zone=5, macs=(), addresses=("10.0.0.1",), isolated=False, traits=())
+    nic = NicGroups(name="kvt-w", number=1, groups=("w",), tenant="", zone=5, macs=(), addresses=("10.0.0.1",), places=(), isolated=False, traits=())
     judge = Judge(policy, [nic], [], {(5, "10.0.0.1"): "kvt-w", (0, "10.0.0.1"): "kvt-w"})
     assert judge.allows(Flow(0, 6, "192.0.2.1", "192.0.2.2", 8080, "10.0.0.1", 80))
     assert not judge.allows(Flow(0, 6, "192.0.2.1", "192.0.2.2", 80, "10.0.0.1", 8080))

@@ -6,7 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from kvmnet.drivers.nftables.conntrack import cut
 from kvmnet.drivers.nftables.members import Member
 from kvmnet.drivers.nftables.resources import AddressSet, NftTable, NicGroups, NicGuard
-from kvmnet.drivers.nftables.wire import GUARD, text6
+from kvmnet.drivers.nftables.tables import GUARD
+from kvmnet.drivers.nftables.wire import text6
 from kvmnet.engine.driver import StepFailed
 from kvmnet.policy.flows import Judge, read
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-from collections.abc import Collection, Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import unified_diff
@@ -34,10 +35,8 @@ from kvmnet.drivers.nftables.resources import (
     NicGuard,
     NicLimits,
 )
+from kvmnet.drivers.nftables.tables import EGRESS, FILLED, GUARD, GUARDS, OURS, ROUTED, table_of
 from kvmnet.drivers.nftables.wire import (
-    EGRESS,
-    GUARD,
-    GUARDS,
     MEMORY,
     Elements,
     Listing,
@@ -52,6 +51,7 @@ from kvmnet.drivers.nftables.wire import (
     read_memory,
     read_passed,
     read_tables,
+    read_withheld,
     removal_lines,
     table_lines,
     take_hooks,
@@ -66,8 +66,6 @@ from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun
 from kvmnet.policy.keeper import HELD
 
-OURS = frozenset({"kvmnet", "kvmnet-marks"})
-"""Names of our tables, in whatever family."""
 OF_NICS = frozenset({NicGuard.kind, GuardHook.kind})
 TEXTS_KEPT = 20
 
@@ -127,14 +125,13 @@ class Standing:
     def script(self) -> list[str]:
         """Commands that make all of it from nothing."""
         lines = [line for table in self.tables.values() for line in table_lines(table)]
-        return lines + self.contents([t for t in GUARDS if t in self.tables])
+        return lines + self.contents([t for t in FILLED if t in self.tables])
 
     def contents(self, tables: Collection[str]) -> list[str]:
-        """What stands in some of the guard's tables."""
-        joined = [item for item in self.members.values() if item.table in tables]
+        """What stands in some of the tables whose elements are resources."""
         added = gather(pair for guard in self.guards.values() if guard.table in tables for pair in element(guard))
         return [*element_lines("add", added), *element_lines("add", within(tables, self.memory)),
-                *members.lines("add", (pair for item in joined for pair in members.elements(item))),
+                *members.lines("add", members.within(tables, self.members.values())),
                 *(line for hook in self.hooks.values() if hook.table in tables and hook.dev for line in hook_lines(hook))]
 
 
@@ -175,12 +172,12 @@ class NftablesDriver:
                 seen.ours.add(table.key)
                 standing.tables[name] = table
         found = [self.listing_after(look)] if GUARD in listings else []
-        found += [self.listing(EGRESS)] if EGRESS in listings else []
+        found += [self.listing(table) for table in (EGRESS, ROUTED) if table in listings]
         standing.members = {key: item for key, item in self.remembered().items() if item.table in listings} if found else {}
-        expected: dict[str, set[tuple[str, str]]] = {name: set() for name in GUARDS}
-        for item in standing.members.values():
-            expected[item.table or GUARD].update(members.elements(item))
-        for name, listing in zip([t for t in GUARDS if t in listings], found, strict=True):
+        expected: dict[str, set[tuple[str, str]]] = {name: set() for name in FILLED}
+        for pair in members.within(FILLED, standing.members.values()):
+            expected[table_of(pair[0])].add(pair)
+        for name, listing in zip([t for t in FILLED if t in listings], found, strict=True):
             if not listing.flows_hold or listing.members != expected[name]:
                 damaged = replace(standing.tables[name], text=f"{standing.tables[name].text}# sets changed\n")
                 seen.state[damaged.key] = standing.tables[name] = damaged
@@ -201,7 +198,7 @@ class NftablesDriver:
         """The text of one listed table."""
         if name.split()[1] not in OURS:
             return body
-        if name not in GUARDS and ("\tset " in body or "\tmap " in body):
+        if name not in FILLED and ("\tset " in body or "\tmap " in body):
             body = read_tables(run(["nft", "-s", "list", "table", *name.split()])).get(name, body)
         return self.texts.text_of(name, canonical(body))
 
@@ -226,7 +223,11 @@ class NftablesDriver:
 
     def dropped(self) -> dict[str, dict[int, int]]:
         """Tap -> number of the reason (``policy.guard.REASONS``) -> frames dropped, of the last day."""
-        return {tap: counts for found in self.drops().values() for tap, counts in found.items()}
+        found: dict[str, Counter[int]] = {}
+        for table in self.drops().values():
+            for tap, counts in table.items():
+                found.setdefault(tap, Counter()).update(counts)
+        return {tap: dict(counts) for tap, counts in found.items()}
 
     def drops(self) -> dict[str, dict[str, dict[int, int]]]:
         """The same by the guard's tables."""
@@ -235,7 +236,20 @@ class NftablesDriver:
             with suppress(ToolFailed):
                 listed = run(["nft", "-j", "list", "set", *table.split(), "dropped"])
                 found[table] = read_listing(json.loads(listed), table=table).dropped
+        with suppress(ToolFailed):
+            listed = run(["nft", "-j", "list", "set", *ROUTED.split(), "withheld"])
+            found[ROUTED] = read_withheld(json.loads(listed), self.remembered().values())
         return found
+
+    def drop_lines(self, verb: str, table: str, tap: str, counts: Mapping[int, int]) -> list[str]:
+        """Commands that delete or add what ``drops`` tells of one NIC."""
+        number = next((m.number or 0 for m in self.remembered().values() if isinstance(m, NicGroups) and m.name == tap), 0)
+        lines = []
+        for reason, count in counts.items():
+            where, key = ("withheld", f"{reason << 16 | number:#010x}") if table == ROUTED else ("dropped", f'"{tap}" . {reason:#x}')
+            value = f" counter packets {count} bytes 0" if verb == "add" else ""
+            lines.append(f"{verb} element {table} {where} {{ {key}{value} }}")
+        return lines
 
     def passed(self) -> dict[str, tuple[int, int]]:
         """Name of a rule of groups or tenants -> packets and bytes that it let begin a flow."""
@@ -382,7 +396,7 @@ class NftablesDriver:
 
 def terse(name: str) -> str:
     """The guard's elements are resources of their own; other tables' belong to their text."""
-    return "-t" if name in GUARDS else ""
+    return "-t" if name in FILLED else ""
 
 
 def touches_memory(step: Step) -> bool:
@@ -400,7 +414,7 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
     """The lines of one nft script for *steps*, and what stands after it."""
     after = standing.copy()
     loaded: dict[str, NftTable] = {}
-    edited = Edit((), ())
+    edited: list[Edit] = []
     gone: list[str] = []
     for step in steps:
         match step:
@@ -409,7 +423,7 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
             case Update(NftTable() as before, NftTable() as wanted):
                 after.tables[wanted.name] = replace(before, text=wanted.text)
                 if way := in_place(standing.tables.get(wanted.name), wanted):
-                    edited = way
+                    edited.append(way)
                 else:
                     loaded[wanted.name] = after.tables[wanted.name]
             case Delete(NftTable(name=name)):
@@ -443,14 +457,16 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[list[str], S
     script += [line for table in loaded.values() for line in table_lines(table)]
     left = {n for n, g in standing.guards.items() if n not in after.guards or after.guards[n].zone != g.zone}
     after.memory = forget(after.memory, left, standing)
-    script += [*after.contents([t for t in GUARDS if t in loaded]), *edited.first]
-    script += changes([t for t in GUARDS if t in after.tables and t not in loaded], standing, after)
-    return [*script, *edited.last], after
+    script += [*after.contents([t for t in FILLED if t in loaded]), *(line for way in edited for line in way.first)]
+    script += changes([t for t in FILLED if t in after.tables and t not in loaded], standing, after)
+    return [*script, *(line for way in edited for line in way.last)], after
 
 
 def in_place(standing: NftTable | None, wanted: NftTable) -> Edit | None:
-    """The guard's table is not replaced where its rules alone change: no packet may be lost by that."""
-    return edit(GUARD, standing.text or "", wanted.text or "") if standing and wanted.name == GUARD else None
+    """Tables of groups are not replaced where their rules alone change: no packet may be lost by that."""
+    if standing is None or wanted.name not in (GUARD, ROUTED):
+        return None
+    return edit(wanted.name, standing.text or "", wanted.text or "")
 
 
 def changes(tables: Collection[str], standing: Standing, after: Standing) -> list[str]:
@@ -467,9 +483,9 @@ def changes(tables: Collection[str], standing: Standing, after: Standing) -> lis
     script += element_lines("delete", within(tables, removed)) + element_lines("add", within(tables, added))
     moved = {k for k in {*standing.members, *after.members} if standing.members.get(k) != after.members.get(k)}
     if moved:
-        script += members.change((m for k, m in standing.members.items() if k in moved and m.table in tables),
-                                 (m for k, m in after.members.items() if k in moved and m.table in tables),
-                                 (m for k, m in after.members.items() if k not in moved))
+        script += members.change((m for k, m in standing.members.items() if k in moved),
+                                 (m for k, m in after.members.items() if k in moved),
+                                 (m for k, m in after.members.items() if k not in moved), tables)
     lost = within(tables, {name: [m for m in items if m not in set(after.memory.get(name, ()))]
                            for name, items in standing.memory.items()})
     script += element_lines("add", lost)

@@ -5,19 +5,23 @@ them: what was loaded is remembered in a file, and holds as long as the sets con
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from ipaddress import ip_address, ip_network, summarize_address_range
 from typing import Any, TypeAlias
 
 from kvmnet.drivers.nftables import limits
 from kvmnet.drivers.nftables.resources import AddressSet, NicGroups, NicLimits
+from kvmnet.drivers.nftables.tables import FILLED, ROUTED, table_of
 from kvmnet.policy.marks import GUEST, LONE
 from kvmnet.spec.policies import MOST_GROUPS
 
 SLOTS = range(1, MOST_GROUPS + 1)
+PLACED = frozenset({*(f"{name}{v}" for v in (4, 6) for name in ("nic", "tenant", "end", "logged")),
+                    *(f"in{v}_{n}" for v in (4, 6) for n in SLOTS)})
+"""Sets of the table ``ROUTED`` that are keyed by bridge and address."""
 NAMES = frozenset({"ids", "ctzone", "tenant", "grouped", "lone", "logged", "answered", "rejecting",
-                   *(f"{way}{n}" for way in ("in", "out", "ask", "tell") for n in SLOTS), *limits.NAMES})
-FAMILIES = ("g_", "h_", "e_", "m4_", "m6_", "n_", "a4_", "a6_")
+                   *(f"{way}{n}" for way in ("in", "out", "ask", "tell") for n in SLOTS), *limits.NAMES, *PLACED})
+FAMILIES = ("g_", "h_", "e_", "m4_", "m6_", "n_", "a4_", "a6_", "r4_", "r6_")
 """Sets of these names are ours too, one for each group, tenant or address set."""
 SHARED = ("m4_", "m6_", "e_", "rejecting", "ask", limits.STATIONS)
 """Sets in which two NICs may have the same element."""
@@ -27,7 +31,8 @@ Member: TypeAlias = NicGroups | NicLimits | AddressSet
 
 def elements(item: Member) -> Iterator[tuple[str, str]]:
     """The (``TABLE SET``, element) pairs that make *item*."""
-    return ((f"{item.table} {name}", text) for name, text in _elements(item))
+    yield from ((f"{item.table} {name}", text) for name, text in _elements(item))
+    yield from ((f"{ROUTED} {name}", text) for name, text in _routed(item))
 
 
 def _elements(item: Member) -> Iterator[tuple[str, str]]:
@@ -66,6 +71,31 @@ def _elements(item: Member) -> Iterator[tuple[str, str]]:
             yield f"m{ip_address(address).version}_{group}", address
 
 
+def _routed(item: Member) -> Iterator[tuple[str, str]]:
+    """What judges packets that the host routes or sends to a guest."""
+    if isinstance(item, AddressSet):
+        yield from ((f"a{ip_network(prefix).version}_{item.name}", prefix) for prefix in item.prefixes or ())
+    if not isinstance(item, NicGroups):
+        return
+    number = item.number or 0
+    yield from ((f"g_{group}", f"{number:#010x}") for group in item.groups or ())
+    if item.tenant:
+        yield f"n_{item.tenant}", f"{number:#010x}"
+    for place in item.places or ():
+        bridge, address = place.split()
+        v, key = ip_address(address).version, f'"{bridge}" . {address}'
+        yield f"nic{v}", f"{key} : {number}"
+        if item.tenant:
+            yield f"tenant{v}", f"{key} : jump t_{item.tenant}"
+        if item.groups:
+            yield f"end{v}", f"{key} : jump unheard"
+        if item.groups and "log" in (item.traits or ()):
+            yield f"logged{v}", key
+        for n, group in zip(SLOTS, item.groups or (), strict=False):
+            yield f"in{v}_{n}", f"{key} : jump in_{group}"
+            yield f"r{v}_{group}", key
+
+
 def lines(verb: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
     """One nft command per set. ``verb``: add or delete."""
     found: dict[str, dict[str, None]] = {}
@@ -79,10 +109,15 @@ def key_of(text: str) -> str:
     return text.partition(" : ")[0].partition(limits.BEARS)[0].partition(limits.COUNTS)[0]
 
 
-def change(before: Iterable[Member], after: Iterable[Member], unchanged: Iterable[Member] = ()) -> list[str]:
-    """Commands that put *after* in the place of *before*. What *unchanged* share with them stays."""
-    old = {pair for item in before for pair in elements(item)}
-    new = {pair for item in after for pair in elements(item)}
+def within(tables: Collection[str], items: Iterable[Member]) -> Iterator[tuple[str, str]]:
+    """The pairs of *items* that lie in *tables*."""
+    return (pair for item in items for pair in elements(item) if table_of(pair[0]) in tables)
+
+
+def change(before: Iterable[Member], after: Iterable[Member], unchanged: Iterable[Member] = (),
+           tables: Collection[str] = FILLED) -> list[str]:
+    """Commands that put *after* in the place of *before* in *tables*. What *unchanged* share with them stays."""
+    old, new = set(within(tables, before)), set(within(tables, after))
     gone = old - new
     if any(bare(name).startswith(SHARED) for name, _ in gone):
         gone -= {pair for item in unchanged for pair in elements(item)}
@@ -106,11 +141,13 @@ def said(name: str, element: Any) -> Iterator[str]:
     elif isinstance(element, list):
         key, value = element
         to = f"jump {value['jump']['target']}" if isinstance(value, dict) else f"{value:#010x}" if name == "ids" else str(value)
-        yield f"{words(key)} : {to}"
+        yield f"{place(key) if name in PLACED else words(key)} : {to}"
     elif name.startswith(("a4_", "a6_")):
         yield from prefixes(element)
     elif name.startswith(("m4_", "m6_")):
         yield element
+    elif name in PLACED or name.startswith(("r4_", "r6_")):
+        yield place(element)
     elif isinstance(element, int):
         yield f"{element:#010x}"
     else:
@@ -119,6 +156,11 @@ def said(name: str, element: Any) -> Iterator[str]:
 
 def words(key: Any) -> str:
     return " . ".join(map(str, key["concat"])) if isinstance(key, dict) else f'"{key}"'
+
+
+def place(key: Any) -> str:
+    bridge, address = key["concat"]
+    return f'"{bridge}" . {address}'
 
 
 def prefixes(element: Any) -> Iterator[str]:

@@ -63,6 +63,8 @@ class NicGroups(Resource):
     macs: tuple[str, ...] | None = option(doc="its MACs, sorted", guest="live")
     addresses: tuple[str, ...] | None = option(
         doc="its own addresses that the host routes to, sorted", guest="live")
+    places: tuple[str, ...] | None = option(
+        doc="`BRIDGE ADDRESS` where the host routes to it and to no other NIC, if groups or a tenant judge it, sorted", guest="live")
     isolated: bool | None = option(doc="does not reach other isolated NICs, not through the host's router either", guest="live")
     traits: tuple[str, ...] | None = option(
         doc="reject: refused packets to and from it are answered; log: what is refused to and from it is logged", guest="live")

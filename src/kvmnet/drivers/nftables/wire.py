@@ -14,11 +14,10 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any, TypeAlias
 
 from kvmnet.drivers.nftables import members
-from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGuard
+from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGroups, NicGuard
+from kvmnet.drivers.nftables.tables import GUARD, table_of
+from kvmnet.policy.marks import NIC
 
-GUARD, EGRESS = "bridge kvmnet", "netdev kvmnet"
-GUARDS = (GUARD, EGRESS)
-"""The tables whose set elements are resources of their own: guards of ports of bridges, and of others."""
 ROLE_SETS = {"dhcp-server": "dhcp_server", "router": "router", "querier": "querier"}
 MEMORY = ("claimed", "learned")
 """Sets that the kernel fills: which NIC uses which link-local. A new text of the table keeps them."""
@@ -100,7 +99,7 @@ def element_lines(verb: str, elements: Mapping[str, Iterable[str]]) -> list[str]
 
 def within(tables: Collection[str], elements: Elements) -> Elements:
     """The part of *elements* that lies in *tables*."""
-    return {name: texts for name, texts in elements.items() if name.rpartition(" ")[0] in tables}
+    return {name: texts for name, texts in elements.items() if table_of(name) in tables}
 
 
 DEVICE_CHAIN = re.compile(r"^(egress|ingress)_(\S+)$")
@@ -275,6 +274,16 @@ def read_dropped(elements: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, i
         item = entry["elem"]
         nic, reason = item["val"]["concat"]
         found.setdefault(nic, {})[number(reason)] = item.get("counter", {}).get("packets", 0)
+    return found
+
+
+def read_withheld(document: Mapping[str, Any], items: Iterable[members.Member]) -> dict[str, dict[int, int]]:
+    """The same of what the host did not route to a NIC: the key is the reason and the NIC's number."""
+    taps = {item.number: item.name for item in items if isinstance(item, NicGroups)}
+    found: dict[str, dict[int, int]] = {}
+    for item in (e["elem"] for entry in document["nftables"] for e in entry.get("set", {}).get("elem", ())):
+        if tap := taps.get(item["val"] & NIC):
+            found.setdefault(tap, {})[item["val"] >> 16] = item.get("counter", {}).get("packets", 0)
     return found
 
 
