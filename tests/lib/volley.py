@@ -9,7 +9,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from time import monotonic
 
@@ -89,10 +89,12 @@ def ear(bridge: str) -> socket.socket:
 
 
 def send(raw: dict[int, socket.socket], packet: bytes) -> None:
-    if packet[0] >> 4 == 4:
-        raw[4].sendto(packet, (socket.inet_ntop(socket.AF_INET, packet[16:20]), 0))
-    else:
-        raw[6].sendto(packet, (socket.inet_ntop(socket.AF_INET6, packet[24:40]), 0))
+    """Give *packet* to the host's stack, which says so if rules drop it at once."""
+    with suppress(PermissionError):
+        if packet[0] >> 4 == 4:
+            raw[4].sendto(packet, (socket.inet_ntop(socket.AF_INET, packet[16:20]), 0))
+        else:
+            raw[6].sendto(packet, (socket.inet_ntop(socket.AF_INET6, packet[24:40]), 0))
 
 
 def hear(taps: dict[str, Tap], ears: Sequence[socket.socket], arrived: dict[int, tuple[str, ...]]) -> None:
