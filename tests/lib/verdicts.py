@@ -18,8 +18,8 @@ from typing import TypeAlias
 from kvmnet.check.allowed import allowed
 from kvmnet.compile import Compiled, compile_spec
 from kvmnet.drivers.linux.resources import Link
-from kvmnet.drivers.nftables.driver import Standing, transaction
 from kvmnet.drivers.nftables.resources import NicGroups
+from kvmnet.drivers.nftables.standing import Standing, transaction
 from kvmnet.engine.plan import plan
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.facts.model import Facts
@@ -154,9 +154,9 @@ class Dealer:
         found = compiled(text, self.features)
         wanted = {k: r for k, r in found.wanted.items() if isinstance(r, Resource)
                   and k.kind in ("nft-table", "nic-guard", "nic-groups", "address-set")}
-        lines, self.standing = transaction(self.standing, plan(self.before, wanted, self.before.keys()))
+        scripts, self.standing = transaction(self.standing, plan(self.before, wanted, self.before.keys()))
         self.before = wanted
-        return found, "\n".join(lines) + "\n"
+        return found, "".join(scripts)
 
     def place(self, found: Compiled) -> None:
         for s in found.segments.values():

@@ -10,6 +10,7 @@ from kvmnet.check import probe
 from kvmnet.check.attacks import ATTACKS
 from kvmnet.check.model import Claim, Verdict
 from kvmnet.check.prove import prove
+from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from lib.applied import Applied, applied
 from lib.netns import new_netns, sh
@@ -111,6 +112,7 @@ def test_a_way_out_of_an_isolated_network_is_noticed(here: Applied) -> None:
 
 def test_a_cable_between_two_networks_is_noticed(here: Applied) -> None:
     sh("ip link add x1 type veth peer name x2; ip link set x1 master kvb-lan up; ip link set x2 master kvb-iso up")
+    wait_until(lambda: sh("bridge link show dev x1; bridge link show dev x2").count("state forwarding") == 2, 20)
     found = claims(here, "lan")
     assert "apart from iso" in fallen(found)
     assert "a frame from lan came out on iso" in found["apart from iso"].evidence

@@ -15,7 +15,7 @@ from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.flows import Policy, Rule, Rules
 from kvmnet.policy.groups import Ports, Tracking, bridge_text, host_chains
-from kvmnet.policy.guard import TABLE
+from kvmnet.policy.guard import TABLE, link_local
 from kvmnet.policy.limits import has_flow_limits
 from kvmnet.policy.routed import routed_table
 from kvmnet.spec.models import Mode, Spec
@@ -137,13 +137,19 @@ def nic_groups(spec: Spec, segments: Mapping[str, Segment], zones: Mapping[str, 
                 name=nic.tap, table=TABLE, number=number[nic.tap], groups=groups, zone=zones[segment.domain],
                 tenant=tenant,
                 macs=tuple(sorted({nic.mac, *nic.declared.extra.macs})), addresses=tuple(sorted(own)),
-                places=tuple(sorted(f"{segment.bridge} {a}" for a in own if (segment.bridge, a) not in shared)) if judged else (),
+                places=tuple(sorted(f"{segment.bridge} {a}" for a in (*own, *link_locals(nic, segment)) if (segment.bridge, a) not in shared))
+                if judged else (),
                 isolated=is_isolated(nic, segment), traits=traits(spec, groups)))
     return found
 
 
 def addresses(nic: NicOnNetwork) -> set[str]:
     return {a for a in (nic.ip, nic.ip6, *(p for p in nic.prefixes if "/" not in p)) if a}
+
+
+def link_locals(nic: NicOnNetwork, segment: Segment) -> tuple[str, ...]:
+    """Where the host sends to itself."""
+    return (str(link_local(nic.mac)),) if segment.address6 or segment.network.mode is Mode.BRIDGE else ()
 
 
 def several(segments: Mapping[str, Segment]) -> set[tuple[str, str]]:

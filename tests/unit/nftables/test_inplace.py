@@ -1,7 +1,13 @@
 """A guard's text becomes another while the table stands: which commands, and when the table must be replaced."""
 from __future__ import annotations
 
-from kvmnet.drivers.nftables.inplace import blocks, edit
+from collections.abc import Mapping
+
+from kvmnet.drivers.nftables.inplace import Edit, blocks, edit
+from kvmnet.drivers.nftables.resources import AddressSet, NftTable
+from kvmnet.drivers.nftables.standing import Standing, transaction
+from kvmnet.engine.plan import plan
+from kvmnet.engine.resource import Key
 from kvmnet.policy.flows import Policy, Rule, Rules
 from kvmnet.policy.groups import Ports, Tracking, bridge_text
 from kvmnet.policy.guard import TABLE, guard_table
@@ -23,7 +29,7 @@ def test_every_declaration_of_the_guard_is_understood() -> None:
 
 def test_nothing_is_done_when_nothing_differs() -> None:
     made = edit(TABLE, text("web"), text("web"))
-    assert made is not None and made.first == made.last == ()
+    assert made == Edit()
 
 
 def test_only_the_chain_that_differs_is_written_again() -> None:
@@ -34,12 +40,27 @@ def test_only_the_chain_that_differs_is_written_again() -> None:
     assert "dport { 81 }" in "\n".join(made.first) and "hook" not in "\n".join(made.first)
 
 
-def test_what_comes_comes_before_elements_and_what_goes_goes_after_them() -> None:
+def test_sets_come_in_a_transaction_before_and_go_in_one_behind() -> None:
     made = edit(TABLE, text("web"), text("db", sets=("office",)))
     assert made is not None
-    assert "set g_db { typeof meta mark; }" in made.first and "set a4_office { type ipv4_addr; flags interval; }" in made.first
-    assert made.last[:1] == (f"flush chain {TABLE} in_web",) and f"delete set {TABLE} h_web" in made.last
-    assert made.last.index(f"delete chain {TABLE} in_web") < made.last.index(f"delete set {TABLE} g_web")
+    assert "set g_db { typeof meta mark; }" in made.before and "set a4_office { type ipv4_addr; flags interval; }" in made.before
+    assert f"{TABLE} a4_office" in made.fresh and not any("set " in line for line in made.first)
+    assert made.last[:1] == (f"flush chain {TABLE} in_web",) and f"delete chain {TABLE} in_web" in made.last
+    assert f"delete set {TABLE} h_web" in made.behind and f"{TABLE} h_web" in made.gone
+
+
+def test_new_sets_are_full_before_rules_ask_them_and_old_ones_until_no_rule_does() -> None:
+    def standing(*names: str) -> Mapping[Key, NftTable | AddressSet]:
+        table = NftTable(name=TABLE, text=text("web", sets=names))
+        return {table.key: table, **{Key("address-set", n): AddressSet(name=n, table=TABLE, prefixes=("10.0.0.0/8",)) for n in names}}
+    before, after = standing("old", "same"), standing("new", "same")
+    _, stands = transaction(Standing(), plan({}, before, before.keys()))
+    scripts, _ = transaction(stands, plan(before, after, before.keys()))
+    filled = f"add element {TABLE} a4_new {{ 10.0.0.0/8 }}"
+    assert filled in scripts.before and filled not in scripts.change
+    assert [line for line in (*scripts.before, *scripts.change) if "old" in line and not line.startswith("#")] == []
+    assert scripts.behind == [f"delete set {TABLE} a4_old", f"delete set {TABLE} a6_old"]
+    assert scripts.unmake == [f"delete set {TABLE} a4_new", f"delete set {TABLE} a6_new"]
 
 
 def test_elements_of_a_set_in_the_text_are_changed_one_by_one() -> None:
