@@ -29,12 +29,15 @@ networks:
 vms:
   one: {tenant: t, nics: [{network: lan}]}
   two: {tenant: u, nics: [{network: pub}]}
-  shy: {nics: [{network: pub, groups: [shy]}]}
+  shy: {nics: [{network: pub, groups: [shy], extra: {addresses: [198.51.100.8/30, "2001:db8:100:0:1::/80", 198.51.100.13]}}]}
+  twin: {nics: [{network: pub, groups: [shy], extra: {addresses: [198.51.100.13]}}]}
 groups:
   shy: {ingress: [{tcp: 80}], egress: []}
 tenants: {t: {}, u: {}}
 """
-WAYS = [("outside", "shy"), ("outside6", "shy"), ("host", "shy"), ("one", "two"), ("two", "one"), ("one6", "two")]
+ALSO = {"prefix": ("198.51.100.9", "2001:db8:100:0:1::9"), "shared": ("198.51.100.13", "")}
+"""What ``shy`` uses beside its own addresses."""
+WAYS = [("outside", "prefix"), ("outside6", "prefix"), ("outside", "shared"), ("outside", "shy"), ("outside6", "shy"), ("host", "shy"), ("one", "two"), ("two", "one"), ("one6", "two")]
 """Who sends first, to whom: a guest that may send nothing, and two tenants."""
 PORTS = count(20000, 2)
 TABLE = "inet kvmnet-groups"
@@ -51,6 +54,8 @@ def ground() -> Iterator[World]:
             guest = made.guest(name)
             guest.use(f"{guest.ip}/28", via=via)
             guest.use(f"{guest.ip6}/64", via6=via6)
+        for address in ("198.51.100.9/28", "198.51.100.13/28", "2001:db8:100:0:1::9/64"):
+            sh(f"ip -n {made.guest('shy').netns} addr add {address} dev eth0 nodad")
         yield made
 
 
@@ -61,8 +66,8 @@ def bound(made: World, name: str, six: bool, port: int) -> tuple[socket.socket, 
     elif name == "host":
         netns, address = "", "198.51.100.1"
     else:
-        guest = made.guest(name)
-        netns, address = guest.netns, guest.ip6 if six else guest.ip
+        guest = made.guest("shy" if name in ALSO else name)
+        netns, address = guest.netns, ALSO.get(name, (guest.ip, guest.ip6))[six]
     family = socket.AF_INET6 if six else socket.AF_INET
     if not netns:
         made_here = socket.socket(family, socket.SOCK_DGRAM)
@@ -93,8 +98,8 @@ def heard(ear: socket.socket, wait: float) -> bool:
 def test_a_refused_packet_opens_no_way_back(ground: World) -> None:
     assert [way for way in WAYS if comes_back(ground, way, NEVER) != (False, False)] == []
     counted = NftablesDriver(ground.paths).drops()[TABLE]
-    taps = {name: f"kvt-{name}-0" for name in ("one", "two", "shy")}
-    assert counted[taps["shy"]][19] >= 3 and counted[taps["two"]][20] >= 1 and counted[taps["one"]][20] >= 1
+    taps = {name: f"kvt-{name}-0" for name in ("one", "two", "shy", "twin")}
+    assert sum(counted[taps[name]][19] for name in ("shy", "twin") if taps[name] in counted) >= 6 and counted[taps["two"]][20] >= 1 and counted[taps["one"]][20] >= 1
     sh(f"nft flush chain {TABLE} postrouting")
     try:
         assert [way for way in WAYS if comes_back(ground, way, SOON) != (False, True)] == []

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import collapse_addresses, ip_network
 from zlib import crc32
@@ -17,7 +17,7 @@ from kvmnet.policy.flows import Policy, Rule, Rules
 from kvmnet.policy.groups import Ports, Tracking, bridge_text, host_chains
 from kvmnet.policy.guard import TABLE, link_local
 from kvmnet.policy.limits import has_flow_limits
-from kvmnet.policy.routed import routed_table
+from kvmnet.policy.routed import Stretch, apart, routed_table
 from kvmnet.spec.models import Mode, Spec
 from kvmnet.spec.policies import Traffic
 from kvmnet.spec.tenancy import BLIND, owners, tenant_of
@@ -61,7 +61,8 @@ def grouping(spec: Spec, facts: Facts, segments: Mapping[str, Segment], routers:
     members = nic_groups(spec, segments, zones)
     filtered = frozenset(s.bridge for s in segments.values() if not s.network.bridge) \
         if tracking is Tracking.NETFILTER else frozenset[str]()
-    routed = routed_table(policy, tracking, ports.zones, spec.address_sets) if any(m.groups or m.tenant for m in members) else None
+    routed = routed_table(policy, tracking, ports.zones, spec.address_sets, apart(claims(segments, members))) \
+        if any(m.groups or m.tenant for m in members) else None
     return Grouping(bridge_text(policy, tracking, ports, spec.address_sets), host_chains(tracking, ports), routed, members,
                     [address_set(name, prefixes) for name, prefixes in spec.address_sets.items()], filtered,
                     notes(spec, segments, tracking))
@@ -150,6 +151,19 @@ def addresses(nic: NicOnNetwork) -> set[str]:
 def link_locals(nic: NicOnNetwork, segment: Segment) -> tuple[str, ...]:
     """Where the host sends to itself."""
     return (str(link_local(nic.mac)),) if segment.address6 or segment.network.mode is Mode.BRIDGE else ()
+
+
+def claims(segments: Mapping[str, Segment], members: Iterable[NicGroups]) -> Iterator[Stretch]:
+    """What a NIC may use where the host reaches it, and others may too or is more than an address."""
+    of = {m.name: m for m in members}
+    shared = several(segments)
+    for segment in segments.values():
+        for nic in segment.nics if segment.with_host else ():
+            member = of[nic.tap]
+            for text in (*addresses(nic), *(p for p in nic.prefixes if "/" in p)):
+                if "/" in text or (segment.bridge, text) in shared:
+                    yield Stretch(segment.bridge, ip_network(text), member.number or 0,
+                                  (member.tenant or "", member.groups or (), "log" in (member.traits or ())))
 
 
 def several(segments: Mapping[str, Segment]) -> set[tuple[str, str]]:

@@ -5,11 +5,18 @@ receiver's port, comes later. What it refuses there would leave a flow behind, a
 addresses and ports would pass as its reply: past ``egress``, and past the tenants of both. So the same rules are asked at the end of
 inet postrouting, behind address translation, where the packet is the one that the bridge will see; there the receiver is known
 by its bridge and its address, the sender by the number in the mark. What passes is counted by the bridge alone.
+
+Prefixes of NICs and addresses that several may use (``Stretch``) are looked up behind single addresses, as intervals in the text: they
+are few. NICs that share one must be judged alike (``spec.rules.groups.told_apart``); where they are not, nothing begins there.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Network, IPv6Network
 from string import Template
+from typing import TypeAlias
+from zlib import crc32
 
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.nftables.tables import ROUTED
@@ -19,6 +26,31 @@ from kvmnet.policy.marks import GUEST, NIC
 from kvmnet.spec.policies import MOST_GROUPS
 
 FAMILIES = ((4, "ip"), (6, "ip6"))
+Network: TypeAlias = IPv4Network | IPv6Network
+Judged: TypeAlias = tuple[str, tuple[str, ...], bool]
+"""Tenant, groups, and whether what they refuse is logged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Addresses on a bridge that a NIC may use beside its own, or that several may."""
+
+    bridge: str
+    prefix: Network
+    number: int
+    """The NIC's; of several the first one's, for what is counted."""
+    judged: Judged | None
+    """None: NICs that are judged differently share it, so nobody's rules hold."""
+
+    @property
+    def place(self) -> str:
+        return f'"{self.bridge}" . {self.prefix}'
+
+    @property
+    def chain(self) -> str:
+        return f"to_{crc32(repr(self.judged).encode()):08x}"
+
+
 TEXT = Template("""\
 set withheld { typeof meta mark; size 262144; flags dynamic,timeout; counter; timeout 1d; }
 ${sets}
@@ -37,6 +69,7 @@ chain judge${v} {
     udp sport ${served} accept
 ${into}
     oifname . ${ip} daddr vmap @end${v}
+${stretches}
 }
 """)
 SERVED = {4: "67 udp dport 68", 6: "547 udp dport 546"}
@@ -46,8 +79,10 @@ SHIFT = 16
 """Bits of the NIC's number below the reason's, in what is counted."""
 
 
-def routed_table(policy: Policy, tracking: Tracking, zones: Mapping[str, int], sets: Iterable[str]) -> NftTable:
-    """``zones``: bridge -> zone of what only crosses it, which bridge netfilter lets come by here too: it has been judged."""
+def routed_table(policy: Policy, tracking: Tracking, zones: Mapping[str, int], sets: Iterable[str],
+                 stretches: Sequence[Stretch]) -> NftTable:
+    """``zones``: bridge -> zone of what only crosses it, which bridge netfilter lets come by here too: it has been judged.
+    ``stretches`` do not overlap."""
     crossing = ", ".join(f'"{bridge}" . {zone}' for bridge, zone in sorted(zones.items()))
     crosses = tracking is Tracking.NETFILTER and bool(crossing)
     lines = list(set_lines(policy, sets))
@@ -56,9 +91,11 @@ def routed_table(policy: Policy, tracking: Tracking, zones: Mapping[str, int], s
     parts = [TEXT.substitute(sets="\n".join(lines), always=ALWAYS, crossing="    oifname . ct zone @crossing accept\n" if crosses else "").rstrip()]
     for v, ip in FAMILIES:
         into = "\n".join(f"    oifname . {ip} daddr vmap @in{v}_{n}" for n in range(1, MOST_GROUPS + 1))
-        parts.append(JUDGE.substitute(v=v, ip=ip, served=SERVED[v], into=into).rstrip())
+        parts.append(JUDGE.substitute(v=v, ip=ip, served=SERVED[v], into=into, stretches="\n".join(
+            f"    {line}" for line in interval(v, "vmap", stretches, lambda s: f"goto {s.chain}"))).replace("\n\n", "\n").rstrip())
     parts += group_chains(policy)
-    parts += refusals()
+    parts += stretch_chains(stretches)
+    parts += refusals(stretches)
     return NftTable(name=ROUTED, text="\n".join(parts) + "\n")
 
 
@@ -84,6 +121,23 @@ def group_chains(policy: Policy) -> Iterator[str]:
             *(f"{words} return".strip() for rule in crossings for words in matches(rule)), "goto unheard_tenant"])
 
 
+def stretch_chains(stretches: Iterable[Stretch]) -> Iterator[str]:
+    for name, judged in {s.chain: s.judged for s in stretches}.items():
+        tenant, groups, logged = judged or ("", (), False)
+        lines = [f"jump t_{tenant}"] if tenant else []
+        lines += [f"jump in_{group}" for group in groups]
+        if groups or not judged:
+            lines += [f'{LOGGED} "kvmnet refused to a guest: "'] if logged else []
+            lines.append("goto unheard")
+        yield chain(name, lines)
+
+
+def interval(v: int, word: str, stretches: Iterable[Stretch], value: Callable[[Stretch], str]) -> list[str]:
+    """A look for the packet's bridge and destination among *stretches* of one family; nothing where there are none."""
+    items = [f"{s.place} : {value(s)}" for s in stretches if s.prefix.version == v]
+    return [f"oifname . {dict(FAMILIES)[v]} daddr {word} {{ {', '.join(items)} }}"] if items else []
+
+
 def matches(rule: Rule) -> Iterator[str]:
     """As ``groups.matches``; the group that the receiver must be in is known by bridge and address here."""
     for version, only in receivers(rule.to):
@@ -98,11 +152,29 @@ def receivers(to: str) -> Matches:
     return [(v, f"oifname . {ip} daddr @r{v}_{name}") for v, ip in FAMILIES] if to else [(0, "")]
 
 
-def refusals() -> Iterator[str]:
+def refusals(stretches: Sequence[Stretch]) -> Iterator[str]:
     """Refused packets, counted by the receiver's number and the reason."""
     for name, reason in REASONS.items():
         yield chain(name, (
             *(f'oifname . {ip} daddr @logged{v} {LOGGED} "kvmnet refused to a guest: "' for v, ip in FAMILIES),
             *(f"meta mark set oifname . {ip} daddr map @nic{v} meta mark set meta mark | {reason << SHIFT:#010x} goto withhold"
-              for v, ip in FAMILIES), "drop"))
+              for v, ip in FAMILIES),
+            *(f"meta mark set {line} meta mark set meta mark | {reason << SHIFT:#010x} goto withhold"
+              for v, _ in FAMILIES for line in interval(v, "map", stretches, lambda s: f"{s.number:#010x}")), "drop"))
     yield chain("withhold", ("update @withheld { meta mark }", "drop"))
+
+
+def apart(claims: Iterable[Stretch]) -> list[Stretch]:
+    """*claims* of single NICs as stretches that do not overlap, without those that nobody judges."""
+    found: list[Stretch] = []
+    for claim in sorted(claims, key=lambda s: (s.bridge, s.prefix.version, int(s.prefix.network_address), s.prefix.prefixlen, s.number)):
+        last = found[-1] if found else None
+        if last is None or last.bridge != claim.bridge or not within(claim.prefix, last.prefix):
+            found.append(claim)
+        elif last.judged != claim.judged:
+            found[-1] = replace(last, judged=None)
+    return [s for s in found if s.judged is None or s.judged[0] or s.judged[1]]
+
+
+def within(inner: Network, outer: Network) -> bool:
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]

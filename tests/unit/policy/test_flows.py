@@ -126,14 +126,18 @@ def test_a_new_member_is_one_step(features: dict[str, str]) -> None:
     assert [(type(s), str(s.key)) for s in steps] == [(Update, "nic-groups kvt-db-0")]
     old, new = (found[Key("nic-groups", "kvt-db-0")] for found in (before, after))
     number = new.number  # type: ignore[union-attr]
+    v4, *v6 = ('"{}" . {}'.format(*place.split()) for place in new.places)  # type: ignore[union-attr]
+    assert [v4, v6[0]] == ['"kvb-lan" . 10.0.0.3', '"kvb-lan" . fd00::3'] and "fe80::" in v6[1]
+
+    def each(verdict: str) -> str:
+        return ", ".join(f"{place}{verdict}" for place in v6)
     assert members.change([old], [new], tables=["inet kvmnet-groups"]) == [  # type: ignore[list-item]
-        'delete element inet kvmnet-groups in4_1 { "kvb-lan" . 10.0.0.3 }', 'delete element inet kvmnet-groups in6_1 { "kvb-lan" . fd00::3 }',
+        f"delete element inet kvmnet-groups in4_1 {{ {v4} }}", f"delete element inet kvmnet-groups in6_1 {{ {each('')} }}",
         f"add element inet kvmnet-groups g_base {{ {number:#010x} }}",
-        'add element inet kvmnet-groups in4_1 { "kvb-lan" . 10.0.0.3 : jump in_base }',
-        'add element inet kvmnet-groups in4_2 { "kvb-lan" . 10.0.0.3 : jump in_db }',
-        'add element inet kvmnet-groups in6_1 { "kvb-lan" . fd00::3 : jump in_base }',
-        'add element inet kvmnet-groups in6_2 { "kvb-lan" . fd00::3 : jump in_db }',
-        'add element inet kvmnet-groups r4_base { "kvb-lan" . 10.0.0.3 }', 'add element inet kvmnet-groups r6_base { "kvb-lan" . fd00::3 }']
+        f"add element inet kvmnet-groups in4_1 {{ {v4} : jump in_base }}", f"add element inet kvmnet-groups in4_2 {{ {v4} : jump in_db }}",
+        f"add element inet kvmnet-groups in6_1 {{ {each(' : jump in_base')} }}",
+        f"add element inet kvmnet-groups in6_2 {{ {each(' : jump in_db')} }}",
+        f"add element inet kvmnet-groups r4_base {{ {v4} }}", f"add element inet kvmnet-groups r6_base {{ {each('')} }}"]
     assert members.change([old], [new], tables=["bridge kvmnet"]) == [  # type: ignore[list-item]
         "delete element bridge kvmnet in1 { \"kvt-db-0\" }", "delete element bridge kvmnet out1 { \"kvt-db-0\" }",
         f"add element bridge kvmnet e_base {{ {new.zone} . {new.macs[0]} }}",  # type: ignore[union-attr,index]

@@ -87,8 +87,7 @@ def _routed(item: Member) -> Iterator[tuple[str, str]]:
         yield f"nic{v}", f"{key} : {number}"
         if item.tenant:
             yield f"tenant{v}", f"{key} : jump t_{item.tenant}"
-        if item.groups:
-            yield f"end{v}", f"{key} : jump unheard"
+        yield f"end{v}", f"{key} : {'jump unheard' if item.groups else 'accept'}"
         if item.groups and "log" in (item.traits or ()):
             yield f"logged{v}", key
         for n, group in zip(SLOTS, item.groups or (), strict=False):
@@ -140,7 +139,7 @@ def said(name: str, element: Any) -> Iterator[str]:
         yield limits.said(element)
     elif isinstance(element, list):
         key, value = element
-        to = f"jump {value['jump']['target']}" if isinstance(value, dict) else f"{value:#010x}" if name == "ids" else str(value)
+        to = verdict(value) if isinstance(value, dict) else f"{value:#010x}" if name == "ids" else str(value)
         yield f"{place(key) if name in PLACED else words(key)} : {to}"
     elif name.startswith(("a4_", "a6_")):
         yield from prefixes(element)
@@ -152,6 +151,11 @@ def said(name: str, element: Any) -> Iterator[str]:
         yield f"{element:#010x}"
     else:
         yield words(element)
+
+
+def verdict(value: Mapping[str, Any]) -> str:
+    (word, to), = value.items()
+    return f"{word} {to['target']}" if to else str(word)
 
 
 def words(key: Any) -> str:

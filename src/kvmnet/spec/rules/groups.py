@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import ip_network
 from itertools import pairwise
 
 from kvmnet.errors import Problem
@@ -94,6 +95,34 @@ def enforceable(subject: Subject) -> Iterator[Problem]:
                         "put rules that go together into one group")
 
 
+def told_apart(subject: Subject) -> Iterator[Problem]:
+    """NICs that share addresses and are judged differently, where the host routes to them: it knows a receiver by its address."""
+    owner = owners(subject.spec)
+    for name, here in subject.members.items():
+        network = subject.spec.networks[name]
+        if network.mode in BLIND or network.vlan or network.address == "none":
+            continue
+        claims = [(ip_network(text), f"{item.path}.{option}", item.path, (tenant_of(subject.spec.vms[item.vm], name, owner), {*item.nic.groups}))
+                  for item in here for option, text in _used(item)]
+        last = None
+        for claim in sorted(claims, key=lambda c: (c[0].version, int(c[0].network_address), c[0].prefixlen)):
+            if last is None or claim[0].version != last[0].version or claim[0].network_address not in last[0]:
+                last = claim
+            elif claim[3] != last[3]:
+                yield wrong(claim[1], f"{claim[0].with_prefixlen.removesuffix(f'/{claim[0].max_prefixlen}')} is used by {last[2]} too, which "
+                            "is in other groups or of another tenant: whose rules hold for what the host routes there cannot be told",
+                            "put both into the same groups, or give each addresses of its own")
+
+
+def _used(item: PlacedNic) -> Iterator[tuple[str, str]]:
+    """(option, address or prefix) that the document gives to a NIC."""
+    for option in ("ip", "ip6"):
+        value = getattr(item.nic, option)
+        if value and value != "none":
+            yield option, value.partition("/")[0]
+    yield from ((f"extra.addresses[{position}]", text) for position, text in enumerate(item.nic.extra.addresses))
+
+
 def sets(subject: Subject) -> Iterator[Problem]:
     """Address sets without an address: a rule that asks one lets nothing pass."""
     for name, prefixes in subject.spec.address_sets.items():
@@ -168,5 +197,5 @@ def tracked(subject: Subject) -> Iterator[Problem]:
                         "use a kernel with it (Linux 5.3)")
 
 
-RULES = (names, peers, enforceable, sets, tenants, quotas)
+RULES = (names, peers, enforceable, told_apart, sets, tenants, quotas)
 HOST_RULES = (tracked,)
