@@ -18,6 +18,7 @@ from pathlib import Path
 from bench.claim import Claim
 from bench.unpacked import LIBVIRT, fetch, inside, run, seen
 from bench.world import World
+from kvmnet.host.clock import wait_until
 
 NICS = 20
 PRIVATE = ("/run/libvirt", "/etc/libvirt", "/var/lib/libvirt", "/var/cache/libvirt", "/var/log/libvirt")
@@ -73,11 +74,10 @@ def bind(usr: Path) -> list[float]:
         daemon = subprocess.Popen(["libvirtd"], env={**os.environ, "LIBVIRT_DRIVER_DIR": str(drivers)}, stdout=subprocess.DEVNULL,
                                   stderr=subprocess.DEVNULL)
         try:
-            deadline = time.monotonic() + 20
-            while subprocess.run([*URI, "nwfilter-list"], capture_output=True, check=False).returncode:
-                if time.monotonic() > deadline:
-                    raise SystemExit("libvirtd does not answer")
-                time.sleep(0.1)
+            try:
+                wait_until(lambda: not subprocess.run([*URI, "nwfilter-list"], capture_output=True, check=False).returncode, 20, 0.1)
+            except TimeoutError:
+                raise SystemExit("libvirtd does not answer") from None
             run(["ip", "link", "add", "lv", "type", "bridge"])
             return [bind_one(Path(folder, f"{number}.xml"), number) for number in range(1, NICS + 1)]
         finally:

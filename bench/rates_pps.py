@@ -61,7 +61,7 @@ def host(made: World, variant: str) -> Pair:
     """A host with its document applied, and two guests on it that know each other."""
     made.apply(document(NICS[variant], "" if variant == "none" else RATE))
     pair = Pair(Tap("kvt-g1-0"), Tap("kvt-g2-0"), ether(mac(2), mac(1), 0x0800, ip4(ip(1), ip(2), UDP, udp(ip(1), ip(2), 9, 9, bytes(18)))))
-    wait_until(lambda: sh("bridge link show dev kvt-g1-0; bridge link show dev kvt-g2-0").count("state forwarding") == 2, 10)
+    wait_until(lambda: sh("bridge link show dev kvt-g1-0; bridge link show dev kvt-g2-0").count("state forwarding") == 2, 20)
     pair.receiver.send(ether(mac(1), mac(2), 0x0800, ip4(ip(2), ip(1), UDP, udp(ip(2), ip(1), 9, 9, bytes(18)))))
     return pair
 
@@ -73,7 +73,7 @@ def run(pair: Pair, packets: int) -> float:
     for _ in repeat(None, packets):
         write(fd, frame)
     taken = time.monotonic() - began
-    wait_until(lambda: pair.receiver.drain(), 10)
+    wait_until(lambda: pair.receiver.drain(), 20)
     return packets / taken
 
 

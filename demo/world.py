@@ -68,7 +68,7 @@ class World:
         for line in LINES.format(host=self.host, wan=self.wan).strip().splitlines():
             subprocess.run(line.split(), check=True)
         subprocess.run(self.inside(["sh", "-c", QUIET_BRIDGES]), check=True)
-        wait_until(self.settled, 10, 0.05)
+        wait_until(self.settled, 20, 0.05)
 
     def settled(self) -> bool:
         """The NIC has its carrier and its link-local address."""

@@ -27,7 +27,7 @@ def nothing_outlives_the_tests() -> Iterator[None]:
     word = os.environ[leftovers.WORD] = secrets.token_hex(8)
     yield
     try:
-        wait_until(lambda: not leftovers.processes(word), 5, 0.2)
+        wait_until(lambda: not leftovers.processes(word), 20, 0.2)
     except TimeoutError:
         found = leftovers.processes(word)
         leftovers.end(found)

@@ -127,7 +127,7 @@ def test_configuration_changes_keep_leases(driver: DnsmasqDriver) -> None:
     make_bridge(lan)
     apply(driver, wanted(lan))
     assert addresses(lease6(lan.bridge, MAC, duid_uuid(b"\x11"))) == ["fd00:1::10"]
-    before = wait_until(lambda: leases(driver.paths, "lan"), 5)    # written after the answer
+    before = wait_until(lambda: leases(driver.paths, "lan"), 20)    # written after the answer
     apply(driver, wanted(segment([nic(MAC, ip6="fd00:1::10")], subnet6=NET6, mtu=1400)))
     after = leases(driver.paths, "lan")
     assert before and [replace(lease, expiry=0) for lease in after] == [replace(lease, expiry=0) for lease in before]

@@ -65,7 +65,6 @@ def subject(here: Applied) -> Subject:
 
 def claims(here: Applied) -> dict[tuple[str, str, str], Claim]:
     report = prove(subject(here), lambda *_: None)
-    assert report.seconds < 15
     return {(c.network, c.subject, c.name): c for c in report.claims}
 
 

@@ -71,13 +71,13 @@ def test_keys_and_screen_are_the_guest_s_until_the_end_key(old: Paths) -> None:
     user = threading.Thread(target=attach, args=("old", old, theirs, theirs))
     user.start()
     try:
-        wait_until(lambda: heard(b"Ctrl-] ends"), 5)
-        wait_until(lambda: not termios.tcgetattr(theirs)[3] & termios.ICANON, 5)
+        wait_until(lambda: heard(b"Ctrl-] ends"), 20)
+        wait_until(lambda: not termios.tcgetattr(theirs)[3] & termios.ICANON, 20)
         os.write(ours, b"echo $((6*7))-on-$(hostname)\n")
-        wait_until(lambda: heard(b"42-on-old"), 10)
+        wait_until(lambda: heard(b"42-on-old"), 20)
     finally:
         os.write(ours, b"\x1d")
-        user.join(5)
+        user.join(20)
     assert not user.is_alive()
     assert termios.tcgetattr(theirs) == before, "the terminal is given back as it was"
     os.close(ours)
@@ -95,9 +95,9 @@ def test_the_console_ends_with_the_guest(old: Paths) -> None:
     ours, theirs = pty.openpty()
     user = threading.Thread(target=attach, args=("old", old, theirs, theirs))
     user.start()
-    wait_until(lambda: b"Ctrl-] ends" in os.read(ours, 65536), 5)
+    wait_until(lambda: b"Ctrl-] ends" in os.read(ours, 65536), 20)
     assert stop("old", old) == Ending.SHUT_DOWN
-    user.join(5)
+    user.join(20)
     assert not user.is_alive()
     os.close(ours)
     os.close(theirs)

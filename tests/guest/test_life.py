@@ -250,7 +250,7 @@ def test_console_is_logged_and_answers(web: Paths) -> None:
     assert "kvmnet guest web is up" in home.console_log.read_text(errors="replace")
     with connect(home.console) as line:
         line.sendall(b"\necho $((6*7))-typed\n")
-        wait_until(lambda: "42-typed" in home.console_log.read_text(errors="replace"), 10)
+        wait_until(lambda: "42-typed" in home.console_log.read_text(errors="replace"), 20)
 
 
 def test_a_monitor_that_hangs_is_reported_in_time(web: Paths) -> None:
@@ -290,7 +290,7 @@ def test_a_killed_qemu_is_noticed_and_can_be_started_again(host: Paths) -> None:
     make_tap(card)
     pid = start("db", vm(), [card], host, TCG, lambda line: None).pid
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: "db" not in running(host), 5)
+    wait_until(lambda: "db" not in running(host), 20)
     status = guests(host)["db"]
     assert not status.alive and status.reason
     assert GuestNicDriver(host).observe({}).state == {}

@@ -8,7 +8,7 @@ from kvmnet.guests.image import Image
 from kvmnet.guests.launch import execute, wait_for_agent
 from kvmnet.host.clock import wait_until
 from lib.netns import sh
-from lib.world import OUTSIDE, ROUTER, World, same, snapshot, steady, world
+from lib.world import OUTSIDE, ROUTER, World, snapshot, steady, unchanged, world
 
 pytestmark = pytest.mark.guest
 
@@ -64,4 +64,4 @@ def test_a_guest_on_macvtaps(tiny: Image) -> None:
         assert code == 0, said
         here.host.stop_guests(["web1"], lambda words: None, 5)
         here.destroy()
-        same(before, snapshot())
+        unchanged(before)

@@ -57,7 +57,7 @@ def holds(host: World, mtu: int) -> None:
     assert {k for k in found if k[0] == "web/nic0"} == {("web/nic0", "mtu4"), ("web/nic0", "mtu-outside4")}
     assert all(f"{mtu} bytes" in c.evidence for c in found.values())
     assert pings(host, OUTSIDE, mtu) and pings(host, HOST, mtu)
-    assert host.here.pings("10.6.0.9", mtu - 28) and not host.here.pings("10.6.0.9", mtu - 27)
+    assert host.here.pings("10.6.0.9", mtu - 28) and not host.here.pings("10.6.0.9", mtu - 27, timeout=1)
 
 
 def test_down_live_and_up_by_replug(host: World) -> None:

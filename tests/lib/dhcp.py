@@ -53,5 +53,5 @@ def client(bridge: str, mac: str) -> Iterator[Client]:
         sh(f"ip netns exec {name} sh -c 'echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad;"
            " echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_ra'")
         sh(f"ip link set {port} master {bridge} up; ip -n {name} link set eth0 up")
-        wait_until(lambda: " fe80:" in sh(f"ip -n {name} -6 addr show dev eth0 scope link -tentative"), 5, 0.01)
+        wait_until(lambda: " fe80:" in sh(f"ip -n {name} -6 addr show dev eth0 scope link -tentative"), 20, 0.01)
         yield Client(name, mac)

@@ -75,14 +75,15 @@ class Ear:
             self.heard.stamps.append(stamp[0] + stamp[1] / 1e9)
             self.heard.frames.append(frame)
 
-    def rest(self) -> Heard:
-        """All of it, once nothing has come for a while."""
+    def rest(self, least: int = 0) -> Heard:
+        """All of it, once nothing has come for a while. *least*: frames that are waited for."""
         known = [-1]
 
         def quiet() -> bool:
             known.append(self.drain())
-            return known[-1] == known[-2]
-        wait_until(quiet, 20, 0.3)
+            return known[-1] == known[-2] and known[-1] >= least
+        with suppress(TimeoutError):    # what has not come is missed by who asks
+            wait_until(quiet, 20, 0.3)
         return self.heard
 
 
@@ -102,7 +103,7 @@ def flood(send: Callable[[bytes], object], frame: bytes, rate: int, seconds: flo
     take at once is not sent."""
     began, sent, taken, total = time.monotonic(), 0, 0, round(rate * 125 * seconds)
     while sent < total:
-        wait_until(lambda: sent <= (time.monotonic() - began) * rate * 125, 10, 0.002)  # noqa: B023 (asked at once)
+        wait_until(lambda: sent <= (time.monotonic() - began) * rate * 125, 20, 0.002)  # noqa: B023 (asked at once)
         for _ in range(TOGETHER):
             with suppress(BlockingIOError):
                 send(frame)

@@ -108,7 +108,7 @@ class Lab:
         stack.callback(self.host.socket.close)
         self.sinks: dict[str, Tap | HostEnd] = {"guest": self.victim, "host": self.host, "outside": self.outside}
         self.guards = [plain_guard("kvt-attacker", ATTACKER), plain_guard("kvt-victim", VICTIM)]
-        wait_until(lambda: sh(f"bridge link show dev {self.attacker.name}").count("state forwarding"), 5)
+        wait_until(lambda: sh(f"bridge link show dev {self.attacker.name}").count("state forwarding"), 20)
 
     def guard(self, *guards: NicGuard) -> None:
         """The guard with *guards*, those named like the usual ones in their place."""
@@ -138,7 +138,7 @@ class Lab:
         for frame in frames:
             self.attacker.send(frame + nonce)
         self.outside.send(b"\xff" * 6 + b"\x02\0\0\0\0\x0c" + b"\x88\xb5" + bytes(46) + last)
-        wait_until(lambda: self.victim.got(last) and self.host.got(last), 5)
+        wait_until(lambda: self.victim.got(last) and self.host.got(last), 20)
         cut = {frame for frame in frames if len(frame) > 20}  # br_netfilter cuts what follows an IP packet
         return {where: sum(nonce in seen or seen in cut for seen in sink.drain())
                 for where, sink in self.sinks.items()}

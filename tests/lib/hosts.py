@@ -73,7 +73,7 @@ def two_hosts(mtu: int = 1500) -> Iterator[Hosts]:
             sh(f"ip netns exec {where[3:]} sysctl -qw net.ipv6.conf.{dev}.accept_dad=0" if where else f"sysctl -qw net.ipv6.conf.{dev}.accept_dad=0")
             sh(f"ip {where} addr add {four}/24 dev {dev}; ip {where} addr add {six}/64 dev {dev} nodad; ip {where} link set {dev} up")
         steady()
-        wait_until(lambda: "NO-CARRIER" not in sh("ip link show u0") and "fe80" in sh("ip addr show u0"), 5)
+        wait_until(lambda: "NO-CARRIER" not in sh("ip link show u0") and "fe80" in sh("ip addr show u0"), 20)
         other = Far(far, Path(place))
         try:
             yield Hosts(near, other, switch)

@@ -52,7 +52,7 @@ class Tap:
         """How many of the delivered frames carry *nonce*."""
         return sum(nonce in frame for frame in self.drain())
 
-    def wait(self, nonce: bytes, timeout: float = 5.0) -> None:
+    def wait(self, nonce: bytes, timeout: float = 20.0) -> None:
         wait_until(lambda: self.got(nonce), timeout)
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ HOST, HOST6 = "192.0.2.2", "2001:db8:1::2"
 ROUTER, ROUTER6 = "192.0.2.1", "2001:db8:1::1"
 OUTSIDE, OUTSIDE6 = "203.0.113.1", "2001:db8:ffff::1"
 """A server behind the router."""
-SOON = 10.0
+SOON = 20.0
 """Seconds for an answer that must come; a busy machine takes its time."""
 NEVER = 0.3
 """Seconds of silence that count as no answer."""
@@ -242,7 +242,7 @@ class Guest(Place):
             script, out = Path(place, "script"), Path(place, "out")
             script.write_text(UDHCPC)
             script.chmod(0o755)
-            sh(f"KVMNET_TEST_OUT={out} ip netns exec {self.netns} busybox udhcpc -i eth0 -f -q -n -t 3 -T {seconds}"
+            sh(f"KVMNET_TEST_OUT={out} ip netns exec {self.netns} busybox udhcpc -i eth0 -f -q -n -t 20 -T {seconds}"
                f" -A 0 -s {script} -O mtu -O staticroutes -O ntpsrv -O search 2>&1", check=False)
             return dict(x.split("=", 1) for x in out.read_text().splitlines()) if out.exists() else {}
 
@@ -402,6 +402,14 @@ def same(before: dict[str, Any], after: dict[str, Any]) -> None:
     assert not found, "\n" + "\n".join(found)
 
 
+def unchanged(before: dict[str, Any], look: Callable[[], dict[str, Any]] = snapshot) -> None:
+    """All is as it was, once it has come to rest: carriers, what follows from them, and sockets of processes that were
+    killed go a moment after the command that caused it. Fails with what differs."""
+    with suppress(TimeoutError):
+        wait_until(lambda: look() == before, SOON, 0.2)
+    same(before, look())
+
+
 def steady() -> None:
     """Wait until the kernel has tried every IPv6 address of this namespace."""
-    wait_until(lambda: "tentative" not in sh("ip -6 addr"), 5)
+    wait_until(lambda: "tentative" not in sh("ip -6 addr"), 20)

@@ -22,7 +22,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.process import Process
 from lib.frames import ICMP, UDP, ether, icmp, ip4, ip6, udp
 from lib.netns import inside, named_netns, sh
-from lib.world import HOST, HOST6, NEVER, OUTSIDE, Guest, Place, World, world
+from lib.world import HOST, HOST6, NEVER, OUTSIDE, SOON, Guest, Place, World, world
 
 pytestmark = pytest.mark.net
 IP4, IP6 = 0x0800, 0x86DD
@@ -133,7 +133,7 @@ def forged_error(ground: Ground) -> bool:
     with srv.socket(socket.AF_INET, socket.SOCK_DGRAM) as flow, inside(srv.netns), \
             socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as seen:
         flow.bind((srv.ip, 5555))
-        flow.settimeout(2)
+        flow.settimeout(SOON)
         flow.connect((OUTSIDE, 80))
         flow.send(b"?")
         assert flow.recv(100) == f"outside {srv.ip}".encode()
@@ -149,9 +149,9 @@ def forged_error(ground: Ground) -> bool:
     return False
 
 
-def opens(place: Place, address: str, port: int) -> bool:
+def opens(place: Place, address: str, port: int, timeout: float = NEVER) -> bool:
     with place.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
-        s.settimeout(NEVER)
+        s.settimeout(timeout)
         return s.connect_ex((address, port)) == 0
 
 
@@ -204,7 +204,7 @@ def test_what_is_declared_still_works(ground: Ground) -> None:
     assert web.tcp(OUTSIDE, 80) == f"outside {HOST}"
     assert ground.world.outside.tcp(HOST, 8080).startswith("web ")
     assert ground.guest("srv").udp(OUTSIDE, 80) == "outside 198.51.100.3"
-    assert web.name("web.lan", "192.168.100.1") == "192.168.100.10" and opens(web, "192.168.100.1", 53)
+    assert web.name("web.lan", "192.168.100.1") == "192.168.100.10" and opens(web, "192.168.100.1", 53, SOON)
     assert ground.world.drift() == []
 
 
@@ -253,11 +253,11 @@ def test_rules_that_are_gone_without_a_word_leave_the_host_closed(ground: Ground
 def test_without_our_rules_every_attempt_succeeds(ground: Ground) -> None:
     keeper = json.loads((ground.world.paths.guard / "keeper.json").read_text())
     Process(keeper["pid"], int(keeper["start"])).terminate()
-    wait_until(lambda: "kvmnet-keeper" not in sh("nft list tables"), 5)
+    wait_until(lambda: "kvmnet-keeper" not in sh("nft list tables"), 20)
     try:
         sh("nft delete table inet kvmnet; conntrack -F 2>/dev/null; true")
         sh(f"nft 'add element bridge kvmnet router {{ \"{ground.guest('mail').tap}\" }}'")  # errors about others' packets are a router's
-        failed = [name for name, attempt in ATTEMPTS.items() if not any(attempt(ground) for _ in range(3))]
+        failed = [name for name, attempt in ATTEMPTS.items() if not any(attempt(ground) for _ in range(20))]
     finally:
         ground.world.apply(DOCUMENT)
     assert failed == []

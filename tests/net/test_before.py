@@ -53,7 +53,7 @@ def test_the_third_apply_does_not_read_the_document(file: Path, compiled: list[s
 def kill_dnsmasq() -> None:
     pid = int((Paths.from_environment().dnsmasq("lan") / "pid").read_text())
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists() or ") Z " in Path(f"/proc/{pid}/stat").read_text(), 10)
+    wait_until(lambda: not Path(f"/proc/{pid}").exists() or ") Z " in Path(f"/proc/{pid}/stat").read_text(), 20)
 
 
 DRIFT: dict[str, Callable[[], object]] = {

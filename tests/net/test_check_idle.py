@@ -79,7 +79,7 @@ def test_the_lease_of_a_guest_that_was_stopped_is_no_failure(here: Applied) -> N
     with Port.hold(nic.tap) as port, Station(port, nic.mac, nic.ip, nic.ip6, "guest") as guest:
         guest.iaid = 0xAC042F
         assert lease6(guest).address == nic.ip6
-    before = wait_until(lambda: [x for x in leases(here.engine.paths, "lan") if x.iaid is not None], 5)  # written after the answer
+    before = wait_until(lambda: [x for x in leases(here.engine.paths, "lan") if x.iaid is not None], 20)  # written after the answer
     assert [x.ip for x in before] == [nic.ip6]
     assert claims(here, "web1")["dhcp6"].verdict is Verdict.PASS
     after = [x for x in leases(here.engine.paths, "lan") if x.iaid is not None]

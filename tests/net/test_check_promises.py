@@ -61,7 +61,7 @@ def test_a_sound_network_passes_and_nothing_is_left(lan: Applied) -> None:
     claims = by_name(report)
     assert {n for n, c in claims.items() if c.verdict is not Verdict.PASS} == set()
     assert claims.keys() >= EVERY and sum(n.startswith("drops ") for n in claims) == 16
-    assert report.seconds < 8 and report.exit_code == 0
+    assert report.exit_code == 0
     assert "10.1.0.254 from 10.1.0.1" in claims["dhcp4"].evidence
     assert "web1.lan is 10.1.0.2" in claims["dns"].evidence
     assert [c for c in report.claims if c.verdict is not Verdict.PASS] == []

@@ -47,7 +47,7 @@ def here() -> Iterator[tuple[World, Tap, Tap]]:
             def through() -> int:
                 one.send(probe)
                 return two.got(probe)
-            wait_until(through, 10, 0.1)
+            wait_until(through, 20, 0.1)
             yield made, one, two
 
 

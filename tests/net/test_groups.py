@@ -23,7 +23,9 @@ import pytest
 from kvmnet.drivers.nftables.conntrack import flows
 from kvmnet.engine.plan import plan
 from kvmnet.engine.resource import Key, Resource
+from kvmnet.host.clock import wait_until
 from kvmnet.status import status as look
+from lib.flood import SO_RCVBUFFORCE
 from lib.frames import ICMP, UDP, ether, icmp, ip4, ip6, udp
 from lib.netns import inside, sh
 from lib.world import NEVER, OUTSIDE, OUTSIDE6, SOON, Guest, Place, World, world
@@ -161,10 +163,10 @@ def test_a_forwarded_port_is_judged_where_it_arrives(ground: Ground) -> None:
 def test_a_refusal_is_answered_where_the_group_says_so(ground: Ground) -> None:
     """A reset for TCP and an ICMP error for UDP; silence where nothing was said."""
     with ground.guest("any").socket(socket.AF_INET, socket.SOCK_STREAM) as s:
-        s.settimeout(10)
+        s.settimeout(SOON)
         assert s.connect_ex((ground.guest("web").ip, 81)) == 111
     with ground.guest("any").socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        s.settimeout(10)
+        s.settimeout(SOON)
         s.connect((ground.guest("web").ip, 81))
         with pytest.raises(OSError, match=r"unreachable|refused|No route|Permission"):
             for _ in range(2):
@@ -177,15 +179,15 @@ def test_a_refusal_is_answered_where_the_group_says_so(ground: Ground) -> None:
 
 # -- attacks ---------------------------------------------------------------------------------------
 
-def heard(ground: Ground, target: str, send: Callable[[bytes], object], port: int = 777) -> bool:
-    """Whether a frame with the nonce given to *send* comes to the NIC of *target*."""
+def heard(ground: Ground, target: str, send: Callable[[bytes], object], timeout: float = NEVER) -> bool:
+    """Whether a frame with the nonce given to *send* comes to the NIC of *target*, in so many seconds."""
     nonce, guest = os.urandom(12), ground.guest(target)
     with inside(guest.netns):
         seen = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
         seen.bind(("eth0", 0))
     with seen:
         send(nonce)
-        deadline = time.monotonic() + NEVER
+        deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
             if select.select([seen], [], [], left)[0] and nonce in seen.recv(70000):
                 return True
@@ -230,7 +232,7 @@ def blind(ground: Ground, nonce: bytes) -> None:
     with ground.guest("b2").socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         s.bind((ground.guest("b2").ip, 4444))
         s.sendto(b"?", (ground.guest("a2").ip, 9999))
-        s.settimeout(2)
+        s.settimeout(SOON)
         s.recv(100)
         to(a, b, datagram(a.ip, b.ip, 9999, 4444, nonce))
 
@@ -290,7 +292,7 @@ def test_attacks(ground: Ground) -> None:
     ground.world.apply(OPEN)
     try:
         for name, (target, attack) in ATTACKS.items():
-            assert heard(ground, target, lambda nonce, run=attack: run(ground, nonce)), name  # type: ignore[misc]
+            assert heard(ground, target, lambda nonce, run=attack: run(ground, nonce), SOON), name  # type: ignore[misc]
         for name, (target, attack) in GUARDED.items():
             assert not heard(ground, target, lambda nonce, run=attack: run(ground, nonce)), name  # type: ignore[misc]
     finally:
@@ -299,7 +301,7 @@ def test_attacks(ground: Ground) -> None:
 
 def test_what_is_dropped_is_told_by_nic_and_what_passes_by_rule(ground: Ground) -> None:
     assert not ground.asks("any", "db", "tcp 80")
-    assert ground.asks("any", "web", "tcp 80", 2.0)
+    assert ground.asks("any", "web", "tcp 80", SOON)
     status = look(ground.world.host)
     assert status is not None
     of = {n.guest: n.refused for n in status.nics}
@@ -321,7 +323,7 @@ def test_a_change_of_members_is_two_steps_and_cuts_what_it_forbids(ground: Groun
         any_, web = (talk(stack, ground, name, "db") for name in ("any", "web"))
         assert alive(any_) and alive(web)
         ground.world.apply(DOCUMENT)
-        assert alive(web) and not alive(any_)
+        assert alive(web) and not alive(any_, NEVER)
         assert {(f.source, f.port) for f in flows() if f.destination == ground.guest("db").ip and f.port == 5433} == {
             (ground.guest("web").ip, 5433)}
     assert sh("nft -a -t list table bridge kvmnet").splitlines()[0] == before, "the table was loaded anew"
@@ -335,19 +337,19 @@ def talk(stack: ExitStack, ground: Ground, source: str, target: str) -> tuple[so
         listener.bind((ground.guest(target).ip, 5433))
         listener.listen(1)
     asking = stack.enter_context(ground.guest(source).socket(socket.AF_INET, socket.SOCK_STREAM))
-    asking.settimeout(2)
+    asking.settimeout(SOON)
     asking.connect((ground.guest(target).ip, 5433))
     answering = stack.enter_context(listener.accept()[0])
     listener.close()
     return asking, answering
 
 
-def alive(ends: tuple[socket.socket, socket.socket]) -> bool:
-    """Whether a word gets from one end to the other."""
+def alive(ends: tuple[socket.socket, socket.socket], timeout: float = SOON) -> bool:
+    """Whether a word gets from one end to the other in so many seconds."""
     nonce = os.urandom(8)
     with suppress(OSError):
         ends[0].send(nonce)
-        return bool(select.select([ends[1]], [], [], NEVER)[0]) and nonce in ends[1].recv(1000)
+        return bool(select.select([ends[1]], [], [], timeout)[0]) and nonce in ends[1].recv(1000)
     return False
 
 
@@ -382,9 +384,9 @@ def under_fire(ground: Ground, other: str) -> tuple[int, int]:
         for before, after in pairwise((DOCUMENT, *(other, DOCUMENT) * (CHANGES // 2))):
             driver.apply(plan(wanted[before], wanted[after], wanted[before].keys()), lambda done: None)
         sent, leaked = flood.count()
-        found = probe.count()
+        found = probe.whole()
         ground.world.apply(OPEN)
-        assert flood.count()[1] > leaked, "the flood would be seen"
+        wait_until(lambda: flood.seen > leaked, SOON)    # the flood would be seen
     ground.world.apply(DOCUMENT)
     assert sent > 5 * CHANGES and leaked == 0
     assert found[0] > 5 * CHANGES
@@ -410,14 +412,17 @@ class Stream:
         self.sender, self.receiver, self.frame = sender, receiver, frame
         with inside(receiver.netns):
             self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
-            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+            self.socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 1 << 24)
             self.socket.bind(("eth0", 0))
-        self.stopping, self.paused = threading.Event(), threading.Event()
+        self.stopping, self.paused, self.idle = (threading.Event() for _ in range(3))
         self.threads = [threading.Thread(target=self.send), threading.Thread(target=self.receive)]
 
     def send(self) -> None:
         while not self.stopping.is_set():
-            if not self.paused.is_set():
+            if self.paused.is_set():
+                self.idle.set()
+            else:
+                self.idle.clear()
                 to(self.sender, self.receiver, self.frame(self.sent, self.nonce))
                 self.sent += 1
             self.stopping.wait(self.pace)
@@ -431,10 +436,19 @@ class Stream:
     def count(self) -> tuple[int, int]:
         """Sent and arrived so far, with nothing under way."""
         self.paused.set()
+        wait_until(self.idle.is_set, SOON)
         self.stopping.wait(NEVER)
         found = self.sent, self.seen
         self.paused.clear()
         return found
+
+    def whole(self) -> tuple[int, int]:
+        """Sent and arrived, when what was sent has time to arrive, and no more is sent."""
+        self.paused.set()
+        wait_until(self.idle.is_set, SOON)
+        with suppress(TimeoutError):
+            wait_until(lambda: self.seen >= self.sent, SOON)
+        return self.count()
 
     def __enter__(self) -> Stream:
         for thread in self.threads:

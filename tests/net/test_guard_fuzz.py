@@ -196,6 +196,6 @@ def deliver(wired: Lab, lot: dict[bytes, bytes]) -> list[bytes]:
         wired.attacker.send(frame + nonce)
     last = b"last" + bytes(range(8))
     wired.outside.send(b"\xff" * 6 + OWN_MAC + b"\x88\xb5" + bytes(46) + last)
-    wait_until(lambda: wired.victim.got(last), 5)
+    wait_until(lambda: wired.victim.got(last), 20)
     seen = {f[-12:] for tap in (wired.victim, wired.outside) for f in tap.drain()}
     return [frame + nonce for nonce, frame in lot.items() if nonce in seen]

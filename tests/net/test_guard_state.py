@@ -71,7 +71,7 @@ def test_no_frame_moves_another_ones_forwarding_entry(wired: Lab, name: str) -> 
 
     def owner_after_the_attack() -> list[str]:
         wired.victim.send(hello)
-        wait_until(lambda: where(VICTIM.mac) == [wired.victim.name], 5)
+        wait_until(lambda: where(VICTIM.mac) == [wired.victim.name], 20)
         wired.leaked([STEALING[name]])
         return where(VICTIM.mac)
 
@@ -123,7 +123,7 @@ def test_with_stp_a_guest_never_becomes_the_root(wired: Lab) -> None:
     assert "state disabled" in sh(f"bridge link show dev {wired.attacker.name}")
     sh(f"bridge link set dev {wired.attacker.name} guard off; ip link set {wired.attacker.name} nomaster; "
        f"ip link set {wired.attacker.name} master {BRIDGE}")
-    wait_until(lambda: wired.attacker.send(bpdu) or root_port() != 0, 5)
+    wait_until(lambda: wired.attacker.send(bpdu) or root_port() != 0, 20)
 
 
 def dad(end_mac: str, address: str) -> bytes:
@@ -209,7 +209,7 @@ def test_a_nic_in_no_set_sends_nothing_and_foreign_bridges_everything(wired: Lab
             first, second = (stack.enter_context(Tap(name)) for name in names)
             for tap in (first, second):
                 sh(f"ip link set {tap.name} master {bridge} up")
-            wait_until(lambda: sh(f"bridge link show dev {first.name}").count("state forwarding"), 5)
+            wait_until(lambda: sh(f"bridge link show dev {first.name}").count("state forwarding"), 20)
             nonces = {name: os.urandom(12) for name in frames}
             for name, frame in frames.items():
                 first.send(frame + nonces[name])

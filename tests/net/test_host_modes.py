@@ -179,10 +179,10 @@ def test_router_advertisements_give_a_default_route(net: World) -> None:
 
     web.run("ip -6 route del default", check=False)
     sh(f"ip -n {web.netns} link set eth0 down; ip -n {web.netns} link set eth0 up")
-    wait_until(advertised, 8, 0.1)
+    wait_until(advertised, 20, 0.1)
     assert "mtu 1400" in web.run("ip -6 route show default")
     web.use("192.168.100.10/24", "fd00:100::10/64", via="192.168.100.1")
-    assert wait_until(lambda: web.tcp(OUTSIDE6, 80, NEVER), 5) == f"outside {HOST6}"
+    assert wait_until(lambda: web.tcp(OUTSIDE6, 80, NEVER), 20) == f"outside {HOST6}"
 
 
 # -- routed ----------------------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def rules_off(net: World) -> Iterator[None]:
     """The body runs without the host's own table, and without the keeper that would put it back."""
     keeper = json.loads((net.paths.guard / "keeper.json").read_text())
     Process(keeper["pid"], int(keeper["start"])).terminate()
-    wait_until(lambda: "kvmnet-keeper" not in sh("nft list tables"), 5)
+    wait_until(lambda: "kvmnet-keeper" not in sh("nft list tables"), 20)
     try:
         sh("nft delete table inet kvmnet; conntrack -F 2>/dev/null; true")
         yield

@@ -190,7 +190,7 @@ def ports() -> Iterator[tuple[Tap, Tap]]:
         with Tap("t1") as first, Tap("t2") as second:
             for tap in MACS:
                 sh(f"ip link set {tap} address ee:00:00:00:00:0{tap[1]} master br0 up; bridge fdb replace {MACS[tap]} dev {tap} master static")
-            wait_until(lambda: sh("bridge link").count("state forwarding") == 2, 5)
+            wait_until(lambda: sh("bridge link").count("state forwarding") == 2, 20)
             yield first, second
 
 

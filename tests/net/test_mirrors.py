@@ -13,7 +13,7 @@ from kvmnet.status import status
 from lib.frames import BROADCAST, UDP, arp, ether, ip4, tag, udp
 from lib.netns import inside, sh
 from lib.tap import Tap
-from lib.world import World, same, snapshot, world
+from lib.world import World, snapshot, unchanged, world
 
 pytestmark = pytest.mark.net
 
@@ -55,9 +55,9 @@ def taps() -> Iterator[Taps]:
         def through() -> int:
             made.one.send(probe)
             return made.two.got(probe)
-        wait_until(through, 10, 0.1)
+        wait_until(through, 20, 0.1)
         # A tap that was opened has its carrier at once, and its queue a moment later (net/core/link_watch.c).
-        wait_until(lambda: not any("noop" in sh(f"ip link show {name}") for name in NAMES), 10, 0.05)
+        wait_until(lambda: not any("noop" in sh(f"ip link show {name}") for name in NAMES), 20, 0.05)
         made.two.send(ether(ONE[0], TWO[0], 0x0806, arp(2, TWO, ONE)))    # where the bridge has learned both, nothing is flooded
         made.one.wait(bytes.fromhex(TWO[0].replace(":", "")) + b"\x08\x06")
         made.forget()
@@ -228,7 +228,7 @@ def test_drift_change_rollback_and_destroy(here: World) -> None:
     assert "clsact" in sh("tc qdisc show dev eth0") and "pref 9000" in sh("tc filter show dev eth0 ingress"), "somebody else's"
     sh("tc qdisc del dev eth0 clsact")
     assert "clsact" not in sh("tc qdisc show")
-    same(before, snapshot())
+    unchanged(before)
 
 
 def test_a_receiver_that_goes_and_comes_back(here: World) -> None:
@@ -276,7 +276,7 @@ def test_a_tunnel_to_another_machine_takes_copies_out_and_nothing_in(here: World
             def arrives() -> bool:
                 end.send(inward)
                 return b"inward" in (arrived.receive() or b"")
-            wait_until(arrives, 5, 0.05)
+            wait_until(arrives, 20, 0.05)
         t.one.send(says(ONE, TWO, b"the end"))
         t.two.wait(b"the end")
         assert t.two.got(b"inward") == 0
@@ -301,7 +301,7 @@ def got(end: Capture, nonce: bytes) -> list[bytes]:
             if nonce in frame:
                 found.append(frame)
         return bool(found)
-    wait_until(came, 5)
+    wait_until(came, 20)
     return found
 
 
@@ -409,7 +409,7 @@ mirrors: {{ids: {{from: [one], to: eye}}}}
         with inside(made.outside.netns):
             far = Capture("segment")
         with far, Tap.of_macvtap("kvt-one-0") as one, Tap("kvt-eye-0") as eye:
-            wait_until(lambda: "noop" not in sh("ip link show kvt-eye-0"), 10, 0.05)
+            wait_until(lambda: "noop" not in sh("ip link show kvt-eye-0"), 20, 0.05)
             one.send(ether(other[0], other[0], 0x0800, says(guest, other, b"forged")[14:]))
             one.send(says(guest, other, b"honest"))
             assert len(got(far, b"honest")) == 1

@@ -59,17 +59,17 @@ def child(act: Callable[[], object], seconds: float) -> int:
 
 def test_killed_in_the_middle(seconds: float = 60) -> None:
     pid = child(signal.pause, seconds)
-    wait_until(lambda: not is_up(), 5)
+    wait_until(lambda: not is_up(), 20)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    wait_until(is_up, 5)
+    wait_until(is_up, 20)
 
 
 def test_stopped_for_longer_than_its_time() -> None:
     pid = child(signal.pause, 1)
-    wait_until(lambda: not is_up(), 5)
+    wait_until(lambda: not is_up(), 20)
     os.kill(pid, signal.SIGSTOP)
-    wait_until(is_up, 5)
+    wait_until(is_up, 20)
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
 

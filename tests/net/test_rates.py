@@ -11,11 +11,12 @@ from functools import partial
 import pytest
 
 from kvmnet.errors import ApplyFailed
+from kvmnet.host.clock import wait_until
 from kvmnet.status import status as look
 from lib.flood import Heard, ear, flood
 from lib.frames import UDP, checksum, ether, ip4, udp
 from lib.netns import sh
-from lib.world import Guest, World, same, snapshot, world
+from lib.world import Guest, World, snapshot, unchanged, world
 
 pytestmark = pytest.mark.net
 
@@ -24,6 +25,8 @@ RATE, BURST = 4000, 16 * 1024
 OFFERED, SECONDS, FRAME = 4 * RATE, 0.5, 1014
 WHOLE = 0.7
 """Part of a flood that arrives when nothing holds it up, on a machine that is busy. Four times the rate loses more."""
+PATIENCE = 20
+"""Seconds in which a machine that is busy has a moment for a flood: the upper bounds hold at each attempt, the lower ones at one."""
 FREE = """
 version: 1
 uplinks: {wan: {device: eth0}}
@@ -72,14 +75,20 @@ def test_what_passes_is_what_was_promised(ground: World, source: str, target: st
     one, other = ground.guest(source), ground.guest(target)
     ground.apply(limited(vm, f"{direction}: 4mbit"))
     assert ground.drift() == []
-    sent, heard = passed(one, other)
-    assert heard.octets <= heard.allowed(RATE, BURST) and heard.octets < WHOLE * sent
-    assert heard.octets >= 0.75 * RATE * 125 * SECONDS
-    sent, back = passed(other, one)
-    assert back.octets >= WHOLE * sent, "the other direction is not limited"
+
+    def limited_to_its_rate() -> bool:
+        sent, heard = passed(one, other)
+        assert heard.octets <= heard.allowed(RATE, BURST) and heard.octets < WHOLE * sent
+        return heard.octets >= 0.75 * RATE * 125 * SECONDS
+
+    def whole(source: Guest, target: Guest) -> bool:
+        sent, heard = passed(source, target)
+        return heard.octets >= WHOLE * sent
+
+    wait_until(limited_to_its_rate, PATIENCE)
+    wait_until(lambda: whole(other, one), PATIENCE)    # the other direction is not limited
     ground.apply(FREE)
-    sent, control = passed(one, other)
-    assert control.octets >= WHOLE * sent
+    wait_until(lambda: whole(one, other), PATIENCE)
     assert ground.drift() == []
 
 
@@ -97,7 +106,7 @@ def test_macvtaps_are_marked_on_their_way_to_the_guard(ground: World) -> None:
             frame[6:12] = bytes.fromhex(mac.replace(":", ""))
         with ear(other.netns, "eth0", nonce) as hears:
             os.write(one.outer.fd, frame)
-            return [heard[15] >> 2 for heard in hears.rest().frames]
+            return [heard[15] >> 2 for heard in hears.rest(not mac).frames]
 
     ground.apply(FREE)
     assert (arrives(0), arrives(46)) == ([0], [46])
@@ -119,7 +128,7 @@ def test_a_change_of_the_rate_loses_nothing(ground: World) -> None:
             sent += flood(partial(os.write, one.outer.fd), frame_of(one, other, nonce), 1000, 0.1)
             ground.apply(limited("a", f"out: {rate}mbit, in: {rate}mbit"))
             sent += flood(partial(os.write, one.outer.fd), frame_of(one, other, nonce), 1000, 0.1)
-        assert hears.rest().octets == sent
+        assert hears.rest(sent // FRAME).octets == sent
 
 
 def test_what_is_taken_away_is_seen_and_put_back(ground: World) -> None:
@@ -165,5 +174,5 @@ def test_destroy_leaves_nothing() -> None:
         made.apply(limited("a", "out: 4mbit, in: 4mbit").replace("m: {nics: [{network: wire", "m: {nics: [{network: wire, rate: {in: 1gbit}"))
         assert "tbf" in sh("tc qdisc show")
         made.destroy()
-        same(before, snapshot())
+        unchanged(before)
         assert sh("tc qdisc show") == queues

@@ -17,7 +17,7 @@ from kvmnet.reach import guard
 from kvmnet.reach.session import peer
 from lib.fork import die, in_child
 from lib.netns import inside, sh
-from lib.world import OUTSIDE, OUTSIDE6, ROUTER, ROUTER6, UPLINK, World, same, snapshot, world
+from lib.world import OUTSIDE, OUTSIDE6, ROUTER, ROUTER6, UPLINK, World, snapshot, unchanged, world
 
 pytestmark = pytest.mark.net
 
@@ -34,7 +34,7 @@ WITHIN = 1.0
 def net() -> Iterator[World]:
     with world() as made:
         wait_until(lambda: "fe80" in sh("ip -6 addr show dev eth0 -tentative") and "fe80" in
-                   made.outside.run("ip -6 addr show dev segment -tentative"), 10)
+                   made.outside.run("ip -6 addr show dev segment -tentative"), 20)
         yield made
 
 
@@ -58,7 +58,7 @@ def refused(net: World, text: str, **how: object) -> str:
     before = snapshot()
     with pytest.raises(ApplyFailed) as failed:
         apply(net, text, **how)
-    same(before, snapshot())
+    unchanged(before)
     assert "rolled back: the host is as it was" in str(failed.value)
     return str(failed.value)
 
@@ -162,8 +162,8 @@ def test_killed_while_it_asks_the_host_comes_back_by_itself(net: World, confirm:
 
     assert in_child(work) == -signal.SIGKILL
     assert "master kvb-lan" in sh("ip link show eth0"), "it died with the change made"
-    wait_until(lambda: not net.paths.journal.exists(), 10)
-    same(before, snapshot())
+    wait_until(lambda: not net.paths.journal.exists(), 20)
+    unchanged(before)
     assert Host(net.paths).recover().startswith("nothing to recover")
 
 

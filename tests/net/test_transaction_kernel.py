@@ -117,7 +117,7 @@ def outfit() -> None:
        "ip link add d0 type veth peer name d1; ip link set d0 addrgenmode none; ip link set d1 addrgenmode none up;"
        "ip link set d0 master br9 up;"
        "sysctl -qw net.ipv4.ip_forward=0")
-    wait_until(lambda: "LOWER_UP" in sh("ip link show br9"), 5)
+    wait_until(lambda: "LOWER_UP" in sh("ip link show br9"), 20)
 
 
 def converge(e: Engine, wanted: Wanted, confirm: float | None = None) -> Outcome:
@@ -186,11 +186,11 @@ def test_unconfirmed_in_a_killed_command_is_taken_back(paths: Paths) -> None:
     for k in (0, total // 2, total - 1):
         doomed = engine(paths, at(k, die))
         assert in_child(lambda e=doomed: converge(e, large(), confirm=0.3)) == -signal.SIGKILL
-        wait_until(lambda: not paths.journal.exists(), 15)
+        wait_until(lambda: not paths.journal.exists(), 20)
         assert host() == before, k
     assert in_child(lambda: converge(engine(paths), large(), confirm=0.3)) == 0
     assert Key("link", "kvb-b") in host()
-    wait_until(lambda: not paths.journal.exists(), 15)
+    wait_until(lambda: not paths.journal.exists(), 20)
     assert host() == before
 
 

@@ -132,7 +132,7 @@ def test_a_fault_is_found_first_and_mended(place: Paths, name: str) -> None:
         return subprocess.run(["ping", "-n", "-c", "1", "-W", "0.3", target], capture_output=True, check=False).returncode == 0
 
     if target not in NOWHERE:
-        wait_until(works, 10)
+        wait_until(works, 20)
     try:
         sh(fault.inject)
         assert not works()
@@ -147,7 +147,7 @@ def test_a_fault_is_found_first_and_mended(place: Paths, name: str) -> None:
                 if finding.severity is Severity.BLOCKS:
                     for command in finding.fix:
                         sh(command)
-            wait_until(works, 10)
+            wait_until(works, 20)
     finally:
         restore()
 

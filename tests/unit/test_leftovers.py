@@ -11,9 +11,9 @@ from lib import leftovers
 def test_a_process_that_outlives_its_test_is_found() -> None:
     child = subprocess.Popen(["sleep", "30"], env={**os.environ, leftovers.WORD: "a-word-of-its-own"})
     try:
-        assert wait_until(lambda: leftovers.processes("a-word-of-its-own"), 5).keys() == {child.pid}
+        assert wait_until(lambda: leftovers.processes("a-word-of-its-own"), 20).keys() == {child.pid}
         leftovers.end(leftovers.processes("a-word-of-its-own"))
-        assert child.wait(5) < 0
+        assert child.wait(20) < 0
     finally:
         child.kill()
         child.wait()

@@ -275,7 +275,15 @@ def execute(name: str, program: Sequence[str] | str, paths: Paths, timeout: floa
         with Agent.open(home.agent, timeout) as agent:
             return agent.run(argv, timeout)
     except AgentError as error:
-        raise KvmnetError(f"guest {name}: {error}", hint=f"see {home.console_log}") from error
+        raise KvmnetError(f"guest {name}: {error}{standstill(home)}", hint=f"see {home.console_log}") from error
+
+
+def standstill(home: GuestFolder) -> str:
+    """Why a guest that is silent cannot speak: what QEMU says when its processors do not run, else nothing."""
+    with suppress(QmpError), Monitor.open(home.monitor, 2.0) as monitor:
+        status = monitor.execute("query-status")["status"]
+        return "" if status == "running" else f" (its processors stand still: {status})"
+    return ""
 
 
 def need_running(name: str, paths: Paths) -> GuestFolder:

@@ -57,13 +57,13 @@ def gone(engine: Engine) -> bool:
 def test_unconfirmed_it_is_taken_back(engine: Engine, host: FakeHost) -> None:
     assert go(engine, SHORT) is Outcome.UNCONFIRMED
     assert LAN.key in host.state
-    wait_until(lambda: gone(engine), 10)
+    wait_until(lambda: gone(engine), 20)
     assert reverted(host)
     assert engine.plan(engine.observe({}), {}).lent == {}
-    wait_until(lambda: engine.history.revisions()[0].status is Status.ROLLED_BACK, 5)
+    wait_until(lambda: engine.history.revisions()[0].status is Status.ROLLED_BACK, 20)
     assert engine.history.revisions()[0].message == "not confirmed in time"
     wait_until(lambda: "revision 1: not confirmed in time; rolled back" in
-               (engine.paths.run / "undo.log").read_text(), 5)
+               (engine.paths.run / "undo.log").read_text(), 20)
 
 
 def test_confirmed_it_stays_and_the_timer_ends(engine: Engine, host: FakeHost) -> None:
@@ -76,7 +76,7 @@ def test_confirmed_it_stays_and_the_timer_ends(engine: Engine, host: FakeHost) -
     assert engine.confirm() == 1
     assert gone(engine) and LAN.key in host.state
     assert engine.history.revisions()[0].status is Status.CONFIRMED
-    wait_until(lambda: not timer.alive(), 5)
+    wait_until(lambda: not timer.alive(), 20)
     assert engine.converge({}, CHANGE).outcome is Outcome.CONFIRMED
     assert reverted(host)
 
@@ -84,7 +84,7 @@ def test_confirmed_it_stays_and_the_timer_ends(engine: Engine, host: FakeHost) -
 @pytest.mark.parametrize("point", ["armed", "journalled", "step 1", "step 2", "verified", "unconfirmed"])
 def test_killed_command_is_taken_back_by_its_timer(engine: Engine, host: FakeHost, point: str) -> None:
     assert in_child(lambda: go(engine, SHORT, lambda p: die() if p == point else None)) == -signal.SIGKILL
-    wait_until(lambda: gone(engine), 10)
+    wait_until(lambda: gone(engine), 20)
     assert reverted(host)
 
 
@@ -97,18 +97,18 @@ def test_the_end_of_the_session_does_not_reach_the_timer(engine: Engine, host: F
 
     assert in_child(session) == -signal.SIGHUP
     assert LAN.key in host.state
-    wait_until(lambda: gone(engine), 10)
+    wait_until(lambda: gone(engine), 20)
     assert reverted(host)
 
 
 def test_the_deadline_counts_from_the_end_of_a_long_apply(engine: Engine, host: FakeHost) -> None:
     begun = uptime()
-    slow = {"step 1": lambda: wait_until(lambda: uptime() > begun + 2 * SHORT, 5)}
+    slow = {"step 1": lambda: wait_until(lambda: uptime() > begun + 2 * SHORT, 20)}
     assert go(engine, SHORT, lambda p: slow.get(p, lambda: None)()) is Outcome.UNCONFIRMED
     journal = engine.journal
     assert journal is not None and (journal.deadline or 0) > begun + 2 * SHORT
     assert LAN.key in host.state
-    wait_until(lambda: gone(engine), 10)
+    wait_until(lambda: gone(engine), 20)
     assert reverted(host)
 
 
@@ -133,7 +133,7 @@ def kill_timer(engine: Engine) -> None:
     assert journal is not None and journal.timer is not None
     os.kill(journal.timer.pid, signal.SIGKILL)
     timer = journal.timer
-    wait_until(lambda: not timer.alive(), 5)
+    wait_until(lambda: not timer.alive(), 20)
 
 
 def test_a_dead_timer_is_armed_again(engine: Engine, host: FakeHost) -> None:
@@ -141,7 +141,7 @@ def test_a_dead_timer_is_armed_again(engine: Engine, host: FakeHost) -> None:
     kill_timer(engine)
     found = engine.recover()
     assert found.what is Recovery.REARMED and found.left is not None and found.left > 0
-    wait_until(lambda: gone(engine), 10)
+    wait_until(lambda: gone(engine), 20)
     assert reverted(host)
 
 

@@ -43,7 +43,7 @@ def test_what_a_killed_writer_started_is_waited_for(tmp_path: Path) -> None:
         with exclusive(path, "killed"):
             script = f"touch {begun}; sleep 0.4; echo done > {mark}"
             threading.Thread(target=run, args=(["sh", "-c", script],)).start()
-            wait_until(begun.exists, 5)
+            wait_until(begun.exists, 20)
             die()
 
     assert in_child(writer) == -signal.SIGKILL

@@ -1,7 +1,9 @@
 """The agent inside a guest: bytes in, messages out (``AgentTalk``), and a socket around it.
 
 Protocol: qemu/docs/interop/qemu-ga.rst. Every conversation begins with guest-sync-delimited: the
-channel may still hold answers that an earlier client did not wait for.
+channel may still hold answers that an earlier client did not wait for. Answers carry no ids, but come in order. So an
+agent that is silent for long is sent guest-sync behind the command: its answer, without the command's before it, says
+that the command was lost (an agent that was restarted, a channel that its guest opened anew).
 """
 from __future__ import annotations
 
@@ -21,6 +23,12 @@ from kvmnet.host.clock import wait_until
 
 DELIMITER = b"\xff"
 """A byte that no JSON has: the agent drops what came before it, and puts it before its sync answer."""
+EACH_SYNC = 0.5
+"""Seconds after which a guest that does not answer is asked to synchronise again: it may have had no agent yet."""
+PATIENCE = 5.0
+"""Seconds of silence after which the agent is asked whether it has the command."""
+REPEATABLE = frozenset({"guest-exec-status"})
+"""Commands that may be sent again when they were lost."""
 
 
 class AgentError(Exception):
@@ -35,17 +43,26 @@ class Result(NamedTuple):
     err: str
 
 
+class LostCommand(AgentError):
+    """The agent is there, and has not had the command, or its answer is lost."""
+
+
 class AgentTalk:
     """The protocol without a socket. Answers carry no ids: one command at a time."""
 
     def __init__(self) -> None:
         self.rest = b""
-        self.token = 0
+        self.tokens: set[int] = set()
+        """Those of this conversation that are not answered yet."""
 
     def sync(self) -> bytes:
         """Bytes that begin a conversation."""
-        self.token = secrets.randbits(31)
-        return DELIMITER + self.request("guest-sync-delimited", {"id": self.token})
+        return DELIMITER + self.request("guest-sync-delimited", {"id": self.token()})
+
+    def token(self) -> int:
+        token = secrets.randbits(31)
+        self.tokens.add(token)
+        return token
 
     def request(self, command: str, arguments: dict[str, Any]) -> bytes:
         message = {"execute": command, **({"arguments": arguments} if arguments else {})}
@@ -66,7 +83,12 @@ class AgentTalk:
         return messages
 
     def is_synced(self, message: dict[str, Any]) -> bool:
-        return message.get("return") == self.token
+        """Whether *message* answers one of ours. Of several that were sent, each is answered, perhaps late."""
+        found = message.get("return")
+        if not isinstance(found, int) or found not in self.tokens:
+            return False
+        self.tokens.remove(found)
+        return True
 
 
 @dataclass
@@ -109,7 +131,7 @@ class Agent:
         while monotonic() < deadline:
             self.send(self.talk.sync())
             try:
-                while not self.talk.is_synced(self.next(min(monotonic() + 0.5, deadline))):
+                while not self.talk.is_synced(self.next(min(monotonic() + EACH_SYNC, deadline))):
                     pass
                 return
             except TimeoutError:
@@ -119,14 +141,35 @@ class Agent:
 
     def execute(self, command: str, arguments: dict[str, Any] | None = None) -> Any:
         """What the agent returns. Raises AgentError."""
-        self.send(self.talk.request(command, arguments or {}))
-        try:
-            message = self.next(monotonic() + self.timeout)
-        except TimeoutError:
-            raise AgentError(f"its agent did not answer {command} within {self.timeout:g} s") from None
-        if "error" in message:
-            raise AgentError(f"{command}: {message['error'].get('desc', message['error'])}")
-        return message.get("return")
+        deadline = monotonic() + self.timeout
+        while True:
+            self.send(self.talk.request(command, arguments or {}))
+            try:
+                message = self.answer(command, deadline)
+            except LostCommand:
+                if command in REPEATABLE:
+                    continue
+                raise
+            if "error" in message:
+                raise AgentError(f"{command}: {message['error'].get('desc', message['error'])}")
+            return message.get("return")
+
+    def answer(self, command: str, deadline: float) -> dict[str, Any]:
+        """The answer of the *command* that was sent last. Raises AgentError."""
+        behind: set[int] = set()
+        while True:
+            try:
+                message = self.next(min(monotonic() + PATIENCE, deadline))
+            except TimeoutError:
+                if monotonic() >= deadline:
+                    raise AgentError(f"its agent did not answer {command} within {self.timeout:g} s") from None
+                behind.add(token := self.talk.token())
+                self.send(self.talk.request("guest-sync", {"id": token}))
+                continue
+            if not self.talk.is_synced(message):
+                return message
+            if message["return"] in behind:
+                raise LostCommand(f"its agent lost {command}: it was restarted, or its channel was opened anew")
 
     def tell(self, command: str, arguments: dict[str, Any]) -> None:
         """A command that is not answered when it works (guest-shutdown)."""
