@@ -8,7 +8,7 @@ import pytest
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver, leases
 from kvmnet.host.clock import wait_until
 from lib.dhcp import client
-from lib.dhcp6 import INFORMATION, NO_ADDRS, Client6, Reply6, duid_ll, duid_uuid, solicit_router
+from lib.dhcp6 import INFORMATION, NO_ADDRS, SOLICIT, Client6, Reply6, duid_ll, duid_uuid, solicit_router
 from lib.dnsmasq import apply, make_bridge, nic, pid_of, segment, wanted
 from lib.netns import inside
 
@@ -43,7 +43,7 @@ def test_ipv6_only_network(driver: DnsmasqDriver) -> None:
     make_bridge(lan)
     apply(driver, wanted(lan))
     with client(lan.bridge, MAC) as guest:
-        assert guest.lease4(seconds=1) == {}
+        assert guest.lease4(seconds=2) == {}
         with inside(guest.netns), Client6(duid_uuid(b"\x11")) as six:
             reply = six.lease()
     assert reply and reply.addresses == ["fd00:1::10"]
@@ -85,7 +85,8 @@ def test_no_dhcp_answer_where_dhcp_is_off(driver: DnsmasqDriver) -> None:
     lan = segment([nic(MAC, ip6="fd00:1::10")], subnet6=NET6, dhcp={"enabled": False})
     make_bridge(lan)
     apply(driver, wanted(lan))
-    assert addresses(lease6(lan.bridge, MAC, duid_uuid(b"\x11"))) == []
+    with client(lan.bridge, MAC) as guest, inside(guest.netns), Client6(duid_uuid(b"\x11")) as six:
+        assert six.ask(SOLICIT, six.identity(), 2) is None
 
 
 def test_stateless_where_guests_form_their_own(driver: DnsmasqDriver) -> None:

@@ -308,7 +308,7 @@ def test_link_made_anew_by_others(driver: DnsmasqDriver) -> None:
         with inside(guest.netns), Client6(duid_uuid(b"\x11")) as six:
             reply, advert = six.lease(), solicit_router()
     assert reply and reply.addresses == ["fd00:1::10"] and advert
-    assert wait_until(lambda: ask("10.1.0.1", "web1.lan"), 20) == Answer(0, ["10.1.0.10"])
+    assert wait_until(lambda: ask("10.1.0.1", "web1.lan", seconds=1), 20) == Answer(0, ["10.1.0.10"])
     assert pid_of(driver, "lan") == pid
 
 

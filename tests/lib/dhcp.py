@@ -25,14 +25,14 @@ class Client:
     netns: str
     mac: str
 
-    def lease4(self, *, options: str = "", seconds: int = 2, hostname: str = "") -> dict[str, str]:
-        """What DHCPv4 gives, by udhcpc's names; empty when nobody answers."""
+    def lease4(self, *, options: str = "", seconds: int = 20, hostname: str = "") -> dict[str, str]:
+        """What DHCPv4 gives, by udhcpc's names; empty when nobody answers for so long."""
         with tempfile.TemporaryDirectory() as place:
             script, out = Path(place, "script"), Path(place, "out")
             script.write_text(SCRIPT)
             script.chmod(0o755)
             name = f"-x hostname:{hostname}" if hostname else ""
-            sh(f"KVMNET_TEST_OUT={out} ip netns exec {self.netns} busybox udhcpc -i eth0 -f -q -n -t 2 -T {seconds} "
+            sh(f"KVMNET_TEST_OUT={out} ip netns exec {self.netns} busybox udhcpc -i eth0 -f -q -n -t {seconds} -T 1 "
                f"-A 0 -s {script} -O mtu -O staticroutes -O ntpsrv -O search -O domain {name} {options} 2>&1", check=False)
             if not out.exists():
                 return {}

@@ -78,7 +78,7 @@ class Client6:
     def __exit__(self, *error: object) -> None:
         self.sock.close()
 
-    def ask(self, kind: int, more: bytes = b"", seconds: float = 3) -> Reply6 | None:
+    def ask(self, kind: int, more: bytes = b"", seconds: float = 20) -> Reply6 | None:
         """The first answer to one message, or None."""
         number = os.urandom(3)
         packet = (bytes([kind]) + number + option(CLIENT_ID, self.duid) + option(ELAPSED, b"\0\0")
@@ -122,7 +122,7 @@ class Advert:
     dns: list[str] = field(default_factory=list)
 
 
-def solicit_router(seconds: float = 3) -> Advert | None:
+def solicit_router(seconds: float = 20) -> Advert | None:
     """Ask for routers on eth0 of the current namespace, and read the answer."""
     index = socket.if_nametoindex("eth0")
     with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as sock:

@@ -20,7 +20,7 @@ def name_bytes(name: str) -> bytes:
     return b"".join(bytes([len(p)]) + p.encode() for p in name.rstrip(".").split(".")) + b"\0"
 
 
-def ask(server: str, name: str, kind: int = A, seconds: float = 2) -> Answer | None:
+def ask(server: str, name: str, kind: int = A, seconds: float = 20) -> Answer | None:
     """The server's answer, or None when it does not answer."""
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as sock:

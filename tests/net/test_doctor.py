@@ -85,7 +85,7 @@ FAULTS = [
     Fault("reverse-path", "ip link add u2 type veth peer name u3; ip link set u2 up; ip link set u3 up; ip addr add 10.78.0.2/24 dev u2; ip route add default via 10.78.0.1 dev u2 table 102; sysctl -qw net.ipv4.conf.all.rp_filter=1",
           "sysctl -qw net.ipv4.conf.all.rp_filter=2", "ip link del u2; sysctl -qw net.ipv4.conf.all.rp_filter=0"),
     Fault("port-down", "ip link set br0 down", "", "ip route replace default via 10.77.0.1"),
-    Fault("duplicate-mac", "ip -n doctor-g1 link set e address 52:54:00:12:34:56; ip -n doctor-g2 link set e address 52:54:00:12:34:56; ip netns exec doctor-g1 ping -c1 -W2 10.66.0.1; ip netns exec doctor-g2 ping -c1 -W2 10.66.0.1",
+    Fault("duplicate-mac", "ip -n doctor-g1 link set e address 52:54:00:12:34:56; ip -n doctor-g2 link set e address 52:54:00:12:34:56; ip netns exec doctor-g1 ping -c1 -w20 10.66.0.1; ip netns exec doctor-g2 ping -c1 -w20 10.66.0.1",
           f"ip -n doctor-g1 link set e address {MAC1}; ip -n doctor-g2 link set e address {MAC2}; ip neigh flush dev br0"),
 ]
 SERVED = "exec dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file= --bind-interfaces --except-interface=lo --port=0 --interface=br0 --dhcp-leasefile={file} --dhcp-range={range},1h {more}"
@@ -111,8 +111,22 @@ def found(paths: Paths, code: str) -> list[Finding]:
     return [f for f in look(paths) if f.code == code]
 
 
+def appears(paths: Paths, code: str) -> Finding:
+    """The first finding of *code*: carriers and what follows from them are told a moment after their cause."""
+    return wait_until(lambda: found(paths, code), 20, 0.2)[0]
+
+
+def goes(paths: Paths, code: str) -> None:
+    wait_until(lambda: not found(paths, code), 20, 0.2)
+
+
+def healthy(paths: Paths) -> None:
+    """Nothing is found but that t1 waits for a guest, and is told so."""
+    wait_until(lambda: {f.code for f in look(paths)} <= {"tap-idle"}, 20, 0.2)
+
+
 def test_a_healthy_host_has_nothing(world: Paths) -> None:
-    assert {f.code for f in look(world)} == {"tap-idle"}    # t1 waits for a guest, and is told so
+    wait_until(lambda: {f.code for f in look(world)} == {"tap-idle"}, 20, 0.2)
 
 
 DOCUMENT = """
@@ -141,7 +155,7 @@ def test_what_kvmnet_makes_is_healthy_in_every_mode(paths: Paths, tmp_path: Path
         sh("ip addr add 192.0.2.10/24 dev eth0; ip route add default via 192.0.2.1")
         try:
             sh(f"{sys.executable} -m kvmnet.cli.main apply {tmp_path / 'kvmnet.yaml'} --yes --reach none")
-            assert look(paths) == ()
+            wait_until(lambda: look(paths) == (), 20, 0.2)
             sh("ip link set kvt-app-2 mtu 1280")    # the control: one wrong thing in it is found
             assert [f.code for f in look(paths)] == ["mtu-island"] and look(paths)[0].fix == ("kvmnet apply",)
         finally:
@@ -153,21 +167,21 @@ def test_a_fault_is_found_and_mended_by_its_cure(world: Paths, fault: Fault) -> 
     assert not found(world, fault.code)
     try:
         sh(fault.inject)
-        finding, *_ = found(world, fault.code)
+        finding = appears(world, fault.code)
         assert finding.evidence and finding.fix
         sh(fault.mend or "; ".join(finding.fix))
-        assert not found(world, fault.code), f"still there after {fault.mend or finding.fix}"
+        goes(world, fault.code)
     finally:
         sh(fault.after, check=False)
-    assert {f.code for f in look(world)} <= {"tap-idle"}
+    healthy(world)
 
 
 def test_a_machine_with_two_places_moves(world: Paths) -> None:
     """The MAC of one guest at the port of another, between the two looks."""
-    sh("ip netns exec doctor-g1 ping -c1 -W5 10.66.0.1")
+    sh("ip netns exec doctor-g1 ping -c1 -w20 10.66.0.1")
     facts = capture(world)
     assert "mac-moves" not in [f.code for f in examine(View(facts | {"later": later(facts, 0.01)}))]
-    sh(f"ip -n doctor-g2 link set e address {MAC1}; ip netns exec doctor-g2 ping -c1 -W5 10.66.0.1; ip neigh replace 10.66.0.11 lladdr 02:00:00:00:00:99 dev br0")
+    sh(f"ip -n doctor-g2 link set e address {MAC1}; ip netns exec doctor-g2 ping -c1 -w20 10.66.0.1; ip neigh replace 10.66.0.11 lladdr 02:00:00:00:00:99 dev br0")
     moved = [f for f in examine(View(facts | {"later": later(facts, 0.01)})) if f.code in ("mac-moves", "address-moves")]
     sh(f"ip -n doctor-g2 link set e address {MAC2}; ip neigh flush dev br0")
     assert [(f.code, f.where) for f in moved] == [("mac-moves", "br0"), ("address-moves", "br0")]
@@ -176,10 +190,8 @@ def test_a_machine_with_two_places_moves(world: Paths) -> None:
 
 def test_an_address_that_another_has_is_not_used(world: Paths) -> None:
     sh("ip addr add fd66::11/64 dev br0")
-    wait_until(lambda: bool(found(world, "duplicate-detected")), 20)
-    finding, = found(world, "duplicate-detected")
-    sh(finding.fix[-1])
-    assert not found(world, "duplicate-detected")
+    sh(appears(world, "duplicate-detected").fix[-1])
+    goes(world, "duplicate-detected")
 
 
 class Held:
@@ -200,21 +212,21 @@ class Held:
 def test_a_guest_that_lost_its_bridge_and_one_that_is_known_elsewhere(world: Paths) -> None:
     mac = "02:00:00:00:00:21"
     with Held("t1", "-name", "web1", "-netdev", "tap,id=n0,ifname=t1,script=no", "-device", f"e1000e,netdev=n0,mac={mac}"):
-        assert {f.code for f in look(world)} == {"emulated-card"}
+        wait_until(lambda: {f.code for f in look(world)} == {"emulated-card"}, 20, 0.2)
         sh(f"bridge fdb replace {mac} dev p2 master static sticky")
-        elsewhere, = found(world, "guest-learned-elsewhere")
+        elsewhere = appears(world, "guest-learned-elsewhere")
         sh(elsewhere.fix[0])
         sh("ip link set t1 nomaster")
-        detached, = found(world, "tap-detached")
+        detached = appears(world, "tap-detached")
         assert detached.where == "t1" and "qemu-system-x86_64, pid" in detached.evidence[0]
         sh("; ".join(detached.fix).replace("BRIDGE", "br0"))
         sh(f"ip link set t1 address {mac}")
-        same, = found(world, "tap-has-guest-mac")
+        same = appears(world, "tap-has-guest-mac")
         sh(same.fix[0])
         sh("ip link set t1 down")
-        down, = found(world, "port-down")
+        down = appears(world, "port-down")
         sh(down.fix[0])
-        assert {f.code for f in look(world)} == {"emulated-card"}
+        wait_until(lambda: {f.code for f in look(world)} == {"emulated-card"}, 20, 0.2)
     wait_until(lambda: {f.code for f in look(world)} == {"tap-idle"}, 20)
 
 
@@ -230,7 +242,7 @@ def test_what_is_wrong_with_a_dhcp_server(world: Paths, tmp_path: Path, code: st
     server = subprocess.Popen(SERVED.format(file=file, range=range, more=more), shell=True)
     try:
         wait_until(lambda: bool(capture(world)["dhcp_servers"]), 20)
-        assert {f.code for f in look(world)} - {"tap-idle"} == ({code} if code else set())
+        wait_until(lambda: {f.code for f in look(world)} - {"tap-idle"} == ({code} if code else set()), 20, 0.2)
         if not code:    # the very same server behind a rule that drops what guests ask of it
             sh("nft 'table inet strict { chain in { type filter hook input priority 0; policy drop; iifname lo accept; }; }'")
             dropped, = found(world, "input-dropped")

@@ -16,7 +16,7 @@ import pytest
 from kvmnet.host.clock import wait_until
 from kvmnet.host.process import Process
 from lib.netns import sh
-from lib.world import HOST, HOST6, NEVER, OUTSIDE, OUTSIDE6, ROUTER, Guest, Place, World, steady, world
+from lib.world import HOST, HOST6, NEVER, OUTSIDE, OUTSIDE6, ROUTER, SOON, Guest, Place, World, steady, world
 
 pytestmark = pytest.mark.net
 
@@ -320,6 +320,6 @@ def rules_off(net: World) -> Iterator[None]:
 
 def test_without_our_rules_every_refused_attempt_gets_through(net: World) -> None:
     with rules_off(net):
-        silent = [a for a in REFUSED if not a.made(net, 1)]
+        silent = [a for a in REFUSED if not a.made(net, SOON)]
     assert silent == []
     assert net.drift() == []

@@ -188,7 +188,7 @@ def test_unconfirmed_in_a_killed_command_is_taken_back(paths: Paths) -> None:
         assert in_child(lambda e=doomed: converge(e, large(), confirm=0.3)) == -signal.SIGKILL
         wait_until(lambda: not paths.journal.exists(), 20)
         assert host() == before, k
-    assert in_child(lambda: converge(engine(paths), large(), confirm=0.3)) == 0
+    assert in_child(lambda: converge(engine(paths), large(), confirm=4)) == 0
     assert Key("link", "kvb-b") in host()
     wait_until(lambda: not paths.journal.exists(), 20)
     assert host() == before

@@ -37,6 +37,6 @@ def carries(segment: Segment, overlay: Overlay, peer: str) -> Finding:
     low, high = least, whole
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if reached(middle) else (low, middle)
+        low, high = (middle, high) if reached(middle) or reached(middle) else (low, middle)
     return failed(f"{peer} answers, but the way there carries {low} bytes in one packet, not {whole}: "
                   f"write networks.{segment.name}.mtu: {low - overlay.header} on every host, or mend the way")
