@@ -27,7 +27,7 @@ def net() -> Iterator[World]:
     sh("modprobe e1000e")
     with world() as made:
         outer = "nsenter -t 1 -n ip"
-        found = wait_until(lambda: re.search(rf"^\d+: (\S+): .*\n\s+link/ether {MAC}", sh(f"{outer} link"), re.M), 10)
+        found = wait_until(lambda: re.search(rf"^\d+: (\S+): .*\n\s+link/ether {MAC}", sh(f"{outer} link"), re.M), 20)
         assert found
         sh(f"{outer} link set {found[1]} down; {outer} link set {found[1]} name {NIC}; {outer} link set {NIC} netns {os.getpid()}")
         sh(f"ip link set {NIC} up")

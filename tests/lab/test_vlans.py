@@ -13,7 +13,7 @@ from lib.frames import BROADCAST, IGMP, UDP, arp, ether, icmp, ip, ip4, tag, udp
 from lib.netns import inside, named_netns, sh
 from lib.settled import lines, settled
 from lib.tap import Tap
-from lib.world import World, same, world
+from lib.world import World, unchanged, world
 
 pytestmark = pytest.mark.lab
 
@@ -62,7 +62,7 @@ class Segment:
     def __init__(self, host: World, *more: str):
         self.taps = {vm: Tap(f"kvt-{vm}-0") for vm in (*GUESTS, *more)}
         self.taps["outside"] = host.outside_tap  # type: ignore[attr-defined]
-        wait_until(lambda: sh("bridge link").count("state forwarding") >= len(self.taps), 5)
+        wait_until(lambda: sh("bridge link").count("state forwarding") >= len(self.taps), 20)
 
     def reached(self, sender: str, frame: bytes, nonce: bytes, seconds: float = 0.4) -> set[str]:
         """Who got the frame of *sender*."""
@@ -112,7 +112,7 @@ def test_tags_multicast_and_ports_made_again(host: World) -> None:
     on.close()
     without_filtering(host)
     host.destroy()
-    same(before, settled())
+    unchanged(before, settled)
 
 
 def tagless_and_tagged(on: Segment) -> None:
@@ -133,24 +133,24 @@ def multicast(host: World, on: Segment) -> None:
         on.taps[vm].forget()
     sh("bridge vlan global set dev kvb-~wan vid 100 mcast_startup_query_interval 100")
     sh("bridge vlan global set dev kvb-~wan vid 100 mcast_querier 0; bridge vlan global set dev kvb-~wan vid 100 mcast_querier 1")
-    wait_until(lambda: queries(on.taps["a"]) > 0, 10)
+    wait_until(lambda: queries(on.taps["a"]) > 0, 20)
     assert queries(on.taps["d"]) == 0, "the other VLAN has no querier"
     on.taps["a"].send(igmp("a", 0x16, GROUP))
-    wait_until(lambda: f"dev kvb-~wan port kvt-a-0 grp {GROUP}" in sh("bridge mdb show"), 5)
+    wait_until(lambda: f"dev kvb-~wan port kvt-a-0 grp {GROUP}" in sh("bridge mdb show"), 20)
     on.taps["c"].send(igmp("c", 0x11, "0.0.0.0"))
     assert on.reached("d", stream("d", b"all-of-two"), b"all-of-two") >= {"e"}, "without snooping all get it"
     # A querier trusts its own silence only after a query's response time, 10 s (br_multicast_set_querier()).
     wait_until(lambda: on.reached("b", stream("b", b"group-of-a"), b"group-of-a", 0.3) == {"a"}, 20)
     assert "kvt-c-0" not in sh("bridge -d mdb show dev kvb-~wan").partition("router ports")[2], "a forged query is dropped"
     on.taps["c"].send(igmp("c", 0x16, GROUP))
-    wait_until(lambda: on.reached("b", stream("b", b"two-listen"), b"two-listen", 0.3) == {"a", "c"}, 5)
+    wait_until(lambda: on.reached("b", stream("b", b"two-listen"), b"two-listen", 0.3) == {"a", "c"}, 20)
 
 
 def made_again(host: World, on: Segment) -> None:
     """VLANs of a port outlive the guest, and are made again with the tap."""
     on.taps["a"].close()
     on.taps["a"] = Tap("kvt-a-0")
-    wait_until(lambda: sh("bridge link show dev kvt-a-0").count("state forwarding") == 1, 5)
+    wait_until(lambda: sh("bridge link show dev kvt-a-0").count("state forwarding") == 1, 20)
     assert "a" in on.reached("b", call("b", b"guest-is-back"), b"guest-is-back")
     on.taps["a"].close()
     vlans = sh("bridge vlan show dev kvt-a-0")
@@ -159,7 +159,7 @@ def made_again(host: World, on: Segment) -> None:
                                     "create link kvt-a-0", "delete bridge-vlan kvt-b-0 200"]
     lines(host, document(*NETWORKS, more=TAGS))
     on.taps["a"] = Tap("kvt-a-0")
-    wait_until(lambda: sh("bridge link show dev kvt-a-0").count("state forwarding") == 1, 5)
+    wait_until(lambda: sh("bridge link show dev kvt-a-0").count("state forwarding") == 1, 20)
     assert sh("bridge vlan show dev kvt-a-0") == vlans
     assert on.reached("b", call("b", b"after-all-that"), b"after-all-that") == {"a", "c", "t", "outside"}
 

@@ -101,7 +101,7 @@ def intrudes(two: Two, opener: str, victim: str) -> bool:
         hears.bind((GUEST, 5555))
         sends.bind((SERVER, 4000))
         asks.sendto(b"asked", (SERVER, 4000))
-        wait_until(lambda: "sport=5555 dport=4000" in sh("conntrack -L -p udp 2>/dev/null"), 5)
+        wait_until(lambda: "sport=5555 dport=4000" in sh("conntrack -L -p udp 2>/dev/null"), 20)
         hears.settimeout(2 * NEVER)
         sends.sendto(b"answered", (HOST, 5555))
         try:
@@ -150,7 +150,7 @@ def test_a_domain_made_anew_lost_and_taken_back(two: Two) -> None:
     near, red = two.near, two.guest("red")
     lines(near, document("table: 4711"))
     red.use(f"{GUEST}/24", via="10.1.0.1")
-    wait_until(lambda: red.tcp(SERVER, 80), 10)
+    wait_until(lambda: red.tcp(SERVER, 80), 20)
     assert red.name("red1.red", "10.1.0.1") == GUEST and "default via 198.18.0.1" in sh("ip route show table 4711")
     sh("ip link del kvr-red")
     assert "create link kvr-red" in near.drift()

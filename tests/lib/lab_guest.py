@@ -1,14 +1,20 @@
 """A real guest inside the lab: KVM on the virtualisation that TCG emulates, and the kernel's own virtio backend."""
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
+from kvmnet.drivers.qemu.folder import folder
 from kvmnet.drivers.qemu.process import KVM
+from kvmnet.drivers.qemu.qmp import Monitor, QmpError
+from kvmnet.errors import KvmnetError
 from kvmnet.guests.accel import probe
 from kvmnet.guests.launch import wait_for_agent
 from kvmnet.host.clock import wait_until
+from kvmnet.host.paths import Paths
 from kvmnet.status import status as look
 from lib.netns import sh
 from lib.world import OUTSIDE, world
@@ -25,6 +31,8 @@ vms:
     run: {memory: 256M, image: tiny}
     nics: [{network: lan, vhost: "on"}, {network: cell, vhost: "off"}]
 """
+CONSOLE = 40
+"""Lines of a console that are shown."""
 PATIENCE = 60.0
 """Seconds for each step of a guest under two emulations."""
 
@@ -75,6 +83,22 @@ def meet() -> Met:
         made.host.stop_guests(["web"], lambda line: None, 1)
         return Met(accel.name, accel.reason, threads, host_pings, outside, early, shown.drift,
                    {n.nic: n.backend for n in shown.nics}, backends(status.pid), seconds)
+
+
+@contextmanager
+def explained(name: str, paths: Paths) -> Iterator[None]:
+    """What fails meanwhile says what its guest's console said last, and where its processor and the lab's kernel are."""
+    try:
+        yield
+    except (KvmnetError, AssertionError, TimeoutError) as error:
+        home = folder(paths, name)
+        lines = [f"-- the console of {name}", *read(home.console_log).splitlines()[-CONSOLE:]]
+        with suppress(QmpError), Monitor.open(home.monitor, PATIENCE) as monitor:
+            lines += ["-- its processor, twice", str(monitor.execute("query-status"))]
+            for command in ("info registers", "info lapic", "info registers"):
+                lines.append(monitor.execute("human-monitor-command", {"command-line": command})[:1500])
+        lines += ["-- the kernel of the lab", *sh("dmesg").splitlines()[-CONSOLE:]]
+        raise AssertionError("\n".join([str(error), *lines])) from error
 
 
 def backends(pid: int) -> int:

@@ -18,6 +18,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.planned import Planned
 from kvmnet.spec.load import loads
+from lib.lab_guest import explained
 from lib.netns import sh
 
 MANY = 64
@@ -186,40 +187,46 @@ def pass_through() -> dict[str, object]:
     """VFs of an igb: refused, made, given to a guest under KVM, used, attacked, plugged in, taken back."""
     sh(f"modprobe igb; modprobe kvm_amd; chmod 0666 /dev/kvm; ip link set {PF} up")
     wait_until(lambda: Path(f"/sys/class/net/{PF}/carrier").read_text().strip() == "1", 20)
-    found, note = Passed(), Passed.note
+    found = Passed()
     with desk() as made:
-        note(found, "too many", made.refusal(real_nic(vfs=8)))
-        note(found, "features", [made.host.judged.features[name] for name in ("iommu", "vfio")])
+        found.note("too many", made.refusal(real_nic(vfs=8)))
+        found.note("features", [made.host.judged.features[name] for name in ("iommu", "vfio")])
         made.apply(real_nic(), "two VFs")
         before = told(PF)
-        note(found, "drift", made.drift())
-        note(found, "min_rate", made.refusal(real_nic(nic="guard: mac, rate: {out: 500mbit, min: 100mbit}")))
-        note(found, "after refusal", told(PF) == before)
+        found.note("drift", made.drift())
+        found.note("min_rate", made.refusal(real_nic(nic="guard: mac, rate: {out: 500mbit, min: 100mbit}")))
+        found.note("after refusal", told(PF) == before)
         on_vlan(100)
         read, compiled = made.host.in_force()
         start("db", read.spec.vms["db"], compiled.guest_nics["db"], made.host.paths, Accel("kvm", "tried elsewhere"), print)
-        wait_for_agent("db", made.host.paths, PATIENCE)
-        note(found, "started", made.host.running()["db"].accel)
-
-        def inside(script: str) -> tuple[int, str]:
-            code, out, err = made.host.execute("db", ["sh", "-c", script], PATIENCE)
-            return code, out + err
-
-        note(found, "ping", inside(f"n=$(nic 52:54:00:00:01:01) && ip addr add {GUEST}/24 dev $n && ip link set $n up && "
-                                   f"ls -l /sys/class/net/$n/device/driver && ping -c 3 -W 5 {PEER}"))
-        change = "n=$(nic 52:54:00:00:01:01) && ip link set $n address 52:54:00:00:09:99"
-        note(found, "another MAC", inside(change))
-        note(found, "drift with a guest", made.drift())
-        made.apply(real_nic("{mode: sriov, uplink: nic, vlan: 200}"), "another VLAN")
-        note(found, "another VLAN", inside(f"ping -c 2 -W 2 {PEER}"))
-        made.apply(real_nic(more=SECOND), "back, and a second VF")
-        note(found, "back", inside(f"ping -c 3 -W 5 {PEER}"))
-        note(found, "plugged in", inside(f"for i in 1 2 3 4 5 6 7 8 9; do [ \"$(echo $({JOINED}))\" = '2 2' ] && break; sleep 1; done; {JOINED}"))
-        note(found, "drift with two", made.drift())
-        made.apply(real_nic(nic="guard: off, trust: true"), "trusted, and one unplugged")
-        note(found, "unplugged", inside(JOINED))
-        note(found, "trusted", inside(change))
+        with explained("db", made.host.paths):
+            use(made, found)
         made.host.stop_guests(["db"], lambda line: None, 1)
-    note(found, "afterwards", (len(told(PF)), Path("/sys/class/net/eth0/device/sriov_drivers_autoprobe").read_text().strip()))
-    note(found, "seconds", made.seconds)
+    found.note("afterwards", (len(told(PF)), Path("/sys/class/net/eth0/device/sriov_drivers_autoprobe").read_text().strip()))
+    found.note("seconds", made.seconds)
     return found.seen
+
+
+def use(made: Desk, found: Passed) -> None:
+    """What the guest's programs see of its VF, and of what becomes of it."""
+    wait_for_agent("db", made.host.paths, PATIENCE)
+    found.note("started", made.host.running()["db"].accel)
+
+    def inside(script: str) -> tuple[int, str]:
+        code, out, err = made.host.execute("db", ["sh", "-c", script], PATIENCE)
+        return code, out + err
+
+    found.note("ping", inside(f"n=$(nic 52:54:00:00:01:01) && ip addr add {GUEST}/24 dev $n && ip link set $n up && "
+                               f"ls -l /sys/class/net/$n/device/driver && ping -c 3 -W 5 {PEER}"))
+    change = "n=$(nic 52:54:00:00:01:01) && ip link set $n address 52:54:00:00:09:99"
+    found.note("another MAC", inside(change))
+    found.note("drift with a guest", made.drift())
+    made.apply(real_nic("{mode: sriov, uplink: nic, vlan: 200}"), "another VLAN")
+    found.note("another VLAN", inside(f"ping -c 2 -W 2 {PEER}"))
+    made.apply(real_nic(more=SECOND), "back, and a second VF")
+    found.note("back", inside(f"ping -c 3 -W 5 {PEER}"))
+    found.note("plugged in", inside(f"for i in 1 2 3 4 5 6 7 8 9; do [ \"$(echo $({JOINED}))\" = '2 2' ] && break; sleep 1; done; {JOINED}"))
+    found.note("drift with two", made.drift())
+    made.apply(real_nic(nic="guard: off, trust: true"), "trusted, and one unplugged")
+    found.note("unplugged", inside(JOINED))
+    found.note("trusted", inside(change))
