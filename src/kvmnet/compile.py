@@ -36,6 +36,7 @@ from kvmnet.policy.limits import Limiting, limiting
 from kvmnet.policy.mirrors import Wired, wire_mirrors
 from kvmnet.policy.places import Layout
 from kvmnet.policy.shares import Shares, trees
+from kvmnet.policy.synproxy import synproxied
 from kvmnet.spec import domains, overlays, pools, ways
 from kvmnet.spec.knobs import KNOBS
 from kvmnet.spec.models import SHARED, Mode, Network, Nic, Spec, Vm
@@ -127,7 +128,7 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
         numbers = {m.name: m.number or 0 for m in groups.members} if groups else {}
         out.add(guard_table(outer, groups.bridge_text if groups else "", on_bridges.text(tracking_of(facts))), keeper,
                 host_table(policy, (groups.host_text if groups else "")
-                           + on_bridges.host_text(tracking_of(facts), numbers)),
+                           + on_bridges.host_text(tracking_of(facts), numbers), synproxied(out.segments.values())),
                 *unmanaged(facts.services))
         if groups:
             out.group(groups)

@@ -31,6 +31,8 @@ PROBES: dict[str, str] = {
                           "add element bridge t s { \"x\" limit rate over 5/second burst 5 packets }'",
     "bridge-conntrack": "nft 'add rule bridge t c ct state established accept'",
     "conntrack": "nft 'add chain inet t c; add rule inet t c ct state established accept'",
+    "nft-synproxy": "nft 'add chain inet t d { type filter hook forward priority 0; }; "
+                    "add rule inet t d synproxy mss 1460 wscale 7 timestamp sack-perm'",
     "nft-netdev-egress": "nft 'add table netdev t; add chain netdev t c "
                          "{ type filter hook egress device t0 priority 0; }'",
     "tc-bpf": "tc qdisc add dev t0 clsact && tc filter add dev t0 egress protocol all prio 1 bpf da bytecode "
@@ -72,6 +74,7 @@ MISSING: dict[str, str] = {
     "nft-bridge-reject": "the kernel lacks reject in bridges (CONFIG_NFT_BRIDGE_REJECT)",
     "bridge-vlan-filtering": "the kernel lacks VLANs in bridges (CONFIG_BRIDGE_VLAN_FILTERING)",
     "bridge-vlan-multicast": "the kernel or iproute2 cannot snoop multicast for each VLAN (Linux 5.15)",
+    "nft-synproxy": "the kernel lacks the proxy for TCP connections (CONFIG_NFT_SYNPROXY)",
     "nft-netdev-egress": "the kernel lacks the egress hook (Linux 5.16, CONFIG_NETFILTER_EGRESS)",
     "tc-bpf": "the kernel lacks BPF classifiers (CONFIG_NET_CLS_BPF, CONFIG_NET_CLS_ACT), or tc is missing",
     "ifb": "the kernel lacks devices for shaping what comes in (CONFIG_IFB)",

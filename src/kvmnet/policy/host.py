@@ -29,6 +29,7 @@ from kvmnet.modes.segment import HostPolicy
 from kvmnet.policy import vrf
 from kvmnet.policy.marks import GUEST, ROUTED
 from kvmnet.policy.overlay import overlay_chains, tunnel_chain
+from kvmnet.policy.synproxy import Proxied
 
 NAME = "inet kvmnet"
 PROTOCOLS = {4: "ipv4", 6: "ipv6"}
@@ -96,8 +97,10 @@ counter drop
 """
 
 
-def host_table(policy: HostPolicy, groups: str = "") -> NftTable:
-    """The whole table for the merged policy of all networks. ``groups``: chains that groups and tenants add."""
+def host_table(policy: HostPolicy, groups: str = "", proxied: Proxied | None = None) -> NftTable:
+    """The whole table for the merged policy of all networks. ``groups``: chains that groups and tenants add. ``proxied``: whose
+    connections from outside the host answers first."""
+    proxied = proxied or Proxied()
     given = {(device, forward[5]) for device in policy.inward for forward in policy.forwards}
     given |= {(device, forward[6]) for forward in policy.vrf_forwards for device in (forward[0], forward[6])}
     body = [
@@ -119,7 +122,8 @@ def host_table(policy: HostPolicy, groups: str = "") -> NftTable:
                   (f'"{d}" . {proto} . {port}' for d, proto, port in policy.allowed)),
         named_set("metadata", "ifname . ipv4_addr", (f'"{d}" . {asked}' for d, asked, *_ in policy.metadata)),
         *vrf_sets(policy),
-        base_of(policy),
+        proxied.text().rstrip(),
+        base_of(policy, proxied),
         *vrf.chains(policy),
         *overlay_chains(policy.overlays),
         *tunnel_chain(policy.tunnels),
@@ -129,9 +133,11 @@ def host_table(policy: HostPolicy, groups: str = "") -> NftTable:
     return NftTable(name=NAME, text="\n".join(part for part in body if part) + "\n")
 
 
-def base_of(policy: HostPolicy) -> str:
+def base_of(policy: HostPolicy, proxied: Proxied) -> str:
     """The chains that every document has, with a way to those of routing domains where there are any."""
     text = BASE.rstrip()
+    if passed := proxied.judged():
+        text = text.replace(INVALID, "\n".join((*passed, INVALID)), 1)
     if not vrf.is_used(policy):
         return text
     for before, line in (('ip saddr @inside4 iifname != "lo"', vrf.TAPS), ('iifname @outer goto segment', vrf.FORWARD),
@@ -151,6 +157,9 @@ def vrf_sets(policy: HostPolicy) -> list[str]:
         named_set("vrf_served4", "ifname . ipv4_addr", prefixes(policy.vrf_served, 4), "interval"),
         named_set("vrf_served6", "ifname . ipv6_addr", prefixes(policy.vrf_served, 6), "interval"),
     ]
+
+
+INVALID = "ct state invalid drop"
 
 
 def pairs(devices: Iterable[tuple[str, str]]) -> list[str]:

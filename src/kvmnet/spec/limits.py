@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from kvmnet.spec.part import Part
-from kvmnet.spec.values import BytesPerSecond, Count, PerSecond
+from kvmnet.spec.values import BytesPerSecond, Count, PerSecond, Ports
 
 NEIGHBOURS = 100
 """ARP and ND messages a second, each way of the two together, where other limits are given and neighbours is not."""
@@ -20,6 +20,9 @@ NEIGHBOURS = 100
 HURRY = 1000
 """Flows a second where only their number is limited: the kernel forgets refused ones at nine per tick at most, once the list of a NIC
 is asked (CONNCOUNT_GC_MAX_NODES in net/netfilter/nf_conncount.c), so faster ones would fill its memory."""
+
+
+WINDOW_SCALE = 7
 
 
 class Sending(Part):
@@ -44,6 +47,13 @@ class Receiving(Part):
     """Bytes a second. When not given beside packets: that many packets of the full MTU."""
     syn: PerSecond | None = None
     """TCP connections a second that others begin with it (SYN), e.g. 1000/s."""
+    synproxy: Ports | Literal["none"] | None = None
+    """mode routed: TCP ports, e.g. [22, 80, 443] or any, to which the host answers connections from the uplink first: the guest
+    hears of one when its beginner has answered, so no SYN flood under false addresses comes to it. Only for guests that use
+    TCP time stamps, as Linux does."""
+    window_scale: Annotated[int, Field(ge=0, le=14)] | None = None
+    """With synproxy: window scale (RFC 7323) that the guest itself uses; 7 when not given, that of Linux with up to 8 MiB of
+    tcp_rmem."""
 
 
 class Storms(Part):
@@ -95,6 +105,13 @@ def declared(limits: Limits) -> Iterator[tuple[str, str, int]]:
         value = getattr(getattr(limits, part) if part else limits, field)
         if value is not None:
             yield name, f"{part}.{field}" if part else field, value
+
+
+def proxied(own: Limits, network: Limits) -> tuple[tuple[str, ...], int]:
+    """Ports of a NIC whose connections the host answers first, none for none, and the window scale."""
+    ports = network.receive.synproxy if own.receive.synproxy is None else own.receive.synproxy
+    scale = network.receive.window_scale if own.receive.window_scale is None else own.receive.window_scale
+    return () if ports in (None, "none") else ports, WINDOW_SCALE if scale is None else scale  # type: ignore[return-value]
 
 
 @lru_cache(maxsize=10_000)

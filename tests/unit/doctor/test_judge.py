@@ -53,6 +53,7 @@ JUMP, GOTO = {"jump": {"target": "d"}}, {"goto": {"target": "d"}}
     (chain([port(54), XT]), Verdict.ACCEPT),
     (chain([match({"osf": {"key": "name"}}, "Linux"), DROP]), Verdict.UNKNOWN),
     (chain([{"queue": {"num": 1}}]), Verdict.UNKNOWN),
+    (chain([port(53), {"synproxy": {"mss": 1460, "wscale": 7}}], [DROP]), Verdict.ACCEPT),
     (chain([LIMIT, JUMP], more={"d": [[port(54), DROP]]}), Verdict.ACCEPT),
     (chain([LIMIT, JUMP], more={"d": [[port(53), DROP]]}), Verdict.UNKNOWN),
     (chain([LIMIT, JUMP], [DROP], more={"d": [[port(53), DROP]]}), Verdict.DROP),

@@ -31,3 +31,13 @@ vms:
 def test_what_is_lacking(features: dict[str, str], where: set[str]) -> None:
     found = lacking(loads(DOCUMENT).spec, Facts(state=LINKS, features={"ipv6": "", **features}))
     assert {p.path for p in found if "limits" in p.path} == where
+
+
+def test_a_kernel_that_cannot_answer_connections() -> None:
+    text = ("version: 1\nuplinks: {wan: {device: eth0}}\nnetworks: {lan: {mode: routed, uplink: wan, subnet: 10.0.0.0/24}}\n"
+            "vms: {a: {nics: [{network: lan, limits: {receive: {synproxy: [80]}}}]}, b: {nics: [{network: lan, limits: {receive: {synproxy: none}}}]}}\n")
+    here, grouped = ["vms.a.nics[0].limits.receive.synproxy"], text + "tenants: {t: {}}\n"
+    for document, features, where in ((text, {"bridge-conntrack": ""}, []), (text, {"nft-synproxy": "no"}, here),
+                                      (grouped, {"bridge-conntrack": ""}, here), (grouped, {"bridge-conntrack": "no"}, [])):
+        found = lacking(loads(document).spec, Facts(state=LINKS, features={"ipv6": "", "nft-synproxy": "", **features}))
+        assert [p.path for p in found if "synproxy" in p.path] == where

@@ -4,12 +4,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kvmnet.errors import Problem
-from kvmnet.spec.limits import FLOWS, RECEIVED, Limits, declared, effective
+from kvmnet.spec.limits import FLOWS, RECEIVED, Limits, declared, effective, proxied
 from kvmnet.spec.models import Mode, Network
 from kvmnet.spec.rules.subject import Subject, wrong
 
 CLOSED = frozenset({Mode.NAT, Mode.ROUTED, Mode.ISOLATED})
 """Modes of networks all of whose MACs the document knows."""
+BRIDGED = "frames to its guests are bridged, not routed"
+UNANSWERED = {Mode.BRIDGE: BRIDGED, Mode.VXLAN: BRIDGED, Mode.MACVTAP: "frames to its guests pass no rules of the host",
+              Mode.SRIOV: "a VF's frames pass no rules of the host", Mode.ISOLATED: "nobody outside reaches its guests",
+              Mode.NAT: "what comes from outside (forwards) is translated, and connections must be tracked for that"}
+"""Modes without synproxy -> why."""
 
 
 def enforceable(subject: Subject) -> Iterator[Problem]:
@@ -41,6 +46,20 @@ def _why_not(limit: str, mode: Mode) -> tuple[str, str] | None:
     return None
 
 
+def answered(subject: Subject) -> Iterator[Problem]:
+    """Connections that the host cannot answer in a guest's place: it does not route them."""
+    places = [(f"networks.{name}.limits", network.limits, network) for name, network in subject.spec.networks.items()]
+    places += [(f"{item.path}.limits", item.nic.limits, subject.spec.networks[item.nic.network]) for item in subject.nics
+               if item.nic.network in subject.spec.networks]
+    for path, limits, network in places:
+        ports, _ = proxied(limits, Limits())
+        if limits.receive.window_scale is not None and not proxied(limits, network.limits)[0]:
+            yield wrong(f"{path}.receive.window_scale", "it is what synproxy says to others, and there is none", "write synproxy beside it")
+        if ports and (why := UNANSWERED.get(network.mode) or ("packets of a routing domain come in by it, not by the uplink" if network.vrf else "")):
+            yield wrong(f"{path}.receive.synproxy", f"{why}, so the host cannot answer connections in the guest's place",
+                        "remove it, or write mode: routed; limits.receive.syn limits connections in every mode with a bridge")
+
+
 def tagged(subject: Subject) -> Iterator[Problem]:
     """Limits of flows on trunks."""
     for item in subject.nics:
@@ -68,6 +87,32 @@ def tracked(subject: Subject) -> Iterator[Problem]:
                         "use a kernel with it (Linux 5.3), or remove connections and concurrent")
 
 
+def proxying(subject: Subject) -> Iterator[Problem]:
+    """A kernel that cannot answer connections, or would spoil them: where bridges track flows too, a packet that is routed to a guest is
+    moved by nf_confirm() in inet postrouting and once more in that of the bridge (nf_ct_bridge_confirm())."""
+    why = subject.facts.features.get("nft-synproxy")
+    if not why and subject.facts.features.get("bridge-conntrack") == "" and tracks_bridges(subject):
+        why = ("with groups, tenants or limits of flows this kernel tracks flows in bridges as well, and would move the sequence numbers of "
+               "these connections twice")
+    if not subject.links or not why:
+        return
+    places = [(f"networks.{name}.limits", network.limits) for name, network in subject.spec.networks.items()]
+    for path, limits in (*places, *((f"{item.path}.limits", item.nic.limits) for item in subject.nics)):
+        if proxied(limits, Limits())[0]:
+            yield wrong(f"{path}.receive.synproxy", f"this host cannot answer connections: {why}",
+                        "remove it; limits.receive.syn limits them" if "twice" in why else
+                        "install the distribution's full kernel, or remove it; limits.receive.syn limits them")
+
+
+def tracks_bridges(subject: Subject) -> bool:
+    """Whether something in the document needs flows of bridged guests (is_needed() in policy/grouping.py)."""
+    networks = subject.spec.networks
+    return bool(subject.spec.tenants) or any(
+        item.nic.groups or effective(item.nic.limits, networks[item.nic.network].limits, 0)[0].keys() & FLOWS
+        or (networks[item.nic.network].bridge and (networks[item.nic.network].isolated_ports if item.nic.isolated is None else item.nic.isolated))
+        for item in subject.nics if item.nic.network in networks)
+
+
 def limited(subject: Subject) -> Iterator[Problem]:
     """A kernel that cannot hold any limit."""
     why = subject.facts.features.get("nft-element-limits")
@@ -80,5 +125,5 @@ def limited(subject: Subject) -> Iterator[Problem]:
             yield wrong(path, f"limits cannot be held: {why}", "use a newer kernel and nft, or remove the limits")
 
 
-RULES = (enforceable, tagged)
-HOST_RULES = (limited, tracked)
+RULES = (enforceable, answered, tagged)
+HOST_RULES = (limited, tracked, proxying)
