@@ -11,6 +11,10 @@ from kvmnet.drivers.ethtool.resources import GROUPS, NicFeature, NicTuning
 from kvmnet.drivers.ethtool.wire import Asker, read
 from kvmnet.errors import ApplyFailed, HostCannot, SpecError
 from kvmnet.host import run as host
+from kvmnet.spec.knobs import Profile
+from kvmnet.spec.load import loads
+from kvmnet.tune import look
+from kvmnet.tune.uplinks import uplinks
 from lib.netns import sh
 from lib.world import World, world
 
@@ -97,7 +101,6 @@ def test_refused_when_planned(net: World, told: str, message: str, hint: str) ->
 def test_a_vlan_has_no_hardware() -> None:
     from kvmnet.facts.model import Facts
     from kvmnet.spec.checks import require
-    from kvmnet.spec.load import loads
     with pytest.raises(SpecError):
         require(loads("version: 1\nuplinks: {v: {device: eth0, vlan: 5, ethtool: {rings: {rx: 64}}}}\n", "x"), Facts())
 
@@ -117,3 +120,17 @@ def test_reading_costs_no_program(net: World, monkeypatch: pytest.MonkeyPatch) -
     start = perf_counter()
     assert sum(isinstance(r, NicTuning) for r in read(["eth3"] * 50, {"eth3": None})) == 50
     print(f"\n50 NICs read with all features: {(perf_counter() - start) * 1000:.1f} ms")
+
+
+def test_what_tune_proposes_is_what_the_driver_takes(net: World) -> None:
+    """One receive queue of four for two processors: two are proposed, applied, and then nothing is."""
+    def proposed(text: str) -> dict[str, tuple[str, str]]:
+        spec = loads(text).spec
+        return {p.name: (p.now, p.proposed) for p in uplinks(Profile.THROUGHPUT, spec, look.hardware(spec), 2)}
+
+    assert proposed(document("{}")) == {"uplinks.wan.ethtool.channels.rx": ("1", "2")}
+    text = document("{channels: {rx: 2}}")
+    net.host.apply(net.plan(text))
+    assert channels("eth3")[0] == 2 and proposed(text) == {}
+    net.host.apply(net.host.plan_destroy())
+    assert channels("eth3")[0] == 1

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -53,7 +54,11 @@ def test_the_command_proposes_and_its_part_of_a_document_is_applied(host: World)
     assert found[f"tuning.{PROBING}"]["now"] == "0" and found["tuning.net.core.netdev_budget"]["lacking"] == "not in this kernel"
     part = host.cli("tune", "--yaml").stdout
     assert f"  {PROBING}: 1\n" in part and "netdev_budget" not in part
-    host.apply(HEAD + part)
+    file = Path(host.write(HEAD, "written.yaml"))
+    told = host.cli("tune", str(file), "--write")
+    assert told.returncode == 0 and "kvmnet rollback takes it back" in told.stderr, told.stderr
+    assert file.read_text() == f"{HEAD}\n{part}", "what it prints is what it writes"
+    host.apply(file.read_text())
     assert value(PROBING) == "1" and host.drift() == []
     again = json.loads(host.cli("tune", "--json").stdout)["proposals"]
     assert [p["name"] for p in again if not p["lacking"]] == []

@@ -4,13 +4,18 @@ It stands in the namespaces of this process, so nothing of the machine's own net
 """
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from kvmnet.bench.dials import Dials
+from kvmnet.bench.document_seats import Stand
+from kvmnet.bench.documents import DocumentSeat
 from kvmnet.bench.matrix import GROUP, PORT, Seat, document
 from kvmnet.bench.peers import seats as peers
 from kvmnet.bench.scenarios import Place
@@ -49,8 +54,10 @@ class Tools:
 class Ground:
     """Seats that stand and can be loaded."""
 
-    def __init__(self, seats: Sequence[Seat], guests: int, tools: Tools, paths: Paths, folder: Path):
-        self.seats, self.guests, self.paths, self.folder = seats, guests, paths, folder
+    def __init__(self, seats: Sequence[Seat], guests: int, tools: Tools, paths: Paths, folder: Path, dials: Dials):
+        self.seats, self.guests, self.paths, self.folder, self.dials = seats, guests, paths, folder, dials
+        self.stands = {s.number: Stand(s, folder) for s in seats if isinstance(s, DocumentSeat)}
+        self.server = 0
         self.tools, self.load = tools, tools.load
         self.pids: dict[int, list[int]] = {}
 
@@ -60,18 +67,29 @@ class Ground:
         initrd.write_bytes(initrd_with(self.tools.image.initrd, self.load))
         initrd.chmod(0o644)
         path = self.folder / "bench.yaml"
-        path.write_text(document(self.seats, self.guests, str(self.tools.image.kernel), str(initrd), TINY_WORDS))
+        path.write_text(document(self.own, self.guests, str(self.tools.image.kernel), str(initrd), TINY_WORDS))
         return path
+
+    @property
+    def own(self) -> list[Seat]:
+        """Seats that stand in the document of this ground."""
+        return [s for s in self.seats if s.number not in self.stands]
+
+    def paths_of(self, seat: Seat) -> Paths:
+        return self.stands[seat.number].paths if seat.number in self.stands else self.paths
 
     def wire(self) -> None:
         """The outside, and an uplink to it for every seat that has one."""
         run(["ip", "netns", "add", OUTSIDE])
         run(["ip", "-n", OUTSIDE, "link", "set", "lo", "up"])
-        wired = [s for s in self.seats if s.configuration.mode != "isolated"]
+        wired = [s for s in self.own if s.configuration.mode != "isolated"]
         here, there = [], []
         elsewhere: dict[str, list[str]] = {}
-        for seat in (s for s in self.seats if s.apart):
+        for stand in self.stands.values():
+            stand.wire()
+        for seat in (s for s in self.own if s.apart):
             peers.space(seat, self.folder).make()
+            peers.space(seat, self.folder).forward()
         for seat in wired:
             out = f"out{seat.number}"
             here.append(f"link add {seat.device} mtu {seat.mtu} type veth peer name {out} mtu {seat.mtu} netns {OUTSIDE}")
@@ -90,46 +108,71 @@ class Ground:
             if lines:
                 run([*words, "-batch", "-"], stdin="\n".join(lines) + "\n")
 
-    def populate(self, running: Callable[[], dict[str, int]]) -> None:
-        """Far ends that listen, and guests that have their addresses. *running*: guests and their processes."""
-        for seat in (s for s in self.seats if s.apart):
+    def populate(self, running: Callable[[Paths], dict[str, int]]) -> None:
+        """Far ends that listen, and guests that have their addresses. *running*: guests of a host and their processes."""
+        boot = {"kernel": str(self.tools.image.kernel), "initrd": str(self.folder / "initrd"), "words": TINY_WORDS}
+        for stand in self.stands.values():
+            stand.build(self.guests, boot, self.load, LIFE)
+        for seat in (s for s in self.own if s.apart):
             peers.build(seat, self.guests, self.load, LIFE, self.folder)
-        if hosts := [s.host for s in self.seats if not s.apart]:
-            run([str(self.load), "serve", f"port={PORT}", f"life={LIFE}", f"group={GROUP}", f"on={','.join(hosts)}"])
+        self.serve()
         run(["ip", "netns", "exec", OUTSIDE, str(self.load), "serve", f"port={PORT}", f"life={LIFE}"])
         for seat in self.seats:
             for which in range(1, self.guests + 1):
                 self.settle(seat, which)
-        found = running()
-        self.pids = {s.number: [found[s.guest(n)] for n in range(1, self.guests + 1)] for s in self.seats}
+        for seat in self.seats:
+            found = running(self.paths_of(seat))
+            self.pids[seat.number] = [found[seat.guest(n)] for n in range(1, self.guests + 1)]
+
+    def serve(self) -> None:
+        """The far end on kvmnet's host; one that there is already ends before."""
+        if self.server:
+            os.kill(self.server, signal.SIGKILL)
+            wait_until(lambda: gone(self.server), 20.0)
+        if hosts := [s.host for s in self.seats if not s.apart]:
+            told = run([str(self.load), "serve", f"port={PORT}", f"life={LIFE}", f"group={GROUP}", f"on={','.join(hosts)}"])
+            self.server = int(json.loads(told)["pid"])
+
+    @contextmanager
+    def turn_of(self, seat: Seat) -> Iterator[None]:
+        """Its kernel settings are in force. Sockets take some when they are made, so where any seat has such settings the far end
+        is made again for each turn, of all alike."""
+        if not any(s.kernel for s in self.seats):
+            yield
+            return
+        with self.dials.turned(seat.kernel):
+            self.serve()
+            yield
 
     def settle(self, seat: Seat, which: int) -> None:
-        name = seat.guest(which)
-        wait_for_agent(name, self.paths, PATIENCE)
-        self.script(name, f"l=$(nic {seat.mac(which)}) && ip link set $l mtu {seat.mtu} up && "
-                          f"ip addr add {seat.address(which)}/24 dev $l && ip route add default via {seat.router} && "
-                          "ip route add 239.0.0.0/8 dev $l")
+        name, paths = seat.guest(which), self.paths_of(seat)
+        wait_for_agent(name, paths, PATIENCE)
+        self.script(seat, which, f"l=$(nic {seat.mac(which)}) && ip link set $l mtu {seat.mtu} up && "
+                          f"ip addr add {seat.address(which)}/{seat.length} dev $l && "
+                                 f"{f'ip route add default via {seat.router} && ' if seat.router else ''}"
+                                 "ip route add 239.0.0.0/8 dev $l")
         if which > 1:
-            self.script(name, f"{NAME} serve port={PORT} life={LIFE} group={GROUP} on={seat.address(which)}")
+            self.script(seat, which, f"{NAME} serve port={PORT} life={LIFE} group={GROUP} on={seat.address(which)}")
         with suppress(TimeoutError):    # a way that is not there is told by the load that needs it
-            wait_until(lambda: execute(name, ["ping", "-c", "1", "-W", "1", seat.host], self.paths).code == 0, 20.0)
+            wait_until(lambda: execute(name, ["ping", "-c", "1", "-W", "1", seat.host or seat.address(1)], paths).code == 0, 20.0)
 
-    def script(self, name: str, text: str) -> str:
-        code, out, err = execute(name, text, self.paths, PATIENCE)
+    def script(self, seat: Seat, which: int, text: str) -> str:
+        name = seat.guest(which)
+        code, out, err = execute(name, text, self.paths_of(seat), PATIENCE)
         if code:
             raise KvmnetError(f"guest {name}: {err.strip() or out.strip() or f'exit {code}'}", f"in it: {text}")
         return out
 
     def negotiated(self, seat: Seat) -> dict[str, object]:
         """What the first guest has got."""
-        return read(self.script(seat.guest(1), SCRIPT.format(mac=seat.mac(1))))
+        return read(self.script(seat, 1, SCRIPT.format(mac=seat.mac(1))))
 
     def far_end(self, seat: Seat, place: Place) -> str:
         return {Place.HOST: seat.host, Place.GUEST: seat.address(2), Place.OUTSIDE: seat.outside}[place]
 
     def loaded(self, seat: Seat, words: Sequence[str], seconds: float) -> str:
         """What kvmnet-load in the first guest of *seat* printed. Raises KvmnetError."""
-        code, out, err = execute(seat.guest(1), [f"/bin/{NAME}", *words], self.paths, seconds + 60)
+        code, out, err = execute(seat.guest(1), [f"/bin/{NAME}", *words], self.paths_of(seat), seconds + 60)
         if code:
             raise KvmnetError(f"{seat.configuration.name}: {NAME} {' '.join(words)}: {err.strip() or f'exit {code}'}")
         return out
@@ -141,6 +184,14 @@ class Ground:
             words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
             total += int(words[11]) + int(words[12])
         return total / os.sysconf("SC_CLK_TCK")
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, also when nobody has waited for it yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 def versions(accel: str, image: str, seats: Sequence[Seat]) -> dict[str, str]:

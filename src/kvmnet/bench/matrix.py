@@ -11,6 +11,7 @@ from itertools import product
 
 from kvmnet.errors import KvmnetError
 from kvmnet.spec import pools
+from kvmnet.spec.knobs import KNOBS
 from kvmnet.spec.models import Mode, Model, Nic, Spec, Vm
 
 MOST = 16
@@ -58,6 +59,8 @@ class Configuration:
     @property
     def name(self) -> str:
         words = " ".join(f"{k}={v}" for k, v in self.settings.items()) or "defaults"
+        if "document" in self.settings:
+            words = f"{self.settings['document']} {self.settings['guest']}"
         return f"{words} (again)" if self.twin else words
 
     def to_json(self) -> dict[str, object]:
@@ -71,9 +74,10 @@ class Configuration:
 def setting(word: str) -> tuple[str, str]:
     """``NAME=VALUE`` as a pair. Raises KvmnetError."""
     name, equals, value = word.partition("=")
-    if not equals or name not in AXES:
-        raise KvmnetError(f"nothing called {name!r} can be varied", f"write NAME=VALUE with one of {', '.join(AXES)}")
-    if wrong := AXES[name](value):
+    if not equals or (name not in AXES and name not in KNOBS):
+        raise KvmnetError(f"nothing called {name!r} can be varied", f"write NAME=VALUE with one of {', '.join(AXES)}, or a setting that "
+                          "the document's tuning: takes")
+    if wrong := AXES[name](value) if name in AXES else KNOBS[name].wrong(value.replace("/", " ")):
         raise KvmnetError(f"{name} cannot be {value!r}", f"it is {wrong}")
     return name, value
 
@@ -89,12 +93,13 @@ def configuration(text: str) -> Configuration:
     return Configuration(dict(setting(word) for word in text.split()))
 
 
-def matrix(base: Iterable[str], vary: Sequence[str], points: Sequence[str], twin: bool) -> list[Configuration]:
-    """The configurations that were asked for: *base* everywhere, each *point*, and the product of what is varied. The first
-    is what the others are compared to. Raises KvmnetError."""
+def matrix(base: Iterable[str], vary: Sequence[str], points: Sequence[str], twin: bool,
+           documents: Sequence[Configuration] = ()) -> list[Configuration]:
+    """The configurations that were asked for: *documents* as they are, *base* in all others, each *point*, and the product of what is
+    varied. The first is what the others are compared to. Raises KvmnetError."""
     common = dict(setting(word) for word in base)
-    found = [Configuration({**common, **configuration(text).settings}) for text in points]
-    if vary or not points:
+    found = [*documents, *(Configuration({**common, **configuration(text).settings}) for text in points)]
+    if vary or not (points or documents):
         found += [Configuration(common | {k: v for part in parts for k, v in part.items()})
                   for parts in product(*map(axis, vary))]
     unique = list({c.name: c for c in found}.values())
@@ -184,6 +189,16 @@ class Seat:
     def apart(self) -> bool:
         """Made by others than kvmnet, in a namespace of its own."""
         return self.by != "kvmnet"
+
+    @property
+    def length(self) -> int:
+        """Of the guests' prefix."""
+        return 24
+
+    @property
+    def kernel(self) -> dict[str, str]:
+        """Kernel settings that hold during its turns; numbers of one are written with / between them."""
+        return {k: v.replace("/", " ") for k, v in self.configuration.settings.items() if k in KNOBS}
 
     @property
     def uplinked(self) -> bool:

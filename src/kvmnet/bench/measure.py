@@ -66,14 +66,15 @@ class Bench:
 
     def idle(self, seat: Seat) -> float:
         before = self.ground.processor_time(seat)
-        self.ground.loaded(seat, ["turns", f"to={seat.host}", "count=1", "by=tcp"], 0)
+        self.ground.loaded(seat, ["turns", f"to={self.ground.far_end(seat, self.record.wish.places[0])}", "count=1", "by=tcp"], 0)
         return self.ground.processor_time(seat) - before
 
     def turn(self, scenario: Scenario, place: Place, seat: Seat) -> dict[str, Any]:
         """One load on one configuration: what it gave."""
-        if scenario.rate:
-            return self.searched(scenario, place, seat)
-        return self.answer(seat, arguments(scenario, self.ground.far_end(seat, place)), scenario)
+        with self.ground.turn_of(seat):
+            if scenario.rate:
+                return self.searched(scenario, place, seat)
+            return self.answer(seat, arguments(scenario, self.ground.far_end(seat, place)), scenario)
 
     def answer(self, seat: Seat, words: Sequence[str], scenario: Scenario) -> dict[str, Any]:
         before = self.ground.processor_time(seat)

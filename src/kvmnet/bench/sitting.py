@@ -6,9 +6,12 @@ from datetime import datetime
 from pathlib import Path
 
 from kvmnet.api import Host
+from kvmnet.bench.dials import Dials
+from kvmnet.bench.document_seats import check as check_document
+from kvmnet.bench.documents import DocumentSeat
 from kvmnet.bench.ground import Ground, Say, Tools, versions
 from kvmnet.bench.machine import machine
-from kvmnet.bench.matrix import Seat
+from kvmnet.bench.matrix import Configuration, Seat
 from kvmnet.bench.measure import Bench
 from kvmnet.bench.model import Progress
 from kvmnet.bench.peers.compared import WHO
@@ -19,6 +22,7 @@ from kvmnet.bench.scenarios import Place
 from kvmnet.errors import HostCannot, KvmnetError, SpecError
 from kvmnet.guests.accel import probe
 from kvmnet.host.paths import Paths
+from kvmnet.spec.knobs import KNOBS
 
 RESERVE = 512
 """MiB of the machine's memory that guests leave to others."""
@@ -32,6 +36,9 @@ def started(wish: Wish, absent: dict[str, str] | None = None) -> Record:
 def check(wish: Wish) -> None:
     """Raise KvmnetError for what cannot be measured, before anything is made."""
     for c in wish.configurations:
+        if "document" in c.settings:
+            check_document(c, wish.places)
+            continue
         if c.mode == "isolated" and Place.OUTSIDE in wish.places:
             raise KvmnetError(f"{c.name}: an isolated network has no outside", "leave --between guest-outside away")
         by = c.settings.get("by", "kvmnet")
@@ -39,6 +46,8 @@ def check(wish: Wish) -> None:
             raise KvmnetError(f"{c.name}: others than kvmnet are compared in modes nat, routed and isolated", "write mode=nat")
         if by != "kvmnet" and (said := LACKING[by]()):
             raise HostCannot(f"{c.name}: {said}", "leave it out; nothing is simulated")
+        if by != "kvmnet" and any(name in KNOBS for name in c.settings):
+            raise KvmnetError(f"{c.name}: kernel settings are varied on kvmnet's host only", "leave by away")
     need = sum(int(c.settings.get("memory", 256)) + 64 for c in wish.configurations) * guests(wish)
     if need + RESERVE > (free := memory_free()):
         raise HostCannot(f"{len(wish.configurations) * guests(wish)} guests need {need} MiB of memory, {free} MiB are free",
@@ -63,7 +72,20 @@ def tools(say: Say) -> Tools:
     return Tools.made(Paths.from_environment(), say)
 
 
-def sit(record: Record, pen: Pen, folder: Path, have: Tools, progress: Progress) -> None:
+def seat_of(number: int, c: Configuration) -> Seat:
+    return DocumentSeat(number, c) if "document" in c.settings else Seat(number, c)
+
+
+def kernel_settings(wish: Wish) -> dict[str, set[str]]:
+    """Kernel settings that are varied -> their values."""
+    found: dict[str, set[str]] = {}
+    for n, c in enumerate(wish.configurations):
+        for name, value in Seat(n, c).kernel.items():
+            found.setdefault(name, set()).add(value)
+    return found
+
+
+def sit(record: Record, pen: Pen, folder: Path, have: Tools, progress: Progress, dials: Dials) -> None:
     """Measure what is missing of *record*, on a host made in *folder* and in the namespaces of this process.
 
     Raises KvmnetError, HostCannot; what was measured until then is in the record.
@@ -71,8 +93,8 @@ def sit(record: Record, pen: Pen, folder: Path, have: Tools, progress: Progress)
     for name in ("state", "run", "etc"):
         os.environ[f"KVMNET_{name.upper()}_DIR"] = str(folder / name)
     host = Host()
-    seats = [Seat(n, c) for n, c in enumerate(record.wish.configurations)]
-    ground = Ground(seats, guests(record.wish), have, host.paths, folder)
+    seats = [seat_of(n, c) for n, c in enumerate(record.wish.configurations)]
+    ground = Ground(seats, guests(record.wish), have, host.paths, folder, dials)
     path = ground.document()
     now = versions(probe(host.paths).name, have.image.version, seats)
     if record.versions and record.taken and dict(record.versions) != now:
@@ -88,11 +110,13 @@ def sit(record: Record, pen: Pen, folder: Path, have: Tools, progress: Progress)
     progress("setting up the host", 0, 0)
     ground.wire()
     try:
-        host.apply(host.plan(path), reach=("none",))
+        if ground.own:
+            host.apply(host.plan(path), reach=("none",))
     except SpecError as wrong:
         told = "; ".join(f"{p.path}: {p.message}" + (f" ({p.hint})" if p.hint else "") for p in wrong.problems)
         raise KvmnetError(f"a configuration that kvmnet refuses: {told}", "leave it out") from wrong
     progress("starting guests", 0, 0)
-    host.start_guests([s.guest(n) for s in seats for n in range(1, ground.guests + 1)], lambda line: None)
-    ground.populate(lambda: {name: status.pid for name, status in host.running().items()})
+    if names := [s.guest(n) for s in ground.own for n in range(1, ground.guests + 1)]:
+        host.start_guests(names, lambda line: None)
+    ground.populate(lambda paths: {name: status.pid for name, status in Host(paths).running().items()})
     Bench(record, pen, ground, progress).run()

@@ -48,4 +48,4 @@ def peers(networks: int, nics: int, only: str, places: tuple[str, ...], rounds: 
     made = started(wish, absent)
     have = tools(say)
     pen.begin(made)
-    return sitting(made, pen, have, html, as_json)
+    return sitting(made, pen, have, (), html, as_json)

@@ -1,6 +1,8 @@
 """kvmnet bench run, resume, report and compare: real guests on a host of their own, and what the records of that say."""
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 
 POINTS = ("", "model=e1000")
 """Configurations when none are named: what kvmnet does by itself, and the card that every system has a driver for."""
+machine_option = click.option("--machine", is_flag=True, help="Settings of the whole machine may be changed, for the turns of the configurations "
+                              "that have them; they are given back after each turn, also when this is killed.")
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -25,6 +29,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
                    "compared to. Without --point and --vary: kvmnet's defaults, and model=e1000.")
 @click.option("--nic", "nics", multiple=True, metavar="VM[/NIC][@FILE]",
               help="Compare what this NIC of FILE, or of the applied document, has; can be given again: this document against that one.")
+@click.option("--document", "documents", multiple=True, type=FILE, metavar="FILE",
+              help="Compare whole documents: networks, NICs and policy of FILE on a host of its own, with a guest behind one NIC; can be "
+                   "given again. The first of all is what the others are compared to.")
+@click.option("--guest", default="", metavar="VM[/NIC]", help="The NIC of the documents that is measured; the first when not given.")
 @click.option("--vary", multiple=True, metavar="NAME=VALUE,...", help="Compare all of these; of several the product.")
 @click.option("--set", "base", multiple=True, metavar="NAME=VALUE", help="The same in all configurations.")
 @click.option("--only", default="quick", show_default=True, metavar="NAME,...",
@@ -36,9 +44,10 @@ FILE = click.Path(path_type=Path, dir_okay=False)
               help="Measure the first configuration twice, to know the noise.")
 @click.option("--record", type=FILE, metavar="FILE", help="Where to keep what is measured; below the state directory when not given.")
 @click.option("--html", type=FILE, metavar="FILE", help="Also write the report as one page of HTML.")
+@machine_option
 @json_option
-def run(points: tuple[str, ...], nics: tuple[str, ...], vary: tuple[str, ...], base: tuple[str, ...], only: str, places: tuple[str, ...], rounds: int,
-        twin: bool, record: Path | None, html: Path | None, as_json: bool) -> int:
+def run(points: tuple[str, ...], nics: tuple[str, ...], documents: tuple[Path, ...], guest: str, vary: tuple[str, ...], base: tuple[str, ...], only: str, places: tuple[str, ...], rounds: int,
+        twin: bool, record: Path | None, html: Path | None, machine: bool, as_json: bool) -> int:
     """Compare configurations of guests' NICs by traffic.
 
     Real guests run on a host in network namespaces, which kvmnet sets up as it would set up this one: your networks are not
@@ -47,26 +56,33 @@ def run(points: tuple[str, ...], nics: tuple[str, ...], vary: tuple[str, ...], b
     \b
     What can be varied: model, mode (nat, routed, isolated, bridge, macvtap), guard, by (kvmnet, bare, libvirt,
     clean-traffic, ovs: who makes the network), mtu, queues, vhost, offloads (all, none), packed (on, off), rx_ring,
-    cpus and memory of the guest.
+    cpus and memory of the guest; and settings of the host's kernel that the document's tuning: takes, by their names
+    (net.ipv4.tcp_rmem=4096/131072/33554432), which hold during the turns of their configuration.
+
+    With --document whole documents are compared, each on a host of its own with all of its NICs; port 5199 of the host is opened for
+    the load, tuning: and ethtool: are left out.
 
     Ctrl-C stops it; kvmnet bench resume goes on. Exits with 1 when an answer was not whole (a damaged file, connections
     that failed).
     """
+    from kvmnet.bench.dials import refuse_of_machine
+    from kvmnet.bench.document_seats import named
     from kvmnet.bench.matrix import matrix
     from kvmnet.bench.record import Pen, Wish
     from kvmnet.bench.scenarios import Place, chosen
-    from kvmnet.bench.sitting import check, started, tools
+    from kvmnet.bench.sitting import check, kernel_settings, started, tools
     points += tuple(map(written, nics))
-    if not vary and not points:
+    if not vary and not points and not documents:
         points = POINTS
-    wish = Wish(tuple(matrix(base, vary, points, twin)), tuple(chosen(only.split(","))), tuple(map(Place, dict.fromkeys(places))),
+    wish = Wish(tuple(matrix(base, vary, points, twin, [named(file, guest) for file in documents])), tuple(chosen(only.split(","))), tuple(map(Place, dict.fromkeys(places))),
                 rounds)
     check(wish)
+    wide = refuse_of_machine(kernel_settings(wish), machine)
     pen = Pen((record or fresh()).absolute())
     made = started(wish)
     have = tools(say)
     pen.begin(made)
-    return sitting(made, pen, have, html, as_json)
+    return sitting(made, pen, have, wide, html, as_json)
 
 
 def written(nic: str) -> str:
@@ -103,23 +119,27 @@ def newest() -> Path:
     return found[-1]
 
 
-def sitting(record: Record, pen: Pen, have: Tools, html: Path | None, as_json: bool) -> int:
-    """Measure what is missing, in a process that takes its host along when it ends; its exit code."""
+def sitting(record: Record, pen: Pen, have: Tools, wide: Sequence[str], html: Path | None, as_json: bool) -> int:
+    """Measure what is missing, in a process that takes its host along when it ends; its exit code. *wide*: settings of the machine that
+    may be changed during turns."""
+    from kvmnet.bench.dials import Dials, machine_values, outlived
+    from kvmnet.bench.sitting import sit
     from kvmnet.host.apart import step_aside
     from kvmnet.host.paths import Paths
     html = html.absolute() if html else None
-    from kvmnet.bench.sitting import sit
     place = Paths.from_environment().run
-    step_aside(place)
-    bar = Bar(as_json)
-    try:
-        sit(record, pen, place, have, bar.show)
-    except KeyboardInterrupt:
-        bar.end()
-        say(f"stopped; kvmnet bench resume {pen.path} goes on")
-        return 130
-    finally:
-        bar.end()
+    home, values = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), machine_values(wide)
+    with outlived(values):
+        step_aside(place)
+        bar = Bar(as_json)
+        try:
+            sit(record, pen, place, have, bar.show, Dials(home, values))
+        except KeyboardInterrupt:
+            bar.end()
+            say(f"stopped; kvmnet bench resume {pen.path} goes on")
+            return 130
+        finally:
+            bar.end()
     say(f"record: {pen.path}")
     return told(record, html, as_json)
 
@@ -127,24 +147,27 @@ def sitting(record: Record, pen: Pen, have: Tools, html: Path | None, as_json: b
 @bench.command()
 @click.argument("file", required=False, type=FILE)
 @click.option("--html", type=FILE, metavar="FILE", help="Also write the report as one page of HTML.")
+@machine_option
 @json_option
-def resume(file: Path | None, html: Path | None, as_json: bool) -> int:
+def resume(file: Path | None, html: Path | None, machine: bool, as_json: bool) -> int:
     """Go on with a run that was stopped: FILE, or the newest.
 
     Turns that were measured whole stay; a round that was cut off is measured again, so that what is compared was measured
     side by side.
     """
+    from kvmnet.bench.dials import refuse_of_machine
     from kvmnet.bench.record import Pen, read
-    from kvmnet.bench.sitting import check, tools
+    from kvmnet.bench.sitting import check, kernel_settings, tools
     path = (file or newest()).absolute()
     record, pen = read(path), Pen(path)
     if not record.missing():
         say("nothing is missing")
         return told(record, html, as_json)
     check(record.wish)
+    wide = refuse_of_machine(kernel_settings(record.wish), machine)
     have = tools(say)
     pen.go_on()
-    return sitting(record, pen, have, html, as_json)
+    return sitting(record, pen, have, wide, html, as_json)
 
 
 @bench.command()

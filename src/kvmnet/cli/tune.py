@@ -1,6 +1,7 @@
 """kvmnet tune: what a profile would change on this host, with reasons; measured on demand."""
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,36 +22,52 @@ if TYPE_CHECKING:
 @click.option("--yaml", "as_yaml", is_flag=True, help="Print only the part tuning: for the document.")
 @click.option("--refused", is_flag=True, help="Also what is often named for this and not proposed, with the reason.")
 @click.option("--prove", "proved", is_flag=True,
-              help="Measure the proposals for NICs with real guests, and say which help beyond the noise (minutes).")
+              help="Measure the proposals with real guests, and say which help beyond the noise (minutes).")
+@click.option("--machine", is_flag=True, help="With --prove: settings of the whole machine may be changed too, for their turns; they are "
+              "given back after each, also when this is killed.")
+@click.option("--write", is_flag=True, help="Write the kernel settings into FILE, in its part tuning:; with --prove those that helped.")
 @click.option("--rounds", type=click.IntRange(6, 200), default=6, show_default=True, help="With --prove: turns of each.")
 @json_option
-def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: bool, rounds: int, as_json: bool) -> int:
-    """Propose settings for this host and the NICs of FILE, or of the applied document. Changes nothing.
+def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: bool, machine: bool, write: bool,
+         rounds: int, as_json: bool) -> int:
+    """Propose settings for this host and the NICs of FILE, or of the applied document. Changes nothing on this host.
 
     Each proposal says what it is now, what it would be, why, from which source, and what it risks. What you take goes into
-    the document: kernel settings to tuning: (--yaml prints it), the others to the NIC. So plan shows it, apply makes it in one
+    the document: kernel settings to tuning: (--yaml prints it), the others to the NIC or the uplink. So plan shows it, apply makes it in one
     transaction, status sees drift, rollback and destroy give it back.
     """
     from kvmnet.host.paths import Paths
     from kvmnet.spec.knobs import Profile
     from kvmnet.tune import look
     from kvmnet.tune.proposals import fragment, left_alone, nics, settings
-    from kvmnet.tune.prove import prove
+    from kvmnet.tune.prove import kept, prove
+    from kvmnet.tune.uplinks import uplinks
+    if write and file is None:
+        raise click.UsageError("--write needs the FILE to write into")
     spec, wanted = document(file), Profile(profile)
-    values, machine = look.values(), list(look.machine(Paths.from_environment()))
+    values, about = look.values(), list(look.machine(Paths.from_environment()))
     here = list(settings(wanted, values, look.frozen()))
     cards = list(nics(wanted, spec, look.vhost())) if spec else []
+    if spec:
+        below = look.hardware(spec)
+        cards += uplinks(wanted, spec, below, len(os.sched_getaffinity(0)))
+        about += look.placement(below)
     part = {p.name.removeprefix("tuning."): p.proposed for p in here if not p.lacking}
+    proofs = prove([*here, *cards], wanted, rounds, say, machine) if proved else []
+    helped = kept(here, proofs)
+    if proved:
+        part = {name: value for name, value in part.items() if name in helped}
+    if write and file is not None:
+        written(file, part, {name: remark(proof) for name, proof in helped.items()})
     if as_yaml:
         click.echo(fragment({**(spec.tuning if spec else {}), **part}), nl=False)
         return 0
-    proofs = prove(cards, wanted, rounds, say) if proved else []
     if as_json:
         print_json({"profile": profile, "proposals": [p.to_json() for p in (*here, *cards)], "refused": dict(left_alone(values)),
-                    "machine": [dict(zip(("what", "value", "meaning"), row, strict=True)) for row in machine],
+                    "machine": [dict(zip(("what", "value", "meaning"), row, strict=True)) for row in about],
                     "proofs": [p.to_json() for p in proofs]})
         return 0
-    table("this host", ("what", "is", "meaning"), machine)
+    table("this host", ("what", "is", "meaning"), about)
     if here or cards:
         table(f"profile {profile}", ("knob", "now", "proposed", "why", "risk", "source"), [row(p) for p in (*here, *cards)],
               spare=("source",))
@@ -62,9 +79,26 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
         table("measured", ("change", "of", "verdict", "measured"), [proof_row(p) for p in proofs])
     elif proved:
         click.echo("nothing to measure: no proposal is one that guests' traffic shows")
-    if part and not proved:
-        click.echo("kvmnet tune --yaml prints the kernel settings for the document; --prove measures the proposals for NICs")
+    if part and not write:
+        click.echo(f"kvmnet tune {'--prove ' if proved else ''}--write FILE writes the kernel settings into the document, --yaml prints them"
+                   + ("" if proved else "; --prove measures the proposals"))
     return 0
+
+
+def written(file: Path, part: dict[str, str], remarks: dict[str, str]) -> None:
+    """Write *part* into the document; nothing where there is nothing to write."""
+    from kvmnet.host.files import write_durably
+    from kvmnet.tune.written import with_tuning
+    if not part:
+        say(f"nothing to write into {file}")
+        return
+    mode = file.stat().st_mode & 0o777
+    write_durably(file, with_tuning(file.read_text(encoding="utf-8"), part, remarks, str(file)), mode)
+    say(f"written into {file}: {', '.join(part)}; kvmnet apply {file} makes it so, kvmnet rollback takes it back")
+
+
+def remark(proof: Proof) -> str:
+    return f"kvmnet tune --prove: {'; '.join(said for said in proof.said if said.endswith('better')) or 'better'}"
 
 
 def row(p: Proposal) -> tuple[str, ...]:

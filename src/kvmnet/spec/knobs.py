@@ -40,6 +40,8 @@ class Knob:
     """Where it is a word: those that are known."""
     raise_only: bool = field(default=False)
     """A host that has more already keeps it."""
+    traffic: bool = field(default=False)
+    """Loads of guests can show what it brings; limits and buffers that nobody fills show nothing."""
 
     @property
     def path(self) -> str:
@@ -76,11 +78,11 @@ KNOBS: Mapping[str, Knob] = {k.name: k for k in (
     *(Knob(f"net.bridge.bridge-nf-call-{tool}",
            f"bridged frames no longer pass {tool} on their way: carries guests' packets, which cost 0.72 of the rate there (measured, with connection tracking)",
            f"rules in {tool} no longer see bridged frames: Docker's, Kubernetes' and libvirt's nwfilter need them", NET,
-           {T: "0", L: "0", D: "0"}, most=1) for tool in ("iptables", "ip6tables", "arptables")),
+           {T: "0", L: "0", D: "0"}, most=1, traffic=tool == "iptables") for tool in ("iptables", "ip6tables", "arptables")),
     Knob("net.core.netdev_budget", "packets that a CPU takes from its NICs before it looks at other work: carries guests' packets",
-         "other work on that CPU waits longer", NET, {T: "600", R: "600"}, least=1, most=100000, raise_only=True),
+         "other work on that CPU waits longer", NET, {T: "600", R: "600"}, least=1, most=100000, raise_only=True, traffic=True),
     Knob("net.core.netdev_budget_usecs", "microseconds of the same", "other work on that CPU waits longer", NET,
-         {T: "16000", R: "16000"}, least=1, most=1000000, raise_only=True),
+         {T: "16000", R: "16000"}, least=1, most=1000000, raise_only=True, traffic=True),
     Knob("net.core.bpf_jit_enable", "filters and eBPF programs run as machine code: carries guests' packets where there are some",
          "none that is known; Debian's kernel has it on", NET, everywhere("1"), most=2),
     Knob("net.netfilter.nf_conntrack_max", "connections that NAT, groups and stateful rules can follow: beyond it new ones are dropped",
@@ -99,17 +101,18 @@ KNOBS: Mapping[str, Knob] = {k.name: k for k in (
     Knob("net.core.wmem_max", "send buffer of the same", "memory of programs that ask for much", NET, {T: "16777216"}, least=4096,
          raise_only=True),
     Knob("net.ipv4.tcp_rmem", "receive window of the host's own TCP over long and fast ways: migration, storage",
-         "up to 32 MiB of memory for a connection", IP, {T: "4096 131072 33554432"}, least=1, count=3, raise_only=True),
+         "up to 32 MiB of memory for a connection", IP, {T: "4096 131072 33554432"}, least=1, count=3, raise_only=True,
+         traffic=True),
     Knob("net.ipv4.tcp_wmem", "send window of the same", "up to 32 MiB of memory for a connection", IP, {T: "4096 16384 33554432"},
-         least=1, count=3, raise_only=True),
+         least=1, count=3, raise_only=True, traffic=True),
     Knob("net.ipv4.tcp_congestion_control", "the host's own TCP keeps its speed where a few packets are lost",
          "takes more than its share from cubic in short queues", IP, {T: "bbr"},
-         words=("reno", "cubic", "bbr", "dctcp", "westwood", "htcp", "vegas", "illinois")),
+         words=("reno", "cubic", "bbr", "dctcp", "westwood", "htcp", "vegas", "illinois"), traffic=True),
     Knob("net.ipv4.tcp_mtu_probing", "the host's own TCP finds the MTU where ICMP is dropped", "none that is known", IP, {T: "1", R: "1"},
          most=2),
     Knob("net.core.busy_read", "microseconds for which a reading socket of the host polls its NIC before it sleeps",
-         "a CPU is kept busy", NET, {L: "50"}, most=100000),
-    Knob("net.core.busy_poll", "the same for poll and select", "a CPU is kept busy", NET, {L: "50"}, most=100000),
+         "a CPU is kept busy", NET, {L: "50"}, most=100000, traffic=True),
+    Knob("net.core.busy_poll", "the same for poll and select", "a CPU is kept busy", NET, {L: "50"}, most=100000, traffic=True),
 )}
 
 REFUSED: Mapping[str, str] = {

@@ -2,16 +2,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from kvmnet.drivers.ethtool.resources import NicTuning
+from kvmnet.drivers.ethtool.wire import read as told
 from kvmnet.guests.accel import probe
 from kvmnet.host.paths import Paths
+from kvmnet.spec.hardware import tuned_nics
 from kvmnet.spec.knobs import KNOBS, REFUSED
+from kvmnet.spec.models import Spec
 
 PROC_SYS = Path("/proc/sys")
 CPU = Path("/sys/devices/system/cpu")
+SYS_NET = Path("/sys/class/net")
 
 
 def values() -> dict[str, str | None]:
@@ -34,6 +39,37 @@ def read(path: Path) -> str | None:
         return " ".join(path.read_text(encoding="utf-8", errors="replace").split())
     except OSError:
         return None
+
+
+def hardware(spec: Spec) -> dict[str, NicTuning]:
+    """NICs below the uplinks of *spec* that are there -> what their drivers say."""
+    devices = dict.fromkeys(nic for uplink in spec.uplinks.values() for nic in tuned_nics(uplink))
+    return {r.name: r for r in told(devices, dict.fromkeys(devices, frozenset())) if isinstance(r, NicTuning)}
+
+
+def placement(devices: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Where the packets of *devices* are handled: (what, value, what it means here)."""
+    cpus = len(os.sched_getaffinity(0))
+    for dev in devices:
+        queues = sorted((SYS_NET / dev / "queues").glob("rx-*"))
+        if not queues:
+            continue
+        masks = [read(q / "rps_cpus") or "" for q in queues]
+        idle = all(not mask.strip("0,") for mask in masks)
+        yield f"{dev}: RPS", "off" if idle else " ".join(masks), (
+            f"{len(queues)} receive queue(s) for {cpus} CPUs: with fewer queues than CPUs, a mask in queues/rx-*/rps_cpus spreads flows"
+            if idle and len(queues) < cpus else "enough queues; the NIC spreads flows" if idle else "flows are spread by the kernel")
+        if mask := read(SYS_NET / dev / "queues/tx-0/xps_cpus"):
+            yield f"{dev}: XPS", mask, "CPUs that send by the first queue; 0: chosen by a flow's hash"
+        if numbers := interrupts(dev):
+            placed = sorted({read(Path(f"/proc/irq/{n}/smp_affinity_list")) or "" for n in numbers})
+            yield f"{dev}: interrupts", f"{len(numbers)} on CPUs {' '.join(placed)}", "irqbalance moves them; for latency pin them, and keep vCPUs off those CPUs"
+        yield f"{dev}: txqueuelen", read(SYS_NET / dev / "tx_queue_len") or "", "used by pfifo queues only: fq_codel, fq and noqueue have limits of their own"
+
+
+def interrupts(dev: str) -> list[str]:
+    """Numbers of the interrupts that are named after *dev*, or after its device's bus name (msi_irqs)."""
+    return sorted(f.name for f in (SYS_NET / dev / "device/msi_irqs").glob("*"))
 
 
 def vhost() -> bool:

@@ -36,6 +36,16 @@ class Proposal:
     base: str = ""
     """What the NIC has now, in the same words."""
 
+    @property
+    def kernel(self) -> bool:
+        """Whether it is a setting of the kernel, for the document's part tuning:."""
+        return self.name.startswith("tuning.")
+
+    @property
+    def setting(self) -> str:
+        """Its name there."""
+        return self.name.removeprefix("tuning.")
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -53,7 +63,8 @@ def settings(profile: Profile, values: Mapping[str, str | None], frozen: frozens
             if not knob.better(now, value):
                 continue
         lacking = "not in this kernel" if now is None else "cannot be written here" if name in frozen else ""
-        yield Proposal(f"tuning.{name}", now or "", value, knob.why, knob.source, knob.risk, lacking)
+        point = f"{name}={value.replace(' ', '/')}" if knob.traffic else ""
+        yield Proposal(f"tuning.{name}", now or "", value, knob.why, knob.source, knob.risk, lacking, point)
 
 
 def at_least(knob: Knob, now: str, value: str) -> str:

@@ -5,14 +5,16 @@ from collections.abc import Sequence
 
 import pytest
 
+from kvmnet.bench.dials import Whose
 from kvmnet.bench.matrix import matrix
 from kvmnet.bench.model import Machine
 from kvmnet.bench.record import Record, Taken, Wish
 from kvmnet.bench.scenarios import Place, chosen
-from kvmnet.spec.knobs import Profile
+from kvmnet.errors import HostCannot
+from kvmnet.spec.knobs import KNOBS, REFUSED, Profile
 from kvmnet.tune import prove as module
-from kvmnet.tune.proposals import Proposal
-from kvmnet.tune.prove import LOADS, judged, prove
+from kvmnet.tune.proposals import Proposal, settings
+from kvmnet.tune.prove import LOADS, TOGETHER, judged, kept, prove
 
 
 def record(points: Sequence[str], up: float, down: float) -> Record:
@@ -36,7 +38,7 @@ def test_kept_is_what_helps_and_harms_nothing(up: float, down: float, kept: bool
 def test_nics_that_are_alike_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def measured(base: str, points: Sequence[str], profile: Profile, rounds: int) -> Record:
+    def measured(base: str, points: Sequence[str], profile: Profile, rounds: int, machine: bool) -> Record:
         asked.append((base, list(points)))
         return record([base, *(module.changed(base, p) for p in points)], 1.5, 1.5)
 
@@ -48,6 +50,39 @@ def test_nics_that_are_alike_are_measured_once(monkeypatch: pytest.MonkeyPatch) 
     found = prove([*same, *others], Profile.THROUGHPUT, 6, lambda line: None)
     assert asked == [("model=e1000", ["model=virtio"]), ("cpus=2", ["queues=2"])]
     assert [(p.change, p.kept) for p in found] == [("model=virtio", True), ("queues=2", True)]
+
+
+def test_kernel_settings_are_measured_together_against_what_is_set_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def measured(base: str, points: Sequence[str], profile: Profile, rounds: int, machine: bool) -> Record:
+        asked.append((base, list(points), machine))
+        return record([base, *(module.changed(base, p) for p in points)], 1.5, 1.5)
+
+    def whose(name: str, value: str) -> Whose:
+        if name == "net.ipv4.tcp_congestion_control":
+            raise HostCannot("not in a namespace", "a hint")
+        return Whose.MACHINE if name.startswith("net.core") else Whose.NAMESPACE
+
+    monkeypatch.setattr(module, "measured", measured)
+    monkeypatch.setattr(module, "whose", whose)
+    have = {**dict.fromkeys((*KNOBS, *REFUSED), "0"), "net.ipv4.tcp_rmem": "1 2 3", "net.ipv4.tcp_wmem": "1 2 3",
+            "net.bridge.bridge-nf-call-iptables": "1", "net.core.netdev_budget": "300", "net.core.netdev_budget_usecs": "8000",
+            "net.ipv4.tcp_congestion_control": "cubic"}
+    here = list(settings(Profile.THROUGHPUT, have))
+    found = prove(here, Profile.THROUGHPUT, 6, lambda line: None)
+    names = ["net.bridge.bridge-nf-call-iptables", "net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem"]
+    assert asked == [("net.bridge.bridge-nf-call-iptables=1 net.ipv4.tcp_rmem=1/2/3 net.ipv4.tcp_wmem=1/2/3",
+                      ["net.bridge.bridge-nf-call-iptables=0", "net.ipv4.tcp_rmem=4096/131072/33554432", "net.ipv4.tcp_wmem=4096/16384/33554432"],
+                      False)]
+    told = {p.change.partition("=")[0]: p for p in found}
+    assert told["net.core.netdev_budget"].said == ("not measured: of the whole machine: measured with --machine",)
+    assert told["net.ipv4.tcp_congestion_control"].said == ("not measured: not in a namespace; a hint",)
+    assert set(kept(here, found)) == {p.setting for p in here if p.setting in names}
+    asked.clear()
+    prove(here, Profile.THROUGHPUT, 6, lambda line: None, machine=True)
+    assert asked[0][2] and any("net.core.netdev_budget=600" in points for _, points, _ in asked)
+    assert all(len(points) <= TOGETHER for _, points, _ in asked)
 
 
 def test_every_profile_has_loads() -> None:

@@ -23,6 +23,7 @@ def configured(peers: Sequence[str], sizes: Mapping[str, int], rounds: int, fold
     spaces = {by: Space(f"task-{by}", folder / f"task-{by}") for by in peers}
     for space in spaces.values():
         space.make()
+        space.forward()
         space.ip([f"link add {DEVICE} type veth peer name far", f"addr add 192.0.2.2/24 dev {DEVICE}", f"link set {DEVICE} up",
                   "link set far up"])
     found = {by: ways(by, space, sizes) for by, space in spaces.items()}

@@ -20,16 +20,19 @@ class Space:
     """For files and sockets; nobody else's."""
 
     def make(self) -> None:
-        """The namespace, with a loopback that works, and forwarding as a router has it."""
+        """The namespace, with a loopback that works."""
         make_directory(self.folder)
         run(["ip", "netns", "add", self.netns])
         self.ip(["link set lo up"])
-        self.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
         for name in QUIET:
             try:
                 self.run(["sysctl", "-qw", f"net.bridge.bridge-nf-call-{name}=0"])
             except ToolFailed:    # br_netfilter is not loaded: nothing to switch off
                 break
+
+    def forward(self) -> None:
+        """Let it forward, as a router does."""
+        self.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
 
     def run(self, argv: Iterable[str], stdin: str = "") -> str:
         return run(["ip", "netns", "exec", self.netns, *argv], stdin=stdin, timeout=PATIENCE)
