@@ -20,10 +20,17 @@ PORT = 5199
 """Of the far end of every load, TCP and UDP."""
 GROUP = "239.255.51.99"
 """Multicast group of the fan-out (RFC 2365: administratively scoped)."""
+OFFLOADS = ("csum", "tso4", "tso6", "ufo", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo")
 
 
 def one_of(*words: str) -> Callable[[str], str | None]:
     return lambda value: None if value in words else f"one of {', '.join(words)}"
+
+
+def offloads_wrong(value: str) -> str | None:
+    if value in ("all", "none") or set(value.split("+")) <= set(OFFLOADS):
+        return None
+    return f"all, none, or those that are switched off, joined by +: {', '.join(OFFLOADS)}"
 
 
 def number(least: int, most: int) -> Callable[[str], str | None]:
@@ -38,14 +45,18 @@ AXES: Mapping[str, Callable[[str], str | None]] = {
     "mtu": number(576, 9000),
     "queues": number(1, 16),
     "vhost": one_of("on", "off"),
-    "offloads": one_of("all", "none"),
+    "offloads": offloads_wrong,
     "packed": one_of("on", "off"),
     "rx_ring": one_of("256", "512", "1024"),
     "cpus": number(1, 32),
     "memory": number(192, 65536),
 }
 """What can be varied -> what is wrong with a value, None for nothing."""
-OFFLOADS = ("csum", "tso4", "tso6", "ufo", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo")
+
+
+def without(offloads: str) -> Sequence[str]:
+    """Which offloads a value of that name switches off."""
+    return {"all": (), "none": OFFLOADS}.get(offloads, tuple(offloads.split("+")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +136,7 @@ def words_of(vm: Vm, nic: Nic, spec: Spec) -> str:
              f"mtu={nic.mtu or network.mtu}" if nic.mtu or network.mtu else "",
              f"queues={queues}" if (queues := min(cpus, 8) if nic.queues == "auto" else nic.queues) > 1 else "",
              f"vhost={nic.vhost}" if nic.vhost != "auto" else "",
-             "offloads=none" if len(switched_off(nic)) == len(OFFLOADS) else "",
+             f"offloads={'none' if len(off) == len(OFFLOADS) else '+'.join(off)}" if (off := switched_off(nic)) else "",
              "packed=on" if nic.packed else "", f"rx_ring={nic.rx_ring}" if nic.rx_ring else "", f"cpus={cpus}" if cpus > 1 else ""]
     return " ".join(filter(None, words))
 
@@ -263,6 +274,6 @@ def nic(seat: Seat, which: int) -> str:
         parts.append(f"vhost: '{chosen['vhost']}'")
     if "packed" in chosen:
         parts.append(f"packed: {'true' if chosen['packed'] == 'on' else 'false'}")
-    if chosen.get("offloads") == "none":
-        parts.append(f"offloads: {{{', '.join(f'{name}: false' for name in OFFLOADS)}}}")
+    if off := without(chosen.get("offloads", "all")):
+        parts.append(f"offloads: {{{', '.join(f'{name}: false' for name in off)}}}")
     return ", ".join(parts)

@@ -12,6 +12,7 @@ from kvmnet.bench.model import Figures, Report, Row
 from kvmnet.bench.record import Record
 from kvmnet.bench.scenarios import SCENARIOS, Better, Place, Quantity, Scenario
 from kvmnet.bench.statistics import LEAST_PAIRS, LEVEL, Ratio, Verdict, noise_of, ratio
+from kvmnet.bench.virtio import unmet
 
 BUSY = 0.5
 """Load average per processor beyond which others weigh on what is measured, not only on how well."""
@@ -104,6 +105,8 @@ def notes(record: Record, found: Sequence[Result]) -> list[str]:
     if record.loads and max(record.loads) > BUSY * record.machine.cpus:
         said.append(f"busy: the load average was {max(record.loads):.1f} on {record.machine.cpus} processors before any guest was started; "
                     "what is shown holds for a machine in that state")
+    said += [f"{c.name}: asked for {words}" for c in configurations if c.name in record.negotiated
+             for words in unmet(c.settings, record.negotiated[c.name])]
     if not any(c.twin for c in configurations):
         said.append("without a twin of the first configuration the noise is not known; a difference below 2% is called none")
     loud = [r for r in found if r.noise > LOUD and r.quantity.main]

@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from kvmnet.bench.matrix import without
+
 FEATURES: Mapping[int, str] = {
     0: "csum", 1: "guest_csum", 3: "mtu", 7: "guest_tso4", 8: "guest_tso6", 10: "guest_ufo", 11: "host_tso4", 12: "host_tso6",
     14: "host_ufo", 15: "mrg_rxbuf", 22: "mq", 28: "indirect", 29: "event_idx", 32: "version_1", 34: "packed", 35: "in_order",
@@ -31,3 +33,25 @@ def read(text: str) -> dict[str, Any]:
     if bits:
         said["features"] = [name for bit, name in FEATURES.items() if bits[bit:bit + 1] == "1"]
     return said
+
+
+def unmet(settings: Mapping[str, str], has: Mapping[str, Any]) -> list[str]:
+    """What a configuration asks for and its guest has not got, in words."""
+    said = []
+    if "mtu" in settings and has.get("mtu") != int(settings["mtu"]):
+        said.append(f"mtu={settings['mtu']}, but the guest has {has.get('mtu')}")
+    if has.get("driver") != "virtio_net":
+        return said
+    features = has.get("features", [])
+    if settings.get("packed") == "on" and "packed" not in features:
+        said.append("packed=on, which was not negotiated")
+    if (queues := int(settings.get("queues", 1))) > 1 and has.get("rx") != queues:
+        said.append(f"queues={queues}, but the guest uses {has.get('rx')}")
+    kept = [name for name in without(settings.get("offloads", "all")) if OFFERED.get(name, name) in features]
+    if kept:
+        said.append(f"offloads without {', '.join(kept)}, which were negotiated all the same")
+    return said
+
+
+OFFERED: Mapping[str, str] = {"tso4": "host_tso4", "tso6": "host_tso6", "ufo": "host_ufo"}
+"""An offload of the document -> the feature by which the device offers it; others have the same name."""

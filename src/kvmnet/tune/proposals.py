@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from kvmnet.bench.matrix import OFFLOADS, switched_off, words_of
+from kvmnet.bench.matrix import switched_off, words_of
 from kvmnet.spec.knobs import KNOBS, REFUSED, Knob, Profile
 from kvmnet.spec.models import Mode, Model, Nic, Spec, Vm
 
@@ -112,7 +112,7 @@ def of_nic(profile: Profile, path: str, vm: Vm, nic: Nic, base: str) -> Iterator
     if profile is not Profile.LATENCY and (off := switched_off(nic)):
         yield proposal("offloads", "without " + ", ".join(off), "QEMU's defaults", "segments of up to 64 KiB and checksums that are "
                        "never computed between guests and host", f"{VIRTIO_SPEC}.6", "captures show frames that no wire could carry",
-                       "offloads=all" if len(off) == len(OFFLOADS) else "")
+                       "offloads=all")
     if fast and nic.rx_ring in (None, 256):
         yield proposal("rx_ring", "256", "1024", "a longer burst fits while the guest is not scheduled", QEMU,
                        "four times the memory of the ring, and packets that wait longer before they are lost")

@@ -28,7 +28,7 @@ def test_points_come_first_and_nothing_twice() -> None:
 
 @pytest.mark.parametrize(("words", "said"), [
     (["color=blue"], "nothing called 'color'"), (["model"], "model cannot be ''"), (["model=ne2k"], "model cannot be 'ne2k'"),
-    (["mtu=10"], "mtu cannot be '10'"), (["mtu=9000000"], "mtu cannot"), (["queues=two"], "queues cannot"),
+    (["offloads=tso9"], "offloads cannot be 'tso9'"), (["mtu=10"], "mtu cannot be '10'"), (["mtu=9000000"], "mtu cannot"), (["queues=two"], "queues cannot"),
     (["mtu=" + ",".join(str(n) for n in range(1000, 1020))], "20 configurations are too many"),
 ])
 def test_what_cannot_be_varied_is_said(words: list[str], said: str) -> None:
@@ -37,7 +37,7 @@ def test_what_cannot_be_varied_is_said(words: list[str], said: str) -> None:
 
 
 POINTS = ("", "model=e1000", "model=rtl8139", "mode=bridge", "mode=macvtap", "mode=routed", "mode=isolated", "guard=off", "guard=mac",
-          "mtu=9000", "queues=2 cpus=2", "vhost=off", "offloads=none", "packed=on", "rx_ring=1024", "memory=512 by=bare")
+          "mtu=9000", "queues=2 cpus=2", "vhost=off", "offloads=none", "packed=on", "rx_ring=1024", "memory=512 by=bare offloads=tso4+tso6")
 
 
 @pytest.mark.parametrize("guests", [1, 2])
@@ -50,6 +50,7 @@ def test_the_document_of_everything_is_one(guests: int) -> None:
     nics = {name: vm.nics[0] for name, vm in made.spec.vms.items()}
     assert nics["c1g1"].model == "e1000" and nics["c7g1"].guard == "off" and nics["c10g1"].queues == 2
     assert nics["c12g1"].offloads.csum is False and nics["c0g1"].offloads.csum is None and nics["c13g1"].packed
+    assert (nics["c15g1"].offloads.tso4, nics["c15g1"].offloads.csum) == (False, None)
     assert made.spec.networks["c15"].mode == "isolated" and "u15" not in made.spec.uplinks and "u0" in made.spec.uplinks
     assert made.spec.networks["c9"].mtu == 9000 and made.spec.vms["c10g1"].run.cpus == 2  # type: ignore[union-attr]
 

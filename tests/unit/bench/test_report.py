@@ -11,7 +11,9 @@ from kvmnet.bench.failover.losses import Loss, commands
 from kvmnet.bench.failover.paths import aimed
 from kvmnet.bench.failover.scenario import refuse_the_last
 from kvmnet.bench.machine import machine
+from kvmnet.bench.matrix import configuration
 from kvmnet.bench.model import Figures, Report, Row
+from kvmnet.bench.virtio import unmet
 from kvmnet.cli.bench import show
 from kvmnet.errors import ConflictError
 
@@ -83,3 +85,17 @@ def test_what_ends_a_loss_can_be_repeated() -> None:
     assert "hook ingress device e0" in make[0].stdin and "hook egress device e0" in make[0].stdin
     assert undo[0].stdin == "add table netdev kvmnet_bench\ndelete table netdev kvmnet_bench\n"
     assert commands(Loss.LINK, "e0")[1][0].argv == ("ip", "link", "set", "dev", "e0", "up")
+
+
+@pytest.mark.parametrize(("asked", "has", "said"), [
+    ("packed=on", {"features": ["packed"]}, []),
+    ("packed=on", {"features": ["csum"]}, ["packed=on, which was not negotiated"]),
+    ("queues=4 cpus=4", {"features": [], "rx": 2}, ["queues=4, but the guest uses 2"]),
+    ("mtu=9000", {"features": [], "mtu": 1500}, ["mtu=9000, but the guest has 1500"]),
+    ("offloads=tso4+csum", {"features": ["host_tso6"]}, []),
+    ("offloads=tso4+csum", {"features": ["host_tso4", "csum"]}, ["offloads without tso4, csum, which were negotiated all the same"]),
+    ("packed=on queues=2", {"driver": "e1000"}, []),
+    ("", {"features": []}, []),
+])
+def test_what_was_asked_for_and_not_negotiated_is_said(asked: str, has: dict[str, object], said: list[str]) -> None:
+    assert unmet(configuration(asked).settings, {"driver": "virtio_net", **has}) == said

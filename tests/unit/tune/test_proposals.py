@@ -73,8 +73,8 @@ def test_nics_for_throughput() -> None:
         "vms.b.nics[0].model": ("e1000", "virtio"),
         "vms.d.nics[0].offloads": ("without csum, tso4, tso6, ufo, guest_csum, guest_tso4, guest_tso6, guest_ufo", "QEMU's defaults"),
         "vms.d.nics[0].rx_ring": ("256", "1024")}
-    assert found["vms.a.nics[0].queues"].base == "mode=isolated guard=mac mtu=9000 vhost=off cpus=4"
-    assert found["vms.a.nics[0].offloads"].point == "", "bench has no word for one offload alone"
+    assert found["vms.a.nics[0].queues"].base == "mode=isolated guard=mac mtu=9000 vhost=off offloads=csum cpus=4"
+    assert found["vms.a.nics[0].offloads"].point == "offloads=all"
     assert found["vms.d.nics[0].offloads"].point == "offloads=all"
 
 
