@@ -1,19 +1,12 @@
 """Tenants on one shared network, and isolation that the host's own router does not undo."""
 from __future__ import annotations
 
-import json
-import os
 import re
-import select
-import socket
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from kvmnet.check.model import Verdict
-from lib.frames import UDP, ether, ip4, udp
-from lib.netns import inside, sh
 from lib.world import NEVER, OUTSIDE, SOON, World, world
 
 pytestmark = pytest.mark.net
@@ -70,57 +63,6 @@ def test_tenants_are_closed_to_each_other_but_for_what_is_allowed(shared: World)
     finally:
         shared.apply(DOCUMENT)
     assert shared.drift() == []
-
-
-def through_the_router(made: World, bridge: str, timeout: float, name: str = "one", other: str = "two") -> bool:
-    """Whether a datagram that ``one`` sends to the host's MAC comes to ``two``."""
-    a, b, nonce = made.guest(name), made.guest(other), os.urandom(12)
-    router = json.loads(sh(f"ip -j link show {bridge}"))[0]["address"]
-    with inside(b.netns), socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as seen:
-        seen.bind(("eth0", 0))
-        a.outer.send(ether(router, a.mac, 0x0800, ip4(a.ip, b.ip, UDP, udp(a.ip, b.ip, 5, 777, nonce))))
-        deadline = time.monotonic() + timeout
-        while (left := deadline - time.monotonic()) > 0:
-            if select.select([seen], [], [], left)[0] and nonce in seen.recv(2000):
-                return True
-    return False
-
-
-ISOLATED = """
-version: 1
-networks:
-  cell: {mode: isolated, subnet: 10.1.0.0/24, isolated_ports: true}
-vms:
-  one: {nics: [{network: cell}]}
-  two: {nics: [{network: cell}]}
-"""
-ADOPTED = """
-version: 1
-networks:
-  office: {mode: bridge, bridge: br0, subnet: 10.1.0.0/24}
-vms:
-  one: {nics: [{network: office, ip: 10.1.0.2, isolated: true}]}
-  two: {nics: [{network: office, ip: 10.1.0.3, isolated: true}]}
-"""
-
-
-@pytest.mark.parametrize(("document", "bridge"), [(ISOLATED, "kvb-cell"), (ADOPTED, "br0")])
-def test_isolated_guests_do_not_meet_at_the_hosts_router(document: str, bridge: str) -> None:
-    with world() as made:
-        sh("ip link add br0 address 02:00:00:00:00:99 type bridge mcast_snooping 0; ip addr add 10.1.0.1/24 dev br0; "
-           "sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.send_redirects=0; ip link set br0 up" if bridge == "br0" else
-           "sysctl -qw net.ipv4.ip_forward=1")
-        made.apply(document)
-        for name in ("one", "two"):
-            guest = made.guest(name)
-            guest.use(f"{guest.ip}/24")
-        assert not made.guest("one").pings(made.guest("two").ip, timeout=NEVER)
-        assert made.guest("one").pings("10.1.0.1")
-        assert made.guest("two").pings("10.1.0.1")
-        assert not through_the_router(made, bridge, NEVER)
-        if bridge == "br0":
-            made.apply(document.replace(", isolated: true", ""))
-            assert through_the_router(made, bridge, SOON)
 
 
 CHECKED = """

@@ -13,6 +13,8 @@ def wire(segment: Segment, facts: Facts) -> Part:
     policy.reach.add((bridge, out))
     if not segment.vrf:
         policy.inward |= {bridge, out}
+    if any(map(segment.isolates, segment.nics)):
+        policy.apart.add(bridge)
     policy.masquerade |= {(out, prefix) for _, prefix in policy.sources}
     by_name = {(nic.vm, nic.nic): nic for nic in segment.nics}
     first = {nic.vm: nic for nic in reversed(segment.nics)}

@@ -95,6 +95,10 @@ class Segment:
         """Whether guests of the network are promised not to reach each other."""
         return self.network.isolated_ports or self.network.macvtap == "private"
 
+    def isolates(self, nic: NicOnNetwork) -> bool:
+        """Whether *nic* does not reach others that are isolated as well."""
+        return self.network.isolated_ports if nic.declared.isolated is None else nic.declared.isolated
+
     @property
     def alone(self) -> bool:
         """Whether one NIC has the whole uplink: nothing else has room beside it."""
@@ -143,6 +147,8 @@ class HostPolicy:
     """(bridge, its MAC): frames that the host would route, not bridge."""
     inward: set[str] = field(default_factory=set)
     """Devices from which forwarded ports may be used."""
+    apart: set[str] = field(default_factory=set)
+    """Bridges with guests that are isolated from each other: a forwarded port leads none of them back to another."""
     hosted: set[str] = field(default_factory=set)
     """Bridges with guests alone on them: not those that took an uplink, by which the world comes in."""
     sources: set[tuple[str, str]] = field(default_factory=set)

@@ -70,12 +70,7 @@ def grouping(spec: Spec, facts: Facts, segments: Mapping[str, Segment], routers:
 
 def is_needed(spec: Spec, segments: Mapping[str, Segment]) -> bool:
     return bool(spec.tenants) or has_flow_limits(spec.networks, (nic for s in segments.values() for nic in s.nics)) or any(
-        nic.declared.groups or (s.network.bridge and is_isolated(nic, s)) for s in segments.values() for nic in s.nics)
-
-
-def is_isolated(nic: NicOnNetwork, segment: Segment) -> bool:
-    declared = nic.declared.isolated
-    return segment.network.isolated_ports if declared is None else declared
+        nic.declared.groups or (s.network.bridge and s.isolates(nic)) for s in segments.values() for nic in s.nics)
 
 
 def tracking_of(facts: Facts) -> Tracking:
@@ -140,7 +135,7 @@ def nic_groups(spec: Spec, segments: Mapping[str, Segment], zones: Mapping[str, 
                 macs=tuple(sorted({nic.mac, *nic.declared.extra.macs})), addresses=tuple(sorted(own)),
                 places=tuple(sorted(f"{segment.bridge} {a}" for a in (*own, *link_locals(nic, segment)) if (segment.bridge, a) not in shared))
                 if judged else (),
-                isolated=is_isolated(nic, segment), traits=traits(spec, groups)))
+                isolated=segment.isolates(nic), traits=traits(spec, groups)))
     return found
 
 

@@ -103,6 +103,7 @@ def host_table(policy: HostPolicy, groups: str = "", proxied: Proxied | None = N
     proxied = proxied or Proxied()
     given = {(device, forward[5]) for device in policy.inward for forward in policy.forwards}
     given |= {(device, forward[6]) for forward in policy.vrf_forwards for device in (forward[0], forward[6])}
+    given -= {(bridge, bridge) for bridge in policy.apart}
     body = [
         named_set("reach", "ifname . ifname", pairs(policy.reach)),
         named_set("bridged", "ifname . ifname", (f'"{b}" . "{b}"' for b in policy.bridged)),

@@ -50,6 +50,23 @@ def test_a_forward_to_a_named_address_and_to_ipv6() -> None:
     assert any6 == 'iifname { "eth0" } fib daddr type local dnat ip6 to meta l4proto . th dport map { tcp . 80 : fd00::2 . 8080 }'
 
 
+@pytest.mark.parametrize("domain", [False, True])
+def test_a_forwarded_port_leads_no_isolated_guest_to_another(*, domain: bool) -> None:
+    """Others reach it, those of another network as well; with ports that are not isolated so do its neighbours."""
+    given: dict[str, object] = {"inward": ["eth0", "kvb-a", "kvb-b"], "forwards": [("", "tcp", 80, "10.0.0.2", 80, "kvb-a")]}
+    if domain:
+        given = {"vrf_forwards": [("eth0", "192.0.2.9", "tcp", 80, "10.0.0.2", 80, "kvb-a")], "vrf_members": [("v", "kvb-a"), ("v", "eth0")]}
+    free, apart = table(**given), table(**given, apart=["kvb-a"])
+    for name in ("handed", "paths"):
+        assert '"kvb-a" . "kvb-a"' in elements(free, name) and '"kvb-a" . "kvb-a"' not in elements(apart, name)
+        assert '"eth0" . "kvb-a"' in elements(apart, name) and elements(free, name) - elements(apart, name) == {'"kvb-a" . "kvb-a"'}
+
+
+def elements(text: str, name: str) -> set[str]:
+    body = text.split(f"set {name} {{", 1)[1].split("\n}", 1)[0]
+    return set(body.rpartition("{ ")[2].rstrip(" }").split(", "))
+
+
 @pytest.mark.parametrize(("given", "kept"), [
     ([("a", "10.0.0.0/8"), ("a", "10.1.0.0/16")], ['"a" . 10.0.0.0/8']),
     ([("a", "10.0.0.0/8"), ("b", "10.1.0.0/16")], ['"a" . 10.0.0.0/8', '"b" . 10.1.0.0/16']),
