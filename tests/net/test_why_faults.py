@@ -187,6 +187,41 @@ def test_a_packet_settles_what_nobody_can_tell(place: Paths) -> None:
         restore()
 
 
+def test_the_kernel_says_why_it_drops_what_nothing_else_explains(place: Paths) -> None:
+    """A policy of IPsec is not judged from outside; the reason is, where this kernel gives one."""
+    try:
+        sh(f"ip xfrm policy add dir fwd src {FIRST}/32 dst {FAR}/32 action block")
+        scene = read(capture(place))
+        report = why(scene, FIRST, FAR, PING)
+        assert report.state is State.OK and not ping(G1, FAR)
+        proved = prove(scene, report)
+        first = proved.findings[0]
+        if proved.live.untold:
+            assert first.code == "no-answer" and "not given by this kernel" in str(proved.live)
+        else:
+            assert (first.code, first.severity) == ("kernel-drop", Severity.BLOCKS) and "IPsec" in first.what, (proved.findings, str(proved.live))
+    finally:
+        sh("ip xfrm policy flush")
+        restore()
+
+
+def test_the_kernel_says_nothing_of_what_arrives(place: Paths) -> None:
+    scene = read(capture(place))
+    assert prove(scene, why(scene, FIRST, FAR, PING)).live.dropped == []
+
+
+def test_a_reason_confirms_what_was_found(place: Paths) -> None:
+    try:
+        sh("sysctl -qw net.ipv4.conf.br0.rp_filter=1")
+        scene = read(capture(place))
+        proved = prove(scene, why(scene, "p1@10.99.0.5", FAR, PING))
+        found = next(f for f in proved.findings if f.code == "reverse-path")
+        assert proved.live.untold or any("confirmed" in e and "IP_RPFILTER" in e for e in found.evidence), (found, str(proved.live))
+    finally:
+        sh("sysctl -qw net.ipv4.conf.br0.rp_filter=0")
+        restore()
+
+
 def test_a_silent_guest_is_told_from_a_blocked_one(place: Paths) -> None:
     try:
         sh(f"ip netns exec {G2} sysctl -qw net.ipv4.icmp_echo_ignore_all=1")

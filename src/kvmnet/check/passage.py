@@ -1,4 +1,4 @@
-"""A marked packet sent from A to B on the live host: where it was seen, which rule ended it, and whether an answer came.
+"""A marked packet sent from A to B on the live host: where it was seen, which rule ended it, why the kernel dropped it, and whether an answer came.
 
 It settles what looking cannot: a rule that may match, a guest that may answer. At most three packets, for at most ``SECONDS``; they
 carry the sender's own addresses, so the sender may get answers that it did not ask for, and drops them.
@@ -15,17 +15,23 @@ from typing import Any
 from kvmnet.doctor.ends import Place
 from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.packet import TCP, UDP, Packet, made
+from kvmnet.doctor.reasons import confirms, meaning
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.why import NOBODY, Report
 from kvmnet.host.clock import wait_until
+from kvmnet.host.drops import Dropped, DropTrace
 from kvmnet.host.packets import Capture
 from kvmnet.host.run import ToolFailed, run
-from kvmnet.host.trace import RuleTrace, Traced, entrance, send_raw, stir
+from kvmnet.host.trace import RuleTrace, Traced, entrance, inner_end, send_raw, stir
 
 SECONDS, PACKETS = 1.5, 3
 FRAMES = 500
 """Read from one device at a time: a busy one must not hold up the others."""
 ENDS = ("drop", "reject")
+RULES = ("rule-drop", "arp-drop", "bridge-netfilter", "guest-firewall", "rule-unknown")
+"""Codes of which there may be several for one packet: which of them a drop by netfilter was, only the trace of rules tells."""
+VAGUE = ("NOT_SPECIFIED", "OTHERHOST")
+"""Reasons that say nothing about a fault."""
 
 
 @dataclass
@@ -40,6 +46,10 @@ class Live:
     answered: bool = False
     ended: list[Traced] = field(default_factory=list)
     """Rules that ended them."""
+    dropped: list[Dropped] = field(default_factory=list)
+    """Where and why the kernel dropped them."""
+    untold: str = ""
+    """Why it tells no reasons."""
     impossible: str = ""
     """Why none could be sent."""
 
@@ -51,7 +61,9 @@ class Live:
             return f"no packet was sent: {self.impossible}"
         end = "an answer came back" if self.answered else "no answer came back"
         rules = "; ".join(f"{t.place} ended it: {t.text}" for t in self.ended)
-        return f"{self.sent} packet(s) put in at {self.where}; seen at {', '.join(self.seen) or 'no device'}; {end}" + (f"; {rules}" if rules else "")
+        told = [f"{self.sent} packet(s) put in at {self.where}", f"seen at {', '.join(self.seen) or 'no device'}", end, rules]
+        drops = [] if self.answered else [f"the kernel dropped it{' in ' + d.where if d.where else ''}: {d.reason}{' (' + meaning(d.reason) + ')' if meaning(d.reason) else ''}" for d in self.dropped]
+        return "; ".join(t for t in (*told, *drops, "" if self.answered else self.untold) if t)
 
 
 def ask(report: Report) -> bool:
@@ -95,6 +107,7 @@ def send(scene: Scene, report: Report, live: Live) -> None:
     devices = list(dict.fromkeys(hop.where for hop in (*report.there, *report.back) if hop.where in scene.links))
     with ExitStack() as stack:
         captures = {dev: stack.enter_context(Capture(dev)) for dev in devices}
+        drops = stack.enter_context(DropTrace(packet.protocol))
         trace = stack.enter_context(RuleTrace(f"meta l4proto {number} @th,{'32,32' if number == TCP else '64,32'} {mark:#x}"))
         place = stack.enter_context(entrance(a.dev)) if a.place is Place.NIC else None
         live.where = a.dev if place else "the host"
@@ -106,7 +119,8 @@ def send(scene: Scene, report: Report, live: Live) -> None:
             if live.sent < PACKETS and monotonic() - last > SECONDS / PACKETS / 2:
                 last = monotonic()
                 live.sent += 1
-                place.send(packet.frame) if place else send_raw(b.ip, packet.frame[14:])
+                with drops.sending():
+                    place.send(packet.frame) if place else send_raw(b.ip, packet.frame[14:])
             for dev, capture in captures.items():
                 for _ in range(FRAMES):
                     if (frame := capture.receive()) is None:
@@ -120,6 +134,7 @@ def send(scene: Scene, report: Report, live: Live) -> None:
             wait_until(step, SECONDS, 0.01)
         live.seen = [dev for dev in devices if dev in seen]
         live.ended = [t for t in trace.found if t.verdict in ENDS]
+        live.dropped, live.untold = drops.found(inner_end() if place else ""), drops.impossible
 
 
 def is_probe(frame: bytes, mark: int, number: int) -> bool:
@@ -147,7 +162,13 @@ def concluded(report: Report, target: str) -> Report:
     if live.impossible:
         return report
     there, back = ([replace(hop, findings=[beside(f, live) for f in hop.findings]) for hop in hops] for hops in (report.there, report.back))
-    if not live.answered and not report.blocking and report.probe.protocol != "udp":
+    told = [d for d in live.dropped if d.reason not in VAGUE]
+    if not live.answered and not report.blocking and told:
+        first = told[0]
+        there[-1].findings.append(Finding(
+            code="kernel-drop", severity=Severity.BLOCKS, where=first.where or live.where, what=f"the kernel drops the packet: {meaning(first.reason) or first.reason}",
+            why="nothing that was read of this host says so; the packets do", evidence=(*(f"skb:kfree_skb: {d.reason}{' in ' + d.where if d.where else ''}" for d in told), str(live))))
+    elif not live.answered and not report.blocking and report.probe.protocol != "udp":
         last = live.seen[-1] if live.seen else live.where
         there[-1].findings.append(Finding(
             code="no-answer", severity=Severity.BLOCKS, where=last, what=f"nothing on this host is in the way, but no answer comes; last seen at {last}",
@@ -161,7 +182,10 @@ def beside(finding: Finding, live: Live) -> Finding:
         return finding
     if live.answered:
         return replace(finding, severity=Severity.NOTE, certainty=Certainty.UNKNOWN, evidence=(*finding.evidence, "refuted: a packet went there and its answer came back"))
+    shown = [f"confirmed: the kernel dropped a packet{' in ' + d.where if d.where else ''}: {d.reason}, {meaning(d.reason)}" for d in live.dropped if confirms(d.reason, finding.code)]
     if any(t.place == finding.where for t in live.ended):
-        return replace(finding, certainty=Certainty.PROVED, evidence=(*finding.evidence, "confirmed: nft traced a packet that ended there"))
+        return replace(finding, certainty=Certainty.PROVED, evidence=(*finding.evidence, "confirmed: nft traced a packet that ended there", *shown))
+    if shown and finding.code not in RULES:
+        return replace(finding, certainty=Certainty.PROVED, evidence=(*finding.evidence, *shown))
     return finding
 

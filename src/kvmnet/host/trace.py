@@ -24,10 +24,15 @@ FIRST = -2000000
 TRACED = re.compile(r"^trace id (?P<id>\S+) (?P<family>\S+) (?P<table>\S+) (?P<chain>\S+) (?:rule (?P<rule>.*) \(verdict (?P<verdict>\w+)[^)]*\)|policy (?P<policy>\w+))\s*$")
 
 
+def inner_end() -> str:
+    """The device by which what is sent at an ``entrance`` comes in."""
+    return f"kvp-{os.getpid() % 100000}b"
+
+
 @contextmanager
 def entrance(port: str) -> Iterator[Capture]:
     """What is sent on it is received by *port*. Raises ToolFailed, HostCannot."""
-    near, far = f"kvp-{os.getpid() % 100000}a", f"kvp-{os.getpid() % 100000}b"
+    near, far = f"kvp-{os.getpid() % 100000}a", inner_end()
     run(("ip", "link", "add", near, "type", "veth", "peer", "name", far))
     try:
         run(("ip", "-batch", "-"), stdin="".join(f"link set {dev} addrgenmode none\nlink set {dev} arp off up\n" for dev in (near, far)))

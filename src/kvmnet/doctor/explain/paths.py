@@ -18,6 +18,8 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "port-no-flood": ("The bridge does not know the MAC, and the port takes no unknown or broadcast frames (flood, bcast_flood off).", ("bridge fdb show", "ip link set PORT type bridge_slave bcast_flood on")),
     "port-state": ("Spanning tree has the port blocking, listening or learning: it forwards nothing.", ("ip -d link show PORT", "ip link set BRIDGE type bridge forward_delay 200")),
     "guest-link-off": ("The carrier of the guest's card is switched off.", ("link: up in the document, or set_link by QEMU's monitor",)),
+    "no-answer": ("Nothing on this host is in the way, packets were sent, and no answer came: what is behind the last device that saw them loses it, or the far end does not answer.", ("kvmnet capture",)),
+    "kernel-drop": ("Packets that were sent for it show that the kernel drops them, for the reason that it gives; nothing that was read says so.", ("kvmnet why A B --prove",)),
     "guest-firewall": ("Rules inside the guest drop the packet: its own firewall, which nothing on the host overrules.", ("kvmnet vm exec GUEST nft list ruleset",)),
     "guest-other-card": ("The guest's own routes lead by another of its cards than the one that was asked about.", ("kvmnet vm exec GUEST ip route get ADDRESS",)),
     "guest-unseen": ("No port is known to have that address behind it: the guest is silent, off, or has another address.", ("ip neigh show", "kvmnet capture")),
