@@ -140,7 +140,7 @@ def at_port(scene: Scene, name: str, dev: str, version: int) -> End:
         own = ip_interface(scene.addresses_of(dev, version)[0])
         if not (own.ip.is_link_local and version == 4):
             return End(name, Place.HOST, str(own.ip), mac=scene.mac(dev), segment=dev)
-    macs = [n["mac"] for n in scene.nics if n["tap"] == dev and n["mac"]] or card_macs(scene, dev) or scene.learned(dev)
+    macs = [n["mac"] for n in scene.nics if n["tap"] == dev and n["mac"]] or card_macs(scene, dev) or ([scene.mac(dev)] if scene.kind(dev) in ("macvtap", "macvlan") else scene.learned(dev))
     known = [(mac, ip) for mac in macs if (ip := ip_of(scene, mac, dev, version))]
     mac, ip = known[0] if known else (macs[0] if macs else "", "")
     return End(name, Place.NIC, ip, dev, mac, scene.bridge_of(dev))

@@ -6,12 +6,13 @@ from ipaddress import ip_address, ip_interface
 from typing import Any
 
 from kvmnet.doctor.expressions import value
+from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.hooks import HOST, Passage
 from kvmnet.doctor.packet import ICMP, TCP, UDP, UNKNOWN
 from kvmnet.doctor.routing import ERRORS, Asked, Way, comes_back, look_up
 from kvmnet.doctor.scene import Scene
-from kvmnet.doctor.segment import device, filters
+from kvmnet.doctor.segment import device
 from kvmnet.doctor.trip import Trip
 
 DESTINATION, SOURCE = -100, 100

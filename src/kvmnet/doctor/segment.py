@@ -1,12 +1,11 @@
 """A frame on a segment: from a port into its bridge, across it, and out by another port (net/bridge). Pure."""
 from __future__ import annotations
 
+from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.hooks import kind_of_frame
 from kvmnet.doctor.packet import BROADCAST
 from kvmnet.doctor.trip import Trip
-from kvmnet.drivers.tc.resources import PREF
-from kvmnet.drivers.tc.wire import parse_filters
 
 
 def enter(trip: Trip, port: str) -> None:
@@ -64,7 +63,7 @@ def device(trip: Trip, dev: str, what: str) -> None:
         trip.blocks("port-down" if scene.bridge_of(dev) or kind == "bridge" else "link-down", dev, f"{dev} is down", "a device that is down sends and receives nothing", scene.drops(dev), fix=(f"ip link set {dev} up",))
     elif not scene.carrier(dev):
         no_carrier(trip, dev, kind)
-    if kind == "tun" and dev in scene.links:
+    if kind in ("tun", "macvtap"):
         guest(trip, dev)
 
 
@@ -114,29 +113,6 @@ def forwarding(trip: Trip, port: str) -> None:
     trip.blocks("port-state", port, f"the port is {state}", f"the spanning tree lets it wait {2 * delay} s after it came up; DHCP clients give up before" if waits else
                 "the spanning tree has found another way, or the port was set so", f"stp_state {data.get('stp_state')}, forward_delay {delay} s",
                 fix=(f"ip link set {bridge} type bridge stp_state 0", f"bridge link set dev {port} state 3") if waits else (f"ip link set {port} type bridge_slave state 3",) if not data.get("stp_state") else ())
-
-
-def filters(trip: Trip, dev: str, direction: str) -> None:
-    """Filters of tc are not judged: that there are some is said. But for our own, by which frames take a detour through a
-    queue: they come back as long as the device with the queue is there and up."""
-    for place in trip.scene.part("filters"):
-        if place["dev"] != dev or place["direction"] != direction:
-            continue
-        for found in parse_filters(dev, place["filters"], direction):
-            detour(trip, dev, found.to or "", direction)
-        others = [f for f in place["filters"] if f.get("pref") != PREF]
-        if others:
-            kinds = sorted({f.get("kind", "") for f in others})
-            trip.blocks("tc-filter", dev, f"filters of tc stand at its {direction} ({', '.join(kinds)}); they are not judged here", "they may drop or redirect the packet",
-                        f"tc -s filter show dev {dev} {direction}", certainty=Certainty.UNKNOWN, severity=Severity.NOTE)
-
-
-def detour(trip: Trip, dev: str, to: str, side: str) -> None:
-    """Frames that come in by *dev*, or that it sends, go through the queue of *to* first (rates)."""
-    if not trip.scene.up(to):
-        what = f"{to} is {'down' if to in trip.scene.links else 'gone'}" if to else "the device with it is gone"
-        trip.blocks("detour-astray", dev, f"what {'comes in by' if side == 'ingress' else 'leaves by'} {dev} takes a detour by the queue of its rate, and {what}",
-                    "frames that are redirected to a device that is not up are dropped", f"tc -s filter show dev {dev} {side}", fix=("kvmnet apply",))
 
 
 def cross(trip: Trip, bridge: str, port: str, expected: str) -> str:

@@ -11,8 +11,10 @@ from ipaddress import ip_address, ip_interface
 from typing import Any
 
 from kvmnet.doctor.ends import End, Place, by_address, find
+from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Finding, Severity, ranked
 from kvmnet.doctor.inside import receives, sends, unheard
+from kvmnet.doctor.macvlan import from_shared, into_shared, is_shared, to_shared
 from kvmnet.doctor.packet import (
     ICMP,
     ICMP6,
@@ -40,7 +42,7 @@ SPORT = 40000
 HEARD = ("arp-drop", "rule-unknown", "port-no-flood", "arp-ignored")
 """What of a question's way is told: the rest its packet meets, too."""
 NEEDED = {"nft": "the rules of nftables", "xtables": "the rules of iptables", "fdb": "the bridges' forwarding tables", "routes4": "the routes", "routes6": "the IPv6 routes",
-          "rules4": "the policy rules", "rules6": "the IPv6 policy rules", "netconf": "the forwarding switches", "neighbours": "the neighbour table"}
+          "rules4": "the policy rules", "rules6": "the IPv6 policy rules", "netconf": "the forwarding switches", "neighbours": "the neighbour table", "filters": "the filters of tc"}
 """Part of a capture -> what it is; without it nothing is sure."""
 EXIT = {State.OK: 0, State.BLOCKED: 1, State.UNKNOWN: 3}
 
@@ -171,6 +173,9 @@ def unread(trip: Trip) -> None:
 
 def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
     scene, bridge = trip.scene, a.segment
+    if is_shared(scene, a):
+        from_shared(trip, a, b)
+        return
     if not a.dev:
         unseen(trip, a)
     direct = b.place is Place.NIC and b.segment == bridge and on_link(scene, bridge, a.ip, b.ip) and trip.packet.target == b.ip
@@ -218,6 +223,9 @@ def onward(trip: Trip, dev: str, b: End, undo: Undo | None) -> None:
 
 def from_outside(trip: Trip, a: End, b: End, undo: Undo | None, came: str) -> None:
     scene = trip.scene
+    if is_shared(scene, b):
+        into_shared(trip, b)
+        return
     if b.place is Place.NIC and b.segment and not scene.addresses_of(b.segment, trip.packet.version) and (port := first_port(scene, b.segment)):
         trip.context.packet = trip.packet.between(b.mac or NOBODY, NOBODY)
         enter(trip, port)
@@ -236,6 +244,7 @@ def from_outside(trip: Trip, a: End, b: End, undo: Undo | None, came: str) -> No
         trip.at_bridge("input", dev, dev, "")
     else:
         device(trip, dev, "uplink")
+        filters(trip, dev, "ingress")
         trip.at("netdev", "ingress", iif=dev, where=dev)
     onward(trip, dev, b, undo)
 
@@ -264,6 +273,9 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
     """By the device of a route to the next hop."""
     scene, dev = trip.scene, way.dev
     if not dev or way.type != "unicast" or scene.bridge_of(dev):
+        return
+    if is_shared(scene, b):
+        to_shared(trip, way, b)
         return
     hop = way.via or trip.packet.target
     there = b if b.place is Place.NIC and hop == b.ip else None

@@ -183,11 +183,19 @@ def filters(qdiscs: Sequence[Mapping[str, Any]]) -> list[Json]:
         return []
     text = host.run(("tc", "-j", "-s", "-b", "-"), timeout=SECONDS,
                     stdin="".join(f"filter show dev {dev} {way}\n" for dev, way in asked))
-    decoder, at, found = json.JSONDecoder(), 0, []
+    decoder, at, found = json.JSONDecoder(object_pairs_hook=with_matches), 0, []
     for dev, way in asked:
         at = len(text) - len(text[at:].lstrip())
         rows, at = decoder.raw_decode(text, at) if at < len(text) else ([], at)
         found.append({"dev": dev, "direction": way, "filters": rows})
+    return found
+
+
+def with_matches(pairs: list[tuple[str, Any]]) -> Json:
+    """An object of tc: u32 repeats the key ``match``, all of which are kept in ``matches``."""
+    found = dict(pairs)
+    if "match" in found:
+        found["matches"] = [value for key, value in pairs if key == "match"]
     return found
 
 

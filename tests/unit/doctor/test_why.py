@@ -119,6 +119,9 @@ BAD: dict[str, tuple[str, str, str, Callable[[Facts], Any]]] = {
     "proxy-arp": ("vm1", "vm2", "br0", lambda f: (f["sysctls"].update({"net/ipv4/conf/br0/proxy_arp": "1"}))),
     "facts-missing": ("vm1", "vm2", "nft", lambda f: f.update(missing={"nft": "Operation not permitted"})),
     "rule-unknown": ("vm3", "outside", "ip nat post", lambda f: f["nft"][2]["rule"]["expr"].insert(0, {"quota": {"val": 1, "val_unit": "mbytes", "inv": True}})),
+    "tc-filter": ("vm1", "vm2", "t1", lambda f: f.update(filters=[{"dev": "t1", "direction": "ingress", "filters": [
+        {"protocol": "ip", "pref": 1, "kind": "matchall", "options": {"actions": [{"kind": "gact", "control_action": {"type": "drop"}}]}}]}])),
+    "xdp-program": ("vm1", "vm2", "t1", lambda f: of(f, "t1").update(xdp={"mode": 2, "prog": {"id": 7}})),
     "limited": ("vm3", "outside", "ip nat post", lambda f: f["nft"][2]["rule"]["expr"].insert(0, {"limit": {"rate": 1, "per": "second"}})),
 }
 
@@ -207,6 +210,38 @@ def test_a_guest_that_told_nothing_is_said_so() -> None:
         f["guests"][0]["inside"] = {"agent": "no agent answers"}
     report = why(scene(change), "vm1", "vm2", Probe())
     assert report.state is State.OK and report.there[0].words == "its inside is not seen: no agent answers"
+
+
+def shared(*modes: str, host: str = "") -> Callable[[Facts], None]:
+    """Guests vm5, vm6 ... behind macvtaps on w0; ``host``: mode of a macvlan of the host beside them."""
+    def change(f: Facts) -> None:
+        for number, word in enumerate(modes, 5):
+            mac = f"52:54:00:00:00:0{number}"
+            f["links"].append({**link(f"m{number}", "macvtap", mac, data={"mode": word}), "link": "w0"})
+            f["nics"].append({"vm": f"vm{number}", "nic": "nic0", "network": "n", "tap": f"m{number}", "mac": mac, "ip": f"192.0.2.1{number}", "ip6": ""})
+        if host:
+            f["links"].append({**link("h0", "macvlan", "02:00:00:00:00:0b", data={"mode": host}, addr_info=[inet("192.0.2.3", 24)]), "link": "w0"})
+            f["routes4"] += [{"type": "local", "dst": "192.0.2.3", "dev": "h0", "table": "local", "flags": []}, {"type": "unicast", "dst": "192.0.2.15", "dev": "h0", "flags": []}]
+            f["netconf"].append({"family": "inet", "interface": "h0", "forwarding": True, "rp_filter": "strict"})
+    return change
+
+
+@pytest.mark.parametrize(("a", "b", "change", "codes"), [
+    ("vm5", "vm6", shared("bridge", "bridge"), []), ("vm5", "vm6", shared("bridge", "private"), ["macvtap-private"]), ("vm5", "vm6", shared("vepa", "vepa"), ["macvtap-vepa"]),
+    ("vm5", "192.0.2.2", shared("bridge"), ["macvtap-host"]), ("host", "vm5", shared("bridge"), ["macvtap-host"]), ("vm5", "192.0.2.3", shared("bridge", host="bridge"), []),
+    ("192.0.2.3", "vm5", shared("bridge", host="bridge"), []), ("vm5", "outside", shared("bridge"), []), ("vm5", "192.0.2.3", shared("private", host="bridge"), ["macvtap-private"])])
+def test_guests_behind_macvtaps(a: str, b: str, change: Callable[[Facts], None], codes: list[str]) -> None:
+    report = why(scene(change), a, b, Probe())
+    assert [f.code for f in report.findings] == codes and (report.state is State.OK) is not bool(codes), report.findings
+    assert "m5" in {h.where for h in report.there}
+
+
+def test_what_stands_at_the_device_of_macvtaps_is_seen() -> None:
+    def change(f: Facts) -> None:
+        shared("bridge")(f)
+        of(f, "w0")["flags"] = ["UP", "NO-CARRIER"]
+        f["filters"] = [{"dev": "w0", "direction": "ingress", "filters": [{"protocol": "all", "pref": 1, "kind": "matchall", "options": {"actions": [{"kind": "gact", "control_action": {"type": "drop"}}]}}]}]
+    assert {f.code for f in why(scene(change), "vm5", "198.51.100.1", Probe()).findings} == {"no-carrier", "tc-filter"}
 
 
 def forwarded(f: Facts, *more: Facts) -> None:

@@ -12,7 +12,8 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "rule-unknown": ("A rule asks for something that only the live system can tell; it may lose the packet.", ("kvmnet why A B   # without --facts a packet is sent",)),
     "detour-astray": ("What comes in by the device, or leaves by it, takes a detour by the queue of its rate, and the device with that queue is down or gone: "
                       "frames that are redirected there are dropped.", ("kvmnet status", "ip link show dev DEV", "tc -s filter show dev DEV ingress")),
-    "tc-filter": ("A filter of tc at the device takes or drops the packet before any rule sees it.", ("tc -s filter show dev DEV ingress",)),
+    "tc-filter": ("A filter of tc at the device takes or drops the packet, or may: before the bridge and any rule sees it at ingress, behind them at egress.", ("tc -s filter show dev DEV ingress",)),
+    "xdp-program": ("An XDP program stands at the device, before everything else; what it does cannot be read.", ("bpftool net show", "ip link set DEV xdpgeneric off   # where nobody needs it")),
     "port-isolated": ("Both ports are isolated: a bridge sends nothing from one such port to another.", ("ip link set PORT type bridge_slave isolated off   # when they are meant to talk",)),
     "port-locked": ("The port is locked (802.1X): it takes frames of MACs alone that are entered by hand.", ("bridge fdb replace MAC dev PORT master static",)),
     "port-no-flood": ("The bridge does not know the MAC, and the port takes no unknown or broadcast frames (flood, bcast_flood off).", ("bridge fdb show", "ip link set PORT type bridge_slave bcast_flood on")),
@@ -44,6 +45,9 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "echo-ignored": ("The host answers no ping (icmp_echo_ignore_all).", ("sysctl -w net.ipv4.icmp_echo_ignore_all=0",)),
     "nobody-listens": ("The packet arrives and no program listens there.", ("ss -ltunp",)),
     "bond-dead": ("No member of the bond works.", ("cat /proc/net/bonding/BOND",)),
+    "macvtap-host": ("The host and a guest behind a macvtap on one of its devices do not reach each other by that device, in any mode.", ("ip link add link NIC name host0 type macvlan mode bridge   # and the host's address there",)),
+    "macvtap-private": ("Two macvtaps share a device, and mode private keeps them apart.", ("ip link set DEV type macvtap mode bridge",)),
+    "macvtap-vepa": ("Two macvtaps of mode vepa reach each other only by a switch that sends frames back.", ("ip link set DEV type macvtap mode bridge",)),
     "not-followed": ("A macvtap, VF or foreign switch carries the frames: what happens there cannot be seen from here.", ("kvmnet capture",)),
 }
 """Code -> what it means, and the next step."""
