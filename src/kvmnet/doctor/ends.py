@@ -96,6 +96,10 @@ def find_name(scene: Scene, name: str, version: int) -> End:
         own = [ip_interface(a) for a in scene.addresses_of(bridge, version)]
         if own:
             return End(name, Place.HOST, str(own[0].ip), mac=scene.mac(bridge), segment=bridge)
+    for nic in vf_nics(scene):
+        if name in (nic["vm"], f"{nic['vm']}/{nic['nic']}"):
+            ip = nic.get("ip6" if version == 6 else "ip") or ""
+            return End(name, Place.NIC, str(ip_address(ip)) if ip else ip_of(scene, nic["mac"], nic["tap"], version), "", nic["mac"], how=f"a VF of {scene.vfs[nic['mac']][0]}")
     known = sorted(set(names(scene)))
     near = get_close_matches(name, known, 3)
     raise KvmnetError(f"there is no guest, NIC, network or device {name} here",
@@ -107,8 +111,14 @@ def names(scene: Scene) -> Iterator[str]:
     yield from ("host", "outside")
     for nic in scene.nics:
         yield from (nic["vm"], f"{nic['vm']}/{nic['nic']}", nic["network"])
+    yield from (n["vm"] for n in vf_nics(scene))
     yield from (g["name"] for g in scene.part("guests") if g.get("name"))
     yield from scene.links
+
+
+def vf_nics(scene: Scene) -> list[Json]:
+    """NICs of documents that are VFs: the host has no device for them."""
+    return [n for n in scene.part("nics") if n["tap"] not in scene.links and n.get("mac") in scene.vfs]
 
 
 def ports_of(scene: Scene, name: str) -> list[str]:
@@ -168,14 +178,15 @@ def by_mac(scene: Scene, mac: str, version: int) -> End:
     raise KvmnetError(f"no port of this host has {mac} behind it", "it has not sent anything for a while, or is not on this host")
 
 
-def by_address(scene: Scene, ip: str) -> End:
-    """Own, a guest's, or outside: by the document, neighbours and the bridge's forwarding table."""
+def by_address(scene: Scene, ip: str, domain: str = "") -> End:
+    """Own, a guest's, or outside: by the document, neighbours and the bridge's forwarding table. ``domain``: the VRF that is
+    asked in, where several have the address."""
     version = ip_address(ip).version
     if ip in scene.own:
         dev = scene.own[ip][0]
         return End(ip, Place.HOST, ip, mac=scene.mac(dev), segment=dev)
     field = "ip6" if version == 6 else "ip"
-    for nic in scene.nics:
+    for nic in sorted(scene.nics, key=lambda n: scene.domain_of(scene.bridge_of(n["tap"])) != domain):
         if nic.get(field) and str(ip_address(nic[field])) == ip:
             return End(ip, Place.NIC, ip, nic["tap"], nic["mac"], scene.bridge_of(nic["tap"]))
     segment = scene.on_link(ip)

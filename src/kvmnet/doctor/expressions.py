@@ -188,6 +188,8 @@ def meta(key: str, context: Context) -> Value:
     match key:
         case "iifname" | "iif":
             return context.iif      # '' where there is none, which is no absence (nft_meta_store_ifname())
+        case "sdifname" | "sdif":
+            return context.sdif     # in input and forward only (nft_meta_get_eval_sdifname())
         case "oifname" | "oif":
             return context.oif
         case "ibrname" | "ibridgename":

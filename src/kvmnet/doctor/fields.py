@@ -87,7 +87,7 @@ BITMASKS = frozenset({"ct_state", "ct_status", "tcp_flag", "ct_label"})
 NAMES = frozenset({"ifname", "string", "iface_index"})
 """Types whose values are text; interface indexes are printed as names."""
 META_TYPES = {
-    "iifname": "ifname", "oifname": "ifname", "iif": "ifname", "oif": "ifname", "ibrname": "ifname", "obrname": "ifname", "ibridgename": "ifname",
+    "iifname": "ifname", "oifname": "ifname", "iif": "ifname", "oif": "ifname", "sdifname": "ifname", "sdif": "ifname", "ibrname": "ifname", "obrname": "ifname", "ibridgename": "ifname",
     "obridgename": "ifname", "mark": "mark", "protocol": "ether_type", "nfproto": "nf_proto", "l4proto": "inet_proto", "length": "integer",
     "pkttype": "pkt_type", "iiftype": "iface_type", "oiftype": "iface_type", "priority": "classid", "skuid": "uid", "iifgroup": "devgroup",
     "oifgroup": "devgroup", "iifkind": "string", "oifkind": "string",

@@ -227,6 +227,8 @@ class Context:
     iif: str = ""
     """Device by which it came; '' when the host itself sends it."""
     oif: str = ""
+    sdif: str = ""
+    """Member of a VRF by which it came, while ``iif`` is the VRF; '' elsewhere."""
     bridge_in: str = ""
     bridge_out: str = ""
     mark: Value = 0

@@ -41,14 +41,25 @@ def come_up(trip: Trip, dev: str, undo: Undo | None = None) -> Way:
         trip.at("ip", "prerouting", iif=dev, above=DESTINATION)
     elif undo:
         put_back(trip, 1, undo.source)
+    if domain := scene.domain_of(dev):
+        enter_domain(trip, domain)
     way = look_up(scene, Asked(trip.packet.target, trip.packet.source, dev, mark=mark(trip)))
-    if trip.packet.version == 4 and (why := comes_back(scene, trip.packet, dev, way, mark(trip))):
+    checked = domain or dev
+    if trip.packet.version == 4 and (why := comes_back(scene, trip.packet, checked, way, mark(trip))):
         trip.hop(dev, "route", "reverse path")
         trip.blocks("reverse-path", dev, f"the check of the reverse path drops it: {why}", "rp_filter takes a packet only where the way back to its source leads to the same device (1), or anywhere (2)",
-                    f"net.ipv4.conf.{dev}.rp_filter and all: the larger is {scene.reverse_path(dev)}",
-                    fix=(f"sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{dev}.rp_filter=2",))
+                    f"net.ipv4.conf.{checked}.rp_filter and all: the larger is {scene.reverse_path(checked)}",
+                    fix=(f"sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{checked}.rp_filter=2",))
     routed(trip, way, dev)
     return way
+
+
+def enter_domain(trip: Trip, domain: str) -> None:
+    """A member of a VRF hands the packet up: prerouting once more, by the VRF's device; NAT and conntrack have had it."""
+    device(trip, domain, "domain")
+    trip.domain = domain
+    trip.at("ip", "prerouting", iif=domain, upto=DESTINATION - 1)
+    trip.at("ip", "prerouting", iif=domain, above=DESTINATION)
 
 
 def mark(trip: Trip) -> int:
@@ -168,7 +179,7 @@ def table_full(trip: Trip) -> None:
 def forward(trip: Trip, iif: str, way: Way, undo: Undo | None = None) -> None:
     """From one device to another, as far as the device that it leaves by."""
     scene, version = trip.scene, trip.packet.version
-    if not scene.routes_from(iif, version):
+    if not scene.routes_from(trip.domain or iif, version):
         name = "net.ipv4.ip_forward" if version == 4 else "net.ipv6.conf.all.forwarding"
         trip.hop("forwarding", "route", "off")
         trip.blocks("forwarding-off", iif, f"the host does not forward IPv{version} that comes by {iif}", "a host that is no router drops what is not for itself",
@@ -197,11 +208,15 @@ def out_hooks(trip: Trip, iif: str, oif: str, undo: Undo | None) -> None:
     trip.at("ip", "postrouting", iif=iif, oif=oif, above=SOURCE)
 
 
-def sent(trip: Trip, undo: Undo | None = None) -> Way:
-    """By the host itself."""
+def sent(trip: Trip, own: str, undo: Undo | None = None) -> Way:
+    """By the host itself, from an address of the device *own*."""
     trip.context.linked = False
-    way = look_up(trip.scene, Asked(trip.packet.target, trip.packet.source, mark=mark(trip)))
+    domain = trip.scene.domain_of(own)
+    way = look_up(trip.scene, Asked(trip.packet.target, trip.packet.source, oif=domain, mark=mark(trip)))
     routed(trip, way, "")
+    if domain:      # sockets of the host speak in a VRF when they are bound to it (ip vrf exec), and in answers
+        device(trip, domain, "domain")
+        trip.at("ip", "output", oif=domain)
     nat(trip, trip.at("ip", "output", oif=way.dev, upto=DESTINATION), "", way.dev)
     trip.at("ip", "output", oif=way.dev, above=DESTINATION)
     out_hooks(trip, "", way.dev, undo)

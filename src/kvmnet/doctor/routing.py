@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -49,7 +49,14 @@ class Asked:
 def look_up(view: Scene, asked: Asked) -> Way:
     version = ip_address(asked.target).version
     unsure = ""
+    domain = view.domain_of(asked.iif) or view.domain_of(asked.oif)
+    if domain and asked.oif == domain:
+        asked = replace(asked, oif="")
     for rule in sorted(view.part(f"rules{version}"), key=lambda r: r.get("priority", 0)):
+        if "l3mdev" in rule:    # a VRF's own table; what it does not know, the rules behind it are asked for
+            if domain and (found := in_table(view, version, str(view.data(domain).get("table", "")), asked, None)) is not None:
+                return Way(**{**found, "unsure": unsure})
+            continue
         applies = holds(rule, asked)
         if applies is None:
             unsure = unsure or f"ip rule {rule.get('priority')}"
@@ -154,11 +161,11 @@ def comes_back(scene: Scene, packet: Packet, iif: str, onward: Way, mark: int = 
     src_valid_mark is on."""
     strict, source = scene.reverse_path(iif), packet.source
     marked = mark if "1" in (scene.sysctl(f"net/ipv4/conf/{iif}/src_valid_mark"), scene.sysctl("net/ipv4/conf/all/src_valid_mark")) else 0
-    way = look_up(scene, Asked(source, packet.target, onward.dev if onward.type == "unicast" else "", mark=marked))
+    way = look_up(scene, Asked(source, packet.target, onward.dev if onward.type == "unicast" else scene.domain_of(iif), mark=marked))
     if way.type in ("local", "broadcast") and "1" not in (scene.sysctl(f"net/ipv4/conf/{iif}/accept_local"), scene.sysctl("net/ipv4/conf/all/accept_local")):
         return f"its source {source} is the host's own address"
     if strict == 0:
         return ""
     if way.type != "unicast":
         return f"there is no route back to {source}"
-    return f"the way back to {source} is by {way.dev or 'another device'} ({way.route})" if strict == 1 and way.dev != iif else ""
+    return f"the way back to {source} is by {way.dev or 'another device'} ({way.route})" if strict == 1 and way.dev != iif and iif != scene.domain_of(way.dev) else ""

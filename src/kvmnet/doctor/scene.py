@@ -53,6 +53,10 @@ class Scene(View):
         master = self.master(dev)
         return master if self.kind(master) == "bridge" else ""
 
+    def domain_of(self, dev: str) -> str:
+        """The VRF that a device belongs to, or is; '' for none."""
+        return next((d for d in (dev, self.master(dev), self.master(self.master(dev))) if self.kind(d) == "vrf"), "")
+
     def flags(self, dev: str) -> tuple[str, ...]:
         return tuple(self.links.get(dev, {}).get("flags", ()))
 
@@ -74,6 +78,11 @@ class Scene(View):
     def drops(self, dev: str) -> str:
         stats = self.links.get(dev, {}).get("stats64", {})
         return f"rx dropped {stats.get('rx', {}).get('dropped', 0)}, tx dropped {stats.get('tx', {}).get('dropped', 0)}"
+
+    @cached_property
+    def vfs(self) -> dict[str, tuple[str, Json]]:
+        """MAC of a VF -> (its PF, what the PF says of it)."""
+        return {str(row["mac"]).lower(): (name, row) for name, link in self.links.items() for row in link.get("vfinfo_list", ()) if row.get("mac", "00:00:00:00:00:00") != "00:00:00:00:00:00"}
 
     # -- bridges ---------------------------------------------------------------------------------
 

@@ -64,6 +64,8 @@ class Trip:
     """Device of the host that it left by; an answer is expected there."""
     translated: bool = False
     """Whether NAT has changed an address."""
+    domain: str = ""
+    """VRF whose device is the input device from its second prerouting on (vrf_ip_rcv() in drivers/net/vrf.c)."""
     seen: bool = False
     """Whether br_netfilter has sent it through the prerouting of IP, which is not asked twice (ip_sabotage_in())."""
 
@@ -102,7 +104,9 @@ class Trip:
 
     def at(self, layer: str, hook: str, *, iif: str = "", oif: str = "", where: str = "", above: int = -(1 << 40), upto: int = 1 << 40) -> list[Passage]:
         """Asks the chains of a hook."""
-        self.context.iif, self.context.oif = iif, oif
+        moved = self.domain and iif and layer == "ip" and hook in ("input", "forward", "postrouting")
+        self.context.sdif = iif if moved and hook != "postrouting" else ""
+        self.context.iif, self.context.oif = self.domain if moved else iif, oif
         found = at_hook(self.scene.rules, self.context, layer, hook, where if layer == "netdev" else "", above=above, upto=upto)
         self.rules(found, where or iif or oif)
         return found

@@ -34,6 +34,7 @@ from kvmnet.doctor.routing import Asked, Way, look_up
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import cross, device, enter, leave
 from kvmnet.doctor.trip import Hop, State, Trip, begin, state_of
+from kvmnet.doctor.vfs import at_switch, at_vf, in_switch, is_vf
 from kvmnet.errors import KvmnetError
 
 NOBODY = "02:00:00:00:00:fe"
@@ -131,9 +132,9 @@ def faced(scene: Scene, end: End, other: End) -> End:
         return end
     version = ip_address(other.ip).version
     way = look_up(scene, Asked(other.ip)) if other.place is not Place.HOST else Way("none")
-    own = [ip_interface(a) for a in scene.addresses_of(other.segment, version) + scene.addresses_of(way.dev, version)]
-    best = next((i for i in own if ip_address(other.ip) in i.network), own[0] if own else None)
-    return replace(end, ip=str(best.ip), segment=scene.own[str(best.ip)][0], mac=scene.mac(scene.own[str(best.ip)][0])) if best else end
+    own = [(ip_interface(a), dev) for dev in (other.segment, way.dev) for a in scene.addresses_of(dev, version)]
+    best = next((o for o in own if ip_address(other.ip) in o[0].network), own[0] if own else None)
+    return replace(end, ip=str(best[0].ip), segment=best[1], mac=scene.mac(best[1])) if best else end
 
 
 def hairpin(trip: Trip, a: End, b: End) -> None:
@@ -154,7 +155,7 @@ def journey(scene: Scene, a: End, b: End, packet: Packet, flow: Tracked | None =
         sends(trip, a, b)
         from_guest(trip, a, b, undo)
     elif a.place is Place.HOST:
-        deliver(trip, sent(trip, undo), b)
+        deliver(trip, sent(trip, a.segment, undo), b)
     else:
         from_outside(trip, a, b, undo, came)
     end = trip.reached or b
@@ -175,6 +176,9 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
     scene, bridge = trip.scene, a.segment
     if is_shared(scene, a):
         from_shared(trip, a, b)
+        return
+    if is_vf(scene, a):
+        at_vf(trip, a, b)
         return
     if not a.dev:
         unseen(trip, a)
@@ -209,7 +213,7 @@ def onward(trip: Trip, dev: str, b: End, undo: Undo | None) -> None:
     """From a device through the host's IP."""
     way = come_up(trip, dev, undo)
     if trip.context.flow is None and trip.packet.target != b.ip:
-        b = trip.reached = by_address(trip.scene, trip.packet.target)
+        b = trip.reached = by_address(trip.scene, trip.packet.target, trip.domain)
         trip.hop(b.title, "nat", "is where it goes")
     if way.type in ("local", "broadcast"):
         to_host(trip, dev)
@@ -225,6 +229,9 @@ def from_outside(trip: Trip, a: End, b: End, undo: Undo | None, came: str) -> No
     scene = trip.scene
     if is_shared(scene, b):
         into_shared(trip, b)
+        return
+    if is_vf(scene, b):
+        at_vf(trip, b, a)
         return
     if b.place is Place.NIC and b.segment and not scene.addresses_of(b.segment, trip.packet.version) and (port := first_port(scene, b.segment)):
         trip.context.packet = trip.packet.between(b.mac or NOBODY, NOBODY)
@@ -252,6 +259,9 @@ def from_outside(trip: Trip, a: End, b: End, undo: Undo | None, came: str) -> No
 def by_uplink(trip: Trip, a: End, b: End) -> None:
     """The guest's router is not this host: its frames leave by the bridge's uplink."""
     scene, bridge = trip.scene, a.segment
+    if not bridge and in_switch(scene, a.dev):
+        at_switch(trip, a.dev)
+        return
     if not bridge:
         trip.hop(a.dev or "?", "port", "no bridge")
         trip.blocks("not-followed", a.dev or a.title, f"{a.dev or a.title} is in no bridge of this host", "a macvtap, a VF or another switch carries its frames: they are not followed here", certainty=Certainty.UNKNOWN)
@@ -276,6 +286,10 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
         return
     if is_shared(scene, b):
         to_shared(trip, way, b)
+        return
+    if is_vf(scene, b):
+        way_out(trip, dev)
+        at_vf(trip, b, b)
         return
     hop = way.via or trip.packet.target
     there = b if b.place is Place.NIC and hop == b.ip else None
@@ -321,7 +335,9 @@ def unseen(trip: Trip, end: End) -> None:
 
 def lost(trip: Trip, dev: str) -> None:
     """A port that is nowhere; ``enter`` has said so for taps and veths."""
-    if not trip.hops[-1].findings:
+    if in_switch(trip.scene, dev):
+        at_switch(trip, dev)
+    elif not trip.hops[-1].findings:
         trip.blocks("not-followed", dev, f"{dev} is in no bridge of this host", "what it carries is not followed here", certainty=Certainty.UNKNOWN)
 
 

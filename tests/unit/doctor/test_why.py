@@ -244,6 +244,76 @@ def test_what_stands_at_the_device_of_macvtaps_is_seen() -> None:
     assert {f.code for f in why(scene(change), "vm5", "198.51.100.1", Probe()).findings} == {"no-carrier", "tc-filter"}
 
 
+def functions(**second: Any) -> Callable[[Facts], None]:
+    """vm7 and vm8 have VFs of w0."""
+    def change(f: Facts) -> None:
+        rows = [{"vf": n, "mac": f"52:54:00:00:00:0{n + 7}", "vlan_list": [{"vlan": 5}], "link_state": "auto", "spoofchk": True, "trust": False} for n in (0, 1)]
+        rows[1] |= second
+        of(f, "w0")["vfinfo_list"] = rows
+        f["nics"] += [{"vm": f"vm{n}", "nic": "nic0", "network": "n", "tap": f"kvt-vm{n}-0", "mac": f"52:54:00:00:00:0{n}", "ip": f"192.0.2.2{n}", "ip6": ""} for n in (7, 8)]
+    return change
+
+
+@pytest.mark.parametrize(("a", "b", "second", "codes"), [
+    ("vm7", "vm8", {}, ["not-followed"]), ("vm7", "vm8", {"vlan_list": [{"vlan": 6}]}, ["vlan-mismatch", "not-followed"]), ("vm7", "vm8", {"link_state": "disable"}, ["vf-link-off", "not-followed"]),
+    ("vm7", "outside", {}, ["not-followed"]), ("host", "vm7", {}, ["not-followed"]), ("198.51.100.1", "vm7", {}, ["not-followed"])])
+def test_what_is_known_of_vfs_is_judged_and_the_rest_is_not_guessed(a: str, b: str, second: Facts, codes: list[str]) -> None:
+    report = why(scene(functions(**second)), a, b, Probe())
+    assert [f.code for f in report.findings] == codes and report.state is (State.BLOCKED if len(codes) > 1 else State.UNKNOWN), report.findings
+
+
+def test_a_port_of_open_vswitch_is_told_how_to_ask_it() -> None:
+    def change(f: Facts) -> None:
+        f["links"].append(link("ovs-system", "openvswitch", "02:00:00:00:00:0e"))
+        for name in ("t1", "t2"):
+            of(f, name)["master"] = "ovs-system"
+    findings = why(scene(change), "vm1", "vm2", Probe("tcp", 443)).findings
+    assert {f.code for f in findings} == {"not-followed"}
+    found = {f.where: f for f in findings}
+    assert "ofproto/trace $(ovs-vsctl iface-to-br t1) 'in_port=t1,tcp,dl_src=52:54:00:00:00:01" in found["t1"].fix[0] and "nw_dst=10.0.0.12,tp_src=40000,tp_dst=443'" in found["t1"].fix[0]
+
+
+def tenants(f: Facts) -> None:
+    """br1 (vm3) and w0 belong to the VRF red, with table 100."""
+    for dev in ("br1", "w0"):
+        of(f, dev)["master"] = "red"
+    f["links"].append(link("red", "vrf", "02:00:00:00:00:0d", data={"table": 100}))
+    for r in f["routes4"]:
+        r["table"] = "100"
+    f["rules4"].insert(1, {"priority": 1000, "src": "all", "l3mdev": None})
+    f["netconf"].append({"family": "inet", "interface": "red", "forwarding": True, "rp_filter": "strict"})
+
+
+def by_member(key: str, dev: str, hook: str = "forward") -> list[Facts]:
+    """A chain at a hook that lets pass what has *dev* as the value of *key*, and drops the rest."""
+    here = {"family": "inet", "table": "wall"}
+    return [{"table": {"family": "inet", "name": "wall"}}, {"chain": {**here, "name": "c", "type": "filter", "hook": hook, "prio": 0, "policy": "drop"}},
+            {"rule": {**here, "chain": "c", "handle": 4, "expr": [{"match": {"op": "==", "left": {"meta": {"key": key}}, "right": dev}}, {"accept": None}]}},
+            {"rule": {**here, "chain": "c", "handle": 5, "expr": [NEW, {"accept": None}]}}]
+
+
+@pytest.mark.parametrize(("a", "b", "more", "codes"), [
+    ("vm3", "outside", [], []), ("outside", "host@192.0.2.2", [], []), ("host", "vm3", [], []), ("vm3", "host", [], []),
+    ("vm3", "outside", by_member("iifname", "br1"), ["rule-drop"]), ("vm3", "outside", by_member("iifname", "red"), []), ("vm3", "outside", by_member("sdifname", "br1"), []),
+    ("vm3", "host", by_member("iifname", "br1", "input"), ["rule-drop"]), ("vm3", "host", by_member("sdifname", "br1", "input"), []),
+    ("vm3", "outside", by_member("iifname", "br1", "prerouting"), ["rule-drop"])])
+def test_in_a_vrf_the_input_device_becomes_the_vrf(a: str, b: str, more: list[Facts], codes: list[str]) -> None:
+    def change(f: Facts) -> None:
+        tenants(f)
+        f["nft"] += more
+    report = why(scene(change), a, b, Probe())
+    assert [f.code for f in report.findings] == codes, report.findings
+
+
+def test_a_vrf_knows_its_own_table_first_and_others_do_not_know_it() -> None:
+    assert "no-route" in {f.code for f in why(scene(lambda f: (tenants(f), of(f, "br1").pop("master"))), "vm3", "outside", Probe()).findings}
+
+    def without_default(f: Facts) -> None:
+        tenants(f)
+        f["routes4"] = [r for r in f["routes4"] if r["dst"] != "default"]
+    assert "no-route" in {f.code for f in why(scene(without_default), "vm3", "outside", Probe()).findings}
+
+
 def forwarded(f: Facts, *more: Facts) -> None:
     """TCP 80 of the host's address goes to vm3; vm4 is beside it."""
     f["links"].append(link("t4", "tun", "fe:54:00:00:00:04", "br1"))

@@ -48,6 +48,7 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "macvtap-host": ("The host and a guest behind a macvtap on one of its devices do not reach each other by that device, in any mode.", ("ip link add link NIC name host0 type macvlan mode bridge   # and the host's address there",)),
     "macvtap-private": ("Two macvtaps share a device, and mode private keeps them apart.", ("ip link set DEV type macvtap mode bridge",)),
     "macvtap-vepa": ("Two macvtaps of mode vepa reach each other only by a switch that sends frames back.", ("ip link set DEV type macvtap mode bridge",)),
+    "vf-link-off": ("The PF keeps the carrier of the guest's VF off.", ("ip link set PF vf N state auto",)),
     "not-followed": ("A macvtap, VF or foreign switch carries the frames: what happens there cannot be seen from here.", ("kvmnet capture",)),
 }
 """Code -> what it means, and the next step."""
