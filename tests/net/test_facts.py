@@ -1,11 +1,15 @@
 """Probing leaves nothing behind, and says what the kernel really does."""
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kvmnet.drivers.linux.driver import LinuxDriver
+from kvmnet.facts.capture import capture
 from kvmnet.facts.collect import facts_of, foreign_ruleset
 from kvmnet.facts.features import DEVICES, PROBES, features
+from kvmnet.facts.nft import by_parts
 from kvmnet.host.paths import Paths
 from lib.netns import sh
 
@@ -23,6 +27,19 @@ def test_features_are_what_a_command_by_hand_shows_and_nothing_is_left(paths: Pa
     sh("nft delete table bridge x")
     assert sh("ip -d link; nft list ruleset; ip netns") == before
     assert features(paths.run / "features.json") == found
+
+
+def test_rules_of_tables_with_flags_are_whole(paths: Paths) -> None:
+    """nft 1.0.6 prints flags from freed memory; whatever it makes of them, the rest is there, once."""
+    sh("nft 'add table ip x { flags dormant; }; add chain ip x c { type filter hook input priority 0; policy drop; }; add rule ip x c tcp dport 22 accept; add set ip x s { type ipv4_addr; elements = { 192.0.2.1 }; };"
+       "add table inet y; add chain inet y d; add rule inet y d counter drop'")
+
+    def told(rows: list[dict[str, Any]]) -> list[str]:
+        return sorted(f"{kind} {body.get('table', '')} {body.get('name', body.get('handle'))}" for row in rows for kind, body in row.items() if kind != "metainfo")
+    whole, parts = capture(paths), by_parts(10)
+    assert whole["missing"].keys().isdisjoint({"nft", "nft_text"})
+    assert told(whole["nft"]) == told(parts) and len(parts) == 7
+    assert [row["table"].get("flags") for row in whole["nft"] if "table" in row] == [["dormant"], None]
 
 
 def test_facts_of_a_host_name_what_hangs_on_its_devices(paths: Paths) -> None:

@@ -277,6 +277,8 @@ def card(trip: Trip, inner: Inner, end: End) -> None:
 def firewall(trip: Trip, inner: Inner, packet: Packet, *hooks: str) -> bool:
     """The guest's own rules, as far as it may read them. Whether they changed the packet."""
     told = inner.inside
+    if told.get("nft_text") and not told.get("nft"):
+        trip.blocks("rule-unknown", f"{inner.guest}: nft", f"{inner.guest} has rules of its own, which could not be read", "nft inside the guest printed what cannot be parsed", certainty=Certainty.UNKNOWN)
     if not any(told.get(name) for name in ("nft", "xtables")):
         return False
     scene = Scene({"format": 1, "links": [], "nft": told.get("nft"), "nft_text": told.get("nft_text", ""), "xtables": {"ip": told["xtables"]} if told.get("xtables") else {}})

@@ -18,6 +18,7 @@ from kvmnet import __version__
 from kvmnet.drivers.ethtool.wire import active_features
 from kvmnet.engine.history import History
 from kvmnet.errors import HostCannot
+from kvmnet.facts import nft
 from kvmnet.facts.collect import LIMITS, dhcp_clients, resolvers
 from kvmnet.facts.dhcp_servers import dhcp_servers
 from kvmnet.facts.features import features
@@ -97,9 +98,11 @@ def capture(paths: Paths) -> Json:
     with begun(processes) as held:
         jobs: list[tuple[str, Callable[[], Any]]] = [
             *((name, table_job(argv)) for name, argv in TABLES.items()), *((name, text_job(argv)) for name, argv in TEXTS.items()),
-            ("nft", nft_rules), ("xtables", xtables), ("ebtables", ebtables)]
+            ("nft", lambda: nft.rules(SECONDS)), ("xtables", xtables), ("ebtables", ebtables)]
         for (name, _), part in zip(jobs, together([kept(job, name, missing) for name, job in jobs]), strict=True):
             found[name] = part
+        if found["nft"] and found["nft_text"]:
+            found["nft"] = nft.with_flags(found["nft"], found["nft_text"])
         devices = [link["ifname"] for link in found["links"] or ()]
         addressed = [link["ifname"] for link in found["links"] or () if link.get("addr_info")]
         found["offloads"] = active_features(devices, OFFLOADS)
@@ -145,10 +148,6 @@ def table_job(argv: Sequence[str]) -> Callable[[], Any]:
 
 def text_job(argv: Sequence[str]) -> Callable[[], str]:
     return lambda: scrubbed(host.run(argv, timeout=SECONDS))
-
-
-def nft_rules() -> Any:
-    return json.loads(scrubbed(host.run(("nft", "-j", "list", "ruleset"), timeout=SECONDS)) or "{}").get("nftables", [])
 
 
 def xtables() -> Json:
