@@ -25,7 +25,7 @@ from lib.netns import named_netns, new_netns, sh
 pytestmark = pytest.mark.net
 
 G1, G2, U = (f"kvw-{os.getpid()}-{n}" for n in ("1", "2", "u"))
-FIRST, SECOND, HOST, WAY_OUT, FAR = "10.66.0.11", "10.66.0.12", "10.66.0.1", "10.77.0.2", "10.77.0.1"
+FIRST, SECOND, HOST, WAY_OUT, FAR, PUBLIC = "10.66.0.11", "10.66.0.12", "10.66.0.1", "10.77.0.2", "10.77.0.1", "9.9.9.9"
 MACS = {"p1": "02:66:00:00:00:11", "p2": "02:66:00:00:00:12"}
 
 
@@ -50,9 +50,9 @@ def ping(netns: str, target: str, *, six: bool = False) -> bool:
 
 def restore() -> None:
     """Everything as it was at first, whatever a fault has done to it. A port takes a state once it has a carrier."""
-    sh("ip link del w0; ip link del u2; ip rule del priority 100; ip rule del priority 50; ip route flush table 77; ip route flush type blackhole; ip neigh flush all; ip link set u1 nomaster", check=False)
-    sh(f"sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 net.ipv4.ip_forward=1 net.ipv4.icmp_echo_ignore_all=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.u1.rp_filter=0;"
-       "ip link set br0 type bridge stp_state 0; ip neigh flush nud permanent dev br0; ip addr replace 10.66.0.1/24 dev br0; ip addr replace 10.77.0.2/24 dev u1; ip link set u1 up; ip route replace default via 10.77.0.1;"
+    sh("tc qdisc del dev p1 clsact; ip link set br0 arp on; ip link set u1 arp on; ip addr del 10.77.0.50/32 dev u1; ip link del w0; ip link del u2; ip rule del priority 100; ip rule del priority 50; ip route flush table 77; ip route flush type blackhole; ip neigh flush all; ip link set u1 nomaster", check=False)
+    sh(f"sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 net.ipv4.ip_forward=1 net.ipv4.icmp_echo_ignore_all=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.u1.rp_filter=0 net.ipv4.conf.u1.forwarding=1 net.ipv6.conf.br0.disable_ipv6=0;"
+       "ip -6 addr replace fd66::1/64 dev br0 nodad; ip link set br0 type bridge stp_state 0; ip neigh flush nud permanent dev br0; ip addr replace 10.66.0.1/24 dev br0; ip addr replace 10.77.0.2/24 dev u1; ip link set u1 up; ip route replace default via 10.77.0.1;"
        f"ip -n {G1} neigh flush all; ip -n {G2} neigh flush all; ip -n {U} neigh flush all")
     for number, netns in ((1, G1), (2, G2)):
         sh(f"ip -n {netns} link set eth0 up; ip -n {netns} route replace default via 10.66.0.1; ip -n {netns} -6 addr replace fd66::1{number}/64 dev eth0 nodad; ip -n {netns} -6 route replace default via fd66::1;"
@@ -69,7 +69,7 @@ def place() -> Iterator[Paths]:
         sh("ip link add br0 address 02:66:00:00:00:01 type bridge; ip -6 addr add fd66::1/64 dev br0 nodad; ip link set br0 up")
         for number, netns in ((1, G1), (2, G2)):
             sh(f"ip link add p{number} type veth peer name eth0 address 02:66:00:00:00:1{number} netns {netns}; ip -n {netns} addr add 10.66.0.1{number}/24 dev eth0")
-        sh(f"ip link add u1 type veth peer name u0 netns {U}; ip -n {U} addr add 10.77.0.1/24 dev u0; ip -n {U} link set u0 up")
+        sh(f"ip link add u1 type veth peer name u0 netns {U}; ip -n {U} addr add 10.77.0.1/24 dev u0; ip -n {U} addr add {PUBLIC}/32 dev u0; ip -n {U} link set u0 up")
         restore()
         yield Paths(Path(folder), Path(folder))
 
@@ -106,6 +106,17 @@ FAULTS = {
     "six-forward": Fault("bridge-netfilter", "sysctl -qw net.bridge.bridge-nf-call-ip6tables=1; nft 'add table ip6 filter; add chain ip6 filter FORWARD { type filter hook forward priority 0; policy drop; }'", to="fd66::12", source="fd66::11", probe=PING6),
     "echo-ignored": Fault("echo-ignored", "sysctl -qw net.ipv4.icmp_echo_ignore_all=1", to="host"),
     "rp-filter-strict-multihomed": Fault("reverse-path", "sysctl -qw net.ipv4.conf.u1.rp_filter=1; ip link add u2 type veth peer name u3; ip link set u2 up; ip link set u3 up; ip route add 10.77.0.1/32 dev u2; ip rule add fwmark 7 table 77 priority 50; ip route add 10.77.0.0/24 dev u1 table 77; nft 'add table ip m; add chain ip m c { type filter hook prerouting priority -150; }; add rule ip m c iifname br0 meta mark set 7'", to=FAR, mends=False),
+    "redirected-to-a-dead-device": Fault("tc-filter", "ip link add w0 type veth peer name w1; tc qdisc add dev p1 clsact; tc filter add dev p1 ingress protocol ip pref 9 u32 match ip dst 10.77.0.0/16 action mirred egress redirect dev w0", to=FAR),
+    "table-with-a-gateway-of-before": Fault("gateway-silent", "ip route add default via 10.77.0.99 dev u1 table 77; ip rule add from 10.66.0.0/24 to 10.77.0.1 lookup 77 priority 100; ip neigh replace 10.77.0.99 dev u1 nud failed", to=FAR, mends=False),
+    "forwarding-of-one-device-off": Fault("forwarding-off", "sysctl -qw net.ipv4.conf.u1.forwarding=0", to=FAR),
+    "no-arp": Fault("arp-off", f"ip link set br0 arp off; ip -n {G1} neigh flush all", to="host"),
+    "no-arp-by-the-uplink": Fault("arp-off", "ip link set u1 arp off", to=FAR),
+    "no-ipv6-on-the-bridge": Fault("ipv6-disabled", "sysctl -qw net.ipv6.conf.br0.disable_ipv6=1", source="p1@fd66::11", to="fd66::1", probe=PING6, mends=False),
+    "source-of-before": Fault("nat-not-own", "nft 'flush chain ip mine post; add rule ip mine post ip saddr 10.66.0.0/24 oifname \"u1\" snat to 10.77.0.50'", to=FAR),
+    "masquerade-by-the-wrong-uplink": Fault("no-nat", "nft 'flush chain ip mine post; add rule ip mine post oifname \"eth0\" masquerade'", to=PUBLIC),
+    "notrack": Fault("no-nat", "nft 'add table ip wall; add chain ip wall raw { type filter hook prerouting priority -300; }; add rule ip wall raw iifname \"br0\" notrack'", to=FAR, mends=False),
+    "answers-are-marked-away": Fault("route-error", "ip route add unreachable default table 77; ip rule add fwmark 7 table 77 priority 100; nft 'add table ip m; add chain ip m c { type filter hook prerouting priority -150; }; add rule ip m c iifname \"u1\" meta mark set 7'", to=FAR, mends=False),
+    "a-set-with-the-guest-in-it": Fault("rule-drop", "nft 'add table netdev wall; add set netdev wall quarantine { type ether_addr; elements = { 02:66:00:00:00:11 }; }; add chain netdev wall c { type filter hook ingress device \"p1\" priority 0; }; add rule netdev wall c ether saddr @quarantine meta protocol ip drop'", to="host", mends=False),
     "vlan-less-mark": Fault("rule-drop", "nft 'add table inet wall; add chain inet wall m { type filter hook prerouting priority -200; }; add rule inet wall m iifname br0 meta mark set 0x10; add chain inet wall c { type filter hook forward priority 0; }; add rule inet wall c meta mark & 0xf0 == 0x10 drop'", to=FAR),
 }
 
@@ -123,7 +134,7 @@ def test_nothing_is_found_where_nothing_is_wrong(place: Paths, source: str, to: 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_first_and_mended(place: Paths, name: str) -> None:
     fault = FAULTS[name]
-    asked = {FIRST: G1, "fd66::11": G1, "host": ""}.get(fault.source, G1)
+    asked = {FIRST: G1, "host": ""}.get(fault.source, G1)
     target = fault.to.rpartition("@")[2].replace("host", HOST)
 
     def works() -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.packet import ARP, IPV4, IPV6, VLAN, Packet, Special
+from kvmnet.doctor.rules.capacity import netem
 from kvmnet.doctor.trip import Trip
 from kvmnet.doctor.view import Json
 from kvmnet.drivers.tc.resources import PREF
@@ -32,6 +33,7 @@ class Outcome:
     text: str = ""
     """The filter that decided."""
     to: str = ""
+    pref: int = 0
     limits: tuple[str, ...] = ()
     """Policers that let it pass as long as their rate is not reached."""
 
@@ -46,6 +48,7 @@ def judge(rows: Iterable[Json], packet: Packet) -> Outcome:
             continue
         matched = CLASSIFIERS.get(str(row.get("kind")), unknown)(row["options"], packet)
         found = acted(row, limits) if matched is not False else Outcome()
+        found = replace(found, pref=int(row.get("pref", 0)))
         if matched and found.end != "unknown" and found.text:
             final = found
             break
@@ -170,6 +173,10 @@ def filters(trip: Trip, dev: str, direction: str) -> None:
     """What programs and filters at a device do with the packet."""
     if direction == "ingress":
         program(trip, dev)
+    else:
+        for row in trip.scene.part("qdiscs"):
+            if row.get("kind") == "netem" and row.get("dev") == dev and (left := netem(row)) and not trip.asked:
+                trip.find(left)
     for place in trip.scene.part("filters"):
         if (place["dev"], place["direction"]) != (dev, direction):
             continue
@@ -185,9 +192,14 @@ def said(trip: Trip, dev: str, direction: str, outcome: Outcome) -> None:
         trip.blocks("limited", dev, f"a policer at {direction} of {dev} lets the packet pass as long as its rate is not reached", "a rate is used up by other packets, which cannot be told from here", *outcome.limits, severity=Severity.NOTE)
     if outcome.end == "drop":
         trip.blocks("tc-filter", dev, f"a filter of tc drops it at {direction} of {dev}", "filters of tc stand before the bridge and every rule of a firewall at ingress, behind them at egress", shown,
-                    fix=(f"tc filter show dev {dev} {direction}   # then: tc filter del dev {dev} {direction} pref PREF",))
+                    fix=(f"tc filter del dev {dev} {direction} pref {outcome.pref}",))
+    elif outcome.end == "away" and (not outcome.to or outcome.to == "*" or not trip.scene.up(outcome.to)):
+        what = f"{outcome.to}, which is {'down' if outcome.to in trip.scene.links else 'gone'}" if outcome.to not in ("", "*") else "a device that is gone"
+        trip.blocks("tc-filter", dev, f"a filter of tc sends it from {direction} of {dev} to {what}", "what is redirected to a device that is not up is dropped", shown, fix=(f"tc filter del dev {dev} {direction} pref {outcome.pref}",))
+    elif outcome.end == "away" and trip.scene.kind(outcome.to) == "ifb":
+        return      # it comes back from there (drivers/net/ifb.c)
     elif outcome.end == "away":
-        trip.blocks("tc-filter", dev, f"a filter of tc takes it away at {direction} of {dev}{', to ' + outcome.to if outcome.to else ''}", "what is redirected does not go on here; what becomes of it there is not followed", shown, certainty=Certainty.UNKNOWN)
+        trip.blocks("tc-filter", dev, f"a filter of tc takes it away at {direction} of {dev}{', to ' + outcome.to if outcome.to else ''}", "what is redirected does not go on here; what becomes of it there is not followed", shown, certainty=Certainty.LIKELY, fix=(f"tc filter del dev {dev} {direction} pref {outcome.pref}   # where nobody needs it",))
     elif outcome.end == "unknown":
         trip.blocks("tc-filter", dev, f"a filter of tc at {direction} of {dev} may drop or redirect it", "it asks or does what is not judged here (a program of BPF, a chain, a change of the packet); kvmnet why --prove tries it with a packet", shown, certainty=Certainty.UNKNOWN)
 

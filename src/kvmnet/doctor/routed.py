@@ -108,12 +108,24 @@ def nat(trip: Trip, passages: list[Passage], iif: str, oif: str) -> None:
                 trip.blocks("nat-unknown", passage.chain, f"{name} to an address that cannot be told from here", "", certainty=Certainty.UNKNOWN)
                 continue
             old = trip.packet.source if where == 0 else trip.packet.target
+            if where == 0 and new:
+                answered(trip, passage, oif, str(new))
             if new:
                 trip.context.packet = trip.packet.to_address(where, str(new))
             if isinstance(port, int):
                 trip.context.packet = trip.packet.to_port(where, port)
             trip.hops[-1].words += f"; {'source' if where == 0 else 'destination'} {old} becomes {new or old}"
             trip.translated = True
+
+
+def answered(trip: Trip, passage: Passage, oif: str, new: str) -> None:
+    """Whether answers to a translated source find this host: somebody must answer for it on the segment that it seems to be on."""
+    scene = trip.scene
+    proxied = any(row.get("dst") == new for row in scene.part("proxies"))
+    if oif and new not in scene.own and scene.on_link(new) == oif and look_up(scene, Asked(new, iif=oif)).type != "local" and not proxied:
+        trip.blocks("nat-not-own", passage.chain, f"the source becomes {new}, which this host has not", f"answers come to {new} on the segment of {oif}: the others there ask who has it (ARP), and nobody says so",
+                    f"{passage.chain}: {passage.reasons[-1].text if passage.reasons else 'snat'}", f"addresses of {oif}: {', '.join(scene.addresses_of(oif, trip.packet.version)) or 'none'}",
+                    fix=(f"ip addr add {new}/{32 if '.' in new else 128} dev {oif}",), certainty=Certainty.LIKELY)
 
 
 def is_address(text: object) -> bool:
@@ -225,6 +237,9 @@ def sent(trip: Trip, own: str, undo: Undo | None = None) -> Way:
 
 def neighbour(trip: Trip, dev: str, target: str, expected: str) -> str:
     """MAC that the host sends to for a next hop; *expected* is what it has, '' where that is not known."""
+    if "NOARP" in trip.scene.flags(dev) and trip.scene.kind(dev) in ("", "bridge", "veth", "bond", "vlan", "macvlan") and trip.scene.links[dev].get("link_type") != "loopback":
+        trip.hop(dev, "neighbour", "no ARP")
+        trip.blocks("arp-off", dev, f"{dev} asks and answers no ARP (NOARP)", "the host takes every MAC there for known, and its own is not told to anybody", f"ip link show {dev}: {','.join(trip.scene.flags(dev))}", fix=(f"ip link set {dev} arp on",))
     entry = trip.scene.neighbours.get((dev, target), {})
     state, mac = "/".join(entry.get("state", ())) or "not asked yet", str(entry.get("lladdr", ""))
     trip.hop(dev, "neighbour", f"{target} is {mac or 'not known'} ({state})")

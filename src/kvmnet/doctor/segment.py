@@ -37,7 +37,15 @@ def enter(trip: Trip, port: str) -> None:
     own = next((p for p in scene.members.get(bridge, ()) if p != port and scene.mac(p) == source and scene.kind(p) not in ("tun",)), "")
     if own and scene.kind(port) != "veth":
         trip.blocks("duplicate-mac", port, f"its MAC {source} is also that of {own}", "the bridge keeps frames for it to itself", certainty=Certainty.LIKELY)
+    ebtables(trip, bridge)
     trip.at_bridge("prerouting", bridge, port, "")
+
+
+def ebtables(trip: Trip, bridge: str) -> None:
+    """Rules of ebtables (legacy) stand beside those of nft, and are not judged."""
+    rules = [line for line in str(trip.scene.facts.get("ebtables") or "").splitlines() if line.startswith("-A ") or (line.startswith(":") and " DROP" in line)]
+    if rules and not trip.asked:
+        trip.blocks("rule-unknown", "ebtables", f"rules of ebtables (legacy) stand at {bridge}, which are not judged here", "they may drop the packet before or after the rules of nft", *rules[:8], certainty=Certainty.UNKNOWN)
 
 
 def vlan_of(trip: Trip, port: str) -> int:

@@ -40,7 +40,7 @@ from kvmnet.errors import KvmnetError
 NOBODY = "02:00:00:00:00:fe"
 """Stands for a MAC that is not known."""
 SPORT = 40000
-HEARD = ("arp-drop", "rule-unknown", "port-no-flood", "arp-ignored")
+HEARD = ("arp-drop", "rule-unknown", "port-no-flood", "arp-ignored", "arp-off")
 """What of a question's way is told: the rest its packet meets, too."""
 NEEDED = {"nft": "the rules of nftables", "xtables": "the rules of iptables", "fdb": "the bridges' forwarding tables", "routes4": "the routes", "routes6": "the IPv6 routes",
           "rules4": "the policy rules", "rules6": "the IPv6 policy rules", "netconf": "the forwarding switches", "neighbours": "the neighbour table", "filters": "the filters of tc"}
@@ -267,6 +267,11 @@ def by_uplink(trip: Trip, a: End, b: End) -> None:
         trip.blocks("not-followed", a.dev or a.title, f"{a.dev or a.title} is in no bridge of this host", "a macvtap, a VF or another switch carries its frames: they are not followed here", certainty=Certainty.UNKNOWN)
         return
     port = first_port(scene, bridge)
+    if trip.packet.version == 6 and scene.sysctl(f"net/ipv6/conf/{bridge}/disable_ipv6") == "1" and scene.addresses_of(bridge, 4):
+        trip.hop(bridge, "route", "no IPv6")
+        trip.blocks("ipv6-disabled", bridge, f"IPv6 is switched off on {bridge}: the host has no address there", "it answers no neighbour discovery, sends no router advertisement and forwards nothing", f"net.ipv6.conf.{bridge}.disable_ipv6 = 1",
+                    fix=(f"sysctl -w net.ipv6.conf.{bridge}.disable_ipv6=0   # its addresses must be given anew",))
+        return
     if not port:
         trip.hop(bridge, "bridge", "no way out")
         trip.blocks("no-uplink", bridge, f"{bridge} has no port that leads out, and the host has no address on it", "the guest has no router: it reaches its own segment only",
@@ -319,7 +324,11 @@ def private_source(trip: Trip, b: End) -> None:
     """Answers find a private address only where the network outside has a route to it."""
     source = ip_address(trip.packet.source)
     trip.hop("outside", "outside", "what is beyond is not seen from here")
-    if source.is_private and not ip_address(b.ip).is_private and str(source) not in trip.scene.own and trip.context.flow is None:
+    tracked = trip.context.tracked
+    if trip.scene.rules.translates and tracked is not None and tracked.state == STATES["untracked"] and str(source) not in trip.scene.own and trip.context.flow is None and source.is_private:
+        trip.blocks("no-nat", "conntrack", f"the packet leaves with the source {source}: a rule has taken it from connection tracking (notrack), and NAT with it", "NAT translates tracked flows only",
+                    "ct state untracked", fix=("nft -a list ruleset | grep notrack   # and take that rule out, or bind it to what needs it",), certainty=Certainty.LIKELY)
+    elif source.is_private and not ip_address(b.ip).is_private and str(source) not in trip.scene.own and trip.context.flow is None:
         trip.blocks("no-nat", "outside", f"the packet leaves with the private source {source}", "nobody in the Internet has a route back to it: a NAT on the way must change it, and this host does not",
                     "no masquerade or snat applies to it", fix=(f"nft add table ip nat '{{ chain post {{ type nat hook postrouting priority srcnat; ip saddr {source} oifname {trip.context.oif or 'UPLINK'} masquerade; }}; }}'",),
                     certainty=Certainty.LIKELY)
@@ -392,6 +401,8 @@ def on_bridge(trip: Trip, a: End, b: End) -> None:
         if not trip.seen:
             trip.at("ip", "prerouting", iif=bridge)
         trip.at("ip", "input", iif=bridge)
+    if "NOARP" in trip.scene.flags(bridge):
+        trip.blocks("arp-off", bridge, f"{bridge} asks and answers no ARP (NOARP)", "the host takes every MAC there for known, and its own is not told to anybody", f"ip link show {bridge}: {','.join(trip.scene.flags(bridge))}", fix=(f"ip link set {bridge} arp on",))
     if trip.scene.sysctl(f"net/ipv4/conf/{bridge}/arp_ignore") == "8":
         trip.blocks("arp-ignored", bridge, f"the host answers no ARP on {bridge}", f"net.ipv4.conf.{bridge}.arp_ignore is 8")
 

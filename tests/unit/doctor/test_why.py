@@ -121,6 +121,7 @@ BAD: dict[str, tuple[str, str, str, Callable[[Facts], Any]]] = {
     "rule-unknown": ("vm3", "outside", "ip nat post", lambda f: f["nft"][2]["rule"]["expr"].insert(0, {"quota": {"val": 1, "val_unit": "mbytes", "inv": True}})),
     "tc-filter": ("vm1", "vm2", "t1", lambda f: f.update(filters=[{"dev": "t1", "direction": "ingress", "filters": [
         {"protocol": "ip", "pref": 1, "kind": "matchall", "options": {"actions": [{"kind": "gact", "control_action": {"type": "drop"}}]}}]}])),
+    "netem-left": ("vm3", "outside", "w0", lambda f: f.update(qdiscs=[{"kind": "netem", "handle": "1:", "dev": "w0", "root": True, "options": {"loss-random": {"loss": 1.0}}}])),
     "xdp-program": ("vm1", "vm2", "t1", lambda f: of(f, "t1").update(xdp={"mode": 2, "prog": {"id": 7}})),
     "limited": ("vm3", "outside", "ip nat post", lambda f: f["nft"][2]["rule"]["expr"].insert(0, {"limit": {"rate": 1, "per": "second"}})),
 }
@@ -378,6 +379,12 @@ def test_what_is_not_there_is_said(a: str, b: str, words: str) -> None:
 def test_a_capture_that_is_none(facts: Any) -> None:
     with pytest.raises(KvmnetError):
         read(facts)
+
+
+@pytest.mark.parametrize(("text", "state"), [("*filter\n:FORWARD ACCEPT\n-A FORWARD -p IPv4 -j DROP\n", State.UNKNOWN), ("*filter\n:FORWARD DROP\n", State.UNKNOWN), ("*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n", State.OK), ("", State.OK)])
+def test_rules_of_ebtables_are_not_overlooked(text: str, state: State) -> None:
+    report = why(scene(lambda f: f.update(ebtables=text)), "vm1", "vm2", Probe())
+    assert report.state is state and {f.where for f in report.findings} == ({"ebtables"} if state is State.UNKNOWN else set())
 
 
 def test_what_is_known_is_listed_once() -> None:

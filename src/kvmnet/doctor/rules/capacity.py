@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator
 
 from kvmnet.doctor.finding import Certainty, Finding, Severity
-from kvmnet.doctor.view import View, kind
+from kvmnet.doctor.view import Json, View, kind
 
 NEARLY, FULL = 0.8, 0.97
 RECENT = 600
@@ -80,3 +80,23 @@ def netlink_lost(view: View) -> Iterator[Finding]:
     if view.later and after > before:
         yield Finding(code="netlink-lost", severity=Severity.DEGRADES, where="netlink", what=f"listeners lost {after - before} messages within {view.later['seconds']:.1f} s",
                       why="Their receive buffer is full (ENOBUFS).", evidence=(f"Drops in /proc/net/netlink: {before}, then {after}",), fix=("sysctl -w net.core.rmem_max=16777216",))
+
+
+def netem_left(view: View) -> Iterator[Finding]:
+    """A queue that loses, delays or doubles packets on purpose (netem) stands at a device: left behind by a test. Nothing counts these as errors."""
+    for row in view.rows("qdiscs"):
+        if row.get("kind") == "netem" and (found := netem(row)):
+            yield found
+
+
+def netem(row: Json) -> Finding | None:
+    """One such queue; None where it does nothing."""
+    options = row.get("options") or {}
+    loss = float((options.get("loss-random") or {}).get("loss", 0))
+    does = [f"{100 * loss:g} % lost" if loss else "", *(f"{100 * float((options.get(word) or {}).get(word, 0)):g} % {shown}" for word, shown in (("duplicate", "doubled"), ("reorder", "out of order"), ("corrupt", "damaged")) if (options.get(word) or {}).get(word)),
+            f"{1000 * float(options['delay'].get('delay', 0)):g} ms later" if (options.get("delay") or {}).get("delay") else ""]
+    if not any(does):
+        return None
+    place = "root" if row.get("root") else f"parent {row.get('parent')}"
+    return Finding(code="netem-left", severity=Severity.BLOCKS if loss >= 1 else Severity.DEGRADES, where=row["dev"], what=f"a queue of {row['dev']} damages on purpose what is sent by it: {', '.join(d for d in does if d)}",
+                   why="netem is a tool for tests; it works on what leaves by the device.", evidence=(f"tc qdisc show dev {row['dev']}: netem {row.get('handle', '')} {place}",), fix=(f"tc qdisc del dev {row['dev']} {place}",))
