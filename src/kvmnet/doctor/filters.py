@@ -180,10 +180,9 @@ def filters(trip: Trip, dev: str, direction: str) -> None:
     for place in trip.scene.part("filters"):
         if (place["dev"], place["direction"]) != (dev, direction):
             continue
-        if direction == "ingress":
-            for found in parse_filters(dev, place["filters"]):
-                detour(trip, dev, found.to or "")
-        said(trip, dev, direction, judge([f for f in place["filters"] if direction != "ingress" or f.get("pref") != PREF], trip.packet))
+        for found in parse_filters(dev, place["filters"], direction):
+            detour(trip, dev, found.to or "", direction)
+        said(trip, dev, direction, judge([f for f in place["filters"] if f.get("pref") != PREF], trip.packet))
 
 
 def said(trip: Trip, dev: str, direction: str, outcome: Outcome) -> None:
@@ -213,9 +212,9 @@ def program(trip: Trip, dev: str) -> None:
                     f"ip link show {dev}: xdp prog/xdp id {number}", f"bpftool prog show id {number}", certainty=Certainty.UNKNOWN)
 
 
-def detour(trip: Trip, dev: str, to: str) -> None:
-    """Frames that come in by *dev* go through the queue of *to* first (rates)."""
+def detour(trip: Trip, dev: str, to: str, side: str) -> None:
+    """Frames that come in by *dev*, or that it sends, go through the queue of *to* first (rates)."""
     if not trip.scene.up(to):
         what = f"{to} is {'down' if to in trip.scene.links else 'gone'}" if to else "the device with it is gone"
-        trip.blocks("detour-astray", dev, f"what comes in by {dev} takes a detour by the queue of its rate, and {what}",
-                    "frames that are redirected to a device that is not up are dropped", f"tc -s filter show dev {dev} ingress", fix=("kvmnet apply",))
+        trip.blocks("detour-astray", dev, f"what {'comes in by' if side == 'ingress' else 'leaves by'} {dev} takes a detour by the queue of its rate, and {what}",
+                    "frames that are redirected to a device that is not up are dropped", f"tc -s filter show dev {dev} {side}", fix=("kvmnet apply",))
