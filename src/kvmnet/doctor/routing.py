@@ -145,6 +145,8 @@ def fib(view: Scene) -> Any:
         address = packet.source if "saddr" in flags else packet.target
         if not address:
             return ABSENT
+        if "saddr" in flags and result != "type" and nameless(packet):
+            return context.iif if result == "oifname" else 1
         way = look_up(view, Asked(address, oif=context.iif if "iif" in flags and result != "type" else "", mark=int(context.mark) if "mark" in flags and isinstance(context.mark, int) else 0))
         if result == "type":
             if ip_address(address).is_multicast:
@@ -153,6 +155,11 @@ def fib(view: Scene) -> Any:
         there = way.type in ("unicast", "local")
         return (way.dev if there else "") if result == "oifname" else int(there)
     return answer
+
+
+def nameless(packet: Packet) -> bool:
+    """Of a machine that has no address yet (DHCP): the kernel takes its device for the right one (nft_fib4_eval())."""
+    return packet.version == 4 and packet.source.startswith("0.") and (packet.target == "255.255.255.255" or packet.target.startswith("224.0.0."))
 
 
 def comes_back(scene: Scene, packet: Packet, iif: str, onward: Way, mark: int = 0) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from kvmnet.doctor.packet import Context, made
+from kvmnet.doctor.routing import fib
 from kvmnet.doctor.scene import Scene, read
 from kvmnet.doctor.trip import State
 from kvmnet.doctor.why import Probe, why
@@ -385,6 +387,14 @@ def test_a_capture_that_is_none(facts: Any) -> None:
 def test_rules_of_ebtables_are_not_overlooked(text: str, state: State) -> None:
     report = why(scene(lambda f: f.update(ebtables=text)), "vm1", "vm2", Probe())
     assert report.state is state and {f.where for f in report.findings} == ({"ebtables"} if state is State.UNKNOWN else set())
+
+
+def test_a_machine_without_address_passes_the_reverse_path_of_nft() -> None:
+    """Else the model would have firewalls drop every DHCP question that the kernel lets pass."""
+    answer = fib(scene())
+    for source, target, passes in (("0.0.0.0", "255.255.255.255", True), ("0.0.0.0", "10.1.0.1", False), ("198.51.100.1", "255.255.255.255", False), ("10.1.0.13", "10.1.0.1", True)):
+        asked = Context(made(("ff:ff:ff:ff:ff:ff", "52:54:00:00:00:03"), source, target, 17, (68, 67)), iif="br1")
+        assert bool(answer(asked, "oif", frozenset({"saddr", "iif"}))) is passes, (source, target)
 
 
 def test_what_is_known_is_listed_once() -> None:
