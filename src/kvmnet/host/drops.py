@@ -27,7 +27,7 @@ FSOPEN, FSCONFIG, FSMOUNT, FSCONFIG_CMD_CREATE = 430, 431, 432, 6
 LINE = re.compile(r"^\s*(?P<comm>.*)-(?P<pid>\d+)\s+\[(?P<cpu>\d+)\]\s+\S+\s+(?P<at>\d+\.\d+): (?P<event>\w+): (?P<rest>.*)$")
 DROP = re.compile(r"skbaddr=(?P<skb>\w+)(?: rx_sk=\S+)? protocol=(?P<protocol>\d+) location=(?P<where>\S+) reason: (?P<reason>\w+)")
 SEEN = re.compile(r"dev=(?P<dev>\S+) skbaddr=(?P<skb>\w+)")
-FUNCTION = re.compile(r"^[A-Za-z_][\w.]*")
+FUNCTION = re.compile(r"^(?!(?:0x)?[0-9a-f]{8,}$)[A-Za-z_][\w.]*")
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -164,6 +164,6 @@ def drops(lines: Sequence[str], port: str) -> list[Dropped]:
 
 
 def function(place: str) -> str:
-    """``nft_do_chain+0x3e8/0x610`` without its offset; '' where the kernel gives a number."""
+    """``nft_do_chain+0x3e8/0x610`` without its offset; '' where the kernel gives a number (before Linux 6.3)."""
     name = FUNCTION.match(place)
-    return name[0] if name and not place.startswith("0x") else ""
+    return name[0] if name else ""
