@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from time import monotonic
@@ -91,7 +91,9 @@ class Holder:
         self.batch: Batch | None = None
         self.told: dict[str, Told] = {}
         self.files: dict[str, list[str]] = {}
-        """Tests that go inside, by file."""
+        """Tests that go inside, by file: those of this lab."""
+        self.take: Callable[[], str] = str
+        """A further file for this lab, of a list that it shares; its name, or nothing."""
         self.times: dict[str, float] = {}
 
     def lab(self, machine: Machine = PLAIN) -> Lab:
@@ -133,7 +135,7 @@ class Holder:
         while self.batch and self.current and self.current.has_news:
             self.step()
         if self.batch is None:
-            if left := next((f for f, ids in self.files.items() if not self.told.keys() >= set(ids)), ""):
+            if left := next((f for f, ids in self.files.items() if not self.told.keys() >= set(ids)), "") or self.take():
                 self.start(left)
             else:
                 self.end()  # an idle lab takes half a core from the tests that follow

@@ -3,7 +3,8 @@
 Most tests wait, for packets, daemons and guests, and a machine has more than one processor. The second process is forked when the
 tests are collected, so that nothing is loaded twice; it says what came of its tests by a pipe, and the first tells it. Tests
 that drive a lab from outside are the second one's, before all others, while the lab of the first carries out what goes inside
-(``lib.lab_pytest``). A file is never split: what its tests share is made once.
+(``lib.lab_pytest``). What of that is left when nothing else is, is done by two labs. A file is never split: what its tests
+share is made once.
 """
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fcntl import LOCK_EX, LOCK_UN, flock
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
@@ -22,10 +24,12 @@ from typing import Any
 
 import pytest
 
-from lib.lab_pytest import HOLDER, INSIDE, drives, goes_inside
+from lib.lab_pytest import HOLDER, INSIDE, Holder, drives, goes_inside
 
-ENOUGH = 400
-"""Tests: fewer are done by one process."""
+ENOUGH, LABS = 400, 3
+"""Tests, and files of tests that need a lab: fewer are done by one process."""
+LONG = ("test_documents", "test_uplinks", "test_failover", "test_vrf", "test_main_flow", "test_wireguard", "test_vlans")
+"""Files for the lab that take longest, as a run prints them: begun first."""
 
 
 class Queue:
@@ -47,6 +51,10 @@ class Queue:
         finally:
             os.close(own)
         return self.units[number] if number < len(self.units) else []
+
+    def __iter__(self) -> Iterator[pytest.Item]:
+        while unit := self.take():
+            yield from unit
 
 
 @dataclass
@@ -135,19 +143,43 @@ def files(items: list[pytest.Item]) -> list[list[pytest.Item]]:
     return list(found.values())
 
 
-def work(session: pytest.Session, first: list[list[pytest.Item]], queue: Queue, side: Side | None = None) -> None:
-    """Do *first*, then what the queue has."""
-    def ahead() -> Iterator[pytest.Item]:
-        for unit in first:
-            yield from unit
-        while unit := queue.take():
-            yield from unit
+class LabFiles:
+    """Files of tests for the lab of this process, which takes them one by one from a list that both processes share."""
 
-    coming = ahead()
+    def __init__(self, queue: Queue, holder: Holder):
+        self.queue, self.holder = queue, holder
+        self.taken: list[list[pytest.Item]] = []
+
+    def take(self) -> str:
+        """The next file; its name."""
+        unit = self.queue.take()
+        if not unit:
+            return ""
+        self.taken.append(unit)
+        name = unit[0].nodeid.partition("::")[0]
+        self.holder.files[name] = [item.nodeid for item in unit]
+        return name
+
+    def __iter__(self) -> Iterator[pytest.Item]:
+        """Tests of what was taken, and then of what is left."""
+        number = 0
+        while number < len(self.taken) or self.take():
+            yield from self.taken[number]
+            number += 1
+
+
+def begun_early(unit: list[pytest.Item]) -> int:
+    """The turn of a file for the lab."""
+    return LONG.index(unit[0].path.stem) if unit[0].path.stem in LONG else len(LONG)
+
+
+def work(session: pytest.Session, coming: Iterator[pytest.Item], side: Side | None = None) -> None:
+    """Carry out tests. The last of those out here takes down what all of them share, and its report says what was left."""
     item = next(coming, None)
     while item:
         following = next(coming, None)
-        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        goes_on = following and (goes_inside(item) or not goes_inside(following))
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following if goes_on else None)
         if side:
             side.tell()
         if session.shouldfail:
@@ -157,8 +189,9 @@ def work(session: pytest.Session, first: list[list[pytest.Item]], queue: Queue, 
         item = following
 
 
-def begin(session: pytest.Session, driving: list[list[pytest.Item]], queue: Queue) -> Side:
-    """Fork the second process."""
+def begin(session: pytest.Session, driving: list[pytest.Item], queue: Queue, labs: Queue) -> Side:
+    """Fork the second process: it does what drives a lab, then what comes, and then its part of what goes inside, in a
+    lab that it boots for that."""
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -175,8 +208,8 @@ def begin(session: pytest.Session, driving: list[list[pytest.Item]], queue: Queu
         teller = Teller(writer, session.config)
         session.config.pluginmanager.register(teller)
         holder = session.config.stash[HOLDER]
-        holder.files = {}    # what goes inside is the first one's
-        work(session, driving, queue)
+        holder.files = {}
+        work(session, chain(driving, queue, LabFiles(labs, holder)))
         holder.end()
         teller.say("lab", "", times=holder.times)
         code = 0
@@ -186,20 +219,24 @@ def begin(session: pytest.Session, driving: list[list[pytest.Item]], queue: Queu
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    if INSIDE or len(session.items) < ENOUGH or (os.cpu_count() or 1) < 2 or session.config.option.collectonly \
-            or session.config.getoption("usepdb"):
+    inside = [item for item in session.items if goes_inside(item)]
+    driving = [item for item in session.items if drives(item)]
+    few = len(session.items) < ENOUGH and len(files(inside + driving)) < LABS
+    if INSIDE or few or (os.cpu_count() or 1) < 2 or session.config.option.collectonly or session.config.getoption("usepdb"):
         return None
     if session.testsfailed and not session.config.option.continue_on_collection_errors:
         return None    # pytest says so itself
-    driving = files([item for item in session.items if drives(item)])
-    inside = files([item for item in session.items if goes_inside(item)])
     queue = Queue(files([item for item in session.items if not (drives(item) or goes_inside(item))]))
-    side = begin(session, driving, queue)
+    labs = Queue(sorted(files(inside), key=begun_early))
+    side = begin(session, driving, queue, labs)
+    holder = session.config.stash[HOLDER]
+    holder.files, own = {}, LabFiles(labs, holder)
+    holder.take = own.take
     try:
-        work(session, [], queue, side)
-        work(session, inside, queue, side)
+        work(session, chain(queue, own), side)
         side.tell_all()
-        session.config.stash[HOLDER].times |= side.lab_times
+        for what, seconds in side.lab_times.items():
+            holder.times[what] = holder.times.get(what, 0) + seconds
     except BaseException:
         side.stop()
         raise
