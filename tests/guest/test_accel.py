@@ -14,7 +14,7 @@ pytestmark = pytest.mark.guest
 
 
 def test_the_probe_guest_comes_to_its_end() -> None:
-    assert accel.failed("tcg", "nobody", 10.0) is None
+    assert accel.failed("tcg", "nobody", 30.0) is None
 
 
 def test_a_guest_that_gets_nowhere_is_ended_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +34,7 @@ def test_a_guest_that_stops_early_is_not_believed(monkeypatch: pytest.MonkeyPatc
 
 def test_qemu_s_own_words_are_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(accel.CPU, "tcg", "nosuchcpu")
-    reason = accel.failed("tcg", "nobody", 5.0)
+    reason = accel.failed("tcg", "nobody", 30.0)
     assert reason is not None and "TCG does not run a guest here: " in reason and "nosuchcpu" in reason
 
 

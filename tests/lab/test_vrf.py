@@ -15,7 +15,7 @@ from kvmnet.errors import ApplyFailed
 from kvmnet.host.clock import wait_until
 from lib.netns import named_netns, sh
 from lib.settled import lines, settled
-from lib.world import NEVER, Guest, Place, World, same, steady, world
+from lib.world import NEVER, SOON, Guest, Place, World, same, steady, world
 
 pytestmark = pytest.mark.lab
 
@@ -92,7 +92,7 @@ def test_two_tenants_of_equal_addresses(two: Two) -> None:
             if not (t == "blue" and n == "dns")} <= passed
 
 
-def intrudes(two: Two, opener: str, victim: str) -> bool:
+def intrudes(two: Two, opener: str, victim: str, seconds: float = 2 * NEVER) -> bool:
     """A guest of *opener* asks its server; then that address of *victim*'s outside answers what nobody there asked."""
     sh("conntrack -F 2>/dev/null")
     with two.guest(opener).socket(socket.AF_INET, socket.SOCK_DGRAM) as asks, two.guest(victim).socket(socket.AF_INET, socket.SOCK_DGRAM) as hears, \
@@ -102,7 +102,7 @@ def intrudes(two: Two, opener: str, victim: str) -> bool:
         sends.bind((SERVER, 4000))
         asks.sendto(b"asked", (SERVER, 4000))
         wait_until(lambda: "sport=5555 dport=4000" in sh("conntrack -L -p udp 2>/dev/null"), 20)
-        hears.settimeout(2 * NEVER)
+        hears.settimeout(seconds)
         sends.sendto(b"answered", (HOST, 5555))
         try:
             return hears.recv(100) == b"answered"
@@ -110,11 +110,11 @@ def intrudes(two: Two, opener: str, victim: str) -> bool:
             return False
 
 
-def crosses(two: Two) -> bool:
+def crosses(two: Two, seconds: float = 2 * NEVER) -> bool:
     """A guest of red sends to a network of blue, by a route that somebody put into red's table."""
     with two.guest("red").socket(socket.AF_INET, socket.SOCK_DGRAM) as sends, two.near.guest("deep1").socket(socket.AF_INET, socket.SOCK_DGRAM) as hears:
         hears.bind(("10.2.0.10", 5556))
-        hears.settimeout(2 * NEVER)
+        hears.settimeout(seconds)
         sends.sendto(b"across", ("10.2.0.10", 5556))
         try:
             return hears.recv(100) == b"across"
@@ -135,10 +135,10 @@ def test_nothing_gets_from_one_tenant_to_the_other(two: Two) -> None:
     sh(f"ip route add 10.2.0.0/24 dev kvb-deep table {table}")
     assert not crosses(two)
     sh("nft insert rule inet kvmnet vrf_forward goto pass")    # the controls: the same packets without the rules
-    assert crosses(two)
+    assert crosses(two, SOON)
     for way in ("in", "out"):
         sh(f"nft flush chain inet kvmnet vrf_zones_{way}")
-    assert intrudes(two, "red", "blue")
+    assert intrudes(two, "red", "blue", SOON)
     assert sorted(near.drift()) == [f"delete route table {table} 10.2.0.0/24 dev kvb-deep", "update nft-table inet kvmnet"]
     lines(near, document(blue=", peers: [blue]"))
     assert not intrudes(two, "blue", "red") and not crosses(two)
