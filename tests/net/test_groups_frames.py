@@ -78,7 +78,7 @@ class Wire:
         a, mark = self.nics[source], os.urandom(8)
         question = b"\0\1\x08\0\6\4\0\1" + bytes.fromhex(a.mac.replace(":", "")) + bytes(map(int, a.ip.split("."))) + bytes(6)
         self.taps[source].send(ether("ff:ff:ff:ff:ff:ff", a.mac, 0x0806, question + bytes(map(int, self.nics[target].ip.split("."))) + mark))
-        self.taps[target].wait(mark, 10)
+        self.taps[target].wait(mark)
 
     def use(self, text: str) -> None:
         self.made.apply(text)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -78,6 +79,19 @@ def look(place: Paths, fault: Fault) -> Report:
     return why(read(capture(place)), fault.source, fault.to, fault.probe)
 
 
+def look_for(place: Paths, fault: Fault) -> Report:
+    """The first look that finds the fault first, or the last: a carrier and what follows from it are told a moment later."""
+    seen: list[Report] = []
+
+    def found() -> bool:
+        seen.append(look(place, fault))
+        return [f.code for f in seen[-1].findings[:1]] == [fault.code]
+
+    with suppress(TimeoutError):
+        wait_until(found, 20, 0.3)
+    return seen[-1]
+
+
 NOWHERE = ("192.0.2.7", "10.77.0.9")
 """Addresses that nobody has."""
 FAULTS = {
@@ -147,7 +161,7 @@ def test_a_fault_is_found_first_and_mended(place: Paths, name: str) -> None:
     try:
         sh(fault.inject)
         assert not works()
-        report = look(place, fault)
+        report = look_for(place, fault)
         assert report.findings and report.findings[0].code == fault.code, report.findings
         first = report.findings[0]
         assert report.state is State.BLOCKED and first.severity is Severity.BLOCKS and first.evidence and first.why
