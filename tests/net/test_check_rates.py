@@ -2,10 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 
 from kvmnet.check.model import Claim, Verdict
+from kvmnet.host.clock import wait_until
 from lib.netns import sh
 from lib.world import World, world
 
@@ -27,6 +29,9 @@ vms:
 """
 
 
+HELD_UP = "other work held this process up"
+
+
 @pytest.fixture(scope="module")
 def made() -> Iterator[World]:
     with world() as here:
@@ -35,8 +40,19 @@ def made() -> Iterator[World]:
 
 
 def claims(made: World, *, rates: bool = True) -> dict[tuple[str, str], Claim]:
-    found = made.host.check(rates=rates).claims
-    return {(c.subject, c.name): c for c in found if c.name.startswith(("rate", "mark"))}
+    """Each as it was judged when no other work held the check up, which says so."""
+    found: dict[tuple[str, str], Claim] = {}
+
+    def judged() -> bool:
+        for claim in made.host.check(rates=rates).claims:
+            of = claim.subject, claim.name
+            if claim.name.startswith(("rate", "mark")) and (of not in found or HELD_UP in found[of].evidence):
+                found[of] = claim
+        return not any(HELD_UP in claim.evidence for claim in found.values())
+
+    with suppress(TimeoutError):
+        wait_until(judged, 90, 0)
+    return found
 
 
 def test_rates_and_marks_are_proved(made: World) -> None:
