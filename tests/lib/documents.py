@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kvmnet.spec.load import load
 from lib.netns import sh
-from lib.world import same, snapshot, steady, world
+from lib.world import snapshot, steady, unchanged, world
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = {p.stem: p for p in (*sorted((ROOT / "examples").glob("*.yaml")), *sorted((ROOT / "tests/golden").glob("*.yaml")))}
@@ -33,4 +33,4 @@ def live_through(name: str) -> None:
         assert net.plan(text).to_json()["steps"] == []
         net.destroy()
         steady()
-        same(before, snapshot())
+        unchanged(before)

@@ -5,7 +5,7 @@ import contextlib
 import difflib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -135,7 +135,7 @@ def test_static_addresses_and_routes_move_within_milliseconds_and_come_back(isp:
         count4 = gap4.answers
         wait_until(lambda: gap4.answers > count4 + 50, 20)
     print(f"longest gap of the way back: {gap4.longest * 1000:.1f} ms")
-    assert same(picture(), before)
+    assert same(picture, before)
 
 
 def test_a_failure_in_the_middle_of_the_move_is_undone(isp: str) -> None:
@@ -152,7 +152,7 @@ def test_a_failure_in_the_middle_of_the_move_is_undone(isp: str) -> None:
         host.driver.apply(steps, lambda _: None)
     now = host.driver.observe(image)
     host.driver.apply(plan(now.state, image, now.ours & image.keys(), set(image)), lambda _: None)
-    assert same(picture(), before)
+    assert same(picture, before)
 
 
 def global_address() -> str:
@@ -191,9 +191,7 @@ def test_advertised_addresses_and_routes_outlive_their_lifetime_on_the_bridge(is
         assert host.apply(again, borrowed) == ()
         host.apply({}, set())
         assert global_address() == address and ra_default(NIC)
-        with contextlib.suppress(TimeoutError):
-            wait_until(lambda: picture() == before, 30, 0.2)
-        assert same(picture(), before)
+        assert same(picture, before)
         with pytest.raises(TimeoutError):
             wait_until(lambda: global_address() != address or not ra_default(NIC), 12, 0.2)
 
@@ -248,9 +246,9 @@ def test_an_existing_bridge_is_used_and_nothing_of_it_changes() -> None:
     host = Host()
     host.apply({tap.key: tap}, set())
     assert "master br0" in sh("ip link show kvt-a-0")
-    assert same(settled("kvt-a-0"), before)
+    assert same(lambda: settled("kvt-a-0"), before)
     host.apply({}, set())
-    assert same(settled(), before)
+    assert same(settled, before)
 
 
 def settled(without: str = "") -> list[Any]:
@@ -259,9 +257,11 @@ def settled(without: str = "") -> list[Any]:
             for part in picture()]
 
 
-def same(now: list[Any], before: list[Any]) -> bool:
-    """Whether two pictures are equal; prints what differs."""
-    old, new = (json.dumps(p, indent=1, sort_keys=True).splitlines() for p in (before, now))
+def same(look: Callable[[], list[Any]], before: list[Any]) -> bool:
+    """Whether the picture is as it was, once carriers have been told; prints what differs."""
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: look() == before, 20, 0.2)
+    old, new = (json.dumps(p, indent=1, sort_keys=True).splitlines() for p in (before, look()))
     changed = list(difflib.unified_diff(old, new, "before", "now", lineterm="", n=4))
     print("\n".join(changed))
     return not changed

@@ -19,7 +19,7 @@ from kvmnet.status import status as look
 from lib.flood import Heard, ear, flood
 from lib.frames import UDP, ether, ip4, udp
 from lib.netns import sh
-from lib.world import World, same, snapshot, world
+from lib.world import World, snapshot, unchanged, world
 
 pytestmark = pytest.mark.net
 
@@ -150,7 +150,7 @@ def test_destroy_leaves_nothing_and_check_measures_it() -> None:
         assert found.keys() == wanted.keys()
         assert all(claim.verdict is wanted[of] or is_disturbed(claim) for of, claim in found.items()), found
         made.destroy()
-        same(before, snapshot())
+        unchanged(before)
         assert sh("tc qdisc show") == queues
 
 
