@@ -83,7 +83,7 @@ def test_without_a_terminal_nothing_is_asked_and_nothing_done(net: World) -> Non
 def test_an_unconfirmed_change_goes_back_by_itself(net: World) -> None:
     code(net.cli("apply", "--yes", net.write(ONE)), 0)
     before = snapshot()
-    done = code(net.cli("apply", "--yes", "--confirm", "2", net.write(TWO)), 0)
+    done = code(net.cli("apply", "--yes", "--confirm", "8", net.write(TWO)), 0)
     assert "kvmnet confirm" in done.stderr and "kvb-pub" in sh("ip link")
     code(net.cli("apply", "--yes", net.write(ONE)), 12)
     wait_until(lambda: not net.paths.journal.exists(), 20, 0.05)

@@ -153,6 +153,7 @@ def test_killed_while_it_asks_the_host_comes_back_by_itself(net: World, confirm:
 
         def ask(questions: object, seconds: float) -> None:
             if times:
+                assert "master kvb-lan" in sh("ip link show eth0"), "it dies with the change made"
                 die()
             times.append(1)
             asked(questions, seconds)  # type: ignore[arg-type]
@@ -161,7 +162,6 @@ def test_killed_while_it_asks_the_host_comes_back_by_itself(net: World, confirm:
         apply(net, BRIDGED, confirm=confirm)
 
     assert in_child(work) == -signal.SIGKILL
-    assert "master kvb-lan" in sh("ip link show eth0"), "it died with the change made"
     wait_until(lambda: not net.paths.journal.exists(), 20)
     unchanged(before)
     assert Host(net.paths).recover().startswith("nothing to recover")

@@ -46,7 +46,7 @@ def test_made_and_taken_back_on_request(paths: Paths) -> None:
 
 
 def test_what_is_not_confirmed_goes_back(paths: Paths) -> None:
-    make(paths, (AGE, ARP), lambda: (), confirm=1)
+    make(paths, (AGE, ARP), lambda: (), confirm=4)
     assert state() == MENDED
     with pytest.raises(ConflictError, match="wait for a confirmation"):
         make(paths, (ARP,), lambda: ())

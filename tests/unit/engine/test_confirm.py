@@ -23,7 +23,7 @@ from lib.fork import die, in_child
 ETH0 = Link(name="eth0", type="physical", mtu=1500, master="", up=True)
 LAN = Link(name="kvb-lan", type="bridge", mtu=1400, up=True, alias="kvmnet lan")
 CHANGE = Change("x", "/etc/kvmnet.yaml")
-LONG, SHORT = 60.0, 0.3
+LONG, SHORT = 60.0, 1.0
 
 
 @pytest.fixture
