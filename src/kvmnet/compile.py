@@ -85,9 +85,9 @@ class Compiled:
         shares = Shares()
         majors = trees(self.segments.values())
         for segment in self.segments.values():
-            shares.add(segment, port_of(segment, spec), majors.get(segment.name, 0), facts.features)
+            shares.add(segment, port_of(segment, spec), majors, facts.features)
         self.notes += shares.notes
-        self.add(*shares.resources, *filter(None, [shares.table()]))
+        self.add(*shares.resources, *shares.tables())
         for device, qos in shares.qos.items():
             self.add(Link(name=device, vlan_qos=qos))
 

@@ -2,18 +2,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from kvmnet.compile import port_of, tenant_nics
 from kvmnet.drivers.dnsmasq.driver import leases
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer
 from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, pf_of, pool_of, vfs_of
 from kvmnet.drivers.tc.driver import TcDriver
-from kvmnet.drivers.tc.resources import Qdisc, TcClass, qdisc_name
 from kvmnet.drivers.tc.wire import Counts
 from kvmnet.drivers.wireguard.driver import dump
 from kvmnet.engine.driver import Seen
@@ -23,9 +21,19 @@ from kvmnet.facts.counters import Traffic, traffic
 from kvmnet.facts.lldp import link_neighbours
 from kvmnet.facts.model import LinkNeighbour
 from kvmnet.host.macvtap import held
-from kvmnet.policy import shares
 from kvmnet.policy.guard import REASONS
 from kvmnet.policy.limits import REASONS as LIMITS
+from kvmnet.queues import (
+    ClassStatus,
+    Queues,
+    RateStatus,
+    TenantStatus,
+    class_statuses,
+    is_limited,
+    rates_of,
+    shared_rates,
+    tenant_statuses,
+)
 from kvmnet.spec.limits import effective
 
 if TYPE_CHECKING:
@@ -38,22 +46,9 @@ if TYPE_CHECKING:
     from kvmnet.planned import Planned
     from kvmnet.spec.models import Spec
 from kvmnet.spec import ways
-from kvmnet.spec.names import detour_name, tenant_queue
 
 HOUR = 3600
 OF_LIMITS = frozenset(LIMITS.values())
-
-
-@dataclass(frozen=True, slots=True)
-class RateStatus:
-    """What a rate did since it was set. Of a VF only the rate is known."""
-
-    rate: int
-    """Most, in bits per second."""
-    dropped: int = 0
-    """Packets that found the queue full."""
-    waiting: int = 0
-    """Bytes in the queue now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +108,8 @@ class NetworkStatus:
     """How it stretches to other hosts; '' when it does not."""
     rates: Mapping[str, RateStatus] = field(default_factory=dict)
     """in, out -> how its guests together are limited in that direction."""
+    classes: tuple[ClassStatus, ...] = ()
+    """Parts of rate.out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,20 +176,6 @@ class MirrorStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class TenantStatus:
-    name: str
-    nics: int
-    """NICs of its guests."""
-    addresses: int
-    """IP addresses that these have, further ones as the document counts them."""
-    rates: Mapping[str, RateStatus]
-    """in, out -> how all its NICs together are limited in that direction."""
-    sends: float
-    """Bits per second from its guests."""
-    receives: float
-
-
-@dataclass(frozen=True, slots=True)
 class Status:
     revision: int
     source: str
@@ -217,12 +200,18 @@ class Status:
         return {"format": 1, **asdict(self)}
 
 
+def read_queues(spec: Spec) -> Queues | None:
+    """What queues did; None where nothing is limited."""
+    return None if not is_limited(spec) else Queues(*TcDriver().queue_counts(), time.monotonic())
+
+
 def status(host: Host) -> Status | None:
     """The state of *host*, or None when no document is applied."""
     document = host.current()
     if document is None:
         return None
     last = next(r for r in host.history() if r.number == host.revision)
+    before = read_queues(document.spec)
     now = traffic()
     steps: Sequence[Step] = ()
     segments: Mapping[str, Segment] = {}
@@ -236,13 +225,16 @@ def status(host: Host) -> Status | None:
         assert planned.compiled is not None
         seen, steps, notes, segments = planned.seen, planned.steps, planned.notes, planned.compiled.segments
     dropped = refused(host)
-    queues = TcDriver().counts() if any(isinstance(r, Qdisc) for r in seen.state.values()) else {}
+    after = read_queues(document.spec)
+    queues = after.roots if after else {}
+    classes = class_statuses(segments, document.spec, seen, before, after)
     return Status(
         revision=last.number, source=last.source, applied=last.created, by=last.who,
         unconfirmed=host.unconfirmed(),
         drift=tuple(f"{type(s).__name__.lower()} {s.key}" for s in steps), notes=notes,
         uplinks=uplink_statuses(document.spec, seen, now, link_neighbours(host.paths)),
-        networks=tuple(network_status(host, s, seen, now, shared_rates(s, document.spec, seen, queues)) for s in segments.values()),
+        networks=tuple(network_status(host, s, seen, now, shared_rates(s, document.spec, seen, queues),
+                                      classes.get(s.name, ())) for s in segments.values()),
         nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped, queues)),
         guests={row.name: row.state for row in host.guests()},
         tunnels=tunnel_statuses(document.spec),
@@ -311,14 +303,14 @@ def addresses_on(device: str, seen: Seen) -> tuple[str, ...]:
 
 
 def network_status(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Traffic],
-                   rates: Mapping[str, RateStatus]) -> NetworkStatus:
+                   rates: Mapping[str, RateStatus], classes: tuple[ClassStatus, ...]) -> NetworkStatus:
     link = seen.state.get(Key("link", segment.floor or segment.way_out))
     server = seen.state.get(Key("dnsmasq", segment.name))
     dhcp = "none" if server is None else "serving" if isinstance(server, DnsmasqServer) and server.running else "down"
     state = "missing" if not isinstance(link, Link) else "up" if link.up else "down"
     return NetworkStatus(segment.name, segment.network.mode.value, segment.network.uplink or "", segment.floor,
                          segment.mtu, () if segment.vlan and segment.network.vlan else addresses_on(segment.bridge, seen), dhcp,
-                         len(live_leases(host, segment)), state, segment.network.vrf or "", overlay_words(segment), rates)
+                         len(live_leases(host, segment)), state, segment.network.vrf or "", overlay_words(segment), rates, classes)
 
 
 def overlay_words(segment: Segment) -> str:
@@ -352,52 +344,6 @@ def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Tra
         limited=sum(count for number, count in dropped.get(nic.tap, {}).items() if number in OF_LIMITS),
         backend=backend_of(nic, seen), state=nic_state(nic, segment, seen, now),
         rates=rates_of(nic, segment, seen, queues)) for nic in segment.nics]
-
-
-def rates_of(nic: NicOnNetwork, segment: Segment, seen: Seen, queues: Mapping[str, Counts]) -> dict[str, RateStatus]:
-    """How each direction is limited, as the host has it now."""
-    if nic.vf:
-        vf = seen.state.get(Key(Vf.kind, nic.vf))
-        return {"out": RateStatus(vf.max_rate * 1_000_000)} if isinstance(vf, Vf) and vf.max_rate else {}
-    own, other = ("out", "in") if segment.parent else ("in", "out")
-    return buckets(((own, nic.tap), (other, detour_name(nic.vm, nic.nic))), seen, queues)
-
-
-def buckets(devices: Iterable[tuple[str, str]], seen: Seen, queues: Mapping[str, Counts]) -> dict[str, RateStatus]:
-    """Direction -> the rate that the device for it has. ``devices``: (direction, device)."""
-    found = {}
-    for direction, device in devices:
-        queue, counts = seen.state.get(Key(Qdisc.kind, qdisc_name(device))), queues.get(device)
-        if isinstance(queue, Qdisc) and queue.rate:
-            found[direction] = RateStatus(queue.rate * 1000, counts.dropped if counts else 0, counts.backlog if counts else 0)
-    return found
-
-
-def tenant_statuses(spec: Spec, segments: Mapping[str, Segment], seen: Seen, now: Mapping[str, Traffic],
-                    queues: Mapping[str, Counts]) -> Iterator[TenantStatus]:
-    nics = tenant_nics(spec, segments.values())
-    for name in spec.tenants:
-        own = [nic for nic, _ in nics.get(name, ())]
-        moving = [now[nic.tap] for nic in own if nic.tap in now]
-        yield TenantStatus(name, len(own), sum(bool(nic.ip) + bool(nic.ip6) + len(nic.prefixes) for nic in own),
-                           buckets(((way, tenant_queue(name, way)) for way in ("in", "out")), seen, queues),
-                           sum(t.rx_rate for t in moving), sum(t.tx_rate for t in moving))
-
-
-def shared_rates(segment: Segment, spec: Spec, seen: Seen, queues: Mapping[str, Counts]) -> dict[str, RateStatus]:
-    """How the guests of a network are limited together."""
-    if not segment.network.has_queues:
-        return {}
-    way = shares.ways(segment, port_of(segment, spec))
-    found = {}
-    for direction, device in (("in", way.inward), ("out", way.out)):
-        queue = next((q for q in seen.state.values() if isinstance(q, Qdisc) and (q.dev, q.parent) == (device, "root")), None)
-        whole = next((c for c in seen.state.values() if isinstance(c, TcClass) and queue and (c.qdisc, c.parent) == (queue.name, "")), None)
-        rate = whole.ceil if isinstance(whole, TcClass) else queue.rate if isinstance(queue, Qdisc) else None
-        if rate and (segment.network.rate.in_ if direction == "in" else segment.network.rate.out):
-            counts = queues.get(device)
-            found[direction] = RateStatus(rate * 1000, counts.dropped if counts else 0, counts.backlog if counts else 0)
-    return found
 
 
 def backend_of(nic: NicOnNetwork, seen: Seen) -> str:

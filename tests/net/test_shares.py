@@ -5,6 +5,7 @@ Every share has its control: the same floods with nothing shared out, or with th
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,7 +20,7 @@ from kvmnet.status import status as look
 from lib.flood import Heard, ear, flood
 from lib.frames import UDP, ether, ip4, ip6, udp
 from lib.netns import sh
-from lib.world import OUTSIDE, OUTSIDE6, Guest, World, snapshot, unchanged, world
+from lib.world import NEVER, OUTSIDE, OUTSIDE6, Guest, World, snapshot, unchanged, world
 
 pytestmark = pytest.mark.net
 
@@ -134,6 +135,11 @@ def test_nics_share_equally_or_as_promised(ground: World) -> None:
     wait_until(lambda: part_of_b(ground) > 0.6, PATIENCE)    # a class
     ground.apply(routed("rate: {out: 4mbit}, classes: {bulk: {dscp: [8, af11], max: 400kbit}}", b="mark: {dscp: 10}"))
     wait_until(lambda: part_of_b(ground) < 0.25, PATIENCE)    # a ceiling
+    classes = {c.name: c for n in (look(ground.host) or pytest.fail("no status")).networks for c in n.classes}
+    assert {name: (c.least, c.most, c.priority) for name, c in classes.items()} == {
+        "bulk": (64_000, 400_000, 3), "a/nic0": (64_000, RATE * 1000, 3), "b/nic0": (64_000, RATE * 1000, 3), "rest": (64_000, RATE * 1000, 3)}
+    assert classes["a/nic0"].sent > classes["bulk"].sent > 10 * FRAME
+    assert classes["a/nic0"].dropped > 0 and classes["bulk"].dropped > 0
     assert ground.drift() == []
 
 
@@ -158,10 +164,52 @@ def came_whole(flood: tuple[int, Heard]) -> bool:
     return heard.octets >= WHOLE * sent
 
 
+def test_nics_receive_equally(ground: World) -> None:
+    """What comes from outside for two, four times the rate for one and three quarters of it for the other."""
+    ground.apply(routed("rate: {in: 4mbit}"))
+    assert ground.drift() == []
+    wait_until(lambda: 0.35 < received_by_b(ground) < 0.6, PATIENCE)    # fair
+    classes = {(c.direction, c.name): c for n in (look(ground.host) or pytest.fail("no status")).networks for c in n.classes}
+    assert classes.keys() == {("in", "a/nic0"), ("in", "b/nic0"), ("in", "rest")}
+    assert classes["in", "a/nic0"].dropped > 0 and classes["in", "b/nic0"].sent > 10 * FRAME
+    member = f'{{ "kvb-lan" . {ground.guest("b").ip} }}'
+    for damage, drift in ((f"nft delete element inet kvmnet-marks inward4 '{member}'", "update nft-table inet kvmnet-marks"),
+                          ("tc qdisc del dev kvb-lan root", "create qdisc kvb-lan")):
+        sh(damage)
+        assert any(line.startswith(drift) for line in ground.drift())
+        ground.apply(routed("rate: {in: 4mbit}"))
+        assert ground.drift() == []
+    ground.apply(routed("rate: {in: 4mbit, share: none}"))
+    wait_until(lambda: received_by_b(ground) < 0.3, PATIENCE)    # first come, first served
+    assert ground.drift() == []
+
+
+def received_by_b(made: World) -> float:
+    """What part of what comes from outside *b* gets. What waits at the end does not count."""
+    for name in "ab":
+        made.outside.pings(made.guest(name).ip, timeout=NEVER)    # for the neighbour entry; nobody answers
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        ears, work = [], []
+        for name, rate in (("a", 4 * RATE), ("b", RATE * 3 // 4)):
+            guest, nonce = made.guest(name), os.urandom(8)
+            out = stack.enter_context(made.outside.socket(2, 2))
+            ears.append(stack.enter_context(ear(guest.netns, "eth0", nonce)))
+            work.append(pool.submit(flood, partial(sends, out, guest.ip), nonce + bytes(FRAME - 42 - len(nonce)), rate, SECONDS))
+        for w in work:
+            w.result()
+        a, b = (e.rest() for e in ears)
+    end = a.began + SECONDS
+    return b.before(end) / max(1, a.before(end) + b.before(end))
+
+
+def sends(out: socket.socket, address: str, data: bytes) -> None:
+    out.sendto(data, (address, 5678))
+
+
 def inward(made: World) -> tuple[int, Heard]:
     """A flood from the server outside: the bytes of its frames, and what guest a gets."""
     guest, nonce = made.guest("a"), os.urandom(8)
-    made.outside.pings(guest.ip, timeout=1)    # for the neighbour entry; nobody answers
+    made.outside.pings(guest.ip, timeout=NEVER)    # for the neighbour entry; nobody answers
     with ear(guest.netns, "eth0", nonce) as hears, made.outside.socket(2, 2) as out:
         sent = flood(lambda data: out.sendto(data, (guest.ip, 5678)), nonce + bytes(FRAME - 42 - len(nonce)), 4 * RATE, SECONDS)
         return sent, hears.rest()

@@ -21,7 +21,7 @@ from kvmnet.host.packets import device_mac
 from lib.frames import checksum, ether, ip4
 from lib.known import KEPT
 from lib.netns import inside, sh
-from lib.world import OUTSIDE, OUTSIDE6, Guest, World, same, snapshot, world
+from lib.world import OUTSIDE, OUTSIDE6, Guest, World, snapshot, unchanged, world
 
 pytestmark = pytest.mark.net
 
@@ -252,4 +252,4 @@ def test_it_is_gone_with_the_document() -> None:
         assert "synproxy" not in sh("nft list table inet kvmnet") and made.drift() == []
         made.apply(PROXIED)
         made.destroy()
-        same(before, snapshot())
+        unchanged(before)

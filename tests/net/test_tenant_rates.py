@@ -28,6 +28,8 @@ RATE, BURST = 2000, 16 * 1024
 SECONDS, FRAME = 0.6, 1014
 WHOLE = 0.7
 """Part of a flood that arrives when nothing holds it up, on a machine that is busy. Four times the rate loses more."""
+PATIENCE = 20
+"""Seconds in which a machine that is busy has a moment for a flood: the upper bounds hold at each attempt, the lower ones at one."""
 TEXT = """
 version: 1
 networks:
@@ -94,27 +96,32 @@ def test_all_nics_together_get_what_the_tenant_has(ground: World, direction: str
     """On both networks together, and no other tenant's; without the rate all of it arrives."""
     ground.apply(document(f"{direction}: 2mbit"))
     assert ground.drift() == []
-    *floods, (offered, other) = together(ground, *flows, free)
-    found = [heard for _, heard in floods]
-    spent = max(h.last for h in found) - min(h.began for h in found)
-    octets = sum(h.octets for h in found)
-    assert octets <= RATE * 125 * spent + BURST + 2 * FRAME
-    assert octets >= 0.6 * RATE * 125 * SECONDS
-    assert other.octets >= WHOLE * offered, "another tenant's"
+
+    def limited() -> bool:
+        *floods, (offered, other) = together(ground, *flows, free)
+        found = [heard for _, heard in floods]
+        spent = max(h.last for h in found) - min(h.began for h in found)
+        octets = sum(h.octets for h in found)
+        assert octets <= RATE * 125 * spent + BURST + 2 * FRAME
+        return octets >= 0.6 * RATE * 125 * SECONDS and other.octets >= WHOLE * offered    # another tenant's
+    wait_until(limited, PATIENCE)
     (acme,) = [t for t in (look(ground.host) or pytest.fail("no status")).tenants if t.name == "acme"]
     assert set(acme.rates) == {direction} and acme.rates[direction].rate == RATE * 1000 and acme.rates[direction].dropped > 0
     assert (acme.nics, acme.addresses) == (2, 2)
     ground.apply(document())
-    assert all(heard.octets >= WHOLE * sent for sent, heard in together(ground, *flows))
+    wait_until(lambda: all(heard.octets >= WHOLE * sent for sent, heard in together(ground, *flows)), PATIENCE)
 
 
 def test_a_nic_has_its_own_rate_beside_it(ground: World) -> None:
     """What it receives passes both queues, and a mirror copies it once: nothing goes round."""
     ground.apply(document("in: 4mbit", "in: 1mbit").replace("tenants:\n", SENSOR) + MIRROR)
     assert ground.drift() == []
-    (_, a), (_, b) = together(ground, ("", "a"), ("", "b"))
-    assert 0.6 * RATE // 2 * 125 * SECONDS <= a.octets <= a.allowed(RATE // 2, 2 * BURST)
-    assert b.octets > b.allowed(RATE // 2, BURST), "the other one has none of its own"
+
+    def limited() -> bool:
+        (_, a), (_, b) = together(ground, ("", "a"), ("", "b"))
+        assert a.octets <= a.allowed(RATE // 2, 2 * BURST)
+        return a.octets >= 0.6 * RATE // 2 * 125 * SECONDS and b.octets > b.allowed(RATE // 2, BURST)    # which has none of its own
+    wait_until(limited, PATIENCE)
     nonce = os.urandom(8)
     with ExitStack() as stack, ear(ground.guest("a").netns, "eth0", nonce) as hears, ear(ground.guest("s").netns, "eth0", nonce) as copies:
         send, frame = shot(ground, "", "a", nonce, stack)

@@ -10,7 +10,8 @@ from kvmnet.cli.picture import Node, picture
 
 if TYPE_CHECKING:
     from kvmnet.api import Host
-    from kvmnet.status import NetworkStatus, NicStatus, RateStatus, Status, TunnelPeerStatus
+    from kvmnet.queues import ClassStatus, RateStatus
+    from kvmnet.status import NetworkStatus, NicStatus, Status, TunnelPeerStatus
 
 SIGNS = {"ok": "up", "up": "up", "idle": "idle", "running": "up", "stopped": "idle"}
 CLIPPED = 40
@@ -158,11 +159,15 @@ def show_rates(found: Status) -> None:
              for n in found.nics for direction, r in n.rates.items()]
     if rows:
         table("rates, seen from the guest", ("of", "direction", "at most", "now", "dropped", "waiting"), rows)
+        for network in found.networks:
+            if network.classes:
+                table(f"what guests of {network.name} share by its way out", ("of", "direction", "at least", "at most", "priority", "now", "dropped", "waiting"),
+                      [(c.name, c.direction, bits(c.least), bits(c.most), str(c.priority), bits(c.now), *waits(c)) for c in network.classes])
     else:
         click.echo("no NIC, no network and no tenant has a rate")
 
 
-def waits(rate: RateStatus) -> tuple[str, str]:
+def waits(rate: RateStatus | ClassStatus) -> tuple[str, str]:
     return str(rate.dropped or ""), f"{rate.waiting} bytes" if rate.waiting else ""
 
 

@@ -10,7 +10,8 @@ Where the queue is, by mode:
 
 * nat, routed: what goes to the host comes in by the bridge device; it makes a detour there, before it is routed (the
   kernel gives a packet that it routes a priority of its own, ip_forward() in net/ipv4/ip_forward.c). What comes back is
-  sent by the bridge device.
+  sent by the bridge device, in a tree of its own; inet postrouting, behind that and behind NAT, has told it by its destination
+  which NIC's class it is.
 * vxlan, and bridge on a VLAN: the port to the outside is ours, what goes out is sent by it, what comes in makes a detour.
 * bridge without a VLAN: the port is the uplink. The host's own frames are in no class and do not wait.
 """
@@ -18,12 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 from zlib import crc32
 
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.tc.resources import LEAVES, TREES, Qdisc, TcClass, class_name, detour, qdisc_name
 from kvmnet.engine.resource import Resource
+from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.marking import mark_chain, mark_of
 from kvmnet.policy.rates import FAIR, FLOWS, PACKETS, bucket, queue, usual_burst
@@ -31,9 +34,13 @@ from kvmnet.spec.models import Mode
 from kvmnet.spec.names import pool_name
 from kvmnet.spec.rates import Rate
 
-TABLE = "bridge kvmnet-marks"
+TABLE, RECEIVED = "bridge kvmnet-marks", "inet kvmnet-marks"
 PRIORITY = -330
 """After the guard, and after groups know the sender."""
+LAST = 200
+"""Behind NAT."""
+INWARD = " in"
+"""What a network's second tree is known by: no network has a name that ends so."""
 WHOLE, REST = 1, 2
 """Minor numbers of the class of the network, and of what is in no other."""
 MINORS = range(0x10, 0x10000)
@@ -60,23 +67,27 @@ class Shares:
     notes: list[str] = field(default_factory=list)
     members: dict[str, str] = field(default_factory=dict)
     """Tap -> its network, where that has classes."""
+    receivers: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(bridge, address) -> class of what the host sends there."""
 
-    def add(self, segment: Segment, port: str, major: int, features: Mapping[str, str]) -> None:
-        """One network. ``port``: its port to the outside, '' where there is none. ``major``: of its classes."""
+    def add(self, segment: Segment, port: str, majors: Mapping[str, int], features: Mapping[str, str]) -> None:
+        """One network. ``port``: its port to the outside, '' where there is none. ``majors``: of its classes, see ``trees``."""
         if not segment.parent:  # macvtaps are marked on their way to the guard
             self.marks |= {nic.tap: chain for nic in segment.nics if nic.tap and (chain := mark_of(nic.declared.mark))}
         if not segment.network.has_queues:
             return
-        ids = minors(segment)
+        ids, major, fair = minors(segment), majors[segment.name], features.get(FAIR) == ""
         way = ways(segment, port)
         if segment.network.rate.out:
             if on_uplink(segment):
                 self.notes.append(f"network {segment.name} shares out what its guests send at {port}: a queue of ours takes the place of "
                                   "the kernel's, one for all queues of the NIC")
-            self.resources += tree(segment, way, major, ids, fair=features.get(FAIR) == "")
+            self.resources += outward(segment, way, major, ids, fair=fair)
             self.queues |= {nic.tap: major << 16 | ids.get(nic.tap, REST) for nic in segment.nics if nic.tap}
         if segment.network.rate.in_:
-            self.resources += inward(segment, way, fair=features.get(FAIR) == "")
+            self.resources += inward(segment, way, majors[segment.name + INWARD], fair=fair)
+            self.receivers |= {(segment.bridge, address): majors[segment.name + INWARD] << 16 | minor for nic in segment.nics
+                               if (minor := receiving(segment).get(nic.tap)) for address in addresses(nic)}
         if segment.network.classes:
             self.classes[segment.name] = tuple(class_rules(segment, major, ids))
             self.members |= {nic.tap: segment.name for nic in segment.nics if nic.tap}
@@ -84,10 +95,18 @@ class Shares:
             if tagged:
                 self.qos[port] = tuple(sorted(tagged))
 
-    def table(self) -> NftTable | None:
-        """The chains that mark packets and tell their classes; None when nobody needs them."""
-        if not (self.marks or self.queues or self.members):
-            return None
+    def tables(self) -> Iterator[NftTable]:
+        """The chains that mark packets and tell their classes, where somebody needs them."""
+        if self.receivers:
+            yield NftTable(name=RECEIVED, text="\n".join((
+                *(address_map(f"inward{version}", word, {k: v for k, v in self.receivers.items() if (":" in k[1]) == (version == 6)})
+                  for version, word in ((4, "ip"), (6, "ip6"))),
+                "chain inward {", f"type filter hook postrouting priority {LAST}; policy accept;",
+                *(f"meta priority set oifname . {word} daddr map @inward{version}" for version, word in ((4, "ip"), (6, "ip6"))), "}", "")))
+        if self.marks or self.queues or self.members:
+            yield self.sent()
+
+    def sent(self) -> NftTable:
         return NftTable(name=TABLE, text="\n".join((
             named_map("marked", "verdict", ((tap, f"jump {chain}") for tap, chain in self.marks.items())),
             named_map("queues", "meta priority", ((tap, f"{number >> 16:04x}:{number & 0xFFFF:x}") for tap, number in self.queues.items())),
@@ -123,17 +142,13 @@ def on_uplink(segment: Segment) -> bool:
     return segment.network.mode is Mode.BRIDGE and not segment.network.vlan
 
 
-def tree(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, fair: bool) -> Iterator[Resource]:
+Leaves: TypeAlias = Mapping[int, tuple[int, int, int]]
+"""Minor number -> least and most in kbit/s, and priority."""
+
+
+def outward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, fair: bool) -> Iterator[Resource]:
     """The htb of what a network sends."""
-    rate, dev = segment.network.rate.out or 0, way.out
-    if way.out_from:
-        yield aside(segment, dev)
-    root = qdisc_name(dev, major)
-    yield Qdisc(name=root, dev=dev, parent="root", below="", of="", discipline="htb",
-                default=0 if on_uplink(segment) else REST)
-    whole = class_name(dev, major, WHOLE)
-    yield TcClass(name=whole, qdisc=root, parent="", rate=rate, ceil=rate, burst=usual_burst(rate), cburst=usual_burst(rate),
-                  quantum=TURN)
+    rate = segment.network.rate.out or 0
     leaves = {REST: (LITTLE, rate, Rate().priority)}
     for nic in segment.nics:
         if nic.tap in ids:
@@ -141,6 +156,20 @@ def tree(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, fai
             leaves[ids[nic.tap]] = (own.min or LITTLE, rate, own.priority)
     for name, group in segment.network.classes.items():
         leaves[ids[name]] = (group.min or LITTLE, group.max or rate, group.priority)
+    if way.out_from:
+        yield aside(segment, way.out)
+    yield from tree(way.out, major, rate, leaves, default=0 if on_uplink(segment) else REST, fair=fair)
+    if way.out_from:
+        yield detour(way.out_from, way.out)
+
+
+def tree(dev: str, major: int, rate: int, leaves: Leaves, *, default: int, fair: bool) -> Iterator[Resource]:
+    """An htb: a class that has *rate*, and *leaves* that borrow from it. ``default``: class of frames in no other."""
+    root = qdisc_name(dev, major)
+    yield Qdisc(name=root, dev=dev, parent="root", below="", of="", discipline="htb", default=default)
+    whole = class_name(dev, major, WHOLE)
+    yield TcClass(name=whole, qdisc=root, parent="", rate=rate, ceil=rate, burst=usual_burst(rate), cburst=usual_burst(rate),
+                  quantum=TURN)
     handles = numbers((f"{minor:x}" for minor in leaves), LEAVES)
     for minor, (least, most, priority) in sorted(leaves.items()):
         name = class_name(dev, major, minor)
@@ -150,14 +179,16 @@ def tree(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, fai
         waiting = Qdisc(name=qdisc_name(dev, handles[f"{minor:x}"]), dev=dev, parent=name.split(" ")[1], below=root, of=name,
                         discipline="bfifo", limit=queue(most))
         yield replace(waiting, discipline="fq_codel", limit=None, packets=PACKETS, flows=FLOWS) if fair else waiting
-    if way.out_from:
-        yield detour(way.out_from, dev)
 
 
-def inward(segment: Segment, way: Ways, *, fair: bool) -> Iterator[Resource]:
-    """The queue of what a network receives."""
+def inward(segment: Segment, way: Ways, major: int, *, fair: bool) -> Iterator[Resource]:
+    """The queue of what a network receives, or a class of it for each NIC."""
     if way.in_from:
         yield aside(segment, way.inward)
+    rate, ids = segment.network.rate.in_ or 0, receiving(segment)
+    if ids:
+        yield from tree(way.inward, major, rate, dict.fromkeys((REST, *ids.values()), (LITTLE, rate, Rate().priority)), default=REST, fair=fair)
+        return
     yield from bucket(way.inward, segment.network.rate.in_ or 0, None, fair=fair)
     if way.in_from:
         yield detour(way.in_from, way.inward)
@@ -177,9 +208,20 @@ def minors(segment: Segment) -> dict[str, int]:
     return numbers((*own, *network.classes), MINORS)
 
 
+def receiving(segment: Segment) -> dict[str, int]:
+    """Tap of a NIC -> minor number of the class of what it receives, where the host knows that before it sends the frame."""
+    known = segment.network.mode in (Mode.NAT, Mode.ROUTED) and segment.network.rate.in_ and segment.network.rate.share == "fair"
+    return numbers((nic.tap for nic in segment.nics if nic.tap and nic.declared.receives == "all"), MINORS) if known else {}
+
+
+def addresses(nic: NicOnNetwork) -> Iterator[str]:
+    """By which the host sends to a NIC, but for prefixes."""
+    yield from (a for a in (nic.ip, nic.ip6, *nic.prefixes) if a and "/" not in a)
+
+
 def trees(segments: Iterable[Segment]) -> dict[str, int]:
-    """Network with queues -> the major number of its classes."""
-    return numbers((s.name for s in segments if s.network.has_queues), TREES)
+    """Network with queues, and the same with INWARD behind it -> the major number of its classes."""
+    return numbers((s.name + way for s in segments if s.network.has_queues for way in ("", INWARD)), TREES)
 
 
 def numbers(names: Iterable[str], room: range) -> dict[str, int]:
@@ -201,6 +243,12 @@ def class_rules(segment: Segment, major: int, ids: Mapping[str, int]) -> Iterato
         codes = ", ".join(map(str, group.dscp))
         for family in ("ip", "ip6"):
             yield f"{family} dscp {{ {codes} }} meta priority set {major << 16 | ids[name]:#x}"
+
+
+def address_map(name: str, word: str, elements: Mapping[tuple[str, str], int]) -> str:
+    listed = sorted(f'"{dev}" . {address} : {number >> 16:04x}:{number & 0xFFFF:x}' for (dev, address), number in elements.items())
+    return "\n".join((f"map {name} {{", f"typeof oifname . {word} daddr : meta priority",
+                      *([f"elements = {{ {', '.join(listed)} }}"] if listed else []), "}"))
 
 
 def named_map(name: str, kind: str, elements: Iterable[tuple[str, str]]) -> str:

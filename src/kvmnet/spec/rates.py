@@ -61,8 +61,8 @@ class NetworkRate(Part):
     out: BitRate | None = None
     """Most that they send together."""
     share: Literal["fair", "none"] = "fair"
-    """How they share rate.out. fair: equally among the NICs that send; none: first come, first served, but for NICs with
-    a min."""
+    """How they share rate.out, and in the modes nat and routed rate.in. fair: equally among the NICs that send, or receive; none:
+    first come, first served, but for NICs with a min."""
 
 
 class TrafficClass(Part):

@@ -21,7 +21,7 @@ from kvmnet.drivers.tc.resources import (
     in_steps,
     is_ours,
 )
-from kvmnet.drivers.tc.wire import parse_classes, parse_counts, parse_filters, parse_qdiscs
+from kvmnet.drivers.tc.wire import parse_classes, parse_counts, parse_filters, parse_leaf_counts, parse_qdiscs
 from kvmnet.drivers.tc.words import lines_of
 from kvmnet.engine.plan import Create, Delete, Update
 from kvmnet.policy import shares
@@ -112,6 +112,7 @@ def test_counts_are_those_of_our_roots() -> None:
     shown = [{**item, "bytes": 10, "drops": 2, "backlog": 7, "overlimits": 3} for item in SHOWN]
     counts = parse_counts(shown)
     assert counts.keys() == {"kvt-a-0", "eth0"} and counts["kvt-a-0"] == (10, 2, 7, 3)
+    assert parse_leaf_counts(shown) == {"eth0 6b76:1a": (10, 2, 7, 3)}, "of classes alone"
 
 
 @given(st.integers(64, 200_000_000), st.integers(1, 2**26 // STEP), st.booleans())
@@ -168,13 +169,19 @@ def test_priorities_in_a_vlan_tag_are_told_one_by_one() -> None:
 
 
 def test_marks_are_maps_of_nics_and_a_chain_for_each_mark() -> None:
-    marks = shares.Shares(marks={"kvt-b": "none_10", "kvt-a": "all_0"}, queues={"kvt-a": 0x6B760010}, members={"kvt-a": "lan"},
-                          classes={"lan": ("ip dscp { 10 } meta priority set 0x6b760011",)}).table()
-    assert marks is not None and shares.Shares().table() is None
+    (marks,) = shares.Shares(marks={"kvt-b": "none_10", "kvt-a": "all_0"}, queues={"kvt-a": 0x6B760010}, members={"kvt-a": "lan"},
+                          classes={"lan": ("ip dscp { 10 } meta priority set 0x6b760011",)}).tables()
+    assert list(shares.Shares().tables()) == []
     text = marks.text or ""
     assert 'elements = { "kvt-a" : jump all_0, "kvt-b" : jump none_10 }' in text and '"kvt-a" : 6b76:10' in text
     assert "chain none_10 {\nip dscp 0 ip dscp set 10\nip6 dscp 0 ip6 dscp set 10\n}" in text
     assert "chain all_0 {\nip dscp set 0\nip6 dscp set 0\n}" in text and '"kvt-a" : jump c_lan' in text
+
+
+def test_what_nics_receive_is_known_by_its_destination() -> None:
+    (table,) = shares.Shares(receivers={("kvb-lan", "10.0.0.2"): 0x6C010010, ("kvb-lan", "fd00::2"): 0x6C010010}).tables()
+    assert table.name == "inet kvmnet-marks"
+    assert 'elements = { "kvb-lan" . 10.0.0.2 : 6c01:10 }' in (table.text or "") and 'elements = { "kvb-lan" . fd00::2 : 6c01:10 }' in (table.text or "")
 
 
 @pytest.mark.parametrize(("value", "codes"), [("ef", (46,)), ([10, "AF11", "cs3"], (10, 24)), (0, (0,))])

@@ -63,9 +63,10 @@ class TcDriver:
         lines: list[Line] = [line for step in steps for line in lines_of(step)]
         return [Command(("tc", "-batch", "-"), batch_text(lines), tuple(line.key for line in lines))] if lines else []
 
-    def counts(self) -> dict[str, wire.Counts]:
-        """Device -> what our queue on it did."""
-        return wire.parse_counts(tc_json("-statistics", "qdisc", "show"))
+    def queue_counts(self) -> tuple[dict[str, wire.Counts], dict[str, wire.Counts]]:
+        """Device -> what our queue on it did; class -> what its queue did. One dump."""
+        listed = tc_json("-statistics", "qdisc", "show")
+        return wire.parse_counts(listed), wire.parse_leaf_counts(listed)
 
 
 def tc_json(*words: str) -> list[dict[str, Any]]:

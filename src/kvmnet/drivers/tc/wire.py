@@ -10,7 +10,18 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from kvmnet.drivers.tc.resources import ALL, INGRESS, PREF, Detour, Qdisc, TcClass, burst_of, detour, is_ours
+from kvmnet.drivers.tc.resources import (
+    ALL,
+    INGRESS,
+    LEAVES,
+    PREF,
+    Detour,
+    Qdisc,
+    TcClass,
+    burst_of,
+    detour,
+    is_ours,
+)
 
 Json = Mapping[str, Any]
 BUILT_IN = frozenset({"ingress", "clsact", "noqueue"})
@@ -105,5 +116,15 @@ def takes_all(options: Json) -> bool:
 
 def parse_counts(items: Iterable[Json]) -> dict[str, Counts]:
     """Device -> what our root discipline on it did, of ``tc -statistics -json qdisc``."""
-    return {item["dev"]: Counts(item.get("bytes", 0), item.get("drops", 0), item.get("backlog", 0), item.get("overlimits", 0))
-            for item in items if item.get("root") and is_ours(item.get("handle", "0:"))}
+    return {item["dev"]: counts_of(item) for item in items if item.get("root") and is_ours(item.get("handle", "0:"))}
+
+
+def parse_leaf_counts(items: Iterable[Json]) -> dict[str, Counts]:
+    """Class (``DEV CLASSID``) -> what the queue that we gave it did. Classes count themselves what finds their queue full, but not what the
+    queue drops to stay short."""
+    return {f"{item['dev']} {item['parent']}": counts_of(item) for item in items
+            if "parent" in item and int(item.get("handle", "0:").partition(":")[0] or "0", 16) in LEAVES}
+
+
+def counts_of(item: Json) -> Counts:
+    return Counts(item.get("bytes", 0), item.get("drops", 0), item.get("backlog", 0), item.get("overlimits", 0))

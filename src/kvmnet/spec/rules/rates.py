@@ -165,7 +165,7 @@ def features(subject: Subject) -> Iterator[Problem]:
                 yield wrong(f"{item.path}.rate.{option}", f"this host cannot limit it: {'; '.join(reasons)}",
                             "install the distribution's full kernel")
     for name, network in subject.spec.networks.items():
-        needs = (*(TREE if network.rate.out else ()), *(DETOUR if network.rate.in_ or network.rate.out else ()))
+        needs = (*(TREE if network.rate.out or (network.rate.in_ and network.mode in (Mode.NAT, Mode.ROUTED)) else ()), *(DETOUR if network.rate.in_ or network.rate.out else ()))
         if reasons := list(dict.fromkeys(reason for need in needs if (reason := known.get(need, "")))):
             yield wrong(f"networks.{name}.rate", f"this host cannot limit it: {'; '.join(reasons)}", "install the distribution's full kernel")
         yield from _foreign(subject, name, network)
