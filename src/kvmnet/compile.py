@@ -23,6 +23,7 @@ from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.peers import join
 from kvmnet.modes.segment import HostPolicy, Overlay, Part, Segment
 from kvmnet.modes.services import services
+from kvmnet.modes.trees import spanning_trees
 from kvmnet.modes.tunnel import TunnelWay, tunnel_ways
 from kvmnet.modes.vrf import wire_vrfs
 from kvmnet.policy import rates
@@ -248,6 +249,7 @@ def wire_network(out: Compiled, policy: HostPolicy, segment: Segment, spec: Spec
         part = MODES[network.mode](segment, facts)
     vrf.join(part, segment.bridge, network.vrf, domains.zones(spec))
     out.take(part)
+    out.add(*spanning_trees(part.resources, network, spec))
     policy.merge(part.policy)
     if segment.address or segment.address6:
         out.add(*services(segment, facts.resolvers))
@@ -289,6 +291,7 @@ def outer_ports(out: Compiled, spec: Spec, facts: Facts) -> set[tuple[str, str]]
             if network.uplink and not network.bridge:
                 alone = network.vlan and not out.segments[name].vlan
                 found.add((carrier_name(name) if alone else ways.device(network.uplink, spec), bridge))
+                found |= {(nic, bridge) for nic in spec.uplinks[network.uplink].redundant}
             if network.bridge:
                 found |= {(link.name, bridge) for link in facts.state.values()
                           if isinstance(link, Link) and link.master == bridge and link.type in SEGMENTS}
@@ -312,7 +315,7 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
         segment = out.segments[network]
         kept = protected(segment)
         own = out.wanted.get(Key(Link.kind, segment.bridge))
-        spanning = isinstance(own, Link) and bool(own.stp)
+        spanning = isinstance(own, Link) and bool(own.stp)    # one of ours never listens to guests
         for nic in placed:
             if nic.vf:
                 continue

@@ -34,6 +34,7 @@ from kvmnet.queues import (
     shared_rates,
     tenant_statuses,
 )
+from kvmnet.spanning import TreeStatus, silent, tree_statuses
 from kvmnet.spec.limits import effective
 
 if TYPE_CHECKING:
@@ -195,6 +196,10 @@ class Status:
     tunnels: tuple[TunnelStatus, ...] = ()
     mirrors: tuple[MirrorStatus, ...] = ()
     tenants: tuple[TenantStatus, ...] = ()
+    trees: tuple[TreeStatus, ...] = ()
+    """Spanning trees that kvmnet speaks."""
+    silent: tuple[str, ...] = ()
+    """Bridges whose spanning tree nobody speaks any more."""
 
     def to_json(self) -> dict[str, Any]:
         return {"format": 1, **asdict(self)}
@@ -240,6 +245,7 @@ def status(host: Host) -> Status | None:
         tunnels=tunnel_statuses(document.spec),
         rules=rule_statuses(host) if document.spec.groups or document.spec.tenants else (),
         tenants=tuple(tenant_statuses(document.spec, segments, seen, now, queues)) if document.spec.tenants else (),
+        trees=tree_statuses(host.paths, seen.state), silent=tuple(silent(seen.state)),
         mirrors=mirror_statuses(host, document.spec, planned.compiled, seen, now) if document.spec.mirrors and planned else ())
 
 
@@ -425,5 +431,6 @@ def problems(status: Status) -> Sequence[str]:
     found += [f"uplink {u.name}: {nic} is {state}" for u in status.uplinks for nic, state in u.members.items()
               if state != "up" and nic != u.device]
     found += [f"mirror {m.name} is {m.state}" for m in status.mirrors if m.state == "incomplete"]
+    found += [f"nobody speaks RSTP for bridge {name}: its ports stay as they are" for name in status.silent]
     found += [f"guest {name} died" for name, state in status.guests.items() if state == "died"]
     return found

@@ -61,6 +61,10 @@ def show(found: Status, everything: bool) -> None:
     if found.mirrors:
         table("", ("mirror", "from", "to", "copies", "bytes", "lost", "state"),
               [(m.name, " ".join(m.sources), m.receiver, str(m.frames), str(m.bytes), str(m.lost), m.state) for m in found.mirrors])
+    if found.trees:
+        table("", ("bridge", "root", "port", "role", "state", "cost", "speaks"),
+              [(t.bridge + (f" instance {t.instance}" if t.instance else ""), t.root if t.root_port else "itself", name, p.role, p.state,
+                str(p.cost), p.speaks) for t in found.trees for name, p in t.ports.items()])
     if found.drift:
         click.echo(click.style(f"drift: {len(found.drift)} difference(s) from the document", fg="yellow"))
         for line in found.drift[:10]:

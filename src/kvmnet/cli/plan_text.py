@@ -22,6 +22,7 @@ TITLES = {
     "guard-hook": "where guards see frames", "gate": "gates of macvtaps", "open-port": "macvtaps that go up",
     "wireguard": "tunnels", "wireguard-peer": "hosts behind tunnels",
     "tap-node": "device files", "copy": "copies of frames", "shut": "links that take nothing in",
+    "tree-gate": "gates of spanning trees", "spanning-tree": "spanning trees",
     "guest-nic": "devices of running guests", "file": "files",
 }
 QUIET = {"guard", "keeper", "table", "server", "vm", "after", "config", "text", "zone", "version", "dev", "scope",

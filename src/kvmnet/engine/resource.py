@@ -6,7 +6,8 @@ holder when its target is deleted:
 
 * ``cascade``: the system removes the holder by itself (an address, when its link goes);
 * ``detach``:  the field becomes ``""`` (a bridge port, when its bridge goes);
-* ``delete``:  the holder must be deleted first, by a step of its own (a guest's NIC before its tap).
+* ``delete``:  the holder must be deleted first, by a step of its own (a guest's NIC before its tap);
+* ``stays``:   the field goes on naming it until it is told otherwise (a note on a link).
 
 ``None`` means "no claim". ``Absent`` in a wanted state means "must not exist".
 """

@@ -10,7 +10,7 @@ their network has no VLAN.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, VlanMulticast, vlan_name
@@ -53,7 +53,7 @@ def wire(segment: Segment, facts: Facts, way: Way | None = None, trunk: Trunk | 
     bridge = own_bridge(segment, way.mac)
     if trunk:
         part.resources.append(aware(bridge, way, trunk, facts))
-        part.resources += trunk_vlans(segment.bridge, way.device, trunk)
+        part.resources += trunk_vlans(segment.bridge, (way.device, *way.beside), trunk)
         part.resources += multicast(segment.bridge, way.device, trunk, facts)
     else:
         asks = segment.network.querier and (bool(segment.address) or has_address4({segment.bridge, *way.sources}, facts))
@@ -61,10 +61,11 @@ def wire(segment: Segment, facts: Facts, way: Way | None = None, trunk: Trunk | 
         part.resources += neighbours(segment)
     part.policy.routers.add((segment.bridge, way.mac))
     part.policy.outer.add(segment.bridge)
-    part.resources.append(port := join(way.device, segment.bridge, facts))
-    resources, borrowed, notes = move_host(way.sources, segment.bridge, facts)
+    ports = [join(way.device, segment.bridge, facts), *(replace(join(nic, segment.bridge, facts), mtu=way.mtu) for nic in way.beside)]
+    part.resources += ports
+    resources, borrowed, notes = move_host((*way.sources, *way.beside), segment.bridge, facts)
     part.resources += resources
-    part.borrowed |= borrowed | {port.key}
+    part.borrowed |= borrowed | {port.key for port in ports}
     part.notes += notes
     on_shared(part, segment)
     return part
@@ -94,7 +95,7 @@ def aware(bridge: Link, way: Way, trunk: Trunk, facts: Facts) -> Link:
     snoops = facts.features.get(ways.MULTICAST, "") == ""
     return replace(bridge, mtu=way.mtu, addrgenmode=way.addrgenmode, alias=f"kvmnet uplink {trunk.uplink}",
                    vlan_filtering=True, default_pvid=0, mcast_snooping=snoops, mcast_vlan_snooping=snoops or None,
-                   mcast_querier=False, mcast_query_use_ifaddr=False, **spanning(trunk.spanning))
+                   mcast_querier=False, mcast_query_use_ifaddr=False, **spanning(bridge.name, trunk.spanning))
 
 
 def multicast(bridge: str, port: str, trunk: Trunk, facts: Facts) -> Iterable[VlanMulticast]:
@@ -118,12 +119,13 @@ def sub_interface(part: Part, segment: Segment, way: Way) -> Way:
     return replace(way, device=name, sources=(name,))
 
 
-def trunk_vlans(bridge: str, port: str, trunk: Trunk) -> Iterable[BridgeVlan]:
-    """VLANs of the uplink's port, and of the bridge itself: the host."""
-    for dev in (port, bridge):
+def trunk_vlans(bridge: str, ports: Sequence[str], trunk: Trunk) -> Iterable[BridgeVlan]:
+    """VLANs of the uplink's ports, and of the bridge itself: the host."""
+    for dev in (*ports, bridge):
         yield member(dev, bridge, trunk.native, pvid=True)
     for vid in trunk.tagged:
-        yield member(port, bridge, vid, pvid=False)
+        for port in ports:
+            yield member(port, bridge, vid, pvid=False)
 
 
 def guest_vlans(segment: Segment, tap: str, nic: Nic) -> list[BridgeVlan]:

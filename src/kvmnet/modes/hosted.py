@@ -47,16 +47,18 @@ def own_bridge(segment: Segment, mac: str) -> Link:
                 alias=f"kvmnet network {segment.name}", mcast_snooping=network.snooping, mcast_querier=network.querier,
                 mcast_query_use_ifaddr=network.querier and bool(segment.address), linklocal_learn=False,
                 nf_call_iptables=False, nf_call_ip6tables=False, nf_call_arptables=False,
-                **spanning(network if network.stp else None))
+                **spanning(segment.bridge, network if network.stp else None))
 
 
-def spanning(network: Network | None) -> dict[str, Any]:
+def spanning(bridge: str, network: Network | None) -> dict[str, Any]:
     """Settings of a bridge for the spanning tree that *network* declares; None: without one. The kernel counts in
-    1/100 s."""
+    1/100 s. It speaks none itself where a process of ours does."""
     if network is None:
-        return {"stp": False, "forward_delay": 0}
+        return {"stp": False, "forward_delay": 0, "gate": ""}
+    if network.stp == "rstp":
+        return {"stp": False, "forward_delay": 0, "gate": bridge}
     options = network.stp_options
-    return {"stp": True, "priority": options.priority, "forward_delay": 100 * options.forward_delay,
+    return {"stp": True, "gate": "", "priority": options.priority, "forward_delay": 100 * options.forward_delay,
             "hello_time": 100 * options.hello, "max_age": 100 * options.max_age}
 
 

@@ -42,6 +42,8 @@ class Way:
     addrgenmode: str | None
     sources: tuple[str, ...]
     """Devices that the host may have addresses on, the lowest first."""
+    beside: tuple[str, ...] = ()
+    """NICs that lead to the same segment: a bridge takes them, too."""
 
 
 def find_ways(spec: Spec, facts: Facts) -> dict[str, Way]:
@@ -52,7 +54,7 @@ def find_ways(spec: Spec, facts: Facts) -> dict[str, Way]:
         mtu = ways.mtu(name, spec, facts.state) or 1500
         if there := ways.theirs(name, spec, facts.state):
             new = tuple(m for m in uplink.members if m not in (there.members or ()))
-            found[name] = Way(device, mtu, uplink.mac or there.mac or "", link_local_mode(there), (device, *new))
+            found[name] = Way(device, mtu, uplink.mac or there.mac or "", link_local_mode(there), (device, *new), tuple(uplink.redundant))
             continue
         if uplink.on:
             below = found[uplink.on]
@@ -64,7 +66,7 @@ def find_ways(spec: Spec, facts: Facts) -> dict[str, Way]:
         nic = facts.state[Key(Link.kind, uplink.members[0] if uplink.members else ways.carrier(name, spec) or device)]
         assert isinstance(nic, Link)
         mac = uplink.mac or nic.own_mac or nic.mac or ""
-        found[name] = Way(device, mtu, mac, link_local_mode(nic), (*uplink.members, device))
+        found[name] = Way(device, mtu, mac, link_local_mode(nic), (*uplink.members, device), tuple(uplink.redundant))
     return found
 
 

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, Route, default_metric
 from kvmnet.drivers.linux.wire import ROUTE_TYPES
+from kvmnet.drivers.stp.resources import SpanningTree
 from kvmnet.drivers.wireguard.resources import Tunnel, TunnelPeer, tunnel_of
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource, State
@@ -215,7 +216,7 @@ def patience(steps: Iterable[Step]) -> float:
                 return LONG
             case Update(Link() as old, Link(master="") | Link(bonded=False)) if old.bonded:
                 return LONG
-            case Update(_, Link(stp=True)):
+            case Update(_, Link(stp=True)) | Create(SpanningTree()) | Update(_, SpanningTree()):
                 return LONG
             case _:
                 pass

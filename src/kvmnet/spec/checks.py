@@ -25,6 +25,7 @@ from kvmnet.spec.rules import (
     rates,
     references,
     sriov,
+    trees,
     tuning,
     tunnels,
     uplinks,
@@ -36,10 +37,10 @@ from kvmnet.spec.rules.subject import Subject
 Rule = Callable[[Subject], Iterator[Problem]]
 
 OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *tunnels.RULES, *vrfs.RULES, *hardware.RULES, *networks.RULES, *macvtap.RULES,
-                                 *sriov.RULES, *vlans.RULES, *overlays.RULES, *addresses.RULES, *guests.RULES, *groups.RULES,
+                                 *sriov.RULES, *vlans.RULES, *trees.RULES, *overlays.RULES, *addresses.RULES, *guests.RULES, *groups.RULES,
                                  *rates.RULES, *limits.RULES, *tuning.RULES, *mirrors.RULES, host.ports)
 OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *tunnels.HOST_RULES, *vrfs.HOST_RULES, *hardware.HOST_RULES,
-                             *macvtap.HOST_RULES, *sriov.HOST_RULES, *vlans.HOST_RULES, *overlays.HOST_RULES,
+                             *macvtap.HOST_RULES, *sriov.HOST_RULES, *vlans.HOST_RULES, *trees.HOST_RULES, *overlays.HOST_RULES,
                              *groups.HOST_RULES, *rates.HOST_RULES, *limits.HOST_RULES, *tuning.HOST_RULES,
                              *mirrors.HOST_RULES)
 

@@ -214,6 +214,15 @@ class UplinkRoute(Part):
     """Preference; smaller wins. The kernel's own when not given."""
 
 
+class TreePort(Part):
+    """A NIC as a port of a spanning tree (stp: rstp)."""
+
+    cost: Annotated[int, Field(ge=1, le=200000000)] | None = None
+    """What the way by it costs; by its speed when not given (20000 for 1 Gbit/s, 2000 for 10 Gbit/s and where it is not known)."""
+    priority: Annotated[int, Field(ge=0, le=240, multiple_of=16)] = 128
+    """Of two ports to the same bridge that with the smaller one is used."""
+
+
 class Uplink(Part):
     """A way out of the host: a NIC, a bond of NICs, a VLAN of either, or a tunnel over one of these. NICs are borrowed:
     nothing but what is written here is changed, and everything is given back by destroy. Bonds, VLANs and tunnels are
@@ -222,6 +231,11 @@ class Uplink(Part):
     device: IfName | None = None
     """Name of the host's NIC, e.g. ens18. With members, and with on: name of the link that is made, e.g.
     bond0; kvu-NAME when not given. With vlan alone: the NIC that carries it."""
+    redundant: dict[IfName, TreePort] = Field(default_factory=dict)
+    """Further NICs of the host that lead to the same segment, each with its settings as a port, {} for the usual ones. With device
+    they become ports of the bridge of a network in mode bridge, which needs stp: it shuts what would close a loop."""
+    tree: TreePort = TreePort()
+    """The uplink itself as a port of a spanning tree."""
     members: tuple[IfName, ...] = ()
     """NICs of the host that make a bond."""
     bond: BondMode | None = None
@@ -376,10 +390,8 @@ class Vxlan(Part):
 
 
 class StpOptions(Part):
-    """Spanning tree of a bridge. The timers count where this bridge is the root (802.1D-1998, 8.10.2)."""
+    """Settings of a bridge's spanning tree. The timers count where this bridge is the root (802.1D-1998, 8.10.2)."""
 
-    protocol: Literal["stp", "rstp", "mstp"] = "stp"
-    """Only stp, which the kernel speaks itself; switches with rstp or mstp talk to it as to an old neighbour."""
     priority: Annotated[int, Field(ge=0, le=61440, multiple_of=4096)] = 32768
     """Bridge priority in steps of 4096; the smallest becomes the root."""
     forward_delay: Annotated[int, Field(ge=4, le=30)] = 15
@@ -472,8 +484,9 @@ class Network(Part):
     """What its NICs may cause at most, each; a NIC's own limits go before."""
     isolated_ports: bool = False
     """Guests reach the host and the uplink, but not each other."""
-    stp: bool = False
-    """Spanning tree on the network's bridge. A guest's port never leads to the root."""
+    stp: bool | Literal["rstp", "mstp"] = False
+    """Spanning tree on the network's bridge. true: STP, by the kernel. rstp: RSTP, by a process of kvmnet's own; in mode bridge,
+    where the uplink leads to other bridges. A guest's port never leads to the root. mstp is not spoken yet."""
     stp_options: StpOptions = StpOptions()
     """Further settings of the spanning tree."""
     snooping: bool = True

@@ -64,14 +64,14 @@ def test_empty_objects_that_a_filtered_dump_prints_are_no_links() -> None:
 NAMES = st.text(st.characters(codec="ascii", exclude_characters="|=\n\0"), max_size=20)
 
 
-@given(NAMES, NAMES, NAMES)
-def test_an_alias_comes_back_as_it_was(text: str, guard: str, keeper: str) -> None:
-    assert split_alias(join_alias(f"kvmnet {text}", guard, keeper)) == (f"kvmnet {text}", guard, keeper)
+@given(NAMES, NAMES, NAMES, NAMES)
+def test_an_alias_comes_back_as_it_was(text: str, guard: str, keeper: str, gate: str) -> None:
+    assert split_alias(join_alias(f"kvmnet {text}", guard, keeper, gate)) == (f"kvmnet {text}", guard, keeper, gate)
 
 
 @pytest.mark.parametrize("text", ["", "their uplink | guard=x", "kvmnet | colour=red", "kvmnet a = b"])
 def test_an_alias_that_is_not_of_that_form_is_left_alone(text: str) -> None:
-    assert split_alias(text) == (text, "", "")
+    assert split_alias(text) == (text, "", "", "")
 
 
 V6: dict[str, Any] = {"family": "inet6", "local": "2001:db8::7", "prefixlen": 64, "scope": "global"}

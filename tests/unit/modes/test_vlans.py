@@ -6,6 +6,7 @@ import pytest
 from kvmnet.compile import Compiled, compile_spec
 from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, Neighbour, Route, VlanMulticast
 from kvmnet.drivers.nftables.resources import NicGuard
+from kvmnet.drivers.stp.resources import SpanningTree, TreeGate
 from kvmnet.engine.resource import Absent, Key
 from kvmnet.errors import HostCannot, SpecError
 from kvmnet.facts.model import Facts
@@ -193,3 +194,19 @@ def test_five_hundred_networks_are_compiled_in_one_go() -> None:
     out = compiled(WAN, f"{{{networks}}}", f"{{{vms}}}")
     assert len(vlans(out)) == 500 + 500 + 2 and vlans(out)["kvb-~wan 1"] == "native"
     assert sum(isinstance(r, Link) and r.type == "bridge" for r in out.wanted.values()) == 1
+
+
+def test_rstp_has_a_gate_before_the_bridge_has_ports() -> None:
+    uplink = WAN.replace("device: eth1", "device: eth1, redundant: {eth2: {cost: 7}}, tree: {priority: 16}")
+    assert uplink != WAN
+    out = compiled(uplink, TWO.replace("subnet: 10.1.0.0/24", "stp: rstp, subnet: 10.1.0.0/24").replace(
+        "subnet: 10.2.0.0/24", "stp: rstp, subnet: 10.2.0.0/24").replace("subnet: 192.0.2.0/24", "stp: rstp, subnet: 192.0.2.0/24"), GUESTS)
+    bridge = link(out, "kvb-~wan")
+    assert (bridge.stp, bridge.forward_delay, bridge.gate) == (False, 0, "kvb-~wan")
+    gate, tree = out.wanted[Key("tree-gate", "kvb-~wan")], out.wanted[Key("spanning-tree", "kvb-~wan")]
+    assert isinstance(gate, TreeGate) and isinstance(tree, SpanningTree)
+    assert gate.ports == ("eth1", "eth2") and tree.ports == ("eth1 0 16", "eth2 7 128") and tree.protocol == "rstp"
+    assert link(out, "eth2").master == "kvb-~wan" and vlans(out)["eth2 100"] == vlans(out)["eth1 100"]
+    assert ("eth2", "kvb-~wan") in out.outer and not link(out, "kvt-x-0").bpdu_guard
+    with pytest.raises(HostCannot, match="inside of VLAN 100, where switches do not listen for RSTP: the kernel lacks VLANs in bridges"):
+        compiled(WAN, TWO.replace("subnet: 10.1.0.0/24", "stp: rstp, subnet: 10.1.0.0/24"), features=NO_FILTERING)

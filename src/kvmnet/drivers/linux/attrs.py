@@ -52,7 +52,7 @@ LINK: dict[str, Attr] = {
     "master": Attr(lambda d: "" if in_vrf(d) else d.get("master", ""), lambda v: ("master", v) if v else ("nomaster",)),
     "up": Attr(lambda d: "UP" in d.get("flags", ()), lambda v: ("up" if v else "down",)),
 }
-"""In the order in which ``ip link set`` is told; alias, guard and keeper share one kernel attribute."""
+"""In the order in which ``ip link set`` is told; alias, guard, keeper and gate share one kernel attribute."""
 
 BOND: dict[str, Attr] = {
     "bond_mode": number("mode"),
@@ -149,20 +149,20 @@ OURS = "kvmnet"
 SEPARATOR = " | "
 
 
-def join_alias(alias: str, guard: str, keeper: str) -> str:
-    """The kernel's alias: what the link is for, and what must stand while it is a port.
+def join_alias(alias: str, guard: str, keeper: str, gate: str = "") -> str:
+    """The kernel's alias: what the link is for, and what must stand while it is a port, or has ports.
 
     The kernel has no other place on a link that survives us; at most 255 bytes (IFALIASZ).
     """
-    return SEPARATOR.join((alias, *(f"{n}={v}" for n, v in (("guard", guard), ("keeper", keeper)) if v)))
+    return SEPARATOR.join((alias, *(f"{n}={v}" for n, v in (("guard", guard), ("keeper", keeper), ("gate", gate)) if v)))
 
 
-def split_alias(text: str) -> tuple[str, str, str]:
-    """(alias, guard, keeper) of a kernel alias; the inverse of ``join_alias``."""
+def split_alias(text: str) -> tuple[str, str, str, str]:
+    """(alias, guard, keeper, gate) of a kernel alias; the inverse of ``join_alias``."""
     if SEPARATOR not in text or not text.startswith(OURS):
-        return text, "", ""
+        return text, "", "", ""
     alias, *rest = text.split(SEPARATOR)
     words = dict(r.partition("=")[::2] for r in rest)
-    if words.keys() - {"guard", "keeper"}:
-        return text, "", ""
-    return alias, words.get("guard", ""), words.get("keeper", "")
+    if words.keys() - {"guard", "keeper", "gate"}:
+        return text, "", "", ""
+    return alias, words.get("guard", ""), words.get("keeper", ""), words.get("gate", "")

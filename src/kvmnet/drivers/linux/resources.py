@@ -57,6 +57,8 @@ class Link(Resource):
                                ref="nic-guard")
     keeper: str | None = option(doc="process that keeps ports closed when the guard is flushed",
                                 ref="guard-keeper")
+    gate: str | None = option(doc="bridge: gate that must stand before it has ports; '' for none", ref="tree-gate",
+                              on_delete="stays")
     alias: str | None = option(doc="what it is for; starts with 'kvmnet' when ours")
     multi_queue: bool | None = option(doc="tap: more than one queue", recreate=True, guest="replug")
     user: int | None = option(doc="tap: uid that may open it; -1 for root only", recreate=True)

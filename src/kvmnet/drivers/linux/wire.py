@@ -68,11 +68,12 @@ def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator
             continue
         info = item.get("linkinfo", {})
         data = info.get("info_data", {})
-        alias, guard, keeper = split_alias(item.get("ifalias", ""))
+        alias, guard, keeper, gate = split_alias(item.get("ifalias", ""))
         found: dict[str, Any] = {n: read(item) for n, read in LINK_READS}
         kind = link_type(item, info, data)
         if kind == "bridge":
             found.update((n, read(data)) for n, read in BRIDGE_READS)
+            found["gate"] = gate
         elif kind == "tap":
             found["multi_queue"] = data.get("multi_queue")
             user = data.get("user")

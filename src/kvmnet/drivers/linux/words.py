@@ -302,9 +302,9 @@ def set_link(claim: Link, whole: Link, changed: Iterable[str]) -> list[Line]:
     joins = "master" in changed and bool(claim.master)
     port = told(PORT, whole, PORT, unusual=True) if joins else told(PORT, claim, changed)
     words = told(LINK, claim, changed - {"up"}) + told(MACVLAN, claim, changed)
-    if changed & {"alias", "guard", "keeper"} and (whole.alias or whole.guard or whole.keeper
-                                                   or claim.alias is not None):
-        words += ("alias", join_alias(whole.alias or "", whole.guard or "", whole.keeper or ""))
+    if changed & {"alias", "guard", "keeper", "gate"} and (whole.alias or whole.guard or whole.keeper or whole.gate
+                                                           or claim.alias is not None):
+        words += ("alias", join_alias(whole.alias or "", whole.guard or "", whole.keeper or "", whole.gate or ""))
     state = told(LINK, claim, changed & {"up"})
     lines = []
     enters = "master" in changed and bool(claim.master and whole.bonded)

@@ -1,11 +1,11 @@
-"""VLANs that the switch does not carry, trunks, spanning trees and multicast of networks. Pure."""
+"""VLANs that the switch does not carry, trunks and multicast of networks. Pure."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
-from kvmnet.spec.models import Mode, Network, StpOptions
+from kvmnet.spec.models import Mode, Network
 from kvmnet.spec.rules.subject import Subject, wrong
 
 OF_OUR_BRIDGE = {"querier": "asks for multicast", "neigh_suppress": "answers for guests"}
@@ -80,30 +80,6 @@ def _owners(subject: Subject, uplink: str) -> dict[int, str]:
     return networks | {u.vlan: f"uplink {name}" for name, u in spec.uplinks.items() if u.vlan and u.on == uplink}
 
 
-def spanning_trees(subject: Subject) -> Iterator[Problem]:
-    """Protocols that the kernel does not speak, timers that do not go together, and two wishes for one bridge."""
-    first: dict[str, str] = {}
-    for name, network in subject.spec.networks.items():
-        path, options = f"networks.{name}.stp_options", network.stp_options
-        if options.protocol != "stp":
-            yield wrong(f"{path}.protocol", f"the kernel's bridge speaks STP alone: {options.protocol} needs a daemon, mstpd, "
-                        "which Debian 12 does not package and kvmnet does not run",
-                        "remove protocol: RSTP and MSTP switches understand STP on this port; or let mstpd have a bridge "
-                        "of the host's own and write bridge: NAME")
-        if not network.stp and options != StpOptions():
-            yield wrong(path, "settings of a spanning tree that is off", "add stp: true, or remove stp_options")
-        if not 2 * (options.forward_delay - 1) >= options.max_age >= 2 * (options.hello + 1):
-            yield wrong(path, f"max_age {options.max_age} must be at least 2 * (hello + 1) = {2 * (options.hello + 1)} and at "
-                        f"most 2 * (forward_delay - 1) = {2 * (options.forward_delay - 1)} (802.1D-1998, 8.10.2)",
-                        "change one of the three")
-        uplink = subject.sharing(name)
-        if uplink and network.stp:
-            other = first.setdefault(uplink, name)
-            if subject.spec.networks[other].stp_options != options:
-                yield wrong(path, f"the networks of uplink {uplink} share a bridge, and {other} wants another spanning tree",
-                            "write the same stp_options in both")
-
-
 def multicast(subject: Subject) -> Iterator[Problem]:
     """Queriers that nobody hears, and existing bridges, which are not changed."""
     for name, network in subject.spec.networks.items():
@@ -134,5 +110,5 @@ def queriers(subject: Subject) -> Iterator[Problem]:
                         "remove querier")
 
 
-RULES = (carried, trunks, spanning_trees, multicast)
+RULES = (carried, trunks, multicast)
 HOST_RULES = (queriers,)
