@@ -65,6 +65,7 @@ class Speaker:
 
     def run(self, ready: int) -> NoReturn:
         """``ready``: told when every port is in our hands."""
+        (self.folder / STATE).unlink(missing_ok=True)    # of one before
         self.gate()
         self.survey()
         self.write()
@@ -214,9 +215,11 @@ def start_time(pid: int) -> int | None:
     return None if words[0] in "ZX" else int(words[19])
 
 
-def speak(folder: Path, ready: int) -> NoReturn:
+def speak(folder: Path, ready: int, watcher: int) -> NoReturn:
     """The process that speaks; it ends with the one that watches it."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != watcher:    # it ended before we could say so
+        os._exit(1)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     Speaker(folder).run(ready)
 
@@ -235,11 +238,12 @@ def watch(folder: Path) -> int:
     first = True
     while True:
         heard, ready = os.pipe()
+        watcher = os.getpid()
         child = os.fork()
         if not child:
             os.close(heard)
             try:
-                speak(folder, ready)
+                speak(folder, ready, watcher)
             except BaseException as error:  # noqa: BLE001  said, and begun anew by the other process
                 print(f"{time.strftime('%FT%T')} {type(error).__name__}: {error}", flush=True)
             os._exit(1)
