@@ -108,12 +108,20 @@ def detached(trip: Trip, port: str) -> None:
                 fix=(f"ip link set {port} master {wanted} up",))
 
 
+GATED = " | gate="
+"""In the alias of a bridge whose spanning tree kvmnet speaks itself (drivers/linux/attrs.py)."""
+
+
 def forwarding(trip: Trip, port: str) -> None:
     """State of a port by the spanning tree."""
     scene = trip.scene
     state = str(scene.port(port).get("state", "forwarding"))
     bridge = scene.bridge_of(port)
     if state == "forwarding" or not (scene.up(port) and scene.carrier(port) and scene.up(bridge)):
+        return
+    if GATED in scene.alias(bridge):    # opened by hand it would close a loop, and the gate would drop its frames all the same
+        trip.blocks("port-state", port, f"the port is {state}: RSTP keeps it shut", "the spanning tree has another way, or waits for its neighbours' agreement",
+                    f"{bridge} has a gate, which the process of kvmnet opens", fix=("kvmnet status",))
         return
     data = scene.data(bridge)
     waits = state in ("listening", "learning")

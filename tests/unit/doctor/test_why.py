@@ -135,6 +135,12 @@ def scene(change: Callable[[Facts], Any] = lambda f: None) -> Scene:
     return read(facts)
 
 
+def test_a_port_that_rstp_shuts_is_not_to_be_opened_by_hand() -> None:
+    shut = scene(lambda f: (port(f, "t2", state="listening"), of(f, "br0").update(ifalias="kvmnet network a | gate=br0")))
+    found = why(shut, "vm1", "vm2", Probe()).findings[0]
+    assert (found.code, found.where, found.fix) == ("port-state", "t2", ("kvmnet status",)) and "RSTP keeps it shut" in found.what
+
+
 @pytest.mark.parametrize(("a", "b"), [("vm1", "vm2"), ("vm3", "outside"), ("vm3", "host"), ("host", "vm3"), ("outside", "host")])
 def test_the_good_one_is_good(a: str, b: str) -> None:
     report = why(scene(), a, b, Probe())
