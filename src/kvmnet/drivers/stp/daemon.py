@@ -44,6 +44,8 @@ AGAIN = 0.5
 """Seconds until a process that ended is started again."""
 LOOK_AGAIN = 5.0
 """Seconds after which ports are looked at again, though nothing was told of them."""
+AT_ONCE = 16
+"""Messages of one port that are read before the others get their turn: who floods one must not silence us."""
 GONE = (errno.ENETDOWN, errno.ENODEV, errno.EBUSY, errno.EINVAL)
 """A port that has no carrier, or is none any more; or somebody has the kernel speak STP: the gate alone then holds."""
 
@@ -91,7 +93,9 @@ class Speaker:
 
     def hear(self, now: float) -> None:
         for name, wiring in list(self.wirings.items()):
-            while (data := wiring.receive()) is not None:
+            for _ in range(AT_ONCE):
+                if (data := wiring.receive()) is None:
+                    break
                 payload = payload_of(data)
                 said = decode(payload) if payload is not None else None
                 if said is not None and self.core is not None and name in self.core.ports:
