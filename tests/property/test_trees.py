@@ -18,7 +18,7 @@ from kvmnet.stp.port import PortConfig
 from kvmnet.stp.vectors import CIST, Protocol, Role, State, Times, Vector, bridge_id
 from lib.trees import World, find_loop
 
-FEW = settings(max_examples=20, derandomize=True, database=None, deadline=None)
+FEW = settings(max_examples=12, derandomize=True, database=None, deadline=None)
 REST, LONG = 45, 75
 """Seconds in which every tree comes to rest; with bridges that speak only STP."""
 VLANS, INSTANCES = {10: 1, 20: 2}, {1: 0, 2: 0}
@@ -87,13 +87,13 @@ def test_bridges_that_speak_stp_among_them(world: World, data: st.DataObject) ->
 
 
 @given(worlds((Protocol.MSTP,), "a"), st.data())
-@settings(FEW, max_examples=8)
+@settings(FEW, max_examples=5)
 def test_each_instance_of_a_region_has_a_tree_of_its_own(world: World, data: st.DataObject) -> None:
     live(world, data, REST)
 
 
 @given(worlds((Protocol.MSTP, Protocol.RSTP), "ab"), st.data())
-@settings(FEW, max_examples=8)
+@settings(FEW, max_examples=5)
 def test_regions_side_by_side(world: World, data: st.DataObject) -> None:
     live(world, data, REST)
 
