@@ -2,8 +2,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -52,6 +53,7 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
         below = look.hardware(spec)
         cards += uplinks(wanted, spec, below, len(os.sched_getaffinity(0)))
         about += look.placement(below)
+    about += look.guests({name: status.pid for name, status in running().items()})
     part = {p.name.removeprefix("tuning."): p.proposed for p in here if not p.lacking}
     proofs = prove([*here, *cards], wanted, rounds, say, machine) if proved else []
     helped = kept(here, proofs)
@@ -83,6 +85,12 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
         click.echo(f"kvmnet tune {'--prove ' if proved else ''}--write FILE writes the kernel settings into the document, --yaml prints them"
                    + ("" if proved else "; --prove measures the proposals"))
     return 0
+
+
+def running() -> Mapping[str, Any]:
+    """Guests that kvmnet runs on this host."""
+    from kvmnet.api import Host
+    return Host().running()
 
 
 def written(file: Path, part: dict[str, str], remarks: dict[str, str]) -> None:

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from kvmnet.spec.models import Spec
 PROC_SYS = Path("/proc/sys")
 CPU = Path("/sys/devices/system/cpu")
 SYS_NET = Path("/sys/class/net")
+PROC = Path("/proc")
 
 
 def values() -> dict[str, str | None]:
@@ -65,6 +66,47 @@ def placement(devices: Iterable[str]) -> Iterator[tuple[str, str, str]]:
             placed = sorted({read(Path(f"/proc/irq/{n}/smp_affinity_list")) or "" for n in numbers})
             yield f"{dev}: interrupts", f"{len(numbers)} on CPUs {' '.join(placed)}", "irqbalance moves them; for latency pin them, and keep vCPUs off those CPUs"
         yield f"{dev}: txqueuelen", read(SYS_NET / dev / "tx_queue_len") or "", "used by pfifo queues only: fq_codel, fq and noqueue have limits of their own"
+
+
+def guests(pids: Mapping[str, int]) -> Iterator[tuple[str, str, str]]:
+    """Where the threads of running guests may run. *pids*: guest -> QEMU."""
+    cpus = len(os.sched_getaffinity(0))
+    for name, pid in pids.items():
+        threads: dict[str, list[str]] = {"vCPUs": [], "vhost": []}
+        for task in sorted((PROC / str(pid) / "task").glob("*")):
+            comm = read(task / "comm") or ""
+            kind = "vCPUs" if comm.startswith("CPU ") else "vhost" if comm.startswith("vhost-") else ""
+            if kind and (placed := allowed(task)):
+                threads[kind].append(placed)
+        for kind, places in threads.items():
+            if places:
+                free = any(len(spread(p)) >= cpus for p in places)
+                yield f"{name}: {kind}", f"{len(places)} on CPUs {' '.join(sorted(set(places)))}", (
+                    "not pinned: the scheduler moves them; for latency give each a CPU of its own (taskset -p, libvirt's cputune), on the NIC's NUMA node"
+                    if free else "pinned")
+
+
+def allowed(task: Path) -> str:
+    for line in read_lines(task / "status"):
+        if line.startswith("Cpus_allowed_list:"):
+            return line.split(":", 1)[1].strip()
+    return ""
+
+
+def read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:    # it has ended meanwhile
+        return []
+
+
+def spread(places: str) -> set[int]:
+    """``0-2,5`` as numbers."""
+    found: set[int] = set()
+    for part in places.split(","):
+        first, _, last = part.partition("-")
+        found |= set(range(int(first), int(last or first) + 1))
+    return found
 
 
 def interrupts(dev: str) -> list[str]:

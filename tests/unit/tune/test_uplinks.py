@@ -67,3 +67,17 @@ def test_where_packets_are_handled(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert rows["eth0: XPS"][0] == "3" and rows["eth0: txqueuelen"][0] == "1000" and len(rows) == 3
     (tmp_path / "eth0/queues/rx-1/rps_cpus").write_text("f\n")
     assert {w: v for w, v, _ in look.placement(["eth0"])}["eth0: RPS"] == "00000000,00000000 f"
+
+
+def test_where_guests_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for task, (comm, places) in {"10": ("qemu-system-x86", "0-3"), "11": ("CPU 0/KVM", "0-3"), "12": ("CPU 1/KVM", "0-3"),
+                                 "13": ("vhost-10", "2")}.items():
+        (tmp_path / "10/task" / task).mkdir(parents=True)
+        (tmp_path / "10/task" / task / "comm").write_text(f"{comm}\n")
+        (tmp_path / "10/task" / task / "status").write_text(f"Name:\t{comm}\nCpus_allowed_list:\t{places}\n")
+    monkeypatch.setattr(look, "PROC", tmp_path)
+    monkeypatch.setattr(look.os, "sched_getaffinity", lambda pid: set(range(4)))
+    rows = {what: (value, meaning) for what, value, meaning in look.guests({"web": 10, "ended": 99})}
+    assert rows["web: vCPUs"][0] == "2 on CPUs 0-3" and rows["web: vCPUs"][1].startswith("not pinned")
+    assert rows["web: vhost"] == ("1 on CPUs 2", "pinned") and len(rows) == 2
+    assert look.spread("0-2,5") == {0, 1, 2, 5}
