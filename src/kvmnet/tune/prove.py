@@ -94,9 +94,14 @@ def measured(base: str, points: Sequence[str], profile: Profile, rounds: int, ma
         except ToolFailed as failed:
             if path.exists() and read(path).ended:    # an answer was not whole, which its notes say
                 return read(path)
-            raise KvmnetError(f"the measurement failed: {failed.detail.splitlines()[-1] if failed.detail else failed}",
-                              "kvmnet bench run shows more") from failed
+            raise KvmnetError(f"the measurement failed: {reason(failed)}", "kvmnet bench run shows more") from failed
         return read(path)
+
+
+def reason(failed: ToolFailed) -> str:
+    """What kvmnet said was wrong, without the hints below it."""
+    lines = failed.detail.splitlines() or [str(failed)]
+    return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1]).removeprefix("error: ")
 
 
 def judged(record: Record, base: str, points: Sequence[str]) -> list[Proof]:

@@ -10,7 +10,8 @@ from kvmnet.bench.matrix import matrix
 from kvmnet.bench.model import Machine
 from kvmnet.bench.record import Record, Taken, Wish
 from kvmnet.bench.scenarios import Place, chosen
-from kvmnet.errors import HostCannot
+from kvmnet.errors import HostCannot, KvmnetError
+from kvmnet.host.run import ToolFailed
 from kvmnet.spec.knobs import KNOBS, REFUSED, Profile
 from kvmnet.tune import prove as module
 from kvmnet.tune.proposals import Proposal, settings
@@ -88,3 +89,13 @@ def test_kernel_settings_are_measured_together_against_what_is_set_now(monkeypat
 def test_every_profile_has_loads() -> None:
     assert set(LOADS) == set(Profile)
     assert all(chosen(names.split(",")) for names in LOADS.values())
+
+
+def test_why_a_measurement_failed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(argv: Sequence[str], timeout: float) -> str:
+        assert argv[argv.index("--point") + 1] == "net.ipv4.tcp_rmem=1/2/3" and "--machine" not in argv
+        raise ToolFailed(argv, 11, "fetching\nerror: 4 guests need 1024 MiB of memory, 512 MiB are free\n  compare fewer configurations")
+
+    monkeypatch.setattr(module, "run", run)
+    with pytest.raises(KvmnetError, match=r"failed: 4 guests need 1024 MiB of memory, 512 MiB are free$"):
+        module.measured("net.ipv4.tcp_rmem=1/2/3", ["net.ipv4.tcp_rmem=4/5/6"], Profile.THROUGHPUT, 6, machine=False)
