@@ -168,7 +168,13 @@ class Ground:
         return read(self.script(seat, 1, SCRIPT.format(mac=seat.mac(1))))
 
     def far_end(self, seat: Seat, place: Place) -> str:
-        return {Place.HOST: seat.host, Place.GUEST: seat.address(2), Place.OUTSIDE: seat.outside}[place]
+        match place:
+            case Place.HOST:
+                return seat.host
+            case Place.GUEST:
+                return seat.address(2)
+            case Place.OUTSIDE:
+                return seat.outside
 
     def loaded(self, seat: Seat, words: Sequence[str], seconds: float) -> str:
         """What kvmnet-load in the first guest of *seat* printed. Raises KvmnetError."""

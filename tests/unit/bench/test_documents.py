@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvmnet.bench import document_seats
+from kvmnet.bench.dials import Dials
 from kvmnet.bench.documents import (
     FAR,
     DocumentSeat,
@@ -18,12 +19,14 @@ from kvmnet.bench.documents import (
     text_for,
     way_out,
 )
+from kvmnet.bench.ground import Ground, Tools
 from kvmnet.bench.matrix import PORT, matrix
 from kvmnet.bench.record import Wish
 from kvmnet.bench.scenarios import Place
 from kvmnet.bench.sitting import check, seat_of
 from kvmnet.errors import KvmnetError
 from kvmnet.facts.model import Facts
+from kvmnet.host.paths import Paths
 from kvmnet.spec.checks import require
 from kvmnet.spec.load import loads
 
@@ -123,7 +126,7 @@ def test_documents_come_first_and_have_seats_of_their_own() -> None:
     assert [c.name for c in matrix([], [], [], False, [one])] == ["/a.yaml one/nic0"]
 
 
-def test_what_stands_is_taken_from_the_status() -> None:
+def test_what_stands_is_taken_from_the_status(tmp_path: Path) -> None:
     seat = DocumentSeat(0, configuration("/a.yaml", DOCUMENT, "one/nic0"))
     spec = loads(DOCUMENT).spec
     status = {"nics": [{"guest": "one", "nic": "nic0", "network": "lan", "mac": "m1", "ip": "10.0.0.2"},
@@ -132,6 +135,10 @@ def test_what_stands_is_taken_from_the_status() -> None:
     seat.found.update(standing(status, spec, seat, 2))
     assert (seat.host, seat.length, seat.mtu, seat.address(2), seat.mac(1), seat.guest(1), seat.guest(2)) == (
         "10.0.0.1", 24, 1500, "10.0.0.3", "m1", "one", FAR)
+    alone = DocumentSeat(1, configuration(str(written(tmp_path)), DOCUMENT, "one/nic0"))
+    alone.found.update(standing(status, spec, alone, 1), outside="198.19.1.1")
+    ground = Ground([alone], 1, Tools(None, tmp_path / "load"), Paths(tmp_path, tmp_path), tmp_path, Dials())  # type: ignore[arg-type]
+    assert [ground.far_end(alone, place) for place in (Place.HOST, Place.OUTSIDE)] == ["10.0.0.1", "198.19.1.1"], "without a second guest"
     status["nics"][0]["ip"] = ""
     with pytest.raises(KvmnetError, match="no IPv4 address"):
         standing(status, spec, seat, 1)
