@@ -12,8 +12,9 @@ from kvmnet.doctor.judge import Verdict
 from kvmnet.doctor.packet import BROADCAST, STATES, TCP, UDP, Context, Packet, Tracked, made
 from kvmnet.doctor.ruleset import parse
 from kvmnet.doctor.view import View, data, kind
+from kvmnet.doctor.xtables import LEGACY, with_xtables
 from kvmnet.drivers.nftables.wire import CHAIN
-from kvmnet.facts import firewalls as legacy
+from kvmnet.facts import firewalls
 
 OUTSIDE = "192.0.2.1"
 """An address of TEST-NET-1 (RFC 5737): no rule is about it."""
@@ -133,7 +134,7 @@ def bounds(expression: Any) -> bool:
 # -- the walk --------------------------------------------------------------------------------------
 
 def read(view: View) -> Rules:
-    return Rules(parse(view.rows("nft"), str(view.facts.get("nft_text") or "")))
+    return Rules(with_xtables(parse(view.rows("nft"), str(view.facts.get("nft_text") or "")), view.facts.get("xtables") or {}))
 
 
 def lost(view: View, rules: Rules, packet: Packet, ends: tuple[str, str], state: str, hook: str, code: str, where: str, words: str) -> Iterator[Finding]:
@@ -144,12 +145,11 @@ def lost(view: View, rules: Rules, packet: Packet, ends: tuple[str, str], state:
     passages += at_hook(rules, context, "ip", hook)
     for passage in passages:
         family, table, chain = passage.chain.split()[:3]
-        if passage.verdict is Verdict.DROP and not table.startswith("kvmnet"):
+        if passage.verdict is Verdict.DROP and table.startswith(LEGACY):
+            commands = [f"{'ip6tables' if family == 'ip6' else 'iptables'}-legacy -I {chain} {way} {where} -j ACCEPT" for way in (("-i",) if hook == "input" else ("-i", "-o"))]
+            yield finding(code, where, words, f"{family} {table.removeprefix(LEGACY)} (legacy)", chain, passage.hook, said(passage), commands)
+        elif passage.verdict is Verdict.DROP and not table.startswith("kvmnet"):
             yield finding(code, where, words, f"{family} {table}", chain, passage.hook, said(passage), nft_cure(view, f"{family} {table}", chain, passage.hook, where))
-    for chain, reason in legacy_drops(view, ends, state, hook, packet):
-        tool = "iptables-legacy"
-        commands = [f"{tool} -I {chain} {way} {where} -j ACCEPT" for way in (("-i",) if hook == "input" else ("-i", "-o"))]
-        yield finding(code, where, words, "ip filter (legacy)", chain, hook, [reason], commands)
 
 
 def finding(code: str, where: str, words: str, table: str, chain: str, hook: str, reasons: Sequence[str], fix: Sequence[str]) -> Finding:
@@ -166,46 +166,5 @@ def nft_cure(view: View, table: str, chain: str, hook: str, bridge: str) -> list
     """What the owner of the table is told: ufw, firewalld, Docker, or nft."""
     text = re.search(rf"^table {re.escape(table)} \{{.*?^\}}", str(view.facts.get("nft_text") or ""), re.M | re.S)
     body = re.sub(r" # handle \d+", "", text[0].partition("\n")[2]) if text else ""
-    chains: dict[str, list[legacy.Rule]] = {m[1]: [] for m in CHAIN.finditer(body)}
-    return legacy.cure(table, chain, hook, chains, [bridge]).split(" and ")
-
-
-def legacy_drops(view: View, ends: tuple[str, str], state: str, hook: str, packet: Packet) -> Iterator[tuple[str, str]]:
-    """(chain, reason) where the rules of xtables drop the packet."""
-    text = str((view.facts.get("xtables") or {}).get("ip", ""))
-    table = re.search(r"^\*filter$(.*?)^COMMIT$", text, re.M | re.S)
-    if not table:
-        return
-    policies = dict(re.findall(r"^:(\S+) (\S+)", table[1], re.M))
-    chains: dict[str, list[legacy.Rule]] = {name: [] for name in policies}
-    for chain, rest in re.findall(r"^(?:\[\d+:\d+\] )?-A (\S+) (.*)$", table[1], re.M):
-        chains.setdefault(chain, []).append(legacy_rule(rest))
-    chain = hook.upper()
-    asked = legacy.Packet(way=hook, version=4, iif=ends[0], oif=ends[1], state=state, proto="udp" if packet.upper and packet.upper[0] == UDP else "tcp",
-                          port=packet.ports[1], words="")
-    verdict = legacy.walk(chains, chain, asked)
-    if verdict not in ("accept", "") or (not verdict and policies.get(chain) == "DROP"):
-        yield chain, verdict or "policy DROP"
-
-
-LEGACY = re.compile(r"(?P<no>! )?(?P<what>-i|-o|-p|--ctstate|--state|--dport) (?P<value>\S+)")
-NEUTRAL = re.compile(r"-m (?:conntrack|state|tcp|udp|comment)|--comment (?:\"[^\"]*\"|\S+)|--reject-with \S+")
-NAMES = {"-i": "iifname", "-o": "oifname", "-p": "meta l4proto", "--ctstate": "ct state", "--state": "ct state"}
-VERDICTS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "reject", "RETURN": "return"}
-
-
-def legacy_rule(text: str) -> legacy.Rule:
-    """One line of iptables-save; with a condition that never holds where there is more than is judged."""
-    rest = NEUTRAL.sub(" ", text)
-    conditions = []
-    for found in LEGACY.finditer(rest):
-        value = found["value"].lower() if found["what"] not in ("-i", "-o") else re.sub(r"\+$", "*", found["value"])
-        proto = re.search(r"-p (\S+)", rest)
-        what = NAMES.get(found["what"]) or f"{proto[1] if proto else 'tcp'} dport"
-        conditions.append((what, value.replace(":", "-"), not found["no"]))
-    rest = LEGACY.sub(" ", rest)
-    target = re.search(r"-(?:j|g) (\S+)", rest)
-    if re.sub(r"-(?:j|g) \S+", " ", rest).strip():
-        return legacy.Rule((("unknown", "", True),), "", "", text)
-    name = target[1] if target else ""
-    return legacy.Rule(tuple(conditions), VERDICTS.get(name, "jump" if name and name not in ("LOG", "MARK", "CONNMARK") else ""), name, text)
+    chains: dict[str, list[firewalls.Rule]] = {m[1]: [] for m in CHAIN.finditer(body)}
+    return firewalls.cure(table, chain, hook, chains, [bridge]).split(" and ")
