@@ -207,6 +207,42 @@ def neighbours(wire: Wire) -> None:
             sh(f"ip neigh replace {address} lladdr {wire.nics[name].mac} dev kvb-lan")
 
 
+def test_a_rule_that_goes_takes_its_flows_along_and_no_others(wire: Wire) -> None:
+    """In both families; a flow that another rule lets in goes on, and so does one of another network."""
+    for six in (False, True):
+        assert asked(wire, six) and passes(wire, "b", "a", 53, 1000, six)
+    a, b = wire.nics["a"], wire.nics["b"]
+    for source, target, ports, flags in (("a", "b", (1080, 80), 2), ("b", "a", (80, 1080), 18), ("a", "b", (1080, 80), 16)):
+        frame = wire.packet(source, target, TCP, lambda x, y, p=ports, f=flags: tcp(x, y, *p, f))  # type: ignore[misc]
+        assert wire.arrives(source, target, frame, nonce=frame[26:])
+    assert passes(wire, "d2", "c2", 4444, 9)
+    wire.use(DOCUMENT.replace("{tcp: 80, udp: 53, from: group:ask}", "{tcp: 80, from: group:ask}"))
+    try:
+        kept = {(f.source, f.target, f.port) for f in flows()}
+        assert {(a.ip, b.ip, 80), (wire.nics["d2"].ip, wire.nics["c2"].ip, 9)} <= kept
+        assert not {(a.ip, b.ip, 53), (a.ip6, b.ip6, 53)} & kept
+        for six in (False, True):
+            assert not passes(wire, "b", "a", 53, 1000, six) and not asked(wire, six)
+        frame = wire.packet("b", "a", TCP, lambda x, y: tcp(x, y, 80, 1080, 16))
+        assert wire.arrives("b", "a", frame, nonce=frame[26:]) and passes(wire, "c2", "d2", 9, 4444)
+    finally:
+        wire.use(DOCUMENT)
+    assert asked(wire, False) and asked(wire, True)
+
+
+def test_a_group_goes_while_a_network_and_a_guest_come(wire: Wire) -> None:
+    """In one change: what led to the group's rules goes in the same transaction as they do."""
+    other = DOCUMENT.replace("narrow]}", "tight]}").replace("  narrow: {", "  tight: {").replace(
+        "vms:\n", "  more: {mode: isolated, subnet: 10.9.0.0/24}\nvms:\n  z: {nics: [{network: more, groups: [tight]}]}\n")
+    wire.use(other)
+    try:
+        assert wire.made.drift() == []
+        assert "in_narrow" not in sh("nft list table bridge kvmnet") and "jump out_tight" in sh("nft list map bridge kvmnet out2")
+    finally:
+        wire.use(DOCUMENT)
+    assert wire.made.drift() == []
+
+
 def test_a_member_that_leaves_loses_its_flows_and_nobody_else_does(wire: Wire) -> None:
     assert asked(wire, False) and passes(wire, "b", "a", 53, 1000)
     nonce = os.urandom(12)

@@ -120,8 +120,16 @@ def plan(seen: State, wanted: Wanted, ours: Set[Key],
         depth = Depths({**{s.key: s.after for s in pending}, **present})
         # A setting before what else is on the same thing: IPv6 is switched on before an address comes.
         pending.sort(key=lambda s: (0, -depth[s.key], True, s.key) if only_lowers(s)
-                     else (1, depth[s.key], not s.after.permanent, s.key))
+                     else (1, *placed(s.after, depth), s.key))
     return handover_last(deletions, pending)
+
+
+def placed(resource: Resource, depth: Depths) -> tuple[int, bool, Key, bool]:
+    """Where a resource stands in a plan: behind what it names; a part right behind its whole."""
+    whole = next((r.target for r in resource.refs() if r.field == resource.part_of), None) if resource.part_of else None
+    if whole and depth[resource.key] > depth[whole] + 1:    # it names more than that
+        whole = None
+    return depth[whole or resource.key], not resource.permanent, whole or resource.key, whole is not None
 
 
 def only_lowers(step: Create | Update) -> bool:

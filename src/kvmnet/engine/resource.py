@@ -62,6 +62,8 @@ class Resource:
     kind: ClassVar[str] = ""
     permanent: ClassVar[bool] = False
     """It always exists (a kernel setting): when nothing wants it any more it is left as it is."""
+    part_of: ClassVar[str] = ""
+    """Field that names the whole which it is a part of (an element's table): both change in one go, with nothing in between."""
 
     @property
     def key(self) -> Key:

@@ -55,6 +55,7 @@ class NicGroups(Resource):
     """What one guest NIC is in, where the document has groups or tenants; named by its tap. Set elements, never rules."""
 
     kind: ClassVar[str] = "nic-groups"
+    part_of: ClassVar[str] = "table"
     table: str | None = option(doc="the guard's table", ref="nft-table", on_delete="cascade")
     number: int | None = option(doc="its number in packet marks, 1 to 65535", guest="live")
     groups: tuple[str, ...] | None = option(doc="groups that it is in, sorted", guest="live")
@@ -75,6 +76,7 @@ class NicLimits(Resource):
     """What one guest NIC may cause at most; named by its tap. Elements that bear the limit, never rules. 0 is no limit."""
 
     kind: ClassVar[str] = "nic-limits"
+    part_of: ClassVar[str] = "table"
     table: str | None = option(doc="the guard's table", ref="nft-table", on_delete="cascade")
     packets: int | None = option(doc="packets a second from the guest", guest="live")
     bytes: int | None = option(doc="bytes a second from the guest", guest="live")
@@ -99,6 +101,7 @@ class AddressSet(Resource):
     """A named set of addresses that rules of groups ask."""
 
     kind: ClassVar[str] = "address-set"
+    part_of: ClassVar[str] = "table"
     table: str | None = option(doc="the guard's table", ref="nft-table", on_delete="cascade")
     prefixes: tuple[str, ...] | None = option(doc="its addresses and prefixes, none inside another, sorted", guest="live")
 
