@@ -10,7 +10,6 @@ import base64
 import json
 import os
 import pickle
-import platform
 import select
 import signal
 import socket
@@ -25,8 +24,8 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, TypeVar
 
+from kvmnet.host import counter
 from kvmnet.host.run import find
-from lib.counter import kilohertz
 from lib.lab_agent import PORT
 from lib.lab_image import ROOT, LabImage, image_folder, initrd
 from lib.lab_parts import Qemu, qemu_with_igb
@@ -53,7 +52,6 @@ ENVIRONMENT = {"KVMNET_STATE_DIR": "/run/lab/state", "KVMNET_RUN_DIR": "/run/kvm
 CALL = "/run/lab/call"
 CALLED = f"""
 import pickle
-import platform
 from pathlib import Path
 function, args = pickle.loads(Path("{CALL}").read_bytes())
 Path("{CALL}").write_bytes(pickle.dumps(function(*args)))
@@ -312,7 +310,7 @@ def start(image: LabImage, folder: Path, terminal: bool, machine: Machine) -> La
         "setpriv", "--pdeathsig", "KILL", "nice", "-n", NICE, str(qemu.program), *qemu.arguments, "-nodefaults", "-no-user-config",
         "-display", "none",
         "-machine", "q35", "-accel", "tcg", "-cpu", CPU, "-smp", str(min(2, os.cpu_count() or 1)), "-m", MEMORY,
-        "-no-reboot", "-kernel", str(image.kernel), "-initrd", str(disk), "-append", f"{WORDS} {clock()} {machine.words}",
+        "-no-reboot", "-kernel", str(image.kernel), "-initrd", str(disk), "-append", f"{WORDS} {counter.word()} {machine.words}",
         "-chardev", f"{serial},id=tty,signal=off,logfile={console}" if terminal else f"null,id=tty,logfile={console}",
         "-serial", "chardev:tty", "-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
         "-chardev", f"socket,id=agent,fd={theirs.fileno()}", "-device", f"virtserialport,chardev=agent,name={PORT}",
@@ -323,12 +321,6 @@ def start(image: LabImage, folder: Path, terminal: bool, machine: Machine) -> La
         process = subprocess.Popen(argv, stdin=None if terminal else subprocess.DEVNULL, pass_fds=[theirs.fileno()],
                                    stderr=None if terminal else words, env={"PATH": os.environ.get("PATH", ""), **dict(qemu.environment)})
     return Lab(process, ours, console, {**ENVIRONMENT, "KVMNET_IMAGE_DIR": str(image_folder())})
-
-
-def clock() -> str:
-    """The word that tells the kernel how fast its time stamp counter, which is this machine's, counts. What it finds by a timer of
-    QEMU's, when that has no processor, was wrong by a factor of eight: each time limit inside was over before its time."""
-    return f"tsc_early_khz={kilohertz()}" if platform.machine() == "x86_64" else ""
 
 
 def finish(stream: Stream) -> None:

@@ -36,6 +36,7 @@ from kvmnet.engine.driver import StepFailed
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.guests.accel import Accel, blocked
 from kvmnet.guests.image import build
+from kvmnet.host import counter
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import Process
@@ -100,7 +101,7 @@ def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Acce
     if vm.run is None:
         raise KvmnetError(f"guest {name} is not run by kvmnet", hint=f"vms.{name}.run says how to run it")
     chosen = accelerator(vm.run, accel)
-    boot = boot_files(vm.run, nics, paths, progress, name)
+    boot = boot_files(vm.run, nics, paths, progress, name, chosen)
     who = apart(account(vm.run.user), home.path)
     home.path.mkdir(parents=True, exist_ok=True, mode=0o700)
     home.forget()
@@ -169,7 +170,7 @@ class Boot:
     disk_format: str = "raw"
 
 
-def boot_files(run: Run, nics: Sequence[GuestNic], paths: Paths, progress: Progress, name: str) -> Boot:
+def boot_files(run: Run, nics: Sequence[GuestNic], paths: Paths, progress: Progress, name: str, accel: str) -> Boot:
     """The kernel, RAM disk and disk of a guest. Where the document names none and no NIC has a place
     in the boot order, the tiny image."""
     disk = Path(run.disk) if run.disk else None
@@ -177,7 +178,8 @@ def boot_files(run: Run, nics: Sequence[GuestNic], paths: Paths, progress: Progr
     from_network = any((n.bootindex if n.bootindex is not None else -1) >= 0 for n in nics)
     if run.image == "tiny" or not (run.kernel or run.disk or from_network):
         image = build(paths, progress)
-        words = f"{TINY_WORDS} kvmnet.name={name} {run.append}".strip()
+        clock = counter.word() if accel == "tcg" else ""
+        words = f"{TINY_WORDS} {clock} kvmnet.name={name} {run.append}".strip()
         return Boot(image.kernel, image.initrd, words, disk, kind)
     kernel, initrd = (Path(p) if p else None for p in (run.kernel, run.initrd))
     return Boot(kernel, initrd, run.append, disk, kind)
