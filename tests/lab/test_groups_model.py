@@ -14,5 +14,5 @@ FEATURES = {"bridge-conntrack": ""}
 def test_kernel_and_reference_agree(lab: Lab) -> None:
     trial = Trial.dealt(FEATURES, policies=20, packets=1020)
     assert "ct state established,related" in trial.rounds[0].script
-    found, _ = lab.call(fire, trial.ground(), trial.rounds, timeout=240)
+    found, _ = lab.call(fire, trial.ground(), trial.rounds, timeout=900)
     trial.judge(found, least=20_000)

@@ -22,13 +22,13 @@ pytestmark = pytest.mark.lab
 
 def test_many_vfs_are_told_checked_and_given_back(lab: Lab) -> None:
     module = netdevsim(image_folder(), build(image_folder(), print).release, print)
-    print(lab.call(lab_vfs.keep_books, str(module), timeout=240))
+    print(lab.call(lab_vfs.keep_books, str(module), timeout=900))
 
 
 def test_a_guest_has_a_vf(split_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVMNET_IMAGE_DIR", str(image_folder()))
     build_guest(Paths(image_folder(), image_folder()), print)      # there is no network inside to fetch it
-    seen = split_lab.call(lab_vfs.pass_through, timeout=360)
+    seen = split_lab.call(lab_vfs.pass_through, timeout=900)
     for what, value in seen.items():
         print(f"{what}: {value}")
     assert "uplinks.nic.vfs: eth0 has at most 7 VFs, not 8" in seen["too many"] and "test.yaml:3:" in seen["too many"]

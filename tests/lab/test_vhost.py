@@ -15,7 +15,7 @@ pytestmark = pytest.mark.lab
 def test_a_guest_runs_under_kvm(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KVMNET_IMAGE_DIR", str(image_folder()))
     build(Paths(image_folder(), image_folder()), lambda line: None)      # there is no network inside to fetch it
-    met = lab.call(meet, timeout=240)
+    met = lab.call(meet, timeout=900)
     print(met)
     assert met.accel == "kvm", met.reason
     assert met.threads == 1 and met.left == 0      # of two NICs, one asks for it

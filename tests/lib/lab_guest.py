@@ -33,7 +33,7 @@ vms:
 """
 CONSOLE = 40
 """Lines of a console that are shown."""
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds for each step of a guest under two emulations."""
 
 

@@ -148,7 +148,7 @@ def keep_books(module: str) -> dict[str, float]:
 # -- the NIC of the machine that the lab is ---------------------------------------------------------
 
 PF, PEER, GUEST = "eth0", "10.20.0.1", "10.20.0.2"
-PATIENCE = 90.0
+PATIENCE = 240.0
 """Seconds for a guest under two emulations."""
 
 
