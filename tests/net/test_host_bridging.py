@@ -50,13 +50,13 @@ def test_a_spanning_tree_and_a_guest_that_wants_to_be_its_root() -> None:
         shown = bridge()
         assert [shown[n] for n in ("stp_state", "priority", "hello_time", "forward_delay", "max_age")] == [1, 8192, 100, 400, 600]
         with Tap("kvt-a-0") as guest:
-            wait_until(lambda: json.loads(sh("ip -d -j link show kvt-a-0"))[0]["linkinfo"]["info_slave_data"]["state"] != "disabled", 5)
+            wait_until(lambda: json.loads(sh("ip -d -j link show kvt-a-0"))[0]["linkinfo"]["info_slave_data"]["state"] != "disabled", 20)
             guest.wait(b"\x42\x42\x03", 5)          # the bridge speaks, so it listens too
             for _ in range(3):
                 guest.send(hello(MACS["a"]))
             assert root_port() == 0, "the root guard holds"
             sh("ip link set kvt-a-0 type bridge_slave root_block off")
-            wait_until(lambda: guest.send(hello(MACS["a"])) or root_port() != 0, 5)
+            wait_until(lambda: guest.send(hello(MACS["a"])) or root_port() != 0, 20)
         assert host.drift() == ["update link kvt-a-0"]
         lines(host, document(""))
         assert (bridge()["stp_state"], bridge()["forward_delay"]) == (0, 0)
@@ -66,10 +66,10 @@ def test_multicast_reaches_those_that_joined() -> None:
     with world() as host:
         lines(host, document("querier: true"))
         with Tap("kvt-a-0") as a, Tap("kvt-b-0") as b, Tap("kvt-c-0") as c:
-            wait_until(lambda: [f for f in a.drain() if f[12:14] == b"\x08\0" and f[23] == IGMP and f[26:30] == ip("10.7.0.1")], 10)
-            wait_until(lambda: [f for f in a.drain() if f[12:14] == b"\x86\xdd" and f[20] == 0 and 130 in f[54:70]], 15)
+            wait_until(lambda: [f for f in a.drain() if f[12:14] == b"\x08\0" and f[23] == IGMP and f[26:30] == ip("10.7.0.1")], 20)
+            wait_until(lambda: [f for f in a.drain() if f[12:14] == b"\x86\xdd" and f[20] == 0 and 130 in f[54:70]], 20)
             a.send(ether(GROUP_MAC, MACS["a"], 0x0800, ip4("10.7.0.11", GROUP, IGMP, icmp(0x16, 0, ip(GROUP)), options=b"\x94\4\0\0", ttl=1)))
-            wait_until(lambda: f"port kvt-a-0 grp {GROUP}" in sh("bridge mdb show"), 5)
+            wait_until(lambda: f"port kvt-a-0 grp {GROUP}" in sh("bridge mdb show"), 20)
 
             def reached(nonce: bytes) -> set[str]:
                 for tap in (a, c):

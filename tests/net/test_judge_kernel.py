@@ -212,7 +212,7 @@ class Kernel:
             return any(wanted in seen for seen in far.drain())
         if not there() and expected():
             try:
-                wait_until(there, 5)
+                wait_until(there, 20)
             except TimeoutError:
                 return False
         found = there()
