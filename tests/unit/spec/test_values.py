@@ -83,10 +83,10 @@ def test_loading_is_no_slower_than_reading_yaml() -> None:
         pytest.skip("PyYAML without libyaml")
     ours, bare = [], []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         loads(text)
-        middle = time.perf_counter()
+        middle = time.process_time()
         yaml.load(text, Loader=loader)
         ours.append(middle - start)
-        bare.append(time.perf_counter() - middle)
+        bare.append(time.process_time() - middle)
     assert median(ours) < 2 * median(bare)
