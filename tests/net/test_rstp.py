@@ -19,6 +19,7 @@ from uuid import uuid4
 
 import pytest
 
+from kvmnet.adopt.restore import restore
 from kvmnet.drivers.stp.driver import StpDriver
 from kvmnet.drivers.stp.process import Speaking
 from kvmnet.drivers.stp.resources import SpanningTree, TreeGate
@@ -280,7 +281,7 @@ def test_it_falls_back_to_the_kernels_stp() -> None:
 
 ALONE = """
 version: 1
-uplinks: {ring: {device: n1, redundant: {n2: {}}}}
+uplinks: {ring: {device: n1, redundant: {n2: {cost: 7}}}}
 networks: {lan: {mode: bridge, uplink: ring, stp: rstp, subnet: 10.77.0.0/24}}
 """
 
@@ -320,6 +321,9 @@ def test_it_is_made_changed_taken_back_and_leaves_nothing() -> None:
         assert host.drift() == [] and "bridge kvmnet-tree-kvb-lan" in sh("nft list tables")
         found = status(host.host)
         assert found is not None and [t.root_port for t in found.trees] == [""] and set(found.trees[0].ports) == {"n1", "n2"}
+        again = restore(host.host.engine.observe({}), {})
+        assert again is not None and again["networks"]["lan"]["stp"] == "rstp"
+        assert again["uplinks"] == {"n1": {"device": "n1", "redundant": {"n2": {"cost": 7}}}}
         host.apply(ALONE.replace("rstp", "true"))
         assert host.drift() == [] and "kvmnet-tree-" not in sh("nft list tables")
         assert set(port_states().values()) == {"forwarding"}, "no port is left shut by nobody"

@@ -19,6 +19,7 @@ from kvmnet.drivers.linux.resources import Address, Link, Neighbour, ProxyNeighb
 from kvmnet.drivers.macvtap.resources import TapNode
 from kvmnet.drivers.nftables.resources import NftTable, NicGuard, NicLimits
 from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.stp.resources import SpanningTree
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
 from kvmnet.spec.models import Offloads, StpOptions
@@ -88,7 +89,7 @@ def restore(seen: Seen, runs: Mapping[str, Tree], resolvers: tuple[str, ...] = (
     forwards(ours, networks, vms)
     out: Tree = {"version": 1}
     if uplinks:
-        out["uplinks"] = {name: {"device": device} for device, name in uplinks.items()}
+        out["uplinks"] = {name: {"device": device} | tree_ports(ours, device) for device, name in uplinks.items()}
     return out | {"networks": networks} | ({"vms": vms} if vms else {}) | policies(seen)
 
 
@@ -157,12 +158,14 @@ def macvtap_network(ours: Ours, link: Link) -> str:
 def bridging(ours: Ours, link: Link) -> Tree:
     """Spanning tree, multicast and answers for guests."""
     out: Tree = {}
-    if link.stp:
+    spoken = ours.get(SpanningTree, link.name)
+    if link.stp or spoken:
         usual = StpOptions()
-        told = {"priority": link.priority, "forward_delay": (link.forward_delay or 0) // 100,
-                "hello": (link.hello_time or 0) // 100, "max_age": (link.max_age or 0) // 100}
+        told = {name: getattr(spoken, name) for name in StpOptions.model_fields} if spoken else {
+            "priority": link.priority, "forward_delay": (link.forward_delay or 0) // 100,
+            "hello": (link.hello_time or 0) // 100, "max_age": (link.max_age or 0) // 100}
         own = {name: value for name, value in told.items() if value is not None and value != getattr(usual, name)}
-        out = {"stp": True} | ({"stp_options": own} if own else {})
+        out = {"stp": spoken.protocol if spoken else True} | ({"stp_options": own} if own else {})
     if link.mcast_snooping is False:
         out["snooping"] = False
     if link.mcast_querier:
@@ -170,6 +173,18 @@ def bridging(ours: Ours, link: Link) -> Tree:
     if any(n.dev == link.name for n in ours.of(Neighbour)):
         out["neigh_suppress"] = True
     return out
+
+
+def tree_ports(ours: Ours, device: str) -> Tree:
+    """What a document says of an uplink as a port of a spanning tree, and of the NICs beside it."""
+    ports: dict[str, Tree] = {}
+    for spoken in ours.of(SpanningTree):
+        words = [text.split() for text in spoken.ports or ()]
+        if device in (name for name, _, _ in words):
+            ports = {name: ({"cost": int(cost)} if cost != "0" else {}) | ({"priority": int(priority)} if priority != "128" else {})
+                     for name, cost, priority in words}
+    own = ports.pop(device, {})
+    return ({"tree": own} if own else {}) | ({"redundant": ports} if ports else {})
 
 
 def uplink(device: str, uplinks: dict[str, str]) -> str:
