@@ -12,8 +12,8 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from difflib import unified_diff
 from functools import partial, reduce
 from hashlib import sha256
@@ -34,7 +34,7 @@ from kvmnet.drivers.nftables.resources import (
     NicGuard,
     NicLimits,
 )
-from kvmnet.drivers.nftables.standing import Standing, transaction
+from kvmnet.drivers.nftables.standing import Standing, in_place, transaction
 from kvmnet.drivers.nftables.tables import EGRESS, FILLED, GUARD, GUARDS, OURS, ROUTED, table_of
 from kvmnet.drivers.nftables.wire import (
     MEMORY,
@@ -66,16 +66,28 @@ class Texts:
     """What nft prints for each text that was ever loaded, as files under ``guard/texts``."""
 
     folder: Path
+    listings: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(table, text) -> listing, as far as this process has met it."""
 
     def text_of(self, name: str, listing: str) -> str:
         """The text that was loaded, if *listing* is known, else the listing itself."""
         try:
-            return str(json.loads(self.file(name, listing).read_text())["text"])
+            text = str(json.loads(self.file(name, listing).read_text())["text"])
         except (OSError, ValueError, KeyError):
             return listing
+        self.listings[name, text] = listing
+        return text
 
     def listing_of(self, table: NftTable) -> str:
-        """What nft prints for *table*; loads it in an empty namespace. Raises ToolFailed."""
+        """What nft prints for *table*; loads it in an empty namespace, once. Raises ToolFailed."""
+        known = table.name, table.text or ""
+        if (listing := self.listings.get(known)) is None:
+            if len(self.listings) > TEXTS_KEPT:
+                self.listings.clear()
+            self.listings[known] = listing = self.loaded(table)
+        return listing
+
+    def loaded(self, table: NftTable) -> str:
         script = f"nft -f - && nft -s {terse(table.name)} list table {table.name}"
         out = run(["unshare", "-n", "sh", "-c", script], stdin="\n".join(table_lines(table)) + "\n")
         return canonical(read_tables(out)[table.name])
@@ -112,6 +124,7 @@ class NftablesDriver:
         self.holder = Holder(paths.guard)
         self.standing: Standing | None = None
         self.listed: Listing | None = None
+        self.written: tuple[str, Mapping[Key, Member]] = ("", {})
         self.under_way: list[Begun[None]] = []
         """What goes on beside the changes of other drivers, and has ended before we look or change again."""
 
@@ -121,8 +134,10 @@ class NftablesDriver:
     def observe(self, intent: Wanted) -> Seen:
         """Every table, foreign ones without the elements of their sets; every guard; the keeper."""
         self.wait()
-        seen = Seen()
-        with begun(self.listing) as look:
+        seen, known = Seen(), self.remembered()
+        likely = [GUARD, ROUTED] if any(isinstance(item, NicGroups) and item.places for item in known.values()) else [GUARD]
+        with ExitStack() as beside:
+            looks = {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely}
             listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
         standing = Standing()
         for name, body in listings.items():
@@ -136,9 +151,8 @@ class NftablesDriver:
             if name.split()[1] in OURS:
                 seen.ours.add(table.key)
                 standing.tables[name] = table
-        found = [self.listing_after(look)] if GUARD in listings else []
-        found += [self.listing(table) for table in (EGRESS, ROUTED) if table in listings]
-        standing.members = {key: item for key, item in self.remembered().items() if item.table in listings} if found else {}
+        found = [self.listing_after(table, looks.get(table)) for table in FILLED if table in listings]
+        standing.members = {key: item for key, item in known.items() if item.table in listings} if found else {}
         expected: dict[str, set[tuple[str, str]]] = {name: set() for name in FILLED}
         for pair in members.within(FILLED, standing.members.values()):
             expected[table_of(pair[0])].add(pair)
@@ -168,9 +182,12 @@ class NftablesDriver:
         return self.texts.text_of(name, canonical(body))
 
     def remembered(self) -> dict[Key, Member]:
-        """Memberships, limits and address sets as they were loaded last."""
+        """Memberships, limits and address sets as they were loaded last. What this process wrote is not read again."""
         try:
-            items = json.loads((self.paths.guard / "members.json").read_text())
+            text = (self.paths.guard / "members.json").read_text()
+            if text == self.written[0]:
+                return dict(self.written[1])
+            items = json.loads(text)
         except (OSError, ValueError):
             return {}
         made = (from_json(item) for item in items)
@@ -180,11 +197,11 @@ class NftablesDriver:
         """A table of the guard with its elements. Raises ToolFailed, also when there is none."""
         return read_listing(json.loads(run(["nft", "-j", "list", "table", *table.split()])), self.listed, table)
 
-    def listing_after(self, look: Begun[Listing]) -> Listing:
-        try:
-            return look.result()
-        except ToolFailed:  # the table came back between the two looks
-            return self.listing()
+    def listing_after(self, table: str, look: Begun[Listing] | None) -> Listing:
+        if look:
+            with suppress(ToolFailed):  # the table came back between the two looks
+                return look.result()
+        return self.listing(table)
 
     def dropped(self) -> dict[str, dict[int, int]]:
         """Tap -> number of the reason (``policy.guard.REASONS``) -> frames dropped, of the last day."""
@@ -281,7 +298,8 @@ class NftablesDriver:
         assert self.standing is not None
         self.under_way += [Begun(partial(self.learn, s.after)) for s in steps
                            if isinstance(s, Create | Update) and isinstance(s.after, NftTable)]
-        if any(touches_memory(s) for s in steps):
+        forgetful = any(touches_memory(s, self.standing) for s in steps)
+        if forgetful:
             self.standing.memory = read_memory(
                 json.loads(run(["nft", "-j", "list", "set", *table.split(), name]))
                 for table in GUARDS if table in self.standing.tables for name in MEMORY)
@@ -301,7 +319,7 @@ class NftablesDriver:
         before, self.standing = self.standing, after
         if (before.members, before.guards, before.tables.get(GUARD)) != (after.members, after.guards, after.tables.get(GUARD)):
             cut_forbidden(after.tables.get(GUARD), after.members.values(), after.guards, after.memory)
-        if any(touches_memory(s) for s in steps):
+        if forgetful:
             (self.paths.guard / "memory.nft").unlink(missing_ok=True)
         self.save()
 
@@ -323,8 +341,9 @@ class NftablesDriver:
         """Write what the keeper loads when our tables vanish."""
         assert self.standing is not None
         if self.standing.members:
-            write_whole(self.paths.guard / "members.json", json.dumps(
-                [to_json(item) for item in self.standing.members.values()]))
+            text = json.dumps([to_json(item) for item in self.standing.members.values()])
+            write_whole(self.paths.guard / "members.json", text)
+            self.written = text, self.standing.members
         else:
             (self.paths.guard / "members.json").unlink(missing_ok=True)
         if self.standing.tables:
@@ -365,13 +384,15 @@ def terse(name: str) -> str:
     return "-t" if name in FILLED else ""
 
 
-def touches_memory(step: Step) -> bool:
+def touches_memory(step: Step, standing: Standing) -> bool:
     """A table that is replaced, or a NIC that goes, be it to another network."""
     match step:
         case Update(NicGuard() as before, NicGuard() as after):
             return after.zone not in (None, before.zone)
+        case Update(NftTable(), NftTable() as table):
+            return table.name in GUARDS and in_place(standing.tables.get(table.name), table) is None
         case Update():
-            return step.key.name in GUARDS
+            return False
         case _:
             return isinstance(step, Delete) and step.key.kind == NicGuard.kind
 

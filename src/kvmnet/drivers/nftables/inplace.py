@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 from kvmnet.policy.flows import HEAD
@@ -44,6 +45,7 @@ class Edit:
     """Their end, in a transaction behind: nobody asks them any more."""
 
 
+@lru_cache(maxsize=8)
 def edit(table: str, before: str, after: str) -> Edit | None:
     """How *before* becomes *after* in *table*; None when the table must be replaced: a set or a hook becomes another,
     or one of the texts is none of ours."""
