@@ -24,6 +24,7 @@ from kvmnet.engine.resource import Absent, Key, Resource, Wanted
 from kvmnet.engine.transaction import Engine, Outcome, Recovery
 from kvmnet.errors import ApplyFailed
 from kvmnet.host.clock import wait_until
+from kvmnet.host.lock import exclusive
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import this_process
 from lib.fake import CODEC
@@ -186,12 +187,19 @@ def test_unconfirmed_in_a_killed_command_is_taken_back(paths: Paths) -> None:
     for k in (0, total // 2, total - 1):
         doomed = engine(paths, at(k, die))
         assert in_child(lambda e=doomed: converge(e, large(), confirm=0.3)) == -signal.SIGKILL
-        wait_until(lambda: not paths.journal.exists(), 20)
+        taken_back(paths)
         assert host() == before, k
     assert in_child(lambda: converge(engine(paths), large(), confirm=4)) == 0
     assert Key("link", "kvb-b") in host()
-    wait_until(lambda: not paths.journal.exists(), 20)
+    taken_back(paths)
     assert host() == before
+
+
+def taken_back(paths: Paths) -> None:
+    """Wait until the timer has put the journal away and, a moment later, let go of the writer's lock."""
+    wait_until(lambda: not paths.journal.exists(), 20)
+    with exclusive(paths.lock, "test", 20):
+        pass
 
 
 @pytest.mark.usefixtures("uplink")
