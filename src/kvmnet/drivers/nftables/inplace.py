@@ -6,8 +6,8 @@ and hooks go and come. Rules that are flushed and added in one transaction are e
 old ones to their end or the new ones, its sets and maps stay, and so do the counters of the chains that do not differ.
 
 Sets are not exchanged with the rules: elements of intervals that come in the transaction can be found microseconds after the new
-rules ask for them (``nft_set_commit_update`` behind the change of ``gencursor`` in ``nf_tables_commit``, Linux 6.18: 18 of 97 changes
-lost a packet at 25,000 a second), and what goes cannot be found by a packet in the midst of the old rules. So a set that is new is
+rules ask for them (``nft_set_commit_update`` behind the change of ``gencursor`` in ``nf_tables_commit``, Linux 6.18: 97 changes
+lost 18 packets at 25,000 a second), and what goes cannot be found by a packet in the midst of the old rules. So a set that is new is
 filled in a transaction of its own before, and one that goes has one behind.
 """
 from __future__ import annotations
