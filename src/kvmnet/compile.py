@@ -36,6 +36,7 @@ from kvmnet.policy.keeper import guard_keeper
 from kvmnet.policy.limits import Limiting, limiting
 from kvmnet.policy.mirrors import Wired, wire_mirrors
 from kvmnet.policy.places import Layout
+from kvmnet.policy.pooled import classes_out, tenant_rates, tree_names
 from kvmnet.policy.shares import Shares, trees
 from kvmnet.policy.synproxy import synproxied
 from kvmnet.spec import domains, overlays, pools, ways
@@ -84,9 +85,11 @@ class Compiled:
     def share(self, spec: Spec, facts: Facts) -> None:
         """Queues that the NICs of a network share, and what marks packets and tells their class."""
         shares = Shares()
-        majors = trees(self.segments.values())
+        majors = trees(self.segments.values(), limited_tenants(spec))
         for segment in self.segments.values():
             shares.add(segment, port_of(segment, spec), majors, facts.features)
+        # What waited in a class of its tenant's does not take that to the next queue.
+        shares.queues = dict.fromkeys(pooled_classes(spec, self.segments, facts.features), 0) | shares.queues
         self.notes += shares.notes
         self.add(*shares.resources, *shares.tables())
         for device, qos in shares.qos.items():
@@ -311,6 +314,7 @@ def port_of(segment: Segment, spec: Spec) -> str:
 def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]], facts: Facts,
                 keeper: str) -> None:
     """Guard, tap and, for guests that run, device of every NIC."""
+    pooled = pooled_classes(spec, out.segments, facts.features)
     for network, placed in nics.items():
         segment = out.segments[network]
         kept = protected(segment)
@@ -320,7 +324,7 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
             if nic.vf:
                 continue
             vm = spec.vms[nic.vm]
-            out.add(guard_of(nic, segment, kept), *rates.nic_rates(nic, segment, facts.features))
+            out.add(guard_of(nic, segment, kept), *rates.nic_rates(nic, segment, facts.features, pooled))
             if segment.parent:
                 out.add(*macvtap.guest_ports(nic, segment),
                         *([] if vm.run else [macvtap.node(nic, owner_of(vm, facts))]))
@@ -341,11 +345,25 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
 
 def share_tenants(out: Compiled, spec: Spec, facts: Facts) -> None:
     """Queues that all NICs of a tenant share."""
-    limited = {name: tenant.rate for name, tenant in spec.tenants.items() if tenant.rate.limited}
-    if limited:
-        own = tenant_nics(spec, out.segments.values())
-        for name, rate in limited.items():
-            out.add(*rates.tenant_rates(name, rate, own.get(name, ()), facts.features))
+    if not (trees_of := limited_tenants(spec)):
+        return
+    own, majors = tenant_nics(spec, out.segments.values()), trees(out.segments.values(), trees_of)
+    for name, tenant in spec.tenants.items():
+        out.add(*tenant_rates(name, tenant.rate, own.get(name, ()), majors, facts.features))
+
+
+def pooled_classes(spec: Spec, segments: Mapping[str, Segment], features: Mapping[str, str]) -> dict[str, str]:
+    """Tap of a tenant's NIC -> the class that what its guest sends waits in, where there is one."""
+    if not (trees_of := limited_tenants(spec)):
+        return {}
+    own, majors = tenant_nics(spec, segments.values()), trees(segments.values(), trees_of)
+    return {tap: place for name, tenant in spec.tenants.items()
+            for tap, place in classes_out(name, tenant.rate, own.get(name, ()), majors, features).items()}
+
+
+def limited_tenants(spec: Spec) -> list[str]:
+    """Trees of classes of the tenants that have a rate."""
+    return tree_names(name for name, tenant in spec.tenants.items() if tenant.rate.limited)
 
 
 def tenant_nics(spec: Spec, segments: Iterable[Segment]) -> dict[str, list[tuple[NicOnNetwork, Segment]]]:

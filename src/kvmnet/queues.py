@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvmnet.compile import port_of, tenant_nics
+from kvmnet.compile import limited_tenants, port_of, tenant_nics
 from kvmnet.drivers.sriov.resources import Vf
 from kvmnet.drivers.tc.resources import Qdisc, TcClass, class_name, qdisc_name
 from kvmnet.drivers.tc.wire import Counts
@@ -81,13 +81,18 @@ class Queues:
     """When, in seconds of the monotonic clock."""
 
 
-def rates_of(nic: NicOnNetwork, segment: Segment, seen: Seen, queues: Mapping[str, Counts]) -> dict[str, RateStatus]:
-    """How each direction is limited, as the host has it now."""
+def rates_of(nic: NicOnNetwork, segment: Segment, seen: Seen, queues: Queues | None, pooled: Mapping[str, str]) -> dict[str, RateStatus]:
+    """How each direction is limited, as the host has it now. ``pooled``: tap -> class of what it sends in its tenant's queue."""
     if nic.vf:
         vf = seen.state.get(Key(Vf.kind, nic.vf))
         return {"out": RateStatus(vf.max_rate * 1_000_000)} if isinstance(vf, Vf) and vf.max_rate else {}
     own, other = ("out", "in") if segment.parent else ("in", "out")
-    return buckets(((own, nic.tap), (other, detour_name(nic.vm, nic.nic))), seen, queues)
+    found = buckets(((own, nic.tap), (other, detour_name(nic.vm, nic.nic))), seen, queues.roots if queues else {})
+    here = seen.state.get(Key(TcClass.kind, pooled.get(nic.tap, "")))
+    if nic.declared.rate.out and isinstance(here, TcClass) and here.ceil:
+        counts = queues.leaves.get(here.name) if queues else None
+        found["out"] = RateStatus(here.ceil * 1000, counts.dropped if counts else 0, counts.backlog if counts else 0)
+    return found
 
 
 def buckets(devices: Iterable[tuple[str, str]], seen: Seen, queues: Mapping[str, Counts]) -> dict[str, RateStatus]:
@@ -100,14 +105,23 @@ def buckets(devices: Iterable[tuple[str, str]], seen: Seen, queues: Mapping[str,
     return found
 
 
+def of_root(device: str, seen: Seen, queues: Mapping[str, Counts]) -> RateStatus | None:
+    """The rate of a device's queue, be it one line or a tree of classes."""
+    queue = next((q for q in seen.state.values() if isinstance(q, Qdisc) and (q.dev, q.parent) == (device, "root")), None)
+    whole = next((c for c in seen.state.values() if isinstance(c, TcClass) and queue and (c.qdisc, c.parent) == (queue.name, "")), None)
+    rate = whole.ceil if isinstance(whole, TcClass) else queue.rate if isinstance(queue, Qdisc) else None
+    counts = queues.get(device)
+    return RateStatus(rate * 1000, counts.dropped if counts else 0, counts.backlog if counts else 0) if rate else None
+
+
 def tenant_statuses(spec: Spec, segments: Mapping[str, Segment], seen: Seen, now: Mapping[str, Traffic],
                     queues: Mapping[str, Counts]) -> Iterator[TenantStatus]:
     nics = tenant_nics(spec, segments.values())
     for name in spec.tenants:
         own = [nic for nic, _ in nics.get(name, ())]
         moving = [now[nic.tap] for nic in own if nic.tap in now]
-        yield TenantStatus(name, len(own), sum(bool(nic.ip) + bool(nic.ip6) + len(nic.prefixes) for nic in own),
-                           buckets(((way, tenant_queue(name, way)) for way in ("in", "out")), seen, queues),
+        rates = {way: found for way in ("in", "out") if (found := of_root(tenant_queue(name, way), seen, queues))}
+        yield TenantStatus(name, len(own), sum(bool(nic.ip) + bool(nic.ip6) + len(nic.prefixes) for nic in own), rates,
                            sum(t.rx_rate for t in moving), sum(t.tx_rate for t in moving))
 
 
@@ -118,19 +132,16 @@ def shared_rates(segment: Segment, spec: Spec, seen: Seen, queues: Mapping[str, 
     way = shares.ways(segment, port_of(segment, spec))
     found = {}
     for direction, device in (("in", way.inward), ("out", way.out)):
-        queue = next((q for q in seen.state.values() if isinstance(q, Qdisc) and (q.dev, q.parent) == (device, "root")), None)
-        whole = next((c for c in seen.state.values() if isinstance(c, TcClass) and queue and (c.qdisc, c.parent) == (queue.name, "")), None)
-        rate = whole.ceil if isinstance(whole, TcClass) else queue.rate if isinstance(queue, Qdisc) else None
-        if rate and (segment.network.rate.in_ if direction == "in" else segment.network.rate.out):
-            counts = queues.get(device)
-            found[direction] = RateStatus(rate * 1000, counts.dropped if counts else 0, counts.backlog if counts else 0)
+        here = of_root(device, seen, queues) if (segment.network.rate.in_ if direction == "in" else segment.network.rate.out) else None
+        if here:
+            found[direction] = here
     return found
 
 
 def class_statuses(segments: Mapping[str, Segment], spec: Spec, seen: Seen, before: Queues | None,
                    after: Queues | None) -> dict[str, tuple[ClassStatus, ...]]:
     """Network -> its classes as the host has them now, out and in: those of the document, then NICs, then what is in none."""
-    majors = shares.trees(segments.values())
+    majors = shares.trees(segments.values(), limited_tenants(spec))
     found: dict[str, tuple[ClassStatus, ...]] = {}
     for name, segment in segments.items():
         if not (segment.network.has_queues and after):

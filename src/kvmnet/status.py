@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from kvmnet.compile import pooled_classes
 from kvmnet.drivers.dnsmasq.driver import leases
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer
 from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, pf_of, pool_of, vfs_of
 from kvmnet.drivers.tc.driver import TcDriver
-from kvmnet.drivers.tc.wire import Counts
 from kvmnet.drivers.wireguard.driver import dump
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
@@ -23,6 +23,7 @@ from kvmnet.facts.model import LinkNeighbour
 from kvmnet.host.macvtap import held
 from kvmnet.policy.guard import REASONS
 from kvmnet.policy.limits import REASONS as LIMITS
+from kvmnet.policy.pooled import CLASSED
 from kvmnet.queues import (
     ClassStatus,
     Queues,
@@ -233,6 +234,7 @@ def status(host: Host) -> Status | None:
     after = read_queues(document.spec)
     queues = after.roots if after else {}
     classes = class_statuses(segments, document.spec, seen, before, after)
+    pooled = pooled_classes(document.spec, segments, {CLASSED: ""})    # whether they are there is seen
     return Status(
         revision=last.number, source=last.source, applied=last.created, by=last.who,
         unconfirmed=host.unconfirmed(),
@@ -240,7 +242,7 @@ def status(host: Host) -> Status | None:
         uplinks=uplink_statuses(document.spec, seen, now, link_neighbours(host.paths)),
         networks=tuple(network_status(host, s, seen, now, shared_rates(s, document.spec, seen, queues),
                                       classes.get(s.name, ())) for s in segments.values()),
-        nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped, queues)),
+        nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped, after, pooled)),
         guests={row.name: row.state for row in host.guests()},
         tunnels=tunnel_statuses(document.spec),
         rules=rule_statuses(host) if document.spec.groups or document.spec.tenants else (),
@@ -334,7 +336,7 @@ def live_leases(host: Host, segment: Segment) -> set[str]:
 
 
 def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Traffic],
-                 dropped: Mapping[str, Mapping[int, int]], queues: Mapping[str, Counts]) -> list[NicStatus]:
+                 dropped: Mapping[str, Mapping[int, int]], queues: Queues | None, pooled: Mapping[str, str]) -> list[NicStatus]:
     lent = live_leases(host, segment)
     if segment.parent:    # what the guest sends leaves by its macvtap; the carrier is the parent's
         open_ = held()
@@ -349,7 +351,7 @@ def nic_statuses(host: Host, segment: Segment, seen: Seen, now: Mapping[str, Tra
         limits=dict(effective(nic.declared.limits, segment.network.limits, segment.mtu)[0]),
         limited=sum(count for number, count in dropped.get(nic.tap, {}).items() if number in OF_LIMITS),
         backend=backend_of(nic, seen), state=nic_state(nic, segment, seen, now),
-        rates=rates_of(nic, segment, seen, queues)) for nic in segment.nics]
+        rates=rates_of(nic, segment, seen, queues, pooled)) for nic in segment.nics]
 
 
 def backend_of(nic: NicOnNetwork, seen: Seen) -> str:

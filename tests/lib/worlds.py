@@ -23,7 +23,7 @@ from kvmnet.drivers.mirror.resources import Copy, Shut
 from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, VfPool, vf_name
-from kvmnet.drivers.tc.resources import EGRESS, TREES, Detour, Qdisc, TcClass, class_name, detour, qdisc_name
+from kvmnet.drivers.tc.resources import EGRESS, TREES, Qdisc, TcClass, class_name, detour, qdisc_name
 from kvmnet.engine.plan import Create, Delete, Step, Update, apply_to
 from kvmnet.engine.resource import Key, Resource, diff, must_recreate
 
@@ -132,7 +132,7 @@ def rates(draw: st.DrawFn, taps: list[str]) -> list[Resource]:
         if draw(st.booleans()):
             device = tap.replace("kvt", "kvi")
             out += [Link(name=device, type="ifb", mtu=1500, up=True, master="", alias="kvmnet rate", addrgenmode="none"),
-                    Detour(name=tap, dev=tap, to=device),
+                    detour(tap, device),
                     *([detour(tap, device, EGRESS)] if draw(st.booleans()) else [])]
     if draw(st.booleans()):
         root = qdisc_name("eth0", TREES[0])

@@ -43,6 +43,8 @@ PROBES: dict[str, str] = {
     "tc-fq-codel": "tc qdisc add dev t0 root handle 1: fq_codel && tc qdisc del dev t0 root",
     "tc-redirect": "tc qdisc replace dev t0 clsact && tc filter add dev t0 ingress protocol all prio 2 u32 match u32 0 0 "
                    "action mirred egress redirect dev b0",
+    "tc-skbedit": "tc qdisc replace dev t0 clsact && tc filter add dev t0 ingress protocol all prio 3 u32 match u32 0 0 "
+                  "action skbedit priority 6c00:10 pipe action mirred egress redirect dev b0",
     "tc-mirror": "tc qdisc replace dev t0 clsact && tc filter add dev t0 egress protocol all pref 2 bpf bytecode "
                  "'1,6 0 0 4294967295' action mirred egress mirror dev b0 continue",
     "vlan": "ip link add link b0 name v0 type vlan id 10",
@@ -82,6 +84,7 @@ MISSING: dict[str, str] = {
     "tc-htb": "the kernel lacks hierarchical token buckets (CONFIG_NET_SCH_HTB), or tc is missing",
     "tc-fq-codel": "the kernel lacks fair queues (CONFIG_NET_SCH_FQ_CODEL), or tc is missing",
     "tc-redirect": "the kernel lacks redirection of frames (CONFIG_NET_CLS_U32, CONFIG_NET_ACT_MIRRED), or tc is missing",
+    "tc-skbedit": "the kernel cannot write a class into frames (CONFIG_NET_ACT_SKBEDIT)",
     "tc-mirror": "the kernel lacks BPF classifiers or mirrors (CONFIG_NET_CLS_BPF, CONFIG_NET_ACT_MIRRED), or tc is missing",
     "vlan": "the kernel lacks VLAN devices (CONFIG_VLAN_8021Q)",
     "bond": "the kernel lacks bonds (CONFIG_BONDING)",

@@ -10,15 +10,15 @@ has one lock for all of them. A filter that takes every frame is one look, howev
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 from kvmnet.drivers.linux.resources import Link
-from kvmnet.drivers.tc.resources import EGRESS, INGRESS, MAJOR, Qdisc, detour, in_steps, qdisc_name
+from kvmnet.drivers.tc.resources import MAJOR, Qdisc, detour, in_steps, qdisc_name
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.names import detour_name, tenant_queue
-from kvmnet.spec.rates import Rate, TenantRate
+from kvmnet.spec.names import detour_name
+from kvmnet.spec.rates import Rate
 
 SLOW = 50_000
 """kbit/s below which a burst is small: 128 KiB would be a long time."""
@@ -35,32 +35,19 @@ FAIR = "tc-fq-codel"
 """Feature: flows of a limited NIC do not wait for each other."""
 
 
-def nic_rates(nic: NicOnNetwork, segment: Segment, features: Mapping[str, str]) -> Iterator[Resource]:
-    """What limits one NIC; nothing for one without rates."""
+def nic_rates(nic: NicOnNetwork, segment: Segment, features: Mapping[str, str], pooled: Collection[str] = ()) -> Iterator[Resource]:
+    """What limits one NIC; nothing for one without rates. ``pooled``: taps with a class for what they send in the queue of their tenant."""
     rate: Rate = nic.declared.rate
     sent, detoured = (rate.out, rate.in_) if segment.parent else (rate.in_, rate.out)
     fair = features.get(FAIR) == ""
     if sent:
         yield from bucket(nic.tap, sent, rate.burst, fair=fair)
-    if detoured:
+    if detoured and nic.tap not in pooled:
         device = detour_name(nic.vm, nic.nic)
         yield Link(name=device, type="ifb", mtu=segment.mtu, up=True, master="", alias=f"kvmnet rate {nic.vm}/{nic.nic}",
                    addrgenmode="none")
         yield from bucket(device, detoured, rate.burst, fair=fair)
         yield detour(nic.tap, device)
-
-
-def tenant_rates(name: str, rate: TenantRate, members: Iterable[tuple[NicOnNetwork, Segment]], features: Mapping[str, str]) -> Iterator[Resource]:
-    """What limits all NICs of a tenant together: one queue for each direction, by which the frames of all of them go. Its NICs are
-    taps of bridges (spec/rules/groups.py). What they receive waits there before it comes to the NIC's own queue."""
-    queued = [(nic.tap, segment.mtu) for nic, segment in members if nic.tap and nic.declared.receives == "all"]
-    for direction, most, side in (("in", rate.in_, EGRESS), ("out", rate.out, INGRESS)):
-        if most and queued:
-            device = tenant_queue(name, direction)
-            yield Link(name=device, type="ifb", mtu=max(mtu for _, mtu in queued), up=True, master="", alias=f"kvmnet rate of tenant {name}",
-                       addrgenmode="none")
-            yield from bucket(device, most, None, fair=features.get(FAIR) == "")
-            yield from (detour(tap, device, side) for tap, _ in queued)
 
 
 def bucket(dev: str, rate: int, burst: int | None, *, fair: bool) -> Iterator[Qdisc]:

@@ -109,7 +109,7 @@ class Shares:
     def sent(self) -> NftTable:
         return NftTable(name=TABLE, text="\n".join((
             named_map("marked", "verdict", ((tap, f"jump {chain}") for tap, chain in self.marks.items())),
-            named_map("queues", "meta priority", ((tap, f"{number >> 16:04x}:{number & 0xFFFF:x}") for tap, number in self.queues.items())),
+            named_map("queues", "meta priority", ((tap, f"{number >> 16:04x}:{number & 0xFFFF:x}" if number else "none") for tap, number in self.queues.items())),
             named_map("classed", "verdict", ((tap, f"jump c_{network}") for tap, network in self.members.items())),
             *(mark_chain(name) for name in sorted(set(self.marks.values()))),
             *("\n".join((f"chain c_{network} {{", *rules, "}")) for network, rules in sorted(self.classes.items())),
@@ -219,9 +219,9 @@ def addresses(nic: NicOnNetwork) -> Iterator[str]:
     yield from (a for a in (nic.ip, nic.ip6, *nic.prefixes) if a and "/" not in a)
 
 
-def trees(segments: Iterable[Segment]) -> dict[str, int]:
-    """Network with queues, and the same with INWARD behind it -> the major number of its classes."""
-    return numbers((s.name + way for s in segments if s.network.has_queues for way in ("", INWARD)), TREES)
+def trees(segments: Iterable[Segment], more: Iterable[str] = ()) -> dict[str, int]:
+    """Network with queues, the same with INWARD behind it, and *more* trees -> the major number of its classes."""
+    return numbers((*(s.name + way for s in segments if s.network.has_queues for way in ("", INWARD)), *more), TREES)
 
 
 def numbers(names: Iterable[str], room: range) -> dict[str, int]:

@@ -45,7 +45,7 @@ class TenantRate(Part):
     in_: Annotated[BitRate | None, Field(alias="in")] = None
     """Most that they receive together. A NIC's own rate.in holds beside it."""
     out: BitRate | None = None
-    """Most that they send together. NICs with a rate.out of their own cannot have it beside."""
+    """Most that they send together. A NIC's own rate.out holds beside it where the kernel has act_skbedit, and is refused elsewhere."""
 
     @property
     def limited(self) -> bool:

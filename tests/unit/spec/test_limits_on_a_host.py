@@ -41,3 +41,12 @@ def test_a_kernel_that_cannot_answer_connections() -> None:
                                       (grouped, {"bridge-conntrack": ""}, here), (grouped, {"bridge-conntrack": "no"}, [])):
         found = lacking(loads(document).spec, Facts(state=LINKS, features={"ipv6": "", "nft-synproxy": "", **features}))
         assert [p.path for p in found if "synproxy" in p.path] == where
+
+
+def test_a_rate_beside_that_of_the_tenant() -> None:
+    """What a NIC sends waits in one queue only: it needs a class there."""
+    text = ("version: 1\nnetworks: {lan: {mode: isolated, subnet: 10.0.0.0/24}}\ntenants: {t: {rate: {out: 5mbit, in: 5mbit}}}\n"
+            "vms: {a: {tenant: t, nics: [{network: lan, rate: {in: 1mbit, out: 1mbit}}]}, b: {nics: [{network: lan, rate: {out: 1mbit}}]}}\n")
+    for reason, where in (("", []), ("no", ["vms.a.nics[0].rate.out"])):
+        found = lacking(loads(text).spec, Facts(state=LINKS, features={"ipv6": "", "tc-skbedit": reason}))
+        assert [p.path for p in found if "rate" in p.path] == where

@@ -34,8 +34,9 @@ CODEL = Qdisc(name="kvt-a-0 6b77:", dev="kvt-a-0", parent="6b76:1", below="kvt-a
 HTB = Qdisc(name="eth0 6b76:", dev="eth0", parent="root", below="", of="", discipline="htb", default=0x1f)
 LEAF = TcClass(name="eth0 6b76:1a", qdisc="eth0 6b76:", parent="eth0 6b76:1", rate=1_234_000, ceil=2_000_000, burst=65536, cburst=102400,
                priority=3, quantum=3000)
-DETOUR = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-a-0")
-BEFORE = Detour(name="kvt-a-0 egress", dev="kvt-a-0", to="kvi-~i~acme")
+DETOUR = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-a-0", into="")
+BEFORE = Detour(name="kvt-a-0 egress", dev="kvt-a-0", to="kvi-~i~acme", into="")
+CLASSED = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-~o~acme", into="6c01:10")
 
 
 @pytest.mark.parametrize(("step", "told"), [
@@ -55,6 +56,10 @@ BEFORE = Detour(name="kvt-a-0 egress", dev="kvt-a-0", to="kvi-~i~acme")
     (Create(BEFORE), ["qdisc replace dev kvt-a-0 clsact",
                       "filter replace dev kvt-a-0 egress protocol all pref 27510 handle 1 bpf bytecode \"1,6 0 0 4294967295\" action mirred egress "
                       "redirect dev kvi-~i~acme"]),
+    (Update(CLASSED, replace(CLASSED, into="6c01:11")), [
+        "qdisc replace dev kvt-a-0 clsact",
+        "filter replace dev kvt-a-0 ingress protocol all pref 27510 handle 800::800 u32 match u32 0 0 action skbedit priority 6c01:11 pipe "
+        "action mirred egress redirect dev kvi-~o~acme"]),
     (Delete(BEFORE), ["filter del dev kvt-a-0 egress protocol all pref 27510"]),
     (Delete(DETOUR), ["filter del dev kvt-a-0 ingress protocol all pref 27510"])])
 def test_what_is_told(step: Create | Update | Delete, told: list[str]) -> None:
@@ -104,6 +109,9 @@ def test_a_detour_that_leads_elsewhere_is_none() -> None:
     for change in ({"to_dev": "*"}, {"mirred_action": "mirror"}, {"direction": "ingress"}, {"kind": "gact"}):
         wrong = {**rule, "options": {**rule["options"], "actions": [{**action, **change}]}}  # type: ignore[dict-item]
         assert [d.to for d in parse_filters("kvt-a-0", [wrong])] == [""]
+    told = {**rule, "options": {**rule["options"], "actions": [  # type: ignore[dict-item]
+        {"order": 1, "kind": "skbedit", "priority": "6c01:10"}, {**action, "to_dev": "kvi-~o~acme"}]}}
+    assert list(parse_filters("kvt-a-0", [told])) == [CLASSED]
     part = {**rule, "options": {"match": {"value": "1", "mask": "ff"}, "actions": [action]}}
     assert [d.to for d in parse_filters("kvt-a-0", [part])] == [""]
 

@@ -80,6 +80,7 @@ class Detour(Resource):
     kind: ClassVar[str] = "detour"
     dev: str | None = option(doc="the device", ref="link", on_delete="cascade", recreate=True)
     to: str | None = option(doc="the device with the queue (ifb); '' when they go astray", ref="link", on_delete="delete")
+    into: str | None = option(doc="class of its queue that they wait in, e.g. 6c01:10; '' when it has none")
 
 
 def qdisc_name(dev: str, major: int = MAJOR) -> str:
@@ -92,9 +93,9 @@ def class_name(dev: str, major: int, minor: int) -> str:
     return f"{dev} {major:x}:{minor:x}"
 
 
-def detour(dev: str, to: str, side: str = INGRESS) -> Detour:
+def detour(dev: str, to: str, side: str = INGRESS, into: str = "") -> Detour:
     """The Detour of what passes *dev* on that side, complete."""
-    return Detour(name=dev if side == INGRESS else f"{dev} {side}", dev=dev, to=to)
+    return Detour(name=dev if side == INGRESS else f"{dev} {side}", dev=dev, to=to, into=into)
 
 
 def side_of(detour: Detour) -> str:

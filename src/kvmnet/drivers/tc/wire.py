@@ -100,11 +100,12 @@ def parse_filters(dev: str, items: Iterable[Json], side: str = INGRESS) -> Itera
             continue
         options = item["options"]
         actions = options["actions"]
-        whole = takes_all(options) and len(actions) == 1
-        first = actions[0] if actions else {}
+        into = str(actions[0].get("priority", "")) if actions and actions[0].get("kind") == "skbedit" else ""
+        whole = takes_all(options) and len(actions) == 1 + bool(into)
+        first = actions[-1] if actions else {}
         redirected = first.get("kind") == "mirred" and first.get("mirred_action") == "redirect" and first.get("direction") == "egress"
         to = first.get("to_dev", "") if whole and redirected else ""
-        yield detour(dev, "" if to == "*" else to, side)  # *: a device that is gone
+        yield detour(dev, "" if to == "*" else to, side, into)  # *: a device that is gone
         return
 
 

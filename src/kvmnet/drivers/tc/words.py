@@ -32,11 +32,13 @@ def lines_of(step: Step) -> list[Line]:
         case Delete(TcClass() as gone):
             dev, classid = gone.name.split(" ")
             return [Line(("class", "del", "dev", dev, "classid", classid), gone.key, gone=True)]
-        case Create(Detour() as detour) | Update(_, Detour() as detour):
+        case Create(Detour()) | Update(_, Detour()):
+            detour = cast(Detour, merge(step.before, step.after) if isinstance(step, Update) else step.after)
             dev, side = detour.name.partition(" ")[0], side_of(detour)
             # Both verbs leave what others have there: clsact cannot be changed, and the filter has a number of its own.
             return [Line(("qdisc", "replace", "dev", dev, "clsact"), detour.key),
                     Line(("filter", "replace", "dev", dev, side, *PLACE, *EVERY[side],
+                          *(("action", "skbedit", "priority", detour.into, "pipe") if detour.into else ()),
                           "action", "mirred", "egress", "redirect", "dev", detour.to or ""), detour.key)]
         case Delete(Detour() as detour):
             dev, side = detour.name.partition(" ")[0], side_of(detour)

@@ -133,14 +133,16 @@ def _vf(path: str, rate: Rate) -> Iterator[Problem]:
             yield wrong(f"{path}.{option}", f"a VF takes whole Mbit/s, not {words(value)}", f"write {max(value // 1000, 1)}mbit")
 
 
-def tenants(subject: Subject) -> Iterator[Problem]:
-    """NICs for whose frames there would have to be two queues, one behind the other."""
+def pooled(subject: Subject) -> Iterator[Problem]:
+    """NICs for whose frames there would have to be two queues, one behind the other, where one cannot have classes."""
+    if (why := subject.facts.features.get("tc-skbedit", "nobody has asked this kernel")) == "":
+        return
     spec, owner = subject.spec, owners(subject.spec)
     for item in subject.nics:
         tenant = tenant_of(spec.vms[item.vm], item.nic.network, owner)
         if tenant in spec.tenants and item.nic.rate.out and spec.tenants[tenant].rate.out:
             yield wrong(f"{item.path}.rate.out", f"what it sends waits in the queue of {tenant} already (tenants.{tenant}.rate.out), and frames that "
-                        "come in can wait in one queue only", f"remove it, or tenants.{tenant}.rate.out")
+                        f"come in can wait in one queue only: {why}", f"remove it, or tenants.{tenant}.rate.out")
 
 
 def words(rate: int) -> str:
@@ -170,7 +172,8 @@ def features(subject: Subject) -> Iterator[Problem]:
             yield wrong(f"networks.{name}.rate", f"this host cannot limit it: {'; '.join(reasons)}", "install the distribution's full kernel")
         yield from _foreign(subject, name, network)
     for name, tenant in subject.spec.tenants.items():
-        needs = (*(DETOUR if tenant.rate.limited else ()), *(("tc-bpf",) if tenant.rate.in_ else ()))
+        needs = (*(DETOUR if tenant.rate.limited else ()), *(("tc-bpf",) if tenant.rate.in_ else ()),
+                 *(TREE if tenant.rate.limited and known.get("tc-skbedit") == "" else ()))
         if reasons := list(dict.fromkeys(reason for need in needs if (reason := known.get(need, "")))):
             yield wrong(f"tenants.{name}.rate", f"this host cannot limit it: {'; '.join(reasons)}", "install the distribution's full kernel")
 
@@ -186,5 +189,5 @@ def _foreign(subject: Subject, name: str, network: Network) -> Iterator[Problem]
                         f"{item.name.partition(' ')[2]}", f"take it away (tc qdisc del dev {device} root), or remove rate.out")
 
 
-RULES = (nics, marks, networks, tenants)
-HOST_RULES = (features,)
+RULES = (nics, marks, networks)
+HOST_RULES = (features, pooled)
