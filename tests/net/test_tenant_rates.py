@@ -165,10 +165,12 @@ def test_destroy_leaves_nothing_and_check_measures_it() -> None:
     """Within 5 percent, from NICs whose guest does not run; a rate that is not kept is seen."""
     with world() as made:
         before, queues = snapshot(), sh("tc qdisc show")
-        made.apply(document("in: 12mbit, out: 8mbit").replace("other: {}", "other: {rate: {out: 8mbit}}"))
+        made.apply(document("in: 12mbit, out: 8mbit").replace("other: {}", "other: {rate: {out: 8mbit}}").replace(
+            "x: {tenant: other, nics: [{network: lan}]}", "x: {tenant: other, nics: [{network: lan, rate: {in: 8mbit}}]}"))
         narrow("kvi-~o~other", "6mbit")
-        found = {(c.subject, c.name): c for c in made.host.check(rates=True).claims if c.subject.startswith("tenant ")}
-        wanted = {("tenant acme", "rate in"): Verdict.PASS, ("tenant acme", "rate out"): Verdict.PASS, ("tenant other", "rate out"): Verdict.FAIL}
+        found = {(c.subject, c.name): c for c in made.host.check(rates=True).claims if c.name.startswith("rate ")}
+        wanted = {("tenant acme", "rate in"): Verdict.PASS, ("tenant acme", "rate out"): Verdict.PASS, ("tenant other", "rate out"): Verdict.FAIL,
+                  ("x/nic0", "rate in"): Verdict.PASS}
         assert found.keys() == wanted.keys()
         assert all(claim.verdict is wanted[of] or is_disturbed(claim) for of, claim in found.items()), found
         made.destroy()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -19,7 +19,8 @@ from kvmnet.check.model import Claim, Finding, failed, passed, skipped
 from kvmnet.check.promises import Place
 from kvmnet.check.station import Station
 from kvmnet.host.clock import wait_until
-from kvmnet.host.packets import Stamped, device_mac, steady
+from kvmnet.host.packets import Capture, Stamped, device_mac, steady
+from kvmnet.modes.segment import Segment
 from kvmnet.policy import shares
 from kvmnet.policy.rates import queue, usual_burst
 from kvmnet.spec.models import Mode, Nic
@@ -43,6 +44,7 @@ LARGEST = 1500
 TOLD = 46
 """DSCP that a guest would give its packets."""
 PORT = 9
+NO_HOST = "the host has no IPv4 address there, and others may send a tenant's guests nothing"
 
 
 class Sender(Protocol):
@@ -63,6 +65,26 @@ class Target:
     ip: str
     device: str
     """Device that sends them when they have waited."""
+
+
+@dataclass(frozen=True, slots=True)
+class Router:
+    """The host on a network. Guests of no tenant may ask no tenant's, and the host may."""
+
+    mac: str
+    ip: str
+    device: Capture
+
+    def send(self, frame: bytes) -> None:
+        self.device.send(frame)
+
+
+@contextmanager
+def host_of(segment: Segment) -> Iterator[Router]:
+    """The host as a sender on a network where it has an IPv4 address."""
+    with closing(Capture(segment.bridge)) as device:
+        device.sends_ahead()
+        yield Router(device_mac(segment.bridge), segment.address, device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +134,14 @@ def of_nic(place: Place, idle: Idle, direction: str, rate: int) -> Finding:
     assert station
     if window(rate, burst) + lasts(rate, burst) > LONGEST:
         return skipped(f"beside its burst it would take {window(rate, burst) + lasts(rate, burst):.0f} s")
-    source, target = (place.peer, station) if direction == "in" else (station, place.peer)
-    there = Target(target.mac, target.ip, target.tap.name)
-    return judged(partial(measure, [(source, there)], rate, burst, min(place.segment.mtu, LARGEST)), rate)
+    member = place.subject.allowed.nics.get(idle.nic.tap)
+    by_host = direction == "in" and bool(member and member.tenant)
+    if by_host and not place.segment.address:
+        return skipped(NO_HOST)
+    with host_of(place.segment) if by_host else nullcontext(place.peer) as other:
+        source, target = (other, station) if direction == "in" else (station, place.peer)
+        there = Target(target.mac, target.ip, target.tap.name)
+        return judged(partial(measure, [(source, there)], rate, burst, min(place.segment.mtu, LARGEST)), rate)
 
 
 def judged(measurement: Callable[[], Counted], rate: int) -> Finding:

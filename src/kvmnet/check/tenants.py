@@ -4,33 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 
 from kvmnet.check.idle import Idle
 from kvmnet.check.model import Claim, Finding, skipped
 from kvmnet.check.promises import Place
-from kvmnet.check.rates import LARGEST, MORE, Sender, Target, judged, measure, unmeasured
-from kvmnet.host.packets import Capture, device_mac
+from kvmnet.check.rates import LARGEST, MORE, NO_HOST, Sender, Target, host_of, judged, measure, unmeasured
 from kvmnet.policy.rates import usual_burst
 from kvmnet.spec.models import Nic
 from kvmnet.spec.rates import TenantRate
 
 MOST = 4
 """NICs that send or receive in turns."""
-
-
-@dataclass(frozen=True, slots=True)
-class Router:
-    """The host on a network. Guests of no tenant may ask no tenant's, and the host may."""
-
-    mac: str
-    ip: str
-    device: Capture
-
-    def send(self, frame: bytes) -> None:
-        self.device.send(frame)
 
 
 def measured(rates: Mapping[str, TenantRate], grounds: Sequence[tuple[Place, Sequence[Idle]]]) -> Iterator[Claim]:
@@ -68,10 +53,8 @@ def of_tenant(place: Place, nics: Sequence[Idle], direction: str, most: int) -> 
     if direction == "out":
         return among(len(stations), place, [(s, Target(place.peer.mac, place.peer.ip, place.peer.tap.name)) for s in stations], most)
     if not segment.address:
-        return skipped(f"the host has no IPv4 address on {segment.name}, and others may send nothing to its guests")
-    with closing(Capture(segment.bridge)) as device:
-        device.sends_ahead()
-        host = Router(device_mac(segment.bridge), segment.address, device)
+        return skipped(NO_HOST)
+    with host_of(segment) as host:
         return among(len(stations), place, [(host, Target(s.mac, s.ip, s.tap.name)) for s in stations], most)
 
 
