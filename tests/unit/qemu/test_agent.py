@@ -32,6 +32,10 @@ def test_an_answer_in_pieces_and_a_delimiter_inside_a_line() -> None:
     assert talk.receive(b'urn": 1}\nrubbish\xff{"return": 2}\n') == [{"return": 1}, {"return": 2}]
 
 
+COMPLAINT = json.dumps({"error": {"class": "GenericError", "desc": "JSON parse error, stray '\ufffd'"}}).encode() + b"\n"
+"""What the agent says of each delimiter that it gets, before it answers what came behind it."""
+
+
 class Guest:
     """An agent that answers as the test says; None answers nothing."""
 
@@ -48,7 +52,7 @@ class Guest:
                     message = json.loads(line.lstrip(b"\xff"))
                     arguments = message.get("arguments", {})
                     if message["execute"] in ("guest-sync-delimited", "guest-sync"):
-                        mark = b"\xff" if message["execute"] == "guest-sync-delimited" else b""
+                        mark = COMPLAINT + b"\xff" if message["execute"] == "guest-sync-delimited" else b""
                         stream.sendall(b"".join(syncs(mark + json.dumps({"return": arguments["id"]}).encode() + b"\n")))
                     elif (found := answer(message["execute"], arguments)) is not None:
                         stream.sendall(json.dumps(found).encode() + b"\n")
@@ -105,8 +109,10 @@ def test_the_agent_s_own_error(guest: Guest) -> None:
 
 def test_an_agent_that_falls_silent(guest: Guest) -> None:
     guest.serve(lambda command, arguments: None)
-    with Agent.open(guest.path, 0.1) as talk, pytest.raises(AgentError, match=r"did not answer guest-exec within 0\.1 s"):
-        talk.run(["/bin/true"])
+    with Agent.open(guest.path, 20) as talk:
+        talk.timeout = 0.1
+        with pytest.raises(AgentError, match=r"did not answer guest-exec within 0\.1 s"):
+            talk.run(["/bin/true"])
 
 
 def test_a_guest_that_is_slower_than_the_asking_is_understood(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:

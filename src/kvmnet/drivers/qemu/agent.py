@@ -54,15 +54,17 @@ class AgentTalk:
         self.rest = b""
         self.tokens: set[int] = set()
         """Those of this conversation that are not answered yet."""
+        self.last = 0
+        """The newest of them."""
 
     def sync(self) -> bytes:
         """Bytes that begin a conversation."""
         return DELIMITER + self.request("guest-sync-delimited", {"id": self.token()})
 
     def token(self) -> int:
-        token = secrets.randbits(31)
-        self.tokens.add(token)
-        return token
+        self.last = secrets.randbits(31)
+        self.tokens.add(self.last)
+        return self.last
 
     def request(self, command: str, arguments: dict[str, Any]) -> bytes:
         message = {"execute": command, **({"arguments": arguments} if arguments else {})}
@@ -89,6 +91,10 @@ class AgentTalk:
             return False
         self.tokens.remove(found)
         return True
+
+    def is_last(self, message: dict[str, Any]) -> bool:
+        """Whether *message* answers the newest of ours."""
+        return message.get("return") == self.last and self.is_synced(message)
 
 
 @dataclass
@@ -127,12 +133,15 @@ class Agent:
         self.stream.close()
 
     def synchronise(self, timeout: float) -> None:
-        deadline = monotonic() + timeout
+        """What was asked last is answered last: behind it nothing is left of what was asked before, such as the complaint with
+        which the agent answers each delimiter."""
+        deadline, patience = monotonic() + timeout, EACH_SYNC
         while monotonic() < deadline:
             self.send(self.talk.sync())
             try:
-                while not self.talk.is_synced(self.next(min(monotonic() + EACH_SYNC, deadline))):
-                    pass
+                while not self.talk.is_last(message := self.next(min(monotonic() + patience, deadline))):
+                    if self.talk.is_synced(message):    # it is there, and slow
+                        patience = PATIENCE
                 return
             except TimeoutError:
                 continue
