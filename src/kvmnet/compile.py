@@ -40,9 +40,11 @@ from kvmnet.policy.pooled import classes_out, tenant_rates, tree_names
 from kvmnet.policy.shares import Shares, trees
 from kvmnet.policy.synproxy import synproxied
 from kvmnet.spec import domains, overlays, pools, ways
+from kvmnet.spec.guests import Nic, Vm
 from kvmnet.spec.knobs import KNOBS
-from kvmnet.spec.models import SHARED, Mode, Network, Nic, Spec, Vm
+from kvmnet.spec.models import Spec
 from kvmnet.spec.names import carrier_name, overlay_name, standby_name, tap_name
+from kvmnet.spec.networks import SHARED, Mode, Network
 from kvmnet.spec.tenancy import owners, tenant_of
 
 SEGMENTS = frozenset({"physical", "bond", "team", "vlan", "vxlan"})

@@ -18,7 +18,7 @@ from kvmnet.guests.console import attach
 from kvmnet.guests.launch import Ending, execute, start, stop, wait_for_agent
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
-from kvmnet.spec.models import Vm
+from kvmnet.spec.guests import Vm
 from lib.netns import sh
 
 pytestmark = pytest.mark.guest

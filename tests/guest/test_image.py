@@ -15,7 +15,7 @@ from kvmnet.guests.image import Image, build
 from kvmnet.guests.launch import execute, start, stop
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
-from kvmnet.spec.models import Vm
+from kvmnet.spec.guests import Vm
 from lib.netns import sh
 
 pytestmark = pytest.mark.guest

@@ -28,7 +28,7 @@ from kvmnet.guests.launch import Ending, execute, guests, running, start, stop, 
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import Process, start_time
-from kvmnet.spec.models import Vm
+from kvmnet.spec.guests import Vm
 from lib.fork import die, in_child
 from lib.netns import sh
 

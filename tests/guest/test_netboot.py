@@ -13,7 +13,7 @@ from kvmnet.guests.accel import Accel
 from kvmnet.guests.launch import start, stop
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
-from kvmnet.spec.models import Vm
+from kvmnet.spec.guests import Vm
 from lib.netns import sh
 
 pytestmark = [pytest.mark.guest, pytest.mark.skipif(

@@ -15,7 +15,8 @@ from kvmnet.engine.resource import Key, Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
 from kvmnet.modes.services import services
-from kvmnet.spec.models import Network, Nic
+from kvmnet.spec.guests import Nic
+from kvmnet.spec.networks import Network
 from lib.netns import sh
 
 UPSTREAM = "192.0.2.53"

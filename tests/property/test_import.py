@@ -22,7 +22,7 @@ from kvmnet.modes.links import HAS_PRIMARY
 from kvmnet.spec import ways
 from kvmnet.spec.checks import check
 from kvmnet.spec.load import loads
-from kvmnet.spec.models import BondMode
+from kvmnet.spec.uplinks import BondMode
 
 WORD = st.from_regex(r"[a-z][a-z0-9]{0,7}", fullmatch=True)
 SCALAR = st.one_of(st.none(), st.booleans(), st.integers(0, 70000), WORD, st.just("192.0.2.1/24"), st.text(max_size=6).filter(str.isprintable))

@@ -9,8 +9,8 @@ import pytest
 from kvmnet.cli import manual
 from kvmnet.facts.model import Facts
 from kvmnet.spec.checks import require
+from kvmnet.spec.guests import Nic
 from kvmnet.spec.load import loads
-from kvmnet.spec.models import Nic
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

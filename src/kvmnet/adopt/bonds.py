@@ -13,7 +13,7 @@ from kvmnet.adopt import verdicts as v
 from kvmnet.adopt.model import Bond, Outcome
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.modes.links import CLAIMS, Way, bond_link
-from kvmnet.spec.models import BondMode, BondOptions
+from kvmnet.spec.uplinks import BondMode, BondOptions
 
 NAMES = {
     "primary": "primary", "primary_reselect": "reselect", "miimon": "miimon", "updelay": "updelay",

@@ -30,9 +30,11 @@ from kvmnet.drivers.linux import resources as linux
 from kvmnet.engine.resource import Key, State
 from kvmnet.modes.links import with_length
 from kvmnet.spec import ways
-from kvmnet.spec.models import BondMode, Ethtool, Mode, Spec, Uplink
+from kvmnet.spec.models import Spec
 from kvmnet.spec.names import BRIDGE as OWN_BRIDGE
 from kvmnet.spec.names import bridge_name
+from kvmnet.spec.networks import Mode
+from kvmnet.spec.uplinks import BondMode, Ethtool, Uplink
 
 
 def uplink_layout(spec: Spec, seen: State) -> tuple[Layout, list[str]]:

@@ -22,7 +22,8 @@ from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.stp.resources import SpanningTree
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
-from kvmnet.spec.models import Offloads, StpOptions
+from kvmnet.spec.guests import Offloads
+from kvmnet.spec.networks import StpOptions
 
 NETWORK, NIC = "kvmnet network ", "kvmnet nic "
 DEFAULTS = {("udp", 67), ("udp", 547), ("udp", 53), ("tcp", 53)}

@@ -27,7 +27,7 @@ from kvmnet.errors import KvmnetError
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, run
 from kvmnet.spec.load import loads
-from kvmnet.spec.models import Mode
+from kvmnet.spec.networks import Mode
 
 PATIENCE = 300.0
 """Seconds that one command may take."""

@@ -15,7 +15,8 @@ from kvmnet.bench.matrix import PORT, Configuration, Seat
 from kvmnet.errors import KvmnetError
 from kvmnet.spec import pools, tree
 from kvmnet.spec.load import loads
-from kvmnet.spec.models import Mode, Spec
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Mode
 
 FAR = "kvmnet-far"
 """The second guest."""

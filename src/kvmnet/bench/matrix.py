@@ -11,8 +11,10 @@ from itertools import product
 
 from kvmnet.errors import KvmnetError
 from kvmnet.spec import pools
+from kvmnet.spec.guests import Model, Nic, Vm
 from kvmnet.spec.knobs import KNOBS
-from kvmnet.spec.models import Mode, Model, Nic, Spec, Vm
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Mode
 
 MOST = 16
 """Configurations in one run: each has guests of its own that run all at once."""

@@ -19,7 +19,7 @@ from kvmnet.errors import KvmnetError
 from kvmnet.modes import services
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.models import CLOSED
+from kvmnet.spec.networks import CLOSED
 
 TIMEOUT = 20.0
 """Seconds for a guest's agent and the script; emulated guests are slow."""

@@ -17,7 +17,7 @@ from kvmnet.check.station import Listener, Station
 from kvmnet.host.packets import device_mtu
 from kvmnet.modes import services
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.models import CLOSED, Mode
+from kvmnet.spec.networks import CLOSED, Mode
 
 SHORT = 0.6
 """Seconds to wait where silence is the expected answer."""

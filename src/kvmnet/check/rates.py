@@ -23,7 +23,8 @@ from kvmnet.host.packets import Capture, Stamped, device_mac, steady
 from kvmnet.modes.segment import Segment
 from kvmnet.policy import shares
 from kvmnet.policy.rates import queue, usual_burst
-from kvmnet.spec.models import Mode, Nic
+from kvmnet.spec.guests import Nic
+from kvmnet.spec.networks import Mode
 
 SECONDS = 1.0
 """Least time that is measured, behind the burst."""

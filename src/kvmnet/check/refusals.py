@@ -20,7 +20,7 @@ from kvmnet.check.promises import SHORT, Place, Prove, gateway, own_address, sin
 from kvmnet.check.station import PATIENCE, Listener, Station, is_error
 from kvmnet.host.packets import Capture
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.models import CLOSED
+from kvmnet.spec.networks import CLOSED
 
 SOMEWHERE = {4: "198.51.100.1", 6: "2001:db8::1"}
 """Addresses that nobody has (RFC 5737, RFC 3849)."""

@@ -45,7 +45,7 @@ from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.flows import UDP, Judge
 from kvmnet.spec.limits import effective
-from kvmnet.spec.models import Mode
+from kvmnet.spec.networks import Mode
 
 PAIRS = 100
 """Pairs that are tried; of each kind of pair one before any other."""

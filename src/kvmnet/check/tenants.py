@@ -11,7 +11,7 @@ from kvmnet.check.model import Claim, Finding, skipped
 from kvmnet.check.promises import Place
 from kvmnet.check.rates import LARGEST, MORE, NO_HOST, Sender, Target, host_of, judged, measure, unmeasured
 from kvmnet.policy.rates import usual_burst
-from kvmnet.spec.models import Nic
+from kvmnet.spec.guests import Nic
 from kvmnet.spec.rates import TenantRate
 
 MOST = 4

@@ -19,7 +19,7 @@ from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.resource import Resource
 from kvmnet.errors import ApplyFailed, ConflictError, HostCannot, KvmnetError, RollbackFailed, SpecError
-from kvmnet.spec.models import Nic
+from kvmnet.spec.guests import Nic
 
 MAN = Path("docs/kvmnet.8")
 NICS = Path("docs/guide/nics.md")

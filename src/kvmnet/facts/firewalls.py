@@ -16,8 +16,8 @@ from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.nftables.wire import CHAIN, HOOK, base_chains
 from kvmnet.engine.driver import Seen
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.models import Mode
 from kvmnet.spec.names import BRIDGE
+from kvmnet.spec.networks import Mode
 
 HOOKS = {"forward": ("prerouting", "forward", "postrouting"), "input": ("prerouting", "input")}
 """Way of a packet -> the hooks that it passes."""

@@ -40,7 +40,7 @@ from kvmnet.host import counter
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import Process
-from kvmnet.spec.models import Run, Vm
+from kvmnet.spec.guests import Run, Vm
 
 START_TIMEOUT = 20.0
 """Seconds for QEMU to open its monitor (it reads a 60 MB kernel first, perhaps from a cold disk)."""

@@ -10,7 +10,8 @@ from kvmnet.drivers.qemu.folder import GuestFolder
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.plan import Create, Step, Update
 from kvmnet.host.packets import has_carrier
-from kvmnet.spec.models import Run, Spec
+from kvmnet.spec.guests import Run
+from kvmnet.spec.models import Spec
 
 
 def notices(spec: Spec, compiled: Compiled, steps: Sequence[Step], running: Sequence[GuestFolder]) -> list[str]:

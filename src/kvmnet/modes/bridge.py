@@ -21,8 +21,9 @@ from kvmnet.modes.links import Way, vlan_link
 from kvmnet.modes.segment import Part, Segment
 from kvmnet.modes.uplink import join, move_host
 from kvmnet.spec import ways
-from kvmnet.spec.models import Network, Nic
+from kvmnet.spec.guests import Nic
 from kvmnet.spec.names import carrier_name
+from kvmnet.spec.networks import Network
 
 
 @dataclass(frozen=True, slots=True)

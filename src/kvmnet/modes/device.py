@@ -9,7 +9,7 @@ from kvmnet.drivers.sriov.resources import Vf
 from kvmnet.engine.resource import Key, must_recreate
 from kvmnet.facts.model import Facts
 from kvmnet.modes.model import NicOnNetwork
-from kvmnet.spec.models import Model, Nic, Offloads, Vm
+from kvmnet.spec.guests import Model, Nic, Offloads, Vm
 
 VIRTIO = frozenset({Model.VIRTIO, Model.VIRTIO_TRANSITIONAL})
 DEFAULT_RING = 256

@@ -6,7 +6,7 @@ from typing import Any
 
 from kvmnet.drivers.linux.resources import Address, Link, Neighbour, Sysctl, address_name, proxy_name
 from kvmnet.modes.segment import Part, Segment
-from kvmnet.spec.models import Network
+from kvmnet.spec.networks import Network
 
 
 def hosted(segment: Segment) -> Part:

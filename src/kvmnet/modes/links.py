@@ -22,7 +22,8 @@ from kvmnet.modes.tunnel import wire_tunnel
 from kvmnet.modes.uplink import link_local_mode, move_host
 from kvmnet.spec import domains, ways
 from kvmnet.spec.hardware import tune
-from kvmnet.spec.models import BondMode, BondOptions, Spec, Uplink
+from kvmnet.spec.models import Spec
+from kvmnet.spec.uplinks import BondMode, BondOptions, Uplink
 
 MIIMON = 100
 """Milliseconds between looks at the carriers, where the document does not say."""

@@ -27,7 +27,8 @@ from kvmnet.modes.segment import Part, Segment
 from kvmnet.policy.egress import guest_port, parent_hook
 from kvmnet.policy.guard import zone_of
 from kvmnet.policy.marking import mark_of
-from kvmnet.spec.models import MacvtapMode, Spec
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import MacvtapMode
 
 OWN = ("macvlan", "macvtap")
 APART = ("guests of network {network} do not reach the host, nor the host them: a macvtap and its parent {parent} do not see "

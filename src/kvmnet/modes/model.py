@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from kvmnet.spec.models import Nic
+    from kvmnet.spec.guests import Nic
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

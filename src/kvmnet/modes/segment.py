@@ -10,7 +10,7 @@ from kvmnet.engine.resource import Absent, Key, Resource
 
 if TYPE_CHECKING:
     from kvmnet.modes.model import NicOnNetwork
-    from kvmnet.spec.models import Network
+    from kvmnet.spec.networks import Network
 
 
 @dataclass(frozen=True, slots=True)

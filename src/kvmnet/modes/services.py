@@ -14,7 +14,7 @@ from kvmnet.drivers.dnsmasq.wire import DOMAIN, reads_as_lease_time
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.models import CLOSED, Mode
+from kvmnet.spec.networks import CLOSED, Mode
 from kvmnet.spec.values import INFINITE
 
 FEWEST_LEASES = 2**16

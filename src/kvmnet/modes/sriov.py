@@ -18,7 +18,9 @@ from kvmnet.facts.model import Facts
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Part
 from kvmnet.spec import vfs, ways
-from kvmnet.spec.models import Mode, Network, Nic, Spec
+from kvmnet.spec.guests import Nic
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Mode, Network
 
 CARRIER = {"up": "auto", "down": "disable", "always": "enable"}
 """Carrier of the document -> IFLA_VF_LINK_STATE."""

@@ -10,7 +10,9 @@ from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.stp.resources import SpanningTree, TreeGate
 from kvmnet.engine.resource import Absent, Resource
 from kvmnet.spec import ways
-from kvmnet.spec.models import Network, Spec, TreePort
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Network
+from kvmnet.spec.uplinks import TreePort
 
 
 def spanning_trees(made: Iterable[Resource | Absent], network: Network, spec: Spec) -> Iterator[Resource]:

@@ -18,7 +18,8 @@ from kvmnet.policy.groups import Ports, Tracking, bridge_text, host_chains
 from kvmnet.policy.guard import TABLE, link_local
 from kvmnet.policy.limits import has_flow_limits
 from kvmnet.policy.routed import Stretch, apart, routed_table
-from kvmnet.spec.models import Mode, Spec
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Mode
 from kvmnet.spec.policies import Traffic
 from kvmnet.spec.tenancy import BLIND, owners, tenant_of
 

@@ -22,7 +22,8 @@ from kvmnet.policy.groups import ALWAYS, Tracking
 from kvmnet.policy.guard import TABLE, zone_of
 from kvmnet.policy.marks import BEGINS, EXCESS, GUEST, NIC
 from kvmnet.spec.limits import FLOWS, RECEIVED, SENT, effective
-from kvmnet.spec.models import Network, Spec
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Network
 
 REASONS = {
     "packets": 40, "bytes": 41, "broadcast": 42, "multicast": 43, "unknown": 44, "neighbours": 45, "connections": 46,

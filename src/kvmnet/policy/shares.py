@@ -30,8 +30,8 @@ from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.marking import mark_chain, mark_of
 from kvmnet.policy.rates import FAIR, FLOWS, PACKETS, bucket, queue, usual_burst
-from kvmnet.spec.models import Mode
 from kvmnet.spec.names import pool_name
+from kvmnet.spec.networks import Mode
 from kvmnet.spec.rates import Rate
 
 TABLE, RECEIVED = "bridge kvmnet-marks", "inet kvmnet-marks"

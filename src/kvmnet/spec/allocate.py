@@ -12,7 +12,8 @@ from hashlib import blake2s
 from kvmnet.errors import Problem, SpecError
 from kvmnet.facts.model import Allocation, Allocations
 from kvmnet.spec import pools, vfs
-from kvmnet.spec.models import Network, Spec
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Network
 from kvmnet.spec.pools import Family, PlacedNic
 from kvmnet.spec.vfs import Rooms
 

@@ -10,7 +10,7 @@ import inspect
 from functools import cache
 from textwrap import dedent
 
-from kvmnet.spec.models import Part
+from kvmnet.spec.part import Part
 
 
 def doc(part: type[Part], name: str) -> str:

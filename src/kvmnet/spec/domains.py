@@ -4,8 +4,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from zlib import crc32
 
-from kvmnet.spec.models import Network, Spec
+from kvmnet.spec.models import Spec
 from kvmnet.spec.names import vrf_device
+from kvmnet.spec.networks import Network
 
 FEATURE, SERVED = "vrf", "vrf-exec"
 """Features of the host that routing domains, and servers in them, need."""

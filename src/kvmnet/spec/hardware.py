@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from kvmnet.drivers.ethtool.resources import GROUPS, NicFeature, NicTuning, feature_name
 from kvmnet.engine.resource import Key, State, setting_names
-from kvmnet.spec.models import Ethtool, Spec, Uplink
+from kvmnet.spec.models import Spec
+from kvmnet.spec.uplinks import Ethtool, Uplink
 
 
 def tuned_nics(uplink: Uplink) -> tuple[str, ...]:

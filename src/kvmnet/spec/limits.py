@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kvmnet.spec.part import Part
-from kvmnet.spec.values import BytesPerSecond, Count, PerSecond, Ports
+from kvmnet.spec.types import BytesPerSecond, Count, PerSecond, Ports
 
 NEIGHBOURS = 100
 """ARP and ND messages a second, each way of the two together, where other limits are given and neighbours is not."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
 from kvmnet.spec.part import Part
-from kvmnet.spec.values import (
+from kvmnet.spec.types import (
     Address,
     BitRate,
     Expression,
@@ -18,8 +18,8 @@ from kvmnet.spec.values import (
     Protocols,
     Source,
     VlanRanges,
-    line,
 )
+from kvmnet.spec.values import line
 
 
 class Frames(Part):

@@ -7,7 +7,8 @@ from ipaddress import ip_address
 from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.engine.resource import Key, State
 from kvmnet.spec import ways
-from kvmnet.spec.models import Network, Spec, Vxlan
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Network, Vxlan
 
 FEATURE = "vxlan"
 HEADERS = {4: 50, 6: 70}

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from kvmnet.spec.part import Part
 from kvmnet.spec.rates import TenantRate
-from kvmnet.spec.values import IcmpTypes, Name, Peer, Peers, Ports, Protocols
+from kvmnet.spec.types import IcmpTypes, Name, Peer, Peers, Ports, Protocols
 
 MOST_GROUPS = 8
 """Groups that one NIC can be in: each is one look at a map for a packet that begins a flow."""

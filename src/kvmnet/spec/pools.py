@@ -8,8 +8,10 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, TypeAlias
 
-from kvmnet.spec.models import SHARED, Network, Nic, Spec, Vm
+from kvmnet.spec.guests import Nic, Vm
+from kvmnet.spec.models import Spec
 from kvmnet.spec.names import nic_name, standby_name
+from kvmnet.spec.networks import SHARED, Network
 from kvmnet.spec.rates import Rate
 
 

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from kvmnet.spec.part import Part
-from kvmnet.spec.values import BitRate, Burst, Dscp, Dscps
+from kvmnet.spec.types import BitRate, Burst, Dscp, Dscps
 
 Priority = Annotated[int, Field(ge=0, le=7)]
 

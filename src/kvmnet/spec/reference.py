@@ -13,13 +13,15 @@ from pydantic.fields import FieldInfo
 
 from kvmnet.spec import shape, values
 from kvmnet.spec.docs import doc
-from kvmnet.spec.models import Part, Spec
+from kvmnet.spec.models import Spec
+from kvmnet.spec.part import Part
+from kvmnet.spec.types import WORDS
 
 PAGE = Path("docs/reference.md")
 _HEAD = """\
 # Option reference
 
-<!-- Written by `python -m kvmnet.spec.reference` from src/kvmnet/spec/models.py; do not edit. -->
+<!-- Written by `python -m kvmnet.spec.reference` from src/kvmnet/spec; do not edit. -->
 
 A document is one YAML mapping. Keys in capitals stand for names of your own. Only `true` and `false` are
 booleans and only plain decimal digits are numbers: `on`, `off`, `no`, `0644` and `52:54:00:00:00:01` are
@@ -107,7 +109,7 @@ def _words(annotation: Any, metadata: Any = ()) -> str:
     """What may be written for *annotation*."""
     validator = _validator(metadata)
     if validator is not None:
-        return values.WORDS[validator]
+        return WORDS[validator]
     bounds = _bounds(metadata)
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:

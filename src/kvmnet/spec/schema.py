@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from kvmnet.spec.docs import doc
-from kvmnet.spec.models import Part, Spec
+from kvmnet.spec.models import Spec
+from kvmnet.spec.part import Part
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

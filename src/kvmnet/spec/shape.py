@@ -8,7 +8,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from kvmnet.spec.models import Part, Spec
+from kvmnet.spec.models import Spec
+from kvmnet.spec.part import Part
 
 
 def part_at(steps: Sequence[str | int]) -> type[Part] | None:

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from kvmnet.spec.models import Mode, Spec, Vm
+from kvmnet.spec.guests import Vm
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Mode
 
 BLIND = frozenset({Mode.MACVTAP, Mode.SRIOV})
 """Modes whose frames pass no bridge, and so none of the rules of groups and tenants."""

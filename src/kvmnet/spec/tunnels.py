@@ -4,7 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_interface, ip_network
 
-from kvmnet.spec.models import Spec, Uplink
+from kvmnet.spec.models import Spec
+from kvmnet.spec.uplinks import Uplink
 from kvmnet.spec.wireguard import Wireguard, WireguardPeer
 
 

@@ -10,9 +10,6 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from typing import Annotated, Any
-
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
 
 from kvmnet.bpf.language import parse
 
@@ -26,7 +23,7 @@ KEYWORDS = frozenset(["address", "addr", "alias", "allmulti", "altname", "arp", 
 """Words that iproute2 reads as its own where a device name stands; ``all`` and ``default`` are sysctl
 directories."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+NAME_FORM = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _MAC_FORMS = (re.compile(r"([0-9A-Fa-f]{2}[:-]){5}[0-9A-Fa-f]{2}"),
               re.compile(r"([0-9A-Fa-f]{4}\.){2}[0-9A-Fa-f]{4}"), re.compile(r"[0-9A-Fa-f]{12}"))
@@ -72,7 +69,7 @@ def _text(value: object, wanted: str) -> str:
 def name(value: object) -> str:
     """A name of the document: one DNS label, underscores allowed (RFC 1123, 2.1)."""
     text = _text(value, "a name")
-    if not _NAME.fullmatch(text):
+    if not NAME_FORM.fullmatch(text):
         raise ValueError(f"{shown(text)} is not a name: 1 to 63 letters (a-z), digits, - and _, "
                          "beginning with a letter or digit")
     return text
@@ -89,7 +86,7 @@ def network_name(value: object) -> str:
 def domain(value: object) -> str:
     """A DNS domain: labels joined by dots, in lower case, without the last dot (RFC 1035, 2.3.1)."""
     text = _text(value, "a domain").rstrip(".").lower()
-    if len(text) > 253 or not all(_NAME.fullmatch(label) for label in text.split(".")):
+    if len(text) > 253 or not all(NAME_FORM.fullmatch(label) for label in text.split(".")):
         raise ValueError(f"{shown(value)} is not a domain: labels of letters, digits and - joined by dots")
     return text
 
@@ -586,78 +583,3 @@ def expression(value: object) -> str:
     except ValueError as wrong:
         raise ValueError(f"{shown(text)}: {wrong}; see pcap-filter(7), or write fields such as {{tcp: 80}}") from None
     return text
-
-
-# The types that the models use
-
-def _schema(kind: str, **more: Any) -> WithJsonSchema:
-    return WithJsonSchema({"type": kind, **more})
-
-
-_NUMBER_OR_TEXT = WithJsonSchema({"type": ["string", "integer"]})
-_V4 = r"^([0-9]{1,3}\.){3}[0-9]{1,3}"
-
-Name = Annotated[str, PlainValidator(name), _schema("string", pattern=f"^{_NAME.pattern}$")]
-NetworkName = Annotated[str, PlainValidator(network_name), _schema("string", pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
-Domain = Annotated[str, PlainValidator(domain), _schema("string")]
-IfName = Annotated[str, PlainValidator(interface), _schema("string", pattern=r"^[^\s/:]+$", maxLength=15)]
-Line = Annotated[str, PlainValidator(line), _NUMBER_OR_TEXT]
-Setting = Annotated[str, PlainValidator(setting), _NUMBER_OR_TEXT]
-Mac = Annotated[str, PlainValidator(mac), _schema("string", pattern=r"^([0-9A-Fa-f]{2}[:-]?){5}[0-9A-Fa-f]{2}$")]
-Address = Annotated[str, PlainValidator(address), _schema("string", pattern=r"^[0-9A-Fa-f:.]+$")]
-Address4 = Annotated[str, PlainValidator(address4), _schema("string", pattern=_V4 + "$")]
-Address6 = Annotated[str, PlainValidator(address6), _schema("string", pattern=r"^[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*$")]
-Group = Annotated[str, PlainValidator(group), _schema("string", pattern=r"^[0-9A-Fa-f:.]+$")]
-Network4 = Annotated[str, PlainValidator(network4), _schema("string", pattern=_V4 + "/[0-9]{1,2}$")]
-Network6 = Annotated[str, PlainValidator(network6), _schema("string", pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")]
-Prefix = Annotated[str, PlainValidator(prefix), _schema("string", pattern="^[0-9A-Fa-f:.]+(/[0-9]{1,3})?$")]
-Range4 = Annotated[str, PlainValidator(range4), _schema("string", pattern=r"^[0-9.]+ *- *[0-9.]+$")]
-Range6 = Annotated[str, PlainValidator(range6), _schema("string", pattern="^[0-9A-Fa-f:.]+ *- *[0-9A-Fa-f:.]+$")]
-Duration = Annotated[int, PlainValidator(duration), _NUMBER_OR_TEXT]
-Size = Annotated[int, PlainValidator(size), _NUMBER_OR_TEXT]
-BitRate = Annotated[int, PlainValidator(bit_rate), _schema("string", pattern="^[0-9]+[kKmMgG][bB][iI][tT]$")]
-Burst = Annotated[int, PlainValidator(burst), _NUMBER_OR_TEXT]
-PerSecond = Annotated[int, PlainValidator(per_second), _schema("string", pattern="^([0-9]+[kKmM]?/s|none)$")]
-BytesPerSecond = Annotated[int, PlainValidator(bytes_per_second), _schema("string", pattern="^([0-9]+[kKmMgG]?B?/s|none)$")]
-Count = Annotated[int, PlainValidator(count), _NUMBER_OR_TEXT]
-Dscp = Annotated[int, PlainValidator(dscp), _NUMBER_OR_TEXT]
-PciSlot = Annotated[str, PlainValidator(pci_slot), _NUMBER_OR_TEXT]
-WireguardKey = Annotated[str, PlainValidator(wireguard_key), _schema("string", pattern="^[A-Za-z0-9+/]{43}=$")]
-Endpoint = Annotated[str, PlainValidator(endpoint), _schema("string", pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$")]
-SecretFile = Annotated[str, PlainValidator(secret_file), _schema("string", pattern=r"^/\S+$")]
-VlanId = Annotated[int, Field(ge=1, le=4094)]
-Cidr = Annotated[str, PlainValidator(cidr), _schema("string", pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")]
-PortNumber = Annotated[int, Field(ge=1, le=65535)]
-VlanRanges = Annotated[tuple[int, ...], BeforeValidator(vlan_ranges), WithJsonSchema({
-    "anyOf": [{"type": ["integer", "string"]},
-              {"type": "array", "items": {"type": ["integer", "string"]}}]})]
-
-_ITEMS = WithJsonSchema({"anyOf": [{"type": ["integer", "string", "boolean"]},
-                                   {"type": "array", "items": {"type": ["integer", "string"]}}]})
-Prefixes = Annotated[tuple[str, ...], PlainValidator(prefixes), _ITEMS]
-Dscps = Annotated[tuple[int, ...], PlainValidator(dscps), _ITEMS]
-Ports = Annotated[tuple[str, ...], PlainValidator(ports), _ITEMS]
-IcmpTypes = Annotated[tuple[str, ...], PlainValidator(icmp_types), _ITEMS]
-Protocols = Annotated[tuple[int, ...], PlainValidator(protocols), _ITEMS]
-Peer = Annotated[str, PlainValidator(peer), _schema("string")]
-Peers = Annotated[tuple[str, ...], PlainValidator(peers), _ITEMS]
-
-Expression = Annotated[str, PlainValidator(expression), _schema("string")]
-Source = Annotated[str, PlainValidator(mirrored), _schema("string")]
-
-WORDS: dict[Callable[[object], Any], str] = {
-    name: "name", network_name: "name, at most 32 characters", domain: "domain", interface: "device", line: "text", setting: "value",
-    mac: "MAC address", address: "address", address4: "IPv4 address", address6: "IPv6 address",
-    group: "multicast address",
-    network4: "IPv4 prefix", network6: "IPv6 prefix", prefix: "address or prefix",
-    cidr: "address with its prefix length", range4: "FIRST-LAST",
-    range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",
-    bit_rate: "rate (500kbit, 100mbit, 2gbit)", burst: "bytes (64k, 1m)", per_second: "rate (20000/s, 20k/s) or `none`",
-    bytes_per_second: "rate (100MB/s) or `none`", count: "number or `none`", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
-    wireguard_key: "public key", endpoint: "ADDRESS:PORT", secret_file: "path of a file", prefixes: "list of prefixes",
-    dscp: "DSCP (10, ef)", dscps: "list of DSCPs",
-    ports: "list of ports and ranges, or `any`", icmp_types: "`true` or list of types", protocols: "list of protocols",
-    expression: "expression", mirrored: "GUEST, GUEST/NIC, `network:`, `group:`, `uplink:` NAME or `vlan:`NUMBER`@`UPLINK",
-    peer: "`any`, prefix, `group:`, `set:` or `tenant:` NAME", peers: "list of `any`, prefixes, `group:`, `set:`, `tenant:` NAME",
-}
-"""What the reference calls the values that a function takes."""

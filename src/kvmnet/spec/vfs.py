@@ -12,7 +12,8 @@ from kvmnet.engine.resource import State
 from kvmnet.errors import Problem
 from kvmnet.facts.model import Allocations
 from kvmnet.spec import ways
-from kvmnet.spec.models import Mode, Spec
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Mode
 from kvmnet.spec.pools import PlacedNic
 
 NicKey = tuple[str, str, str]

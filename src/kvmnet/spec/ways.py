@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping
 
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.engine.resource import Key, State
-from kvmnet.spec.models import Mode, Network, Spec, Uplink
+from kvmnet.spec.models import Spec
 from kvmnet.spec.names import bridge_name, carrier_name, shared_bridge_name, uplink_name
+from kvmnet.spec.networks import Mode, Network
+from kvmnet.spec.uplinks import Uplink
 
 FILTERING, SUB_INTERFACES, BONDS, MULTICAST = "bridge-vlan-filtering", "vlan", "bond", "bridge-vlan-multicast"
 """Features of the host that VLANs, bonds and multicast on VLANs need."""

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from kvmnet.spec.part import Part
-from kvmnet.spec.values import Endpoint, Name, PortNumber, Prefixes, SecretFile, WireguardKey
+from kvmnet.spec.types import Endpoint, Name, PortNumber, Prefixes, SecretFile, WireguardKey
 
 
 class WireguardPeer(Part):

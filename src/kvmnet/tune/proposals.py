@@ -9,8 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kvmnet.bench.matrix import switched_off, words_of
+from kvmnet.spec.guests import Model, Nic, Vm
 from kvmnet.spec.knobs import KNOBS, REFUSED, Knob, Profile
-from kvmnet.spec.models import Mode, Model, Nic, Spec, Vm
+from kvmnet.spec.models import Spec
+from kvmnet.spec.networks import Mode
 
 VIRTIO = (Model.VIRTIO, Model.VIRTIO_TRANSITIONAL)
 MEASURED = "measured: kvmnet bench"

@@ -15,8 +15,8 @@ from kvmnet.drivers.linux.resources import BridgeVlan, Link
 from kvmnet.drivers.qemu.arguments import TINY_WORDS, Descriptors, arguments
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Resource
+from kvmnet.spec.guests import Run
 from kvmnet.spec.load import loads
-from kvmnet.spec.models import Run
 
 
 def host(*links: Resource, **more: object) -> Host:

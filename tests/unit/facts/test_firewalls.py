@@ -8,7 +8,7 @@ import pytest
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.facts.firewalls import Finding, Packet, blockers, packets
 from kvmnet.modes.segment import Segment
-from kvmnet.spec.models import Network
+from kvmnet.spec.networks import Network
 
 OUT = Packet(way="forward", version=4, iif="kvb-lan", oif="eth0", words="out")
 BACK = Packet(way="forward", version=4, iif="eth0", oif="kvb-lan", state="established", words="back")

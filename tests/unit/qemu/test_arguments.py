@@ -14,7 +14,7 @@ from kvmnet.drivers.qemu.arguments import (
 from kvmnet.drivers.qemu.devices import Handles
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.errors import HostCannot
-from kvmnet.spec.models import Run
+from kvmnet.spec.guests import Run
 
 RUN = Run(memory=256 * 2**20, cpus=2)
 

@@ -19,7 +19,7 @@ from kvmnet.drivers.qemu.devices import (
     netdev_id,
 )
 from kvmnet.drivers.qemu.resources import GuestNic
-from kvmnet.spec.models import Model, Offloads
+from kvmnet.spec.guests import Model, Offloads
 
 NIC = GuestNic(name="web/nic0", vm="web", tap="kvt-web-0", model="virtio", mac="52:54:00:00:00:01", link=True,
                host_mtu=9000, queues=1, rx_ring=256, tx_ring=256, packed=False,

@@ -11,8 +11,9 @@ from kvmnet.spec import pools
 from kvmnet.spec.allocate import allocate
 from kvmnet.spec.checks import require
 from kvmnet.spec.docs import doc
+from kvmnet.spec.guests import Model
 from kvmnet.spec.load import load, loads
-from kvmnet.spec.models import Model, Spec
+from kvmnet.spec.models import Spec
 from kvmnet.spec.reference import parts, reference
 from kvmnet.spec.schema import schema
 from kvmnet.spec.starter import starter

@@ -9,8 +9,8 @@ import yaml
 
 from kvmnet.errors import KvmnetError, SpecError
 from kvmnet.spec import tree
+from kvmnet.spec.guests import Nic
 from kvmnet.spec.load import load, loads
-from kvmnet.spec.models import Nic
 from kvmnet.spec.values import INFINITE
 
 

@@ -29,7 +29,7 @@ from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.errors import HostCannot
 
 if TYPE_CHECKING:
-    from kvmnet.spec.models import Run
+    from kvmnet.spec.guests import Run
 
 PROGRAM = "qemu-system-x86_64"
 SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"

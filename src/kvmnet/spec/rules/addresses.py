@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from kvmnet.drivers.linux.resources import Address
 from kvmnet.errors import Problem
 from kvmnet.spec import pools
-from kvmnet.spec.models import SHARED, MacvtapMode, Mode, Network, Nic
+from kvmnet.spec.guests import Nic
+from kvmnet.spec.networks import SHARED, MacvtapMode, Mode, Network
 from kvmnet.spec.pools import Family, PlacedNic
 from kvmnet.spec.rules.subject import Subject, wrong
 

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec import overlays
-from kvmnet.spec.models import Mode, Model, Nic, Offloads, Vm
+from kvmnet.spec.guests import Model, Nic, Offloads, Vm
+from kvmnet.spec.networks import Mode
 from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rules.subject import VIRTIO, Subject, wrong
 

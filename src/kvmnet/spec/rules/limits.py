@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec.limits import FLOWS, RECEIVED, Limits, declared, effective, proxied
-from kvmnet.spec.models import Mode, Network
+from kvmnet.spec.networks import Mode, Network
 from kvmnet.spec.rules.subject import Subject, wrong
 
 CLOSED = frozenset({Mode.NAT, Mode.ROUTED, Mode.ISOLATED})

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec import pools, ways
-from kvmnet.spec.models import MacvtapMode, Mode, Network
+from kvmnet.spec.networks import MacvtapMode, Mode, Network
 from kvmnet.spec.pools import Family
 from kvmnet.spec.rules.subject import Subject, wrong
 

@@ -10,8 +10,8 @@ from kvmnet.spec import ways
 from kvmnet.spec.explain import meant
 from kvmnet.spec.frames import FOUND, condition
 from kvmnet.spec.mirrors import Receiver
-from kvmnet.spec.models import Mode
 from kvmnet.spec.names import UPLINK
+from kvmnet.spec.networks import Mode
 from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong
 from kvmnet.spec.tenancy import owners, tenant_of

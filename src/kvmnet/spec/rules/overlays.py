@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 from kvmnet.errors import Problem
 from kvmnet.spec import overlays, pools, ways
-from kvmnet.spec.models import Mode, Network, Vxlan
+from kvmnet.spec.networks import Mode, Network, Vxlan
 from kvmnet.spec.pools import Family
 from kvmnet.spec.rules.subject import Subject, wrong
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from kvmnet.drivers.tc.resources import Qdisc, is_ours
 from kvmnet.errors import Problem
-from kvmnet.spec.models import Mode, Network
+from kvmnet.spec.networks import Mode, Network
 from kvmnet.spec.rates import Rate
 from kvmnet.spec.rules.subject import Subject, wrong
 from kvmnet.spec.tenancy import owners, tenant_of

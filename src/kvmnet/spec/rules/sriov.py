@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from kvmnet.drivers.sriov.resources import pf_of, vfs_of
 from kvmnet.errors import Problem
 from kvmnet.spec import vfs, ways
-from kvmnet.spec.models import Mode, Network, Nic, Offloads
+from kvmnet.spec.guests import Nic, Offloads
+from kvmnet.spec.networks import Mode, Network
 from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rules.subject import Subject, wrong
 

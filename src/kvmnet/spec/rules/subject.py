@@ -8,8 +8,10 @@ from kvmnet.drivers.linux.resources import Address, Link, Route
 from kvmnet.errors import Problem
 from kvmnet.facts.model import Facts
 from kvmnet.spec import overlays, pools, ways
-from kvmnet.spec.models import Mode, Model, Network, Spec
+from kvmnet.spec.guests import Model
+from kvmnet.spec.models import Spec
 from kvmnet.spec.names import BRIDGE, DETOUR, MIRROR, OVERLAY, PROBE, TAP, VRF
+from kvmnet.spec.networks import Mode, Network
 from kvmnet.spec.pools import Family, PlacedNic
 
 RESERVED = (TAP, BRIDGE, PROBE, OVERLAY, DETOUR, MIRROR, VRF)

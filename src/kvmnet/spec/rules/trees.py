@@ -5,8 +5,9 @@ from collections.abc import Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
-from kvmnet.spec.models import Mode, StpOptions, TreePort, Uplink
+from kvmnet.spec.networks import Mode, StpOptions
 from kvmnet.spec.rules.subject import Subject, wrong
+from kvmnet.spec.uplinks import TreePort, Uplink
 
 
 def settings(subject: Subject) -> Iterator[Problem]:

@@ -8,8 +8,9 @@ from itertools import chain
 from kvmnet.drivers.wireguard.resources import tunnel_of
 from kvmnet.errors import Problem
 from kvmnet.spec import tunnels, ways
-from kvmnet.spec.models import Mode, Network, Uplink
+from kvmnet.spec.networks import Mode, Network
 from kvmnet.spec.rules.subject import Subject, wrong
+from kvmnet.spec.uplinks import Uplink
 from kvmnet.spec.wireguard import Wireguard
 
 ELSEWHERE = {

@@ -8,8 +8,8 @@ from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
 from kvmnet.spec.explain import meant
-from kvmnet.spec.models import BondMode, BondOptions, Uplink
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong
+from kvmnet.spec.uplinks import BondMode, BondOptions, Uplink
 
 ONLY_IN = {
     "primary": (BondMode.ACTIVE_BACKUP, BondMode.TLB, BondMode.ALB),

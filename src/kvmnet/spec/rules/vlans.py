@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
-from kvmnet.spec.models import Mode, Network
+from kvmnet.spec.networks import Mode, Network
 from kvmnet.spec.rules.subject import Subject, wrong
 
 OF_OUR_BRIDGE = {"querier": "asks for multicast", "neigh_suppress": "answers for guests"}
