@@ -1,7 +1,7 @@
 """What is wrong with a document, in words: the validator's findings become problems. Pure."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -42,6 +42,12 @@ def problems(error: ValidationError, data: Tree, places: Places) -> list[Problem
             continue  # the list is only short because its items are wrong, which is said already
         out.append(_problem(steps, findings, places))
     return out
+
+
+def wrong(error: ValidationError, data: Tree) -> Iterator[Steps]:
+    """The places without which the findings of *error* would not be: where something is missing, that which lacks it."""
+    for item in error.errors(include_url=False, include_input=False, include_context=False):
+        yield _settle(item["loc"], data)[0]
 
 
 def _settle(loc: Iterable[str | int], data: Any) -> tuple[Steps, Any, Steps]:

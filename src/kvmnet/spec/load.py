@@ -25,21 +25,19 @@ class Document:
     text: str
     _places: tree.Places | None = field(default=None, repr=False)
 
-    def locate(self, path: str) -> tuple[int, int]:
-        """1-based line and column of the value at dotted *path*, or of what is nearest above it.
-
-        The text is read a second time on the first call only."""
+    def places(self) -> tree.Places:
+        """Where everything stands. The text is read a second time on the first call only."""
         if self._places is None:
             self._places = tree.locate(self.text)
-        return self._places.value(path)
+        return self._places
+
+    def locate(self, path: str) -> tuple[int, int]:
+        """1-based line and column of the value at dotted *path*, or of what is nearest above it."""
+        return self.places().value(path)
 
     def located(self, problems: Iterable[Problem]) -> list[Problem]:
         """*problems* with the lines of their paths, in the order of the document."""
-        out = []
-        for problem in problems:
-            line, column = self.locate(problem.path) if problem.path else (1, 1)
-            out.append(replace(problem, line=line, column=column))
-        return sorted(out)
+        return sorted(_located(problems, self.places()) if (problems := list(problems)) else ())
 
 
 def load(path: Path | str, raw: bytes = b"") -> Document:
@@ -74,15 +72,22 @@ def loads(text: str, source: str = "document") -> Document:
         except ValidationError as error:
             raise SpecError(source, _problems(error, data, text)) from None
         if repeats:
-            raise SpecError(source, tree.locate(text).repeated)
+            raise SpecError(source, _problems(None, data, text))
         return Document(spec, source, text)
 
 
-def _problems(error: ValidationError, data: tree.Tree, text: str) -> list[Problem]:
-    from kvmnet.spec import explain  # only a wrong document needs it
+def _problems(error: ValidationError | None, data: tree.Tree, text: str) -> list[Problem]:
+    from kvmnet.spec import explain, rest  # only a wrong document needs them
 
     places = tree.locate(text)
-    return [*places.repeated, *explain.problems(error, data, places)]
+    form = [*places.repeated, *(explain.problems(error, data, places) if error else ())]
+    return [*form, *_located(rest.problems(data, (p.path for p in places.repeated)), places)]
+
+
+def _located(problems: Iterable[Problem], places: tree.Places) -> Iterator[Problem]:
+    for problem in problems:
+        line, column = places.value(problem.path) if problem.path else (1, 1)
+        yield replace(problem, line=line, column=column)
 
 
 def _decoded(raw: bytes, source: str) -> str:
