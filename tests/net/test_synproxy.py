@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmnet.drivers.nftables.conntrack import flows
 from kvmnet.errors import HostCannot
 from kvmnet.facts.features import features
 from kvmnet.host.clock import wait_until
@@ -241,6 +242,20 @@ def test_groups_still_judge(ground: World) -> None:
     ground.apply(document(", limits: {receive: {synproxy: any}}"))
     with closing(dialled(ground, guest.ip, 81)) as client:
         assert talks(client) == f"{OUTSIDE} {BULK}".encode(), "the control"
+
+
+def test_check_proves_it_in_the_name_of_an_idle_nic(ground: World) -> None:
+    """And fails when nothing answers, so that the SYN go to the guest."""
+    ground.apply(PROXIED.replace("vms:\n", "vms:\n  b: {nics: [{network: lan, limits: {receive: {synproxy: [443]}}}]}\n"))
+
+    def told() -> dict[str, tuple[str, str]]:
+        return {c.name: (c.verdict.value, c.evidence) for c in ground.host.check().claims if (c.subject, c.name[:8]) == ("b/nic0", "synproxy")}
+    found = told()
+    assert {name: verdict for name, (verdict, _) in found.items()} == {"synproxy4": "pass", "synproxy6": "pass"}, found
+    sh("nft flush chain inet kvmnet handshakes")
+    found = told()
+    assert all(verdict == "fail" and "came to the guest before" in why for verdict, why in found.values()) and len(found) == 2, found
+    assert not [f for f in flows() if f.port == 443] and "kvt-~po" not in sh("ip link")
 
 
 def test_it_is_gone_with_the_document() -> None:

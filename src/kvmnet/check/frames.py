@@ -76,10 +76,10 @@ def udp(src: str, dst: str, sport: int, dport: int, payload: bytes) -> bytes:
     return head[:6] + struct.pack("!H", total) + payload
 
 
-def tcp(src: str, dst: str, sport: int, dport: int, flags: int, sequence: int = 1, ack: int = 0) -> bytes:
-    """A segment without data. ``flags``: 2 SYN, 4 RST, 0x10 ACK."""
-    head = struct.pack("!HHIIBBHHH", sport, dport, sequence, ack, 0x50, flags, 1024, 0, 0)
-    return head[:16] + struct.pack("!H", checksum(pseudo(src, dst, TCP, 20) + head)) + head[18:]
+def tcp(src: str, dst: str, sport: int, dport: int, flags: int, sequence: int = 1, ack: int = 0, data: bytes = b"") -> bytes:
+    """A segment. ``flags``: 2 SYN, 4 RST, 8 PSH, 0x10 ACK. ``sequence`` and ``ack`` count past 2**32 from 0 on."""
+    head = struct.pack("!HHIIBBHHH", sport, dport, sequence & 0xFFFF_FFFF, ack & 0xFFFF_FFFF, 0x50, flags, 1024, 0, 0)
+    return head[:16] + struct.pack("!H", checksum(pseudo(src, dst, TCP, 20 + len(data)) + head + data)) + head[18:] + data
 
 
 def icmp(kind: int, rest: bytes) -> bytes:

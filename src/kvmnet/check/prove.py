@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from kvmnet.check import limits, rates, rules, tenants
+from kvmnet.check import limits, rates, rules, synproxy, tenants
 from kvmnet.check.guests import prove_guests
 from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
 from kvmnet.check.mirrors import compared
@@ -171,7 +171,7 @@ def prove_network(ground: Ground) -> list[Claim]:
     with ThreadPoolExecutor(WORKERS) as pool:
         claims = [claim for claims in pool.map(timed, work) for claim in claims]
     claims += [Claim(place.segment.name, by, name, found.verdict, found.evidence)
-               for by, name, found in limits.proofs(ground.idle, ground.range)]
+               for by, name, found in (*limits.proofs(ground.idle, ground.range), *synproxy.proofs(ground.idle, place))]
     return claims + list(unproved(place.segment, ground.idle, place.subject))
 
 

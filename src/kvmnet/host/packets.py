@@ -22,7 +22,7 @@ from kvmnet.host import macvtap
 from kvmnet.host.run import ToolFailed
 
 TUNSETIFF = 0x400454CA
-IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x0100
+IFF_TAP, IFF_NO_PI, IFF_MULTI_QUEUE, IFF_VNET_HDR = 0x0002, 0x1000, 0x0100, 0x4000
 ETH_P_ALL = 0x0003
 SIOCGIFMTU, SIOCGIFHWADDR, SIOCETHTOOL = 0x8921, 0x8927, 0x8946
 ETHTOOL_GDRVINFO, ETHTOOL_GLINK = 0x03, 0x0A
@@ -42,6 +42,13 @@ class Tap:
         if exists(name):
             raise ToolFailed(("tap", name), -1, "a device of this name exists already")
         return cls(name, opened(name, IFF_TAP | IFF_NO_PI))
+
+    @classmethod
+    def make_headed(cls, name: str) -> Self:
+        """As ``make``, but each frame has a header in front that tells of checksums (struct virtio_net_hdr, 10 bytes)."""
+        if exists(name):
+            raise ToolFailed(("tap", name), -1, "a device of this name exists already")
+        return cls(name, opened(name, IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
 
     @classmethod
     def hold(cls, name: str) -> Self:
