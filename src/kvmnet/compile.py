@@ -94,8 +94,8 @@ class Compiled:
         shares.queues = dict.fromkeys(pooled_classes(spec, self.segments, facts.features), 0) | shares.queues
         self.notes += shares.notes
         self.add(*shares.resources, *shares.tables())
-        for device, qos in shares.qos.items():
-            self.add(Link(name=device, vlan_qos=qos))
+        for device in shares.qos.keys() | shares.trusted.keys():
+            self.add(Link(name=device, vlan_qos=shares.qos.get(device), vlan_qos_in=shares.trusted.get(device)))
 
     def take(self, part: Part) -> None:
         self.add(*part.resources)
@@ -208,7 +208,7 @@ def settle(name: str, network: Network, spec: Spec, facts: Facts, nics: tuple[Ni
         outside=tuple(a.partition("/")[0] for a in spec.uplinks[network.uplink].addresses) if network.vrf and network.uplink else (),
         way_out="" if network.vxlan else ways.way_out(network.uplink, spec, facts.features),
         overlay=overlay_of(name, network, spec, facts), parent=ways.parent_of(name, spec),
-        vlan=inner_vlan(name, network, spec, facts),
+        vlan=inner_vlan(name, network, spec, facts), wire=ways.wire_of(name, spec, facts.features),
         joined=tuple(sorted(subnet for peer in joined if (subnet := spec.networks[peer].subnet))))
 
 

@@ -8,9 +8,11 @@ from time import monotonic
 
 import pytest
 
+from kvmnet.check.tags import heard
+from kvmnet.drivers.tc.driver import TcDriver
 from kvmnet.host.clock import wait_until
 from kvmnet.host.wire import AUXDATA, PACKET_AUXDATA, SOL_PACKET, VLAN_VALID
-from lib.frames import UDP, ether, ip4, udp
+from lib.frames import UDP, checksum, ether, ip4, udp
 from lib.netns import inside, sh
 from lib.tap import Tap
 from lib.world import World, world
@@ -24,16 +26,17 @@ networks:
   shop: {mode: bridge, uplink: wan, vlan: 100, subnet: 10.100.0.0/24%s}
 vms:
   a: {nics: [{network: shop, mac: "52:54:00:00:00:0a", ip: 10.100.0.9, mark: {dscp: af11}, rate: {out: 50mbit, in: 60mbit}}]}
-  b: {nics: [{network: shop, mac: "52:54:00:00:00:0b", ip: 10.100.0.8}]}
+  b: {nics: [{network: shop, mac: "52:54:00:00:00:0b", ip: 10.100.0.8%s}]}
 """
 RATE, BURST, FRAME, SENT = 256, 16 * 1024, 1514, 300
 """kbit/s; bytes; bytes; frames. At this rate they would take 14 s."""
 SO_RCVBUFFORCE = 33
+VIDEO = ", in: {min: 3mbit}"
 ROUTER = "52:54:00:00:00:01"
 
 
-def shop(pcp: int, rate: str) -> str:
-    return DOCUMENT % (f", rate: {{{rate}}}, classes: {{video: {{dscp: af11, min: 64kbit, priority: 0, pcp: {pcp}}}}}")
+def shop(pcp: int, rate: str, received: str = "", trust: str = "", mark: str = "") -> str:
+    return DOCUMENT % (f", rate: {{{rate}}}, classes: {{video: {{dscp: af11, min: 64kbit, priority: 0, pcp: {pcp}{received}}}}}{trust}", mark)
 
 
 class Wire:
@@ -85,24 +88,52 @@ def flood(wire: Wire, tap: Tap, least: int) -> int:
     return len(came)
 
 
+def tagged(payload: bytes, pcp: int, dscp: int) -> bytes:
+    """A frame from outside for b, with a tag and without."""
+    packet = bytearray(ip4("10.100.0.1", "10.100.0.8", UDP, udp("10.100.0.1", "10.100.0.8", 1, 2, payload)))
+    packet[1] = dscp << 2
+    packet[10:12] = b"\0\0"
+    packet[10:12] = checksum(bytes(packet[:20])).to_bytes(2, "big")
+    plain = ether("52:54:00:00:00:0b", ROUTER, 0x0800, bytes(packet))
+    return plain[:12] + struct.pack("!HH", 0x8100, pcp << 13 | 100) + plain[12:]
+
+
+def counted(wire: Wire, tap: Tap, pcp: int, dscp: int) -> bool:
+    """Whether a frame from outside passes the class of video on its way to b."""
+    name = next(f"kvi-~shop {line.split()[2]}" for line in sh("tc class show dev kvi-~shop").splitlines() if " rate 3Mbit " in line)
+    before, nonce = TcDriver().queue_counts()[1][name].sent, os.urandom(8)
+
+    def arrived() -> int:
+        wire.socket.send(tagged(nonce + bytes(60), pcp, dscp))
+        return tap.got(nonce)
+    wait_until(arrived, 20)
+    return TcDriver().queue_counts()[1][name].sent > before
+
+
 def test_fair_queues_and_priorities_in_tags() -> None:
     with world() as here:
-        here.apply(shop(3, "out: 256kbit, in: 30mbit"))
+        here.apply(shop(3, "out: 256kbit, in: 30mbit", VIDEO))
         shown = sh("tc qdisc show")
-        # In the bucket of each of a's directions, in the network's own, and in each class: two NICs, one of traffic, the rest.
-        assert shown.count("fq_codel 6b77: ") == 3 and shown.count(" dev kvu-~shop parent 6") == 4
-        planned = here.plan(shop(5, "out: 256kbit, in: 30mbit"))
+        # In the bucket of each of a's directions, and in each class: two NICs, one of traffic, the rest.
+        assert shown.count("fq_codel 6b77: ") == 2 and shown.count(" dev kvu-~shop parent 6") == 4
+        planned = here.plan(shop(5, "out: 256kbit, in: 30mbit", VIDEO))
         assert [str(s.key) for s in planned.steps] == ["link kvu-~shop"], "nothing else differs"
         assert not any("wait in one line" in note for note in planned.notes)
         a, b, wire = Tap("kvt-a-0"), Tap("kvt-b-0"), Wire(here)
         wait_until(lambda: sh("bridge link").count("state forwarding") >= 3, 20)
         assert tag(wire, a, "52:54:00:00:00:0a", "10.100.0.9") == (100, 3)
         assert tag(wire, b, "52:54:00:00:00:0b", "10.100.0.8") == (100, 0)
+        assert [counted(wire, b, pcp, dscp) for pcp, dscp in ((3, 0), (0, 10))] == [False, True], "by the DSCP"
         began = monotonic()
         passed = flood(wire, b, 1) * FRAME
         allowed = RATE * 125 * (monotonic() - began) + BURST + FRAME
         assert 0 < passed <= allowed < SENT * FRAME
         sh("tc qdisc del dev kvu-~shop root")
         assert flood(wire, b, SENT) == SENT, "the same frames without the queue"
+        here.apply(shop(3, "out: 10mbit, in: 30mbit", VIDEO, ", trust: pcp", ", mark: {pcp: 5}"))
+        assert [counted(wire, b, pcp, dscp) for pcp, dscp in ((3, 0), (0, 10))] == [True, False], "by the priority in the tag"
+        nonce = os.urandom(8)
+        assert heard("eth0", b.send, {nonce: ether(ROUTER, "52:54:00:00:00:0b", 0x0800, ip4("10.100.0.8", "10.100.0.1", UDP, udp(
+            "10.100.0.8", "10.100.0.1", 1, 2, nonce)))}) == {nonce: 5}
         for opened in (a, b, wire.socket):
             opened.close()

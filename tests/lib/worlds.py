@@ -23,7 +23,17 @@ from kvmnet.drivers.mirror.resources import Copy, Shut
 from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGuard
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, VfPool, vf_name
-from kvmnet.drivers.tc.resources import EGRESS, TREES, Qdisc, TcClass, class_name, detour, qdisc_name
+from kvmnet.drivers.tc.resources import (
+    EGRESS,
+    SORTERS,
+    TREES,
+    Qdisc,
+    Sorter,
+    TcClass,
+    class_name,
+    detour,
+    qdisc_name,
+)
 from kvmnet.engine.plan import Create, Delete, Step, Update, apply_to
 from kvmnet.engine.resource import Key, Resource, diff, must_recreate
 
@@ -145,6 +155,8 @@ def rates(draw: st.DrawFn, taps: list[str]) -> list[Resource]:
         if upper and draw(st.booleans()):
             out.append(Qdisc(name=qdisc_name("eth0", 0x7001), dev="eth0", parent=upper.split()[1], below=root, of=upper,
                              discipline="fq_codel", packets=10, flows=8))
+        if upper and draw(st.booleans()):
+            out.append(Sorter(name=f"eth0 {SORTERS[7]}", qdisc=root, program=draw(st.sampled_from(["6 0 0 0", "6 0 0 4294967295"])), into=upper))
     return out
 
 

@@ -184,6 +184,57 @@ def test_nics_receive_equally(ground: World) -> None:
     assert ground.drift() == []
 
 
+def test_classes_of_what_comes_in(ground: World) -> None:
+    """What comes from outside for one guest: four times the rate without a DSCP, and three quarters of it with one."""
+    video = "rate: {in: 4mbit}, classes: {video: {dscp: ef%s}}"
+    ground.apply(routed(video % ""))
+    wait_until(lambda: video_of_a(ground) < 0.3, PATIENCE)    # in one line
+    ground.apply(routed(video % ", in: {min: 3mbit}"))
+    assert ground.drift() == []
+    wait_until(lambda: video_of_a(ground) > 0.6, PATIENCE)
+    classes = {(c.direction, c.name): c for n in (look(ground.host) or pytest.fail("no status")).networks for c in n.classes}
+    assert classes.keys() == {("in", "a/nic0"), ("in", "b/nic0"), ("in", "video"), ("in", "rest")}
+    video_class = classes["in", "video"]
+    assert (video_class.least, video_class.most, video_class.priority) == (3_000_000, 4_000_000, 3)
+    assert video_class.sent > 10 * FRAME and classes["in", "a/nic0"].dropped > 0
+    six = ground.guest("a").ip6
+    before = passed_in(ground, "video")
+    ground.outside.pings(six, timeout=NEVER)    # for the neighbour entry; nobody answers
+    with ground.outside.socket(10, 2) as out:
+        out.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, EF)
+        wait_until(lambda: out.sendto(bytes(FRAME), (six, 5678)) and passed_in(ground, "video") > before + FRAME, PATIENCE)
+    sh("nft delete element inet kvmnet-marks classed '{ \"kvb-lan\" }'")
+    assert ground.drift() == ["update nft-table inet kvmnet-marks"]
+    ground.apply(routed())
+    assert ground.drift() == []
+
+
+EF = 46 << 2
+
+
+def passed_in(made: World, name: str) -> int:
+    """Bytes that left a class of what comes in."""
+    return next(c.sent for n in (look(made.host) or pytest.fail("no status")).networks for c in n.classes if (c.direction, c.name) == ("in", name))
+
+
+def video_of_a(made: World) -> float:
+    """What part of what *a* gets from outside has a DSCP. What waits at the end does not count."""
+    guest = made.guest("a")
+    made.outside.pings(guest.ip, timeout=NEVER)
+    with ExitStack() as stack, ThreadPoolExecutor(2) as pool:
+        ears, work = [], []
+        for tos, rate in ((0, 4 * RATE), (EF, RATE * 3 // 4)):
+            nonce, out = os.urandom(8), stack.enter_context(made.outside.socket(2, 2))
+            out.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, tos)
+            ears.append(stack.enter_context(ear(guest.netns, "eth0", nonce)))
+            work.append(pool.submit(flood, partial(sends, out, guest.ip), nonce + bytes(FRAME - 42 - len(nonce)), rate, SECONDS))
+        for w in work:
+            w.result()
+        plain, video = (e.rest() for e in ears)
+    end = plain.began + SECONDS
+    return video.before(end) / max(1, plain.before(end) + video.before(end))
+
+
 def received_by_b(made: World) -> float:
     """What part of what comes from outside *b* gets. What waits at the end does not count."""
     for name in "ab":

@@ -10,7 +10,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 
-from kvmnet.check import limits, rates, rules, synproxy, tenants
+from kvmnet.check import limits, rates, rules, synproxy, tags, tenants
 from kvmnet.check.guests import prove_guests
 from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
 from kvmnet.check.mirrors import compared
@@ -160,6 +160,7 @@ def prove_network(ground: Ground) -> list[Claim]:
             own, more = work_of(idle, place, ground.range)
             work += [(idle.name, own, prove) for prove in more]
             work.append((idle.name, place, single("mark", partial(rates.marked, idle=idle))))
+            work.append((idle.name, place, single("tag", partial(tags.tagged, idle=idle))))
 
     def timed(task: tuple[str, Place, Prove]) -> list[Claim]:
         by, where, prove = task

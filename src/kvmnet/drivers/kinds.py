@@ -31,7 +31,7 @@ from kvmnet.drivers.nftables.resources import (
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import Pf, Vf, VfPool
 from kvmnet.drivers.stp.resources import SpanningTree, TreeGate
-from kvmnet.drivers.tc.resources import Detour, Qdisc, TcClass
+from kvmnet.drivers.tc.resources import Detour, Qdisc, Sorter, TcClass
 from kvmnet.drivers.wireguard.resources import Tunnel, TunnelPeer
 from kvmnet.engine.resource import Absent, Key, Resource, setting_names
 
@@ -39,7 +39,7 @@ KINDS: dict[str, type[Resource]] = {
     c.kind: c for c in (Link, BridgeVlan, VlanMulticast, Fdb, Address, Route, ProxyNeighbour, Neighbour, Sysctl, NftTable,
                         NicGuard, NicGroups, NicLimits, AddressSet, GuardHook, GuardKeeper, Gate, OpenPort, TapNode, DnsmasqServer,
                         Reservation, GuestNic, File, NicTuning, NicFeature, Pf, VfPool, Vf, Qdisc, TcClass,
-                        Detour, Tunnel, TunnelPeer, Copy, Shut, TreeGate, SpanningTree)
+                        Detour, Sorter, Tunnel, TunnelPeer, Copy, Shut, TreeGate, SpanningTree)
 }
 
 

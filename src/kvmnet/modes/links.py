@@ -189,7 +189,7 @@ CLAIMS: dict[str, tuple[str, ...]] = {
 
 def vlan_link(device: str, carrier: str, vid: int, protocol: str, mtu: int, alias: str, mac: str | None = None) -> Link:
     """A VLAN sub-interface, complete. Its MAC follows the carrier's when none is given."""
-    return Link(name=device, type="vlan", parent=carrier, vlan_id=vid, vlan_protocol=protocol, vlan_qos=(), mtu=mtu, mac=mac,
+    return Link(name=device, type="vlan", parent=carrier, vlan_id=vid, vlan_protocol=protocol, vlan_qos=(), vlan_qos_in=(), mtu=mtu, mac=mac,
                 up=True, master="", alias=alias)
 
 

@@ -52,6 +52,8 @@ class Segment:
     """Device of the routing domain that it is in; '' for the host's own."""
     overlay: Overlay | None = None
     """How it stretches to other hosts; None when it does not."""
+    wire: str = ""
+    """mode bridge on a VLAN with a device of its own: device that its frames leave by with their tag."""
     joined: tuple[str, ...] = ()
     """IPv4 prefixes of the networks that it reaches through the host, sorted."""
 

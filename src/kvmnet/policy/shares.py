@@ -14,6 +14,10 @@ Where the queue is, by mode:
   which NIC's class it is.
 * vxlan, and bridge on a VLAN: the port to the outside is ours, what goes out is sent by it, what comes in makes a detour.
 * bridge without a VLAN: the port is the uplink. The host's own frames are in no class and do not wait.
+
+Classes of what comes in: in the modes nat and routed inet postrouting tells them, too. At a port of ours no hook has seen the frame; there a
+program of classic BPF for each class looks at the DSCP, or the VLAN device has made the class out of the priority in the tag
+(``trust: pcp``, vlan_do_receive() in net/8021q/vlan_core.c).
 """
 from __future__ import annotations
 
@@ -22,9 +26,21 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 from zlib import crc32
 
+from kvmnet.bpf.code import as_text, program
+from kvmnet.bpf.tree import IP, IP6, Field, Is, ethertype, every, some
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.nftables.resources import NftTable
-from kvmnet.drivers.tc.resources import LEAVES, TREES, Qdisc, TcClass, class_name, detour, qdisc_name
+from kvmnet.drivers.tc.resources import (
+    LEAVES,
+    SORTERS,
+    TREES,
+    Qdisc,
+    Sorter,
+    TcClass,
+    class_name,
+    detour,
+    qdisc_name,
+)
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
@@ -32,7 +48,7 @@ from kvmnet.policy.marking import mark_chain, mark_of
 from kvmnet.policy.rates import FAIR, FLOWS, PACKETS, bucket, queue, usual_burst
 from kvmnet.spec.names import pool_name
 from kvmnet.spec.networks import Mode
-from kvmnet.spec.rates import Rate
+from kvmnet.spec.rates import Rate, TrafficClass
 
 TABLE, RECEIVED = "bridge kvmnet-marks", "inet kvmnet-marks"
 PRIORITY = -330
@@ -43,12 +59,16 @@ INWARD = " in"
 """What a network's second tree is known by: no network has a name that ends so."""
 WHOLE, REST = 1, 2
 """Minor numbers of the class of the network, and of what is in no other."""
+TAGGED = 8
+"""Minor number of no class: with 0 to 7 added, packets of NICs without a class of their own that have this priority in their tags."""
 MINORS = range(0x10, 0x10000)
 """Of classes of NICs and of traffic."""
 LITTLE = 64
 """kbit/s of a class that is promised nothing: htb takes no zero."""
 TURN = 16384
 """Bytes that a class borrows in its turn."""
+EVERY_BYTE = 0xFFFF_FFFF
+"""What a program returns for frames that it means: cls_bpf then takes the filter's own class."""
 
 
 @dataclass(slots=True)
@@ -58,6 +78,12 @@ class Shares:
     resources: list[Resource] = field(default_factory=list)
     qos: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """VLAN device -> its map from the priority of a packet to that in the tag."""
+    trusted: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """VLAN device -> its map from the priority in the tag of a frame that comes in to that of the packet."""
+    received: dict[str, str] = field(default_factory=dict)
+    """Bridge -> its network, where that has classes of what the host sends there."""
+    inner: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Network -> rules that tell classes of what it receives apart."""
     queues: dict[str, int] = field(default_factory=dict)
     """Tap -> class of its frames, as the kernel's number."""
     marks: dict[str, str] = field(default_factory=dict)
@@ -78,33 +104,56 @@ class Shares:
             return
         ids, major, fair = minors(segment), majors[segment.name], features.get(FAIR) == ""
         way = ways(segment, port)
+        tags = {nic.tap: nic.declared.mark.pcp for nic in segment.nics if nic.tap and nic.declared.mark.pcp is not None}
+        if segment.network.rate.out or tags:
+            self.queues |= {nic.tap: major << 16 | ids.get(nic.tap, TAGGED + tags[nic.tap] if nic.tap in tags else REST)
+                            for nic in segment.nics if nic.tap}
         if segment.network.rate.out:
             if on_uplink(segment):
                 self.notes.append(f"network {segment.name} shares out what its guests send at {port}: a queue of ours takes the place of "
                                   "the kernel's, one for all queues of the NIC")
             self.resources += outward(segment, way, major, ids, fair=fair)
-            self.queues |= {nic.tap: major << 16 | ids.get(nic.tap, REST) for nic in segment.nics if nic.tap}
         if segment.network.rate.in_:
-            self.resources += inward(segment, way, majors[segment.name + INWARD], fair=fair)
-            self.receivers |= {(segment.bridge, address): majors[segment.name + INWARD] << 16 | minor for nic in segment.nics
-                               if (minor := receiving(segment).get(nic.tap)) for address in addresses(nic)}
+            self.receive(segment, way, port, majors[segment.name + INWARD], fair=fair)
         if segment.network.classes:
-            self.classes[segment.name] = tuple(class_rules(segment, major, ids))
+            self.classes[segment.name] = tuple(class_rules(segment.network.classes, major, ids))
             self.members |= {nic.tap: segment.name for nic in segment.nics if nic.tap}
-            tagged = tuple(f"{major << 16 | ids[name]}:{group.pcp}" for name, group in segment.network.classes.items() if group.pcp)
-            if tagged:
-                self.qos[port] = tuple(sorted(tagged))
+        tagged = {major << 16 | ids[name]: group.pcp for name, group in segment.network.classes.items()}
+        tagged |= {self.queues[tap]: pcp for tap, pcp in tags.items()}
+        if any(tagged.values()):
+            self.qos[port] = tuple(sorted(f"{number}:{pcp}" for number, pcp in tagged.items() if pcp))
+
+    def receive(self, segment: Segment, way: Ways, port: str, major: int, *, fair: bool) -> None:
+        """What a network receives."""
+        ids, mine = receiving(segment), own_classes(segment)
+        self.resources += inward(segment, way, major, ids, fair=fair)
+        self.receivers |= {(segment.bridge, address): major << 16 | ids[nic.tap] for nic in segment.nics if nic.tap in ids
+                           for address in addresses(nic)}
+        if not mine:
+            return
+        if not way.in_from:
+            self.received[segment.bridge] = segment.name
+            self.inner[segment.name] = tuple(class_rules(mine, major, ids))
+        elif segment.network.trust == "pcp":
+            self.trusted[port] = tuple(sorted(f"{group.pcp}:{major << 16 | ids[name]}" for name, group in mine.items()))
 
     def tables(self) -> Iterator[NftTable]:
         """The chains that mark packets and tell their classes, where somebody needs them."""
-        if self.receivers:
+        if self.receivers or self.received:
             yield NftTable(name=RECEIVED, text="\n".join((
+                *self.sorted_in(),
                 *(address_map(f"inward{version}", word, {k: v for k, v in self.receivers.items() if (":" in k[1]) == (version == 6)})
                   for version, word in ((4, "ip"), (6, "ip6"))),
                 "chain inward {", f"type filter hook postrouting priority {LAST}; policy accept;",
-                *(f"meta priority set oifname . {word} daddr map @inward{version}" for version, word in ((4, "ip"), (6, "ip6"))), "}", "")))
+                *(f"meta priority set oifname . {word} daddr map @inward{version}" for version, word in ((4, "ip"), (6, "ip6"))),
+                *(("oifname vmap @classed",) if self.received else ()), "}", "")))
         if self.marks or self.queues or self.members:
             yield self.sent()
+
+    def sorted_in(self) -> Iterator[str]:
+        if self.received:
+            yield named_map("classed", "verdict", ((bridge, f"jump c_{network}") for bridge, network in self.received.items()), "oifname")
+            yield from (chain_of(network, rules) for network, rules in sorted(self.inner.items()))
 
     def sent(self) -> NftTable:
         return NftTable(name=TABLE, text="\n".join((
@@ -112,7 +161,7 @@ class Shares:
             named_map("queues", "meta priority", ((tap, f"{number >> 16:04x}:{number & 0xFFFF:x}" if number else "none") for tap, number in self.queues.items())),
             named_map("classed", "verdict", ((tap, f"jump c_{network}") for tap, network in self.members.items())),
             *(mark_chain(name) for name in sorted(set(self.marks.values()))),
-            *("\n".join((f"chain c_{network} {{", *rules, "}")) for network, rules in sorted(self.classes.items())),
+            *(chain_of(network, rules) for network, rules in sorted(self.classes.items())),
             "chain frames {", f"type filter hook prerouting priority {PRIORITY}; policy accept;", "iifname vmap @marked",
             "meta priority set iifname map @queues", "iifname vmap @classed", "}", "")))
 
@@ -181,17 +230,37 @@ def tree(dev: str, major: int, rate: int, leaves: Leaves, *, default: int, fair:
         yield replace(waiting, discipline="fq_codel", limit=None, packets=PACKETS, flows=FLOWS) if fair else waiting
 
 
-def inward(segment: Segment, way: Ways, major: int, *, fair: bool) -> Iterator[Resource]:
-    """The queue of what a network receives, or a class of it for each NIC."""
+def inward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, fair: bool) -> Iterator[Resource]:
+    """The queue of what a network receives, or a class of it for each NIC and each class of traffic in *ids*."""
     if way.in_from:
         yield aside(segment, way.inward)
-    rate, ids = segment.network.rate.in_ or 0, receiving(segment)
+    rate = segment.network.rate.in_ or 0
     if ids:
-        yield from tree(way.inward, major, rate, dict.fromkeys((REST, *ids.values()), (LITTLE, rate, Rate().priority)), default=REST, fair=fair)
-        return
-    yield from bucket(way.inward, segment.network.rate.in_ or 0, None, fair=fair)
+        leaves = dict.fromkeys((REST, *ids.values()), (LITTLE, rate, Rate().priority))
+        mine = own_classes(segment)
+        leaves |= {ids[name]: (part.min or LITTLE, part.max or rate, part.priority) for name, group in mine.items() if (part := group.in_)}
+        yield from tree(way.inward, major, rate, leaves, default=REST, fair=fair)
+        if way.in_from and segment.network.trust == "dscp":
+            yield from sorters(way.inward, major, mine, ids)
+    else:
+        yield from bucket(way.inward, rate, None, fair=fair)
     if way.in_from:
         yield detour(way.in_from, way.inward)
+
+
+def sorters(dev: str, major: int, classes: Mapping[str, TrafficClass], ids: Mapping[str, int]) -> Iterator[Sorter]:
+    """What tells the classes of a tree by the packets' DSCPs: a look for each class, since they are few."""
+    prefs = numbers(classes, SORTERS)
+    for name, group in classes.items():
+        yield Sorter(name=f"{dev} {prefs[name]}", qdisc=qdisc_name(dev, major), program=dscp_program(group.dscp),
+                     into=class_name(dev, major, ids[name]))
+
+
+def dscp_program(codes: Iterable[int]) -> str:
+    """IPv4 and IPv6 packets with one of these DSCPs, in frames without a tag in them."""
+    codes = tuple(codes)
+    return as_text(program(some(every(ethertype(IP), some(*(Is(Field(15, 1, 0xFC), code << 2) for code in codes))),
+                                every(ethertype(IP6), some(*(Is(Field(14, 2, 0x0FC0), code << 6) for code in codes)))), EVERY_BYTE))
 
 
 def aside(segment: Segment, name: str) -> Link:
@@ -209,9 +278,17 @@ def minors(segment: Segment) -> dict[str, int]:
 
 
 def receiving(segment: Segment) -> dict[str, int]:
-    """Tap of a NIC -> minor number of the class of what it receives, where the host knows that before it sends the frame."""
-    known = segment.network.mode in (Mode.NAT, Mode.ROUTED) and segment.network.rate.in_ and segment.network.rate.share == "fair"
-    return numbers((nic.tap for nic in segment.nics if nic.tap and nic.declared.receives == "all"), MINORS) if known else {}
+    """Tap of a NIC, where the host knows whose a frame is before it sends it, and name of a class of what comes in -> minor number."""
+    if not segment.network.rate.in_:
+        return {}
+    known = segment.network.mode in (Mode.NAT, Mode.ROUTED) and segment.network.rate.share == "fair"
+    nics = (nic.tap for nic in segment.nics if known and nic.tap and nic.declared.receives == "all")
+    return numbers((*nics, *own_classes(segment)), MINORS)
+
+
+def own_classes(segment: Segment) -> dict[str, TrafficClass]:
+    """Classes of what a network receives."""
+    return {name: group for name, group in segment.network.classes.items() if group.in_}
 
 
 def addresses(nic: NicOnNetwork) -> Iterator[str]:
@@ -238,8 +315,8 @@ def numbers(names: Iterable[str], room: range) -> dict[str, int]:
     return found
 
 
-def class_rules(segment: Segment, major: int, ids: Mapping[str, int]) -> Iterator[str]:
-    for name, group in segment.network.classes.items():
+def class_rules(classes: Mapping[str, TrafficClass], major: int, ids: Mapping[str, int]) -> Iterator[str]:
+    for name, group in classes.items():
         codes = ", ".join(map(str, group.dscp))
         for family in ("ip", "ip6"):
             yield f"{family} dscp {{ {codes} }} meta priority set {major << 16 | ids[name]:#x}"
@@ -251,8 +328,12 @@ def address_map(name: str, word: str, elements: Mapping[tuple[str, str], int]) -
                       *([f"elements = {{ {', '.join(listed)} }}"] if listed else []), "}"))
 
 
-def named_map(name: str, kind: str, elements: Iterable[tuple[str, str]]) -> str:
+def chain_of(network: str, rules: Iterable[str]) -> str:
+    return "\n".join((f"chain c_{network} {{", *rules, "}"))
+
+
+def named_map(name: str, kind: str, elements: Iterable[tuple[str, str]], word: str = "iifname") -> str:
     listed = sorted(f'"{tap}" : {value}' for tap, value in elements)
-    return "\n".join((f"map {name} {{", f"typeof iifname : {kind}", *([f"elements = {{ {', '.join(listed)} }}"] if listed else []), "}"))
+    return "\n".join((f"map {name} {{", f"typeof {word} : {kind}", *([f"elements = {{ {', '.join(listed)} }}"] if listed else []), "}"))
 
 

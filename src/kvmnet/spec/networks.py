@@ -4,7 +4,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 
 from kvmnet.spec.limits import Limits
 from kvmnet.spec.part import Part
@@ -281,12 +281,20 @@ class Network(Part):
     rate: NetworkRate = NetworkRate()
     """How much its guests may send and receive together."""
     classes: dict[Name, TrafficClass] = Field(default_factory=dict)
-    """Classes of what its guests send by its way out, by name."""
+    """Classes of what its guests send and receive by its way out, by name."""
+    trust: Literal["dscp", "pcp"] = "dscp"
+    """By what the classes of what comes in are told: dscp, the packet's DSCP; pcp, the priority in the VLAN tag that the switch
+    has given the frame, which is the class with that pcp. pcp only in mode bridge with vlan."""
+    _tagged: bool = PrivateAttr(default=False)
 
     @property
     def has_queues(self) -> bool:
         """Whether what its guests send waits at its way out, or is told apart there."""
-        return bool(self.rate.in_ or self.rate.out or self.classes)
+        return bool(self.rate.in_ or self.rate.out or self.classes or self._tagged)
+
+    def tag(self) -> None:
+        """Some NIC of it has a priority in its tags."""
+        self._tagged = True
 
     @property
     def has_address(self) -> bool:

@@ -65,8 +65,19 @@ class NetworkRate(Part):
     first come, first served, but for NICs with a min."""
 
 
+class Inward(Part):
+    """What a class gets of what the guests of a network receive together."""
+
+    min: BitRate | None = None
+    """What it gets in any case of rate.in."""
+    max: BitRate | None = None
+    """Most that it gets; rate.in when not given."""
+    priority: Priority = 3
+    """Who gets first what is left of rate.in, 0 before 7."""
+
+
 class TrafficClass(Part):
-    """Packets with some DSCPs, of all NICs of a network, in what they send by its way out."""
+    """Packets with some DSCPs, of all NICs of a network, in what they send by its way out, and with ``in`` in what they receive by it."""
 
     dscp: Dscps
     """DSCPs of its packets, e.g. [10, 12], or names (ef, af11, cs3)."""
@@ -78,6 +89,8 @@ class TrafficClass(Part):
     """Who gets first what is left of rate.out, 0 before 7."""
     pcp: Priority | None = None
     """Priority in the VLAN tag (802.1Q PCP) of its frames. Only in mode bridge with vlan: other frames carry no tag."""
+    in_: Annotated[Inward | None, Field(alias="in")] = None
+    """What it gets of what the guests receive; when not given, packets that come in with its DSCPs are among those of their NIC."""
 
     @property
     def limited(self) -> bool:
@@ -92,3 +105,6 @@ class Mark(Part):
     given."""
     trust: bool = False
     """With dscp: packets to which the guest has given a DSCP keep it."""
+    pcp: Priority | None = None
+    """Priority in the VLAN tag (802.1Q PCP) of the frames that it sends and that are in no class of its network. Only in mode bridge
+    with vlan."""

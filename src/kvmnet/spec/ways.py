@@ -144,6 +144,13 @@ def parent_of(name: str, spec: Spec) -> str:
     return carrier_name(name) if network.vlan else device(network.uplink, spec)
 
 
+def wire_of(name: str, spec: Spec, features: Mapping[str, str]) -> str:
+    """Device that the frames of a network on a VLAN device of its own leave by with their tag; '' for others."""
+    network = spec.networks[name]
+    alone = network.mode is Mode.BRIDGE and network.vlan and network.uplink and not network.bridge and not shares(name, network, spec, features)
+    return device(network.uplink, spec) if alone and network.uplink else ""
+
+
 def way_out(uplink: str | None, spec: Spec, features: Mapping[str, str]) -> str:
     """Device that the host's packets leave by: the uplink's own, or the bridge that took it."""
     if uplink is None:

@@ -16,17 +16,27 @@ from kvmnet.drivers.tc.resources import (
     TICKS,
     Detour,
     Qdisc,
+    Sorter,
     TcClass,
     burst_of,
     in_steps,
     is_ours,
 )
-from kvmnet.drivers.tc.wire import parse_classes, parse_counts, parse_filters, parse_leaf_counts, parse_qdiscs
+from kvmnet.drivers.tc.wire import (
+    parse_classes,
+    parse_counts,
+    parse_filters,
+    parse_leaf_counts,
+    parse_qdiscs,
+    parse_sorters,
+)
 from kvmnet.drivers.tc.words import lines_of
 from kvmnet.engine.plan import Create, Delete, Update
 from kvmnet.policy import shares
 from kvmnet.policy.rates import bucket, usual_burst
 from kvmnet.spec.values import bit_rate, burst, dscps
+from lib.bpf import run as run_bpf
+from lib.frames import ether, ip4, ip6
 
 TBF = Qdisc(name="kvt-a-0 6b76:", dev="kvt-a-0", parent="root", below="", of="", discipline="tbf", rate=123456, burst=262144, limit=1000001)
 CODEL = Qdisc(name="kvt-a-0 6b77:", dev="kvt-a-0", parent="6b76:1", below="kvt-a-0 6b76:", of="", discipline="fq_codel", packets=1024,
@@ -36,6 +46,7 @@ LEAF = TcClass(name="eth0 6b76:1a", qdisc="eth0 6b76:", parent="eth0 6b76:1", ra
                priority=3, quantum=3000)
 DETOUR = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-a-0", into="")
 BEFORE = Detour(name="kvt-a-0 egress", dev="kvt-a-0", to="kvi-~i~acme", into="")
+SORTER = Sorter(name="kvi-~lan 27655", qdisc="kvi-~lan 6c01:", program="40 0 0 12,6 0 0 1", into="kvi-~lan 6c01:10")
 CLASSED = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-~o~acme", into="6c01:10")
 
 
@@ -60,6 +71,11 @@ CLASSED = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-~o~acme", into="6c01:10"
         "qdisc replace dev kvt-a-0 clsact",
         "filter replace dev kvt-a-0 ingress protocol all pref 27510 handle 800::800 u32 match u32 0 0 action skbedit priority 6c01:11 pipe "
         "action mirred egress redirect dev kvi-~o~acme"]),
+    (Create(SORTER), ["filter replace dev kvi-~lan parent 6c01: protocol all pref 27655 handle 1 bpf bytecode \"2,40 0 0 12,6 0 0 1\" "
+                      "classid 6c01:10"]),
+    (Update(SORTER, Sorter(name=SORTER.name, into="kvi-~lan 6c01:11")), [
+        "filter replace dev kvi-~lan parent 6c01: protocol all pref 27655 handle 1 bpf bytecode \"2,40 0 0 12,6 0 0 1\" classid 6c01:11"]),
+    (Delete(SORTER), ["filter del dev kvi-~lan parent 6c01: protocol all pref 27655"]),
     (Delete(BEFORE), ["filter del dev kvt-a-0 egress protocol all pref 27510"]),
     (Delete(DETOUR), ["filter del dev kvt-a-0 ingress protocol all pref 27510"])])
 def test_what_is_told(step: Create | Update | Delete, told: list[str]) -> None:
@@ -114,6 +130,26 @@ def test_a_detour_that_leads_elsewhere_is_none() -> None:
     assert list(parse_filters("kvt-a-0", [told])) == [CLASSED]
     part = {**rule, "options": {"match": {"value": "1", "mask": "ff"}, "actions": [action]}}
     assert [d.to for d in parse_filters("kvt-a-0", [part])] == [""]
+
+
+def test_what_sorts_frames_into_classes_is_read_back() -> None:
+    shown = {"pref": 27655, "kind": "bpf", "options": {"handle": "0x1", "flowid": "6c01:10", "bytecode": {"length": 2, "insns": [
+        {"code": 40, "jt": 0, "jf": 0, "k": 12}, {"code": 6, "jt": 0, "jf": 0, "k": 1}]}}}
+    head = {"pref": 27655, "kind": "bpf", "chain": 0}
+    assert list(parse_sorters("kvi-~lan 6c01:", [head, {**shown, "pref": 5}, shown])) == [SORTER]
+
+
+@pytest.mark.parametrize(("code", "wanted"), [(46, True), (10, True), (11, False), (0, False)])
+def test_a_class_is_told_by_the_dscp(code: int, wanted: bool) -> None:
+    program = [[int(word) for word in line.split()] for line in shares.dscp_program((10, 46)).split(",")]
+    for ecn in range(4):
+        four = bytearray(ether("02:00:00:00:00:01", "02:00:00:00:00:02", 0x0800, ip4("10.0.0.1", "10.0.0.2", 17, b"")))
+        four[15] = code << 2 | ecn
+        six = bytearray(ether("02:00:00:00:00:01", "02:00:00:00:00:02", 0x86DD, ip6("fd00::1", "fd00::2", 17, b"")))
+        six[14:16] = (0x6000 | (code << 2 | ecn) << 4 | 0xF).to_bytes(2, "big")
+        assert [run_bpf(program, bytes(frame)) == 0xFFFFFFFF for frame in (four, six)] == [wanted, wanted]
+        four[12:14] = b"\x08\x06"
+        assert run_bpf(program, bytes(four)) == 0
 
 
 def test_counts_are_those_of_our_roots() -> None:
@@ -174,6 +210,8 @@ def test_priorities_in_a_vlan_tag_are_told_one_by_one() -> None:
     assert str(line) == "link set dev kvu-v type vlan egress-qos-map 7:5 8:0 9:1"
     (line,) = link_lines(Update(before, Link(name="kvu-v", vlan_qos=())))
     assert str(line) == "link set dev kvu-v type vlan egress-qos-map 7:0 8:0"
+    (line,) = link_lines(Update(before, Link(name="kvu-v", vlan_qos_in=("3:7",))))
+    assert str(line) == "link set dev kvu-v type vlan ingress-qos-map 3:7"
 
 
 def test_marks_are_maps_of_nics_and_a_chain_for_each_mark() -> None:
@@ -190,6 +228,13 @@ def test_what_nics_receive_is_known_by_its_destination() -> None:
     (table,) = shares.Shares(receivers={("kvb-lan", "10.0.0.2"): 0x6C010010, ("kvb-lan", "fd00::2"): 0x6C010010}).tables()
     assert table.name == "inet kvmnet-marks"
     assert 'elements = { "kvb-lan" . 10.0.0.2 : 6c01:10 }' in (table.text or "") and 'elements = { "kvb-lan" . fd00::2 : 6c01:10 }' in (table.text or "")
+
+
+def test_classes_of_what_comes_in_are_told_where_the_host_sends_it() -> None:
+    (table,) = shares.Shares(received={"kvb-lan": "lan"}, inner={"lan": ("ip dscp { 10 } meta priority set 0x6c010011",)}).tables()
+    text = table.text or ""
+    assert table.name == "inet kvmnet-marks" and 'elements = { "kvb-lan" : jump c_lan }' in text and "oifname vmap @classed" in text
+    assert text.index("@inward6\noifname vmap @classed") > 0, "classes go before NICs"
 
 
 @pytest.mark.parametrize(("value", "codes"), [("ef", (46,)), ([10, "AF11", "cs3"], (10, 24)), (0, (0,))])

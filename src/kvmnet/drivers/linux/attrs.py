@@ -78,6 +78,8 @@ VLAN: dict[str, Attr] = {
     "vlan_id": number("id"),
     "vlan_qos": Attr(lambda d: tuple(sorted(f"{m['from']}:{m['to']}" for m in d.get("egress_qos", ()))),
                      lambda v: ("egress-qos-map", *v) if v else (), ()),
+    "vlan_qos_in": Attr(lambda d: tuple(sorted(f"{m['from']}:{m['to']}" for m in d.get("ingress_qos", ()))),
+                        lambda v: ("ingress-qos-map", *v) if v else (), ()),
 }
 
 VRF: dict[str, Attr] = {"vrf_table": number("table")}

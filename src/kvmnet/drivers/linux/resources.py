@@ -37,6 +37,7 @@ class Link(Resource):
     vlan_id: int | None = option(doc="vlan: its id", recreate=True)
     vlan_protocol: str | None = option(doc="vlan: 802.1Q or 802.1ad", recreate=True)
     vlan_qos: tuple[str, ...] | None = option(doc="vlan: priority of a packet:priority in its tag (PCP), sorted")
+    vlan_qos_in: tuple[str, ...] | None = option(doc="vlan: priority in the tag of a frame that comes in:priority of the packet, sorted")
     vrf_table: int | None = option(doc="vrf: number of its routing table", recreate=True)
     passthru: bool | None = option(doc="macvlan, macvtap: it has its parent for itself", recreate=True)
     bond_mode: str | None = option(doc="bond: 802.3ad, active-backup, ...", recreate=True)

@@ -273,19 +273,22 @@ def update_link(before: Link, after: Link) -> list[Line]:
                           after.key))
     lines += [Line(("link", "set", "dev", after.name, "type", "bridge", *words), after.key)
              for names in (stp_off, changed - stp_off) if (words := told(BRIDGE, after, names))]
-    if "vlan_qos" in changed:
-        lines.append(Line(("link", "set", "dev", after.name, "type", "vlan", "egress-qos-map", *qos_words(before, after)), after.key))
+    lines += [Line(("link", "set", "dev", after.name, "type", "vlan", word, *qos_words(getattr(before, name), getattr(after, name))), after.key)
+              for name, word in QOS_MAPS.items() if name in changed]
     lines += set_link(after, whole, changed)
     if after.addrgenmode == "none" and "addrgenmode" in changed:    # what the kernel made before stays otherwise
         lines.append(Line(("address", "flush", "dev", after.name, "scope", "link"), after.key))
     return lines
 
 
-def qos_words(before: Link, after: Link) -> list[str]:
+QOS_MAPS = {"vlan_qos": "egress-qos-map", "vlan_qos_in": "ingress-qos-map"}
+
+
+def qos_words(before: Iterable[str] | None, after: Iterable[str] | None) -> list[str]:
     """A map of priorities in the place of another. What is in it stays unless it becomes 0 (vlan_dev_set_egress_priority()
     in net/8021q/vlan_dev.c)."""
-    wanted = dict(word.split(":") for word in after.vlan_qos or ())
-    gone = {word.partition(":")[0] for word in before.vlan_qos or ()} - wanted.keys()
+    wanted = dict(word.split(":") for word in after or ())
+    gone = {word.partition(":")[0] for word in before or ()} - wanted.keys()
     return [f"{number}:{priority}" for number, priority in sorted({**wanted, **dict.fromkeys(gone, "0")}.items())]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from kvmnet.drivers.linux.driver import batch_text, run_batch
 from kvmnet.drivers.linux.words import Line
 from kvmnet.drivers.tc import wire
-from kvmnet.drivers.tc.resources import EGRESS, INGRESS, Detour, Qdisc, TcClass, is_ours
+from kvmnet.drivers.tc.resources import EGRESS, INGRESS, Detour, Qdisc, Sorter, TcClass, is_ours
 from kvmnet.drivers.tc.words import lines_of
 from kvmnet.engine.driver import Command, Progress, Seen
 from kvmnet.engine.plan import Step
@@ -36,7 +36,7 @@ SECONDS = 600.0
 
 
 class TcDriver:
-    kinds = frozenset({Qdisc.kind, TcClass.kind, Detour.kind})
+    kinds = frozenset({Qdisc.kind, TcClass.kind, Detour.kind, Sorter.kind})
 
     def unavailable(self) -> str | None:
         return host.missing("tc")
@@ -48,9 +48,9 @@ class TcDriver:
             seen.state[qdisc.key] = qdisc
             if is_ours(qdisc.name.partition(" ")[2]):
                 seen.ours.add(qdisc.key)
-        trees = [q.dev for q in seen.state.values() if isinstance(q, Qdisc) and q.discipline == "htb" and q.key in seen.ours]
+        trees = [q.name for q in seen.state.values() if isinstance(q, Qdisc) and q.discipline == "htb" and q.key in seen.ours]
         hooks = [item["dev"] for item in listed if item.get("kind") == "clsact"]
-        for found in (*classes([d for d in trees if d]), *detours(hooks)):
+        for found in (*classes([name.partition(" ")[0] for name in trees]), *detours(hooks), *sorters(trees)):
             seen.state[found.key] = found
             seen.ours.add(found.key)
         return seen
@@ -82,22 +82,31 @@ def classes(devices: Sequence[str]) -> Iterator[TcClass]:
             yield from wire.parse_classes(device, host.run(("tc", "-raw", "-details", "class", "show", "dev", device)))
 
 
+def sorters(trees: Sequence[str]) -> Iterator[Sorter]:
+    """What sorts frames into the classes of each htb (``DEV HANDLE``)."""
+    for name, filters in zip(trees, listed([tree.replace(" ", " parent ") for tree in trees]), strict=True):
+        yield from wire.parse_sorters(name, filters)
+
+
 def detours(devices: Sequence[str]) -> Iterator[Detour]:
     places = [(device, side) for device in devices for side in (INGRESS, EGRESS)]
-    listed = shown(places)
-    if len(listed) != len(places):    # one went away meanwhile, and its answer is missing
-        listed = [next(iter(shown([place])), []) for place in places]
-    for (device, side), filters in zip(places, listed, strict=True):
+    for (device, side), filters in zip(places, listed([f"{device} {side}" for device, side in places]), strict=True):
         yield from wire.parse_filters(device, filters, side)
 
 
-def shown(places: Sequence[tuple[str, str]]) -> list[list[dict[str, Any]]]:
-    """Filters at each of *places* (device, side), by one batch."""
+def listed(places: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Filters at each of *places* (``DEV SIDE`` or ``DEV parent HANDLE``); none of one that went away meanwhile."""
+    found = shown(places)
+    return found if len(found) == len(places) else [next(iter(shown([place])), []) for place in places]
+
+
+def shown(places: Sequence[str]) -> list[list[dict[str, Any]]]:
+    """Filters at each of *places*, by one batch."""
     if not places:
         return []
     with suppress(host.ToolFailed):
         text = host.run(("tc", "-json", "-force", "-batch", "-"), timeout=SECONDS,
-                        stdin="".join(f"filter show dev {device} {side}\n" for device, side in places))
+                        stdin="".join(f"filter show dev {place}\n" for place in places))
         found, decoder, at = [], json.JSONDecoder(), 0
         while (at := text.find("[", at)) >= 0:
             value, at = decoder.raw_decode(text, at)

@@ -17,6 +17,8 @@ TREES = range(0x6C00, 0x7000)
 another, and is in none of that one's classes."""
 LEAVES = range(0x7000, 0x8000)
 """Handles of the queues of classes."""
+SORTERS = range(0x6C00, 0x7000)
+"""Preferences of what sorts frames into classes of an htb."""
 LAST = LEAVES[-1]
 """Handles from MAJOR to here are ours."""
 PREF = 0x6B76
@@ -81,6 +83,16 @@ class Detour(Resource):
     dev: str | None = option(doc="the device", ref="link", on_delete="cascade", recreate=True)
     to: str | None = option(doc="the device with the queue (ifb); '' when they go astray", ref="link", on_delete="delete")
     into: str | None = option(doc="class of its queue that they wait in, e.g. 6c01:10; '' when it has none")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sorter(Resource):
+    """What leads some frames of an htb to a class of it, where no hook of nftables has seen them yet; named ``DEV PREF``."""
+
+    kind: ClassVar[str] = "sorter"
+    qdisc: str | None = option(doc="its htb", ref="qdisc", on_delete="cascade", recreate=True)
+    program: str | None = option(doc="which frames: instructions of classic BPF, as tc writes them")
+    into: str | None = option(doc="their class", ref="tc-class", on_delete="delete")
 
 
 def qdisc_name(dev: str, major: int = MAJOR) -> str:

@@ -15,8 +15,10 @@ from kvmnet.drivers.tc.resources import (
     INGRESS,
     LEAVES,
     PREF,
+    SORTERS,
     Detour,
     Qdisc,
+    Sorter,
     TcClass,
     burst_of,
     detour,
@@ -109,10 +111,24 @@ def parse_filters(dev: str, items: Iterable[Json], side: str = INGRESS) -> Itera
         return
 
 
+def parse_sorters(qdisc: str, items: Iterable[Json]) -> Iterator[Sorter]:
+    """What sorts the frames of *qdisc* (``DEV HANDLE``) into classes."""
+    dev = qdisc.partition(" ")[0]
+    for item in items:
+        options = item.get("options", {})
+        if item.get("kind") == "bpf" and item.get("pref") in SORTERS and "bytecode" in options:
+            yield Sorter(name=f"{dev} {item['pref']}", qdisc=qdisc, program="" if options.get("direct-action") else program_of(options),
+                         into=f"{dev} {options.get('flowid', '')}")
+
+
 def takes_all(options: Json) -> bool:
     """Whether a filter takes every frame, in one of our two ways."""
-    program = [f"{i['code']} {i['jt']} {i['jf']} {i['k']}" for i in options.get("bytecode", {}).get("insns", ())]
-    return options.get("match", {}).get("mask") == "0" or (program == [ALL] and not options.get("direct-action"))
+    return options.get("match", {}).get("mask") == "0" or (program_of(options) == ALL and not options.get("direct-action"))
+
+
+def program_of(options: Json) -> str:
+    """The classic BPF of a filter, as tc is told it."""
+    return ",".join(f"{i['code']} {i['jt']} {i['jf']} {i['k']}" for i in options.get("bytecode", {}).get("insns", ()))
 
 
 def parse_counts(items: Iterable[Json]) -> dict[str, Counts]:

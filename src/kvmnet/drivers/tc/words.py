@@ -4,7 +4,7 @@ from __future__ import annotations
 from typing import cast
 
 from kvmnet.drivers.linux.words import Line
-from kvmnet.drivers.tc.resources import ALL, EGRESS, INGRESS, PREF, Detour, Qdisc, TcClass, side_of
+from kvmnet.drivers.tc.resources import ALL, EGRESS, INGRESS, PREF, Detour, Qdisc, Sorter, TcClass, side_of
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import merge
 
@@ -32,6 +32,13 @@ def lines_of(step: Step) -> list[Line]:
         case Delete(TcClass() as gone):
             dev, classid = gone.name.split(" ")
             return [Line(("class", "del", "dev", dev, "classid", classid), gone.key, gone=True)]
+        case Create(Sorter()) | Update(_, Sorter()):
+            sorter = cast(Sorter, merge(step.before, step.after) if isinstance(step, Update) else step.after)
+            program = sorter.program or ""
+            return [Line(("filter", "replace", *sorter_place(sorter), "handle", "1", "bpf", "bytecode", f"{program.count(',') + 1},{program}",
+                          "classid", (sorter.into or "").partition(" ")[2]), sorter.key)]
+        case Delete(Sorter() as sorter):
+            return [Line(("filter", "del", *sorter_place(sorter)), sorter.key, gone=True)]
         case Create(Detour()) | Update(_, Detour()):
             detour = cast(Detour, merge(step.before, step.after) if isinstance(step, Update) else step.after)
             dev, side = detour.name.partition(" ")[0], side_of(detour)
@@ -44,6 +51,11 @@ def lines_of(step: Step) -> list[Line]:
             dev, side = detour.name.partition(" ")[0], side_of(detour)
             return [Line(("filter", "del", "dev", dev, side, *PLACE), detour.key, gone=True)]
     raise TypeError(f"not of this driver: {step}")
+
+
+def sorter_place(sorter: Sorter) -> tuple[str, ...]:
+    dev, pref = sorter.name.split(" ")
+    return ("dev", dev, "parent", (sorter.qdisc or "").partition(" ")[2], "protocol", "all", "pref", pref)
 
 
 def place(qdisc: Qdisc) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from kvmnet.drivers.tc.resources import Qdisc, is_ours
 from kvmnet.errors import Problem
 from kvmnet.spec.networks import Mode, Network
+from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rates import Rate
 from kvmnet.spec.rules.subject import Subject, wrong
 from kvmnet.spec.tenancy import owners, tenant_of
@@ -48,6 +49,8 @@ def marks(subject: Subject) -> Iterator[Problem]:
         mark, path = item.nic.mark, f"{item.path}.mark"
         if network is None or item.primary:
             continue
+        if mark.pcp is not None and (problem := _untagged(item, network)):
+            yield wrong(f"{path}.pcp", *problem)
         if mark.dscp is None:
             if mark.trust:
                 yield wrong(f"{path}.trust", "packets are left as they are, since there is no dscp", "write dscp beside it, or remove mark")
@@ -60,6 +63,19 @@ def marks(subject: Subject) -> Iterator[Problem]:
                 "trunk" if item.nic.trunk else "write guard: mac"))
 
 
+def _untagged(item: PlacedNic, network: Network) -> tuple[str, str] | None:
+    """Why the frames of a NIC have no tag whose priority could be written, and the cure."""
+    if not (network.mode is Mode.BRIDGE and network.vlan and network.uplink):
+        return UNTAGGED, "remove pcp, or give the network a vlan in mode bridge"
+    if item.nic.trunk:
+        return "it has a trunk, and writes the priority into its tags itself; the bridge leaves it there", "remove pcp"
+    return None
+
+
+UNTAGGED = "frames of this network leave without a VLAN tag, and the priority is in the tag"
+MOST_TAGGED = 48
+"""Classes and NICs with classes of their own that can have a priority in their tags: the kernel keeps them in lists, and shows a device
+only when they fit into one message (vlan_get_size() in net/8021q/vlan_netlink.c counts 8 bytes for each, and fills 12)."""
 UNMARKED = {Mode.SRIOV: "the frames of a VF never pass the host"}
 NO_WAY_OUT = {
     Mode.ISOLATED: "guests of an isolated network have no way out that they could share",
@@ -73,7 +89,8 @@ def networks(subject: Subject) -> Iterator[Problem]:
     """What guests share: where it can be shared out, and that it is enough."""
     for name, network in subject.spec.networks.items():
         path = f"networks.{name}"
-        if not network.has_queues:
+        yield from _trust(path, network)
+        if not (network.rate.in_ or network.rate.out or network.classes):
             continue
         option = "rate" if network.rate.in_ or network.rate.out else "classes"
         if reason := NO_WAY_OUT.get(network.mode):
@@ -88,6 +105,7 @@ def networks(subject: Subject) -> Iterator[Problem]:
                         "write rate: {in: ...} at each NIC, or give the network a vlan")
         yield from _classes(path, network)
         yield from _enough(subject, path, name, network)
+        yield from _tags(subject, path, name, network)
 
 
 def _classes(path: str, network: Network) -> Iterator[Problem]:
@@ -99,20 +117,55 @@ def _classes(path: str, network: Network) -> Iterator[Problem]:
             if first != name:
                 yield wrong(f"{here}.dscp", f"packets with DSCP {code} are in class {first} already", "write it in one of them")
         if group.pcp is not None and not (network.mode is Mode.BRIDGE and network.vlan):
-            yield wrong(f"{here}.pcp", "frames of this network leave without a VLAN tag, and the priority is in the tag",
-                        "remove pcp, or give the network a vlan in mode bridge")
+            yield wrong(f"{here}.pcp", UNTAGGED, "remove pcp, or give the network a vlan in mode bridge")
         for option in ("min", "max"):
             value = getattr(group, option)
             if value and not network.rate.out:
                 yield wrong(f"{here}.{option}", "a class gets its part of what the network may send, and that is not said",
                             f"write {path}.rate.out")
-        if group.min and group.max and group.min > group.max:
-            yield wrong(f"{here}.min", f"{words(group.min)} at least and {words(group.max)} at most", "write a smaller min")
-        if group.max and network.rate.out and group.max > network.rate.out:
-            yield wrong(f"{here}.max", f"the whole network gets {words(network.rate.out)}", "write a smaller max, or remove it")
+        if group.in_ and not network.rate.in_:
+            yield wrong(f"{here}.in", "a class gets its part of what the network may receive, and that is not said", f"write {path}.rate.in")
+        for at, part, whole in ((here, group, network.rate.out), (f"{here}.in", group.in_, network.rate.in_)):
+            if part and part.min and part.max and part.min > part.max:
+                yield wrong(f"{at}.min", f"{words(part.min)} at least and {words(part.max)} at most", "write a smaller min")
+            if part and part.max and whole and part.max > whole:
+                yield wrong(f"{at}.max", f"the whole network gets {words(whole)}", "write a smaller max, or remove it")
+
+
+def _trust(path: str, network: Network) -> Iterator[Problem]:
+    """Classes of what comes in that are told by the priority in the tag."""
+    if network.trust != "pcp":
+        return
+    if not (network.mode is Mode.BRIDGE and network.vlan):
+        yield wrong(f"{path}.trust", "frames of this network come in without a VLAN tag, and the priority is in the tag",
+                    "remove trust, or give the network a vlan in mode bridge")
+        return
+    mine = {name: group for name, group in network.classes.items() if group.in_}
+    if not mine:
+        yield wrong(f"{path}.trust", "it tells classes of what comes in, and no class has a part of that", "write in: at a class, or remove trust")
+    seen: dict[int, str] = {}
+    for name, group in mine.items():
+        if group.pcp is None:
+            yield wrong(f"{path}.classes.{name}.in", "what comes in is told by the priority in its tag (trust: pcp), and the class has none",
+                        "write pcp: beside it")
+        elif (first := seen.setdefault(group.pcp, name)) != name:
+            yield wrong(f"{path}.classes.{name}.pcp", f"frames that come in with priority {group.pcp} are in class {first} already", "write another one")
+
+
+def _tags(subject: Subject, path: str, name: str, network: Network) -> Iterator[Problem]:
+    """More priorities in tags than the kernel keeps."""
+    own = [item for item in subject.members[name] if item.nic.mark.pcp and not item.primary
+           and network.rate.out and (network.rate.share == "fair" or item.nic.rate.min)]
+    if len(own) + sum(bool(group.pcp) for group in network.classes.values()) > MOST_TAGGED:
+        yield wrong(f"{path}.rate", f"{len(own)} NICs have a class of their own and a priority in their tags (mark.pcp), and with classes there can "
+                    f"be {MOST_TAGGED}", "write share: none, or a class with pcp and mark: {dscp: ...} at the NICs")
 
 
 def _enough(subject: Subject, path: str, name: str, network: Network) -> Iterator[Problem]:
+    received = sum(g.in_.min or 0 for g in network.classes.values() if g.in_)
+    if network.rate.in_ and received > network.rate.in_:
+        yield wrong(f"{path}.rate.in", f"classes of the network are promised {words(received)} together, and it gets {words(network.rate.in_)}",
+                    "promise less (min), or write a larger rate.in")
     if not network.rate.out:
         return
     promised = sum(g.min or 0 for g in network.classes.values())
@@ -167,7 +220,9 @@ def features(subject: Subject) -> Iterator[Problem]:
                 yield wrong(f"{item.path}.rate.{option}", f"this host cannot limit it: {'; '.join(reasons)}",
                             "install the distribution's full kernel")
     for name, network in subject.spec.networks.items():
-        needs = (*(TREE if network.rate.out or (network.rate.in_ and network.mode in (Mode.NAT, Mode.ROUTED)) else ()), *(DETOUR if network.rate.in_ or network.rate.out else ()))
+        routed, classed = network.mode in (Mode.NAT, Mode.ROUTED), any(group.in_ for group in network.classes.values())
+        needs = (*(TREE if network.rate.out or (network.rate.in_ and (routed or classed)) else ()), *(DETOUR if network.rate.in_ or network.rate.out else ()),
+                 *(("tc-bpf",) if classed and not routed and network.trust == "dscp" else ()))
         if reasons := list(dict.fromkeys(reason for need in needs if (reason := known.get(need, "")))):
             yield wrong(f"networks.{name}.rate", f"this host cannot limit it: {'; '.join(reasons)}", "install the distribution's full kernel")
         yield from _foreign(subject, name, network)
