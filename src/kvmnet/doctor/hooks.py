@@ -24,6 +24,8 @@ NETFILTER = {"prerouting": 0, "forward": -1, "input": 1 << 31, "output": 1 << 31
 """Where br_netfilter stands at a hook of the bridge; nowhere at two of them."""
 BEGINNINGS = ("prerouting", "output")
 """Hooks at which a packet comes to connection tracking."""
+TRACKING = ("ct", "ct count", "notrack", "synproxy", "flow")
+"""Words that switch connection tracking on."""
 HOST, MULTICAST, OTHER = 0, 2, 3
 """Kinds of ``meta pkttype``."""
 
@@ -78,11 +80,16 @@ class Rules:
     def tracked(self, version: int) -> bool:
         """Conntrack works as soon as a rule of the family asks for it (nf_ct_netns_get())."""
         if self.tracks is None:
-            asking = {v: any(c.type == "nat" for c in self.ruleset.chains() if c.family in (family, "inet"))
-                      or any(self.ruleset.asks(word, (family, "inet")) for word in ("ct", "ct count", "notrack", "synproxy", "flow"))
+            asking = {v: self.bridge_tracked or any(c.type == "nat" for c in self.ruleset.chains() if c.family in (family, "inet"))
+                      or any(self.ruleset.asks(word, (family, "inet")) for word in TRACKING)
                       for v, family in ((4, "ip"), (6, "ip6"))}
             self.tracks = frozenset(v for v, needed in asking.items() if needed)
         return version in self.tracks
+
+    @cached_property
+    def bridge_tracked(self) -> bool:
+        """Whether bridges track flows themselves: as soon as a rule of theirs asks (nf_conntrack_bridge.c; it then works for IP, too)."""
+        return any(self.ruleset.asks(word, ("bridge",)) for word in TRACKING)
 
 
 def families(layer: str, version: int) -> tuple[str, ...]:
@@ -112,9 +119,10 @@ def at_hook(rules: Rules, context: Context, layer: str, hook: str, device: str =
 
 
 def track(rules: Rules, context: Context, layer: str, hook: str) -> None:
-    """Connection tracking meets the packet, the first time that it passes its place."""
-    if layer == "ip" and hook in BEGINNINGS and context.tracked is None and rules.tracked(context.packet.version):
-        context.tracked = replace(context.flow) if context.flow is not None else Tracked(state=first_state(context.packet))
+    """Connection tracking meets the packet, the first time that it passes its place. What is not IP a bridge calls untracked (nf_ct_bridge_pre())."""
+    here = (layer == "ip" and hook in BEGINNINGS and rules.tracked(context.packet.version)) or (layer == "bridge" and hook == "prerouting" and rules.bridge_tracked)
+    if here and context.tracked is None:
+        context.tracked = replace(context.flow) if context.flow is not None else Tracked(state=first_state(context.packet) if context.packet.version else STATES["untracked"])
 
 
 def first_state(packet: Packet) -> int:
