@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 from kvmnet.policy.flows import Policy, Rule
 from kvmnet.policy.marks import FRESH, GUEST, KNOWN, LONE, NIC, REJECTED
-from kvmnet.spec.policies import MOST_GROUPS
+from kvmnet.spec.bounds import MOST_GROUPS
 from kvmnet.spec.values import ALL_PORTS, ICMP_TYPES
 
 LOGGED = "limit rate 10/second burst 20 packets log prefix"

@@ -23,7 +23,7 @@ from kvmnet.drivers.nftables.tables import ROUTED
 from kvmnet.policy.flows import Policy, Rule
 from kvmnet.policy.groups import ALWAYS, LOGGED, Matches, Tracking, chain, ends, kinds, sender
 from kvmnet.policy.marks import GUEST, NIC
-from kvmnet.spec.policies import MOST_GROUPS
+from kvmnet.spec.bounds import MOST_GROUPS
 
 FAMILIES = ((4, "ip"), (6, "ip6"))
 Network: TypeAlias = IPv4Network | IPv6Network

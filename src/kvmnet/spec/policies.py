@@ -9,9 +9,6 @@ from kvmnet.spec.part import Part
 from kvmnet.spec.rates import TenantRate
 from kvmnet.spec.types import IcmpTypes, Name, Peer, Peers, Ports, Protocols
 
-MOST_GROUPS = 8
-"""Groups that one NIC can be in: each is one look at a map for a packet that begins a flow."""
-
 
 class Traffic(Part):
     """Kinds of traffic; everything when none is given."""

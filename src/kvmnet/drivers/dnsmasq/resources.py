@@ -7,7 +7,7 @@ from typing import ClassVar
 from kvmnet.engine.resource import Resource, option
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class DnsmasqServer(Resource):
     """One dnsmasq process; named by its network."""
 
@@ -18,7 +18,7 @@ class DnsmasqServer(Resource):
     running: bool | None = option(doc="the process lives and has read its reservations")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Reservation(Resource):
     """Addresses and name of one NIC; named ``NETWORK MAC``. Changed by reload, never by restart."""
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 from kvmnet.engine.resource import Resource, option
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NicTuning(Resource):
     """Settings of one NIC; named by the device. What its driver does not have stays None."""
 
@@ -31,7 +31,7 @@ class NicTuning(Resource):
     most: tuple[str, ...] | None = option(doc="what the hardware takes at most, as name=number", once=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NicFeature(Resource):
     """An offload of one NIC by the kernel's name; named ``DEV FEATURE``, e.g. ``eth0 rx-vlan-filter``."""
 

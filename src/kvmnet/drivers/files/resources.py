@@ -12,7 +12,7 @@ MARK = "# kvmnet: written by kvmnet, which replaces and removes it; do not edit"
 """First line of a file that is ours."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class File(Resource):
     """A whole file; named by its path below /etc, e.g. ``/etc/NetworkManager/conf.d/kvmnet.conf``."""
 

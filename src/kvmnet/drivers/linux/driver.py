@@ -34,6 +34,7 @@ from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.errors import HostCannot
+from kvmnet.host import netlink
 from kvmnet.host import run as host
 from kvmnet.host.side import together
 
@@ -75,6 +76,8 @@ READS = (
     ("-Numeric", "neigh", "show", "nud", "permanent"),
 )
 """What ``ip -json`` is asked for, side by side."""
+IF_ANY: dict[tuple[str, ...], Callable[[], bool]] = {READS[-2]: netlink.proxied, READS[-1]: netlink.settled}
+"""What there mostly is none of: the kernel is asked first, for ``ip neigh`` would read all links to name those of the neighbours."""
 
 GONE = ("No such process", "Cannot find device", "Cannot find bridge device", "Cannot assign requested address", "No such device",
         "No such file or directory")
@@ -119,7 +122,7 @@ class LinuxDriver:
             return self.look(intent)
 
     def look(self, intent: Wanted) -> Seen:
-        listed, addresses, routes4, routes6, proxies, neighbours = together([partial(ip_json, *words) for words in READS])
+        listed, addresses, routes4, routes6, proxies, neighbours = together([partial(read, words) for words in READS])
         links = self.links_of(listed)
         seen = Seen()
         for link in links.values():
@@ -369,6 +372,12 @@ def with_promotion(address: Address) -> Address:
     promoted = address.secondary and any(read_sysctl(f"net/ipv4/conf/{name}/promote_secondaries") == "1"
                                          for name in ("all", address.dev))
     return replace(address, secondary=None) if promoted else address
+
+
+def read(words: tuple[str, ...]) -> list[dict[str, Any]]:
+    """One of ``READS``."""
+    there = IF_ANY.get(words)
+    return ip_json(*words) if there is None or there() else []
 
 
 def ip_json(*words: str, tool: str = "ip") -> list[dict[str, Any]]:

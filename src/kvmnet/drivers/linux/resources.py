@@ -13,7 +13,7 @@ PROTO = "87"
 the numbers are user space's own)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Link(Resource):
     """A network device. What it does not have (a tap's STP state) stays None."""
 
@@ -106,7 +106,7 @@ class Link(Resource):
     neigh_suppress: bool | None = option(doc="port: ARP/ND answered by the bridge", of="master")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Address(Resource):
     """An IP address on a link; named ``DEV CIDR``, e.g. ``kvb-lan 192.168.1.1/24``."""
 
@@ -149,7 +149,7 @@ class Address(Resource):
         return self.lifetime is None and not (isinstance(link, Link) and link.up is False)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Route(Resource):
     """A route; named by ``route_name``: ``[table T] DST [metric M] [dev DEV]``, which is its identity."""
 
@@ -235,7 +235,7 @@ def going_down(now: State, changed: Sequence[tuple[Resource, Resource]]) -> dict
     return down
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class ProxyNeighbour(Resource):
     """An address that the host answers ARP or ND for on a link; named ``DEV ADDRESS``."""
 
@@ -244,7 +244,7 @@ class ProxyNeighbour(Resource):
     address: str | None = option(doc="IPv4 or IPv6 address", recreate=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Sysctl(Resource):
     """A kernel setting; named by its path with slashes, e.g. ``net/ipv4/conf/kvb-lan/forwarding``."""
 
@@ -255,7 +255,7 @@ class Sysctl(Resource):
     after: str | None = option(doc="sysctl that must be set before this one", ref="sysctl", once=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class BridgeVlan(Resource):
     """A VLAN of a port of a VLAN-aware bridge, or of the bridge itself; named ``DEV VID``."""
 
@@ -267,7 +267,7 @@ class BridgeVlan(Resource):
     untagged: bool | None = option(doc="its frames leave without a tag")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Fdb(Resource):
     """Where an overlay sends frames for a MAC; named ``DEV MAC ADDRESS``. The MAC 00:00:00:00:00:00 stands for
     all that nobody knows, and may lead to several addresses: each gets a copy."""
@@ -287,7 +287,7 @@ def fdb(dev: str, dst: str, mac: str = EVERYONE) -> Fdb:
     return Fdb(name=f"{dev} {mac} {dst}", dev=dev, mac=mac, dst=dst)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VlanMulticast(Resource):
     """How a VLAN-aware bridge handles multicast on one of its VLANs; named ``BRIDGE VID``. It is there as long as
     a port is on the VLAN."""
@@ -301,7 +301,7 @@ class VlanMulticast(Resource):
     querier: bool | None = option(doc="the bridge asks by IGMP/MLD who wants what")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Neighbour(Resource):
     """The MAC of an address on a link, for good; named ``DEV ADDRESS``."""
 

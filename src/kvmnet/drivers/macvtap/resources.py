@@ -7,7 +7,7 @@ from typing import ClassVar
 from kvmnet.engine.resource import Resource, option
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Gate(Resource):
     """A classifier on a macvtap that drops what its guard has not judged; named by the device.
 
@@ -19,7 +19,7 @@ class Gate(Resource):
     program: str | None = option(doc="instructions of classic BPF, as tc writes them")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class OpenPort(Resource):
     """That a macvtap is up; named by the device. It goes up after its gate and its guard's hook, and down before."""
 
@@ -28,7 +28,7 @@ class OpenPort(Resource):
     hook: str | None = option(doc="hook of its guard that must stand", ref="guard-hook", on_delete="delete")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class TapNode(Resource):
     """The device file by which another program opens a macvtap; named by the device."""
 

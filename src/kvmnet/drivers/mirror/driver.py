@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from socket import if_indextoname
 from typing import Any
 
 from kvmnet.drivers.linux.driver import batch_text, ip_json, run_batch
@@ -18,6 +19,7 @@ from kvmnet.drivers.mirror.wire import Counts, lines_of, opening, parse, parse_c
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Delete, Step
 from kvmnet.engine.resource import Key, Wanted
+from kvmnet.host import netlink
 from kvmnet.host.run import ToolFailed, missing, run
 
 Filters = list[Mapping[str, Any]]
@@ -92,9 +94,12 @@ def device_of(key: Key) -> str:
 
 def hooks() -> dict[str, str]:
     """Device -> clsact or ingress, where it has one of them."""
-    text = run(("tc", "-json", "qdisc", "show"))
-    return {item["dev"]: item["kind"] for item in (json.loads(text) if text.strip() else ())
-            if item.get("kind") in ("clsact", "ingress") and "dev" in item}
+    found = {}
+    for index, kinds in netlink.disciplines().items():
+        if hook := kinds & {"clsact", "ingress"}:
+            with suppress(OSError):    # it went away meanwhile
+                found[if_indextoname(index)] = hook.pop()
+    return found
 
 
 def classifiers(devices: Sequence[str], *flags: str) -> Iterator[tuple[str, str, Filters]]:

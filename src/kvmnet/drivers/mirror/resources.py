@@ -16,7 +16,7 @@ FIRST, LAST = 16, 4111
 """Preferences of copies: after the gate of a macvtap and before filters that lead frames elsewhere."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Copy(Resource):
     """One side of a device whose frames are copied; named ``DEV SIDE NUMBER``, the number being the mirror's.
 
@@ -32,7 +32,7 @@ class Copy(Resource):
     mirror: str | None = option(doc="mirror that it belongs to", once=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Shut(Resource):
     """A link that takes nothing in, whoever sends; named by it. For devices that copies alone go out by."""
 

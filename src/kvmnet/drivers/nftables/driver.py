@@ -35,7 +35,7 @@ from kvmnet.drivers.nftables.resources import (
     NicLimits,
 )
 from kvmnet.drivers.nftables.standing import Standing, in_place, transaction
-from kvmnet.drivers.nftables.tables import EGRESS, FILLED, GUARD, GUARDS, OURS, ROUTED, table_of
+from kvmnet.drivers.nftables.tables import EGRESS, FILLED, GUARD, GUARDS, OURS, ROUTED
 from kvmnet.drivers.nftables.wire import (
     MEMORY,
     Listing,
@@ -153,9 +153,7 @@ class NftablesDriver:
                 standing.tables[name] = table
         found = [self.listing_after(table, looks.get(table)) for table in FILLED if table in listings]
         standing.members = {key: item for key, item in known.items() if item.table in listings} if found else {}
-        expected: dict[str, set[tuple[str, str]]] = {name: set() for name in FILLED}
-        for pair in members.within(FILLED, standing.members.values()):
-            expected[table_of(pair[0])].add(pair)
+        expected = members.expected(FILLED, standing.members.values())
         for name, listing in zip([t for t in FILLED if t in listings], found, strict=True):
             if not listing.flows_hold or listing.members != expected[name]:
                 damaged = replace(standing.tables[name], text=f"{standing.tables[name].text}# sets changed\n")

@@ -6,14 +6,16 @@ them: what was loaded is remembered in a file, and holds as long as the sets con
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from ipaddress import ip_address, ip_network, summarize_address_range
+from itertools import repeat
 from typing import Any, TypeAlias
 
 from kvmnet.drivers.nftables import limits
 from kvmnet.drivers.nftables.resources import AddressSet, NicGroups, NicLimits
-from kvmnet.drivers.nftables.tables import FILLED, ROUTED, table_of
+from kvmnet.drivers.nftables.tables import FILLED, ROUTED
 from kvmnet.policy.marks import GUEST, LONE
-from kvmnet.spec.policies import MOST_GROUPS
+from kvmnet.spec.bounds import MOST_GROUPS
 
 SLOTS = range(1, MOST_GROUPS + 1)
 PLACED = frozenset({*(f"{name}{v}" for v in (4, 6) for name in ("nic", "tenant", "end", "logged")),
@@ -27,12 +29,20 @@ SHARED = ("m4_", "m6_", "e_", "rejecting", "ask", limits.STATIONS)
 """Sets in which two NICs may have the same element."""
 
 Member: TypeAlias = NicGroups | NicLimits | AddressSet
+Pair: TypeAlias = tuple[str, str]
+"""``TABLE SET``, and an element of it as nft reads it."""
 
 
-def elements(item: Member) -> Iterator[tuple[str, str]]:
+@lru_cache(maxsize=50_000)
+def by_table(item: Member) -> tuple[tuple[str, tuple[Pair, ...]], ...]:
+    """Each table in which *item* has elements, with the (``TABLE SET``, element) pairs. Asked several times by a command."""
+    return ((item.table or "", tuple((f"{item.table} {name}", text) for name, text in _elements(item))),
+            (ROUTED, tuple((f"{ROUTED} {name}", text) for name, text in _routed(item))))
+
+
+def elements(item: Member) -> Iterator[Pair]:
     """The (``TABLE SET``, element) pairs that make *item*."""
-    yield from ((f"{item.table} {name}", text) for name, text in _elements(item))
-    yield from ((f"{ROUTED} {name}", text) for name, text in _routed(item))
+    return (pair for _, pairs in by_table(item) for pair in pairs)
 
 
 def _elements(item: Member) -> Iterator[tuple[str, str]]:
@@ -108,9 +118,19 @@ def key_of(text: str) -> str:
     return text.partition(" : ")[0].partition(limits.BEARS)[0].partition(limits.COUNTS)[0]
 
 
-def within(tables: Collection[str], items: Iterable[Member]) -> Iterator[tuple[str, str]]:
+def within(tables: Collection[str], items: Iterable[Member]) -> Iterator[Pair]:
     """The pairs of *items* that lie in *tables*."""
-    return (pair for item in items for pair in elements(item) if table_of(pair[0]) in tables)
+    return (pair for item in items for table, pairs in by_table(item) if table in tables for pair in pairs)
+
+
+def expected(tables: Collection[str], items: Iterable[Member]) -> dict[str, set[Pair]]:
+    """All pairs of *items*, by their tables."""
+    found: dict[str, set[Pair]] = {table: set() for table in tables}
+    for item in items:
+        for table, pairs in by_table(item):
+            if pairs and table in found:
+                found[table].update(pairs)
+    return found
 
 
 def change(before: Iterable[Member], after: Iterable[Member], unchanged: Iterable[Member] = (),
@@ -128,29 +148,34 @@ def bare(name: str) -> str:
     return name.rpartition(" ")[2]
 
 
-def listed(table: str, sets: Mapping[str, Iterable[Any]]) -> set[tuple[str, str]]:
+def listed(table: str, sets: Mapping[str, Iterable[Any]]) -> set[Pair]:
     """The (``TABLE SET``, element) pairs of *table*'s JSON listing, in the words of ``elements``."""
-    return {(f"{table} {name}", text) for name, found in sets.items() if name in NAMES or name.startswith(FAMILIES)
-            for element in found for text in said(name, element)}
+    found: set[Pair] = set()
+    for name, content in sets.items():
+        if name in NAMES or name.startswith(FAMILIES):
+            found.update(zip(repeat(f"{table} {name}"), said(name, content)))
+    return found
 
 
-def said(name: str, element: Any) -> Iterator[str]:
+def said(name: str, content: Iterable[Any]) -> Iterable[str]:
+    """The elements of one set."""
     if name in limits.NAMES:
-        yield limits.said(element)
-    elif isinstance(element, list):
-        key, value = element
-        to = verdict(value) if isinstance(value, dict) else f"{value:#010x}" if name == "ids" else str(value)
-        yield f"{place(key) if name in PLACED else words(key)} : {to}"
-    elif name.startswith(("a4_", "a6_")):
-        yield from prefixes(element)
-    elif name.startswith(("m4_", "m6_")):
-        yield element
-    elif name in PLACED or name.startswith(("r4_", "r6_")):
-        yield place(element)
-    elif isinstance(element, int):
-        yield f"{element:#010x}"
-    else:
-        yield words(element)
+        return map(limits.said, content)
+    if name.startswith(("m4_", "m6_")):
+        return content
+    if name.startswith(("a4_", "a6_")):
+        return (text for element in content for text in prefixes(element))
+    key = place if name in PLACED or name.startswith(("r4_", "r6_")) else words
+    value = marked if name == "ids" else plain
+    return (f"{key(element[0])} : {value(element[1])}" if type(element) is list else key(element) for element in content)
+
+
+def marked(value: int) -> str:
+    return f"{value:#010x}"
+
+
+def plain(value: Any) -> str:
+    return verdict(value) if type(value) is dict else str(value)
 
 
 def verdict(value: Mapping[str, Any]) -> str:
@@ -159,7 +184,9 @@ def verdict(value: Mapping[str, Any]) -> str:
 
 
 def words(key: Any) -> str:
-    return " . ".join(map(str, key["concat"])) if isinstance(key, dict) else f'"{key}"'
+    if type(key) is dict:
+        return " . ".join(map(str, key["concat"]))
+    return f'"{key}"' if type(key) is str else marked(key)
 
 
 def place(key: Any) -> str:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from kvmnet.engine.resource import Resource, option
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NftTable(Resource):
     """One nftables table that is wholly ours; named ``FAMILY NAME``, e.g. ``bridge kvmnet``.
 
@@ -19,7 +19,7 @@ class NftTable(Resource):
     text: str | None = option(doc="the table's declarations, one per line")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NicGuard(Resource):
     """What one guest NIC may send; named by its tap. One element set per NIC, never rules per NIC."""
 
@@ -38,7 +38,7 @@ class NicGuard(Resource):
     zone: int | None = option(doc="number of its network: link-locals are claimed per network", guest="live")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class GuardHook(Resource):
     """The place where the guard sees the frames of a device that is no port of a bridge; named by the device."""
 
@@ -50,7 +50,7 @@ class GuardHook(Resource):
     to: str | None = option(doc="chain of the table that judges")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NicGroups(Resource):
     """What one guest NIC is in, where the document has groups or tenants; named by its tap. Set elements, never rules."""
 
@@ -71,7 +71,7 @@ class NicGroups(Resource):
         doc="reject: refused packets to and from it are answered; log: what is refused to and from it is logged", guest="live")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class NicLimits(Resource):
     """What one guest NIC may cause at most; named by its tap. Elements that bear the limit, never rules. 0 is no limit."""
 
@@ -96,7 +96,7 @@ class NicLimits(Resource):
     zone: int | None = option(doc="number of its network among them", guest="live")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class AddressSet(Resource):
     """A named set of addresses that rules of groups ask."""
 
@@ -106,7 +106,7 @@ class AddressSet(Resource):
     prefixes: tuple[str, ...] | None = option(doc="its addresses and prefixes, none inside another, sorted", guest="live")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class GuardKeeper(Resource):
     """The process that owns a table which drops guest frames that no guard has judged.
 

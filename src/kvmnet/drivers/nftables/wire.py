@@ -62,17 +62,17 @@ def _elements(guard: NicGuard) -> Iterator[tuple[str, str]]:
         yield ROLE_SETS[role], nic
 
 
-def flows(guard: NicGuard) -> Iterator[tuple[int, int, int]]:
+@lru_cache(maxsize=50_000)
+def flows(guard: NicGuard) -> tuple[tuple[int, int, int], ...]:
     """(IP version, MAC and frame type, address) of what the guard knows in a single lookup.
 
     They follow from the MACs and addresses; where there would be many, the slower path serves.
     """
     usual = [parse(a) for a in guard.addresses or () if not a.startswith("fe80:")]
-    if len(usual) * len(guard.macs or ()) <= MOST_FLOWS:
-        for mac in guard.macs or ():
-            source = int(mac.replace(":", ""), 16)
-            for version, address in usual:
-                yield version, source << 16 | FRAME_TYPE[version], address
+    if len(usual) * len(guard.macs or ()) > MOST_FLOWS:
+        return ()
+    return tuple((version, int(mac.replace(":", ""), 16) << 16 | FRAME_TYPE[version], address)
+                 for mac in guard.macs or () for version, address in usual)
 
 
 def gather(pairs: Iterable[tuple[str, str]]) -> Elements:

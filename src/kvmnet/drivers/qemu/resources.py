@@ -7,7 +7,7 @@ from typing import ClassVar
 from kvmnet.engine.resource import Resource, option
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class GuestNic(Resource):
     """A device and its backend inside one running QEMU; named ``VM/NIC``.
 

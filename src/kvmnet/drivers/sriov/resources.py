@@ -15,7 +15,7 @@ VFIO = "vfio-pci"
 """Driver that hands a PCI device to a guest."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Pf(Resource):
     """A NIC that can be split; named by its link. Only looked at."""
 
@@ -28,7 +28,7 @@ class Pf(Resource):
     iommu: bool | None = option(doc="it is behind an IOMMU")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class VfPool(Resource):
     """The VFs of a NIC, all together; named by the link. Without any there is none."""
 
@@ -38,7 +38,7 @@ class VfPool(Resource):
     made: bool | None = option(doc="made by kvmnet", once=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Vf(Resource):
     """One VF as its PF treats it, and the driver that it is bound to; named ``DEV NUMBER``."""
 

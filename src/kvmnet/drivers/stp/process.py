@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from kvmnet.drivers.kinds import to_json
-from kvmnet.drivers.stp import daemon as program
 from kvmnet.drivers.stp.resources import SpanningTree
 from kvmnet.drivers.stp.settings import CONFIG, LOG, RECORD, STATE
 from kvmnet.engine.driver import StepFailed
 from kvmnet.host.clock import wait_until
 from kvmnet.host.files import make_directory
+from kvmnet.host.process import start_time
 
+PROGRAM = Path(__file__).with_name("daemon.py")
 START_TIMEOUT = 30.0
 """Seconds until the process must have its ports in hand."""
 GONE = 30.0
@@ -46,7 +47,7 @@ class Speaking:
     def alive(self) -> bool:
         """The process that was recorded still runs, in this network namespace."""
         record = self.read(RECORD)
-        return bool(record and program.start_time(record.get("pid", 0)) == record.get("start")
+        return bool(record and start_time(record.get("pid", 0)) == record.get("start")
                     and record.get("netns") == Path("/proc/thread-self/ns/net").stat().st_ino)
 
     def runs(self) -> bool:
@@ -58,7 +59,7 @@ class Speaking:
         return self.read(STATE) if self.alive() else None
 
     def argv(self) -> list[str]:
-        return [sys.executable, "-I", "-S", str(program.__file__), str(self.folder)]
+        return [sys.executable, "-I", "-S", str(PROGRAM), str(self.folder)]
 
     def write(self, tree: SpanningTree) -> None:
         make_directory(self.folder, 0o700)
@@ -90,7 +91,7 @@ class Speaking:
             handle = os.pidfd_open(pid)
             try:
                 signal.pidfd_send_signal(handle, signal.SIGTERM)
-                wait_until(lambda: program.start_time(pid) != start, GONE, 0.002)
+                wait_until(lambda: start_time(pid) != start, GONE, 0.002)
             finally:
                 os.close(handle)
         (self.folder / RECORD).unlink(missing_ok=True)

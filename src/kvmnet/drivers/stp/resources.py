@@ -7,7 +7,7 @@ from typing import ClassVar
 from kvmnet.engine.resource import Resource, option
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class TreeGate(Resource):
     """A table of nftables through which frames pass the ports of a spanning tree; named by its bridge.
 
@@ -20,7 +20,7 @@ class TreeGate(Resource):
     whole: bool | None = option(doc="the table is as it was made")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class SpanningTree(Resource):
     """The process that speaks RSTP or MSTP for one bridge; named by it."""
 

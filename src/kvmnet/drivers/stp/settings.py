@@ -3,14 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kvmnet.stp.node import BridgeConfig
-from kvmnet.stp.port import PortConfig
-from kvmnet.stp.vectors import CIST, Protocol, id_text, path_cost
+if TYPE_CHECKING:  # only the process itself needs the protocol: commands start without it
+    from kvmnet.stp.node import BridgeConfig
+    from kvmnet.stp.port import PortConfig
 
 CONFIG, RECORD, STATE, LOG = "config.json", "process.json", "state.json", "log"
-PROTOCOLS = {"rstp": Protocol.RSTP, "mstp": Protocol.MSTP}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +37,16 @@ class Wish:
                    tuple(instance_words(text) for text in data.get("instances") or ()))
 
     def of_bridge(self, mac: str) -> BridgeConfig:
-        return BridgeConfig(mac, self.priority, PROTOCOLS[self.protocol], self.max_age, self.hello, self.forward_delay,
+        from kvmnet.stp.node import BridgeConfig
+        from kvmnet.stp.vectors import Protocol
+        return BridgeConfig(mac, self.priority, Protocol[self.protocol.upper()], self.max_age, self.hello, self.forward_delay,
                             region=self.region, revision=self.revision, instances={n: p for n, p, _ in self.instances},
                             vlans={vid: n for n, _, vids in self.instances for vid in vids})
 
     def of_port(self, name: str, megabits: int) -> PortConfig:
         """A port's number is its place among those of the document: it stays the same when the port is made anew."""
+        from kvmnet.stp.port import PortConfig
+        from kvmnet.stp.vectors import path_cost
         number = next(i for i, (port, _, _) in enumerate(self.ports, 1) if port == name)
         _, cost, priority = self.ports[number - 1]
         return PortConfig(name, number, priority, cost or path_cost(megabits))
@@ -65,6 +68,7 @@ def instance_words(text: str) -> tuple[int, int, tuple[int, ...]]:
 
 def told(bridge: Any, moment: float) -> dict[str, Any]:
     """The state of a bridge (``kvmnet.stp.bridge.Bridge``) as plain data, for status."""
+    from kvmnet.stp.vectors import CIST, id_text
     trees = {}
     for number, tree in bridge.node.trees.items():
         root = tree.root.root if number == CIST else tree.root.regional

@@ -1,6 +1,6 @@
 """Rates and queues by ``tc``.
 
-Read: every discipline by one dump, classes and filters of the devices that have some of ours by one ``tc -batch`` each.
+Read: every discipline by one dump, where there is any, classes and filters of the devices that have some of ours by one ``tc -batch`` each.
 Written: one ``tc -batch`` per run of steps.
 """
 from __future__ import annotations
@@ -18,6 +18,7 @@ from kvmnet.drivers.tc.words import lines_of
 from kvmnet.engine.driver import Command, Progress, Seen
 from kvmnet.engine.plan import Step
 from kvmnet.engine.resource import Wanted
+from kvmnet.host import netlink
 from kvmnet.host import run as host
 
 GONE = ("Cannot find device", "Invalid handle", "No such file or directory", "Cannot find specified", "No such device",
@@ -43,6 +44,8 @@ class TcDriver:
 
     def observe(self, intent: Wanted) -> Seen:
         seen = Seen()
+        if not netlink.disciplines():
+            return seen
         listed = tc_json("-raw", "qdisc", "show")
         for qdisc in wire.parse_qdiscs(listed):
             seen.state[qdisc.key] = qdisc

@@ -35,7 +35,7 @@ TICKS = 15_625_000
 """Ticks in a second."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Qdisc(Resource):
     """A queueing discipline; named ``DEV HANDLE``, e.g. ``kvt-web1-0 6b76:``."""
 
@@ -55,7 +55,7 @@ class Qdisc(Resource):
     flows: int | None = option(doc="fq_codel: queues that flows are hashed to", recreate=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class TcClass(Resource):
     """A class of an htb; named ``DEV CLASSID``, e.g. ``eth0 6b76:1a``. Rates in kbit/s."""
 
@@ -70,7 +70,7 @@ class TcClass(Resource):
     quantum: int | None = option(doc="bytes that it borrows in its turn: equal ones share equally; shown of leaves alone", once=True)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Detour(Resource):
     """Frames of a device go through the queue of another first; what comes in by it, named by
     the device, or what it sends, named ``DEV egress``.

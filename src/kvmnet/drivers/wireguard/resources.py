@@ -11,7 +11,7 @@ from typing import ClassVar
 from kvmnet.engine.resource import Key, Resource, State, option
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Tunnel(Resource):
     """What a WireGuard link is told; named by the link."""
 
@@ -24,7 +24,7 @@ class Tunnel(Resource):
     carrier: str | None = option(doc="device that its packets take")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class TunnelPeer(Resource):
     """Another host at the far end; named ``DEV KEY``, the public key."""
 
