@@ -1,6 +1,6 @@
-"""Dumps of the kernel itself, for questions that a tool would answer only after it has asked for every link.
+"""Short questions to the kernel itself, which a tool would answer only after it has asked for every link, or every rule.
 
-Standard library alone. Sources: netlink(7), rtnetlink(7), linux/neighbour.h, linux/pkt_sched.h.
+Standard library alone. Sources: netlink(7), rtnetlink(7), linux/neighbour.h, linux/pkt_sched.h, linux/netfilter/nf_tables.h.
 """
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import errno
 import os
 import socket
 import struct
+from contextlib import suppress
+from hashlib import blake2b
+
+from kvmnet.host.process import boot_id
 
 NOOP, ERROR, DONE = 1, 2, 3
 REQUEST, DUMP, INTERRUPTED = 0x1, 0x300, 0x10
@@ -16,6 +20,14 @@ TRIES = 10
 GETNEIGH, GETQDISC = 30, 38
 PROXY, PERMANENT = 0x08, 0x80
 """NTF_PROXY, NUD_PERMANENT."""
+NETFILTER = 12
+NF_TABLES = 10 << 8
+GETTABLE, GETCHAIN, GETGEN = (NF_TABLES | n for n in (1, 4, 16))
+FAMILY_NETDEV = 5
+GENERATION = 1
+"""NFTA_GEN_ID, the first attribute of a generation (nf_tables_fill_gen_info() in net/netfilter/nf_tables_api.c)."""
+SO_NETNS_COOKIE = 71
+"""asm-generic/socket.h; Linux 5.14."""
 KIND = 1
 """TCA_KIND, the first attribute of a queueing discipline (tc_fill_qdisc() in net/sched/sch_api.c)."""
 
@@ -23,15 +35,16 @@ KIND = 1
 def dump(kernel: socket.socket, kind: int, body: bytes) -> list[bytes]:
     """What follows the header of each message of one dump, all of one moment. Raises OSError."""
     for sequence in range(1, TRIES + 1):
-        kernel.send(struct.pack("=IHHII", 16 + len(body), kind, REQUEST | DUMP, sequence, 0) + body)
-        whole, found = answers(kernel, sequence)
+        whole, found = ask(kernel, kind, body, REQUEST | DUMP, sequence)
         if whole:
             return found
     raise OSError(errno.EAGAIN, "what the kernel was asked for changes all the time")
 
 
-def answers(kernel: socket.socket, sequence: int) -> tuple[bool, list[bytes]]:
-    """Whether nothing changed meanwhile, and the messages."""
+def ask(kernel: socket.socket, kind: int, body: bytes, flags: int, sequence: int) -> tuple[bool, list[bytes]]:
+    """Whether nothing changed meanwhile, and the answers: of a dump all, else one. Raises OSError."""
+    kernel.send(struct.pack("=IHHII", 16 + len(body), kind, flags, sequence, 0) + body)
+    several = flags & DUMP
     whole = True
     found: list[bytes] = []
     while True:
@@ -50,6 +63,8 @@ def answers(kernel: socket.socket, sequence: int) -> tuple[bool, list[bytes]]:
             if kind in (ERROR, DONE):
                 return whole, found
             found.append(payload)
+            if not several:
+                return whole, found
 
 
 def routing(kind: int, body: bytes) -> list[bytes]:
@@ -77,3 +92,31 @@ def disciplines() -> dict[int, set[str]]:
         if handle and kind == KIND:
             found.setdefault(index, set()).add(message[24:20 + length].rstrip(b"\0").decode())
     return found
+
+
+def generation() -> str:
+    """What is the same as long as no rule, chain, set or element of nftables is made or goes in this network namespace; '' where the
+    kernel does not tell.
+
+    The kernel counts transactions (nf_tables_commit()). Two things change without one, and are looked at besides: tables, which go
+    with the process that owns them (nft_rcv_nl_event()), and chains on devices, which go with these (nf_tables_netdev_event()). What
+    packets write into sets, and what time takes out of them, does not count. Numbers of namespaces are given again, cookies are not.
+    """
+    with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as kernel:
+        _, (count,) = ask(kernel, GETGEN, nfgenmsg(0), REQUEST, 1)
+        parts = [boot_id().encode(), kernel.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), generation_of(count),
+                 *dump(kernel, GETTABLE, nfgenmsg(0)), *dump(kernel, GETCHAIN, nfgenmsg(FAMILY_NETDEV))]
+        return blake2b(b"".join(len(part).to_bytes(4, "big") + part for part in parts), digest_size=16).hexdigest()
+    return ""
+
+
+def generation_of(message: bytes) -> bytes:
+    """The number in an answer, which also names who asked. Raises OSError for another answer."""
+    length, kind = struct.unpack_from("=HH", message, 4) if len(message) >= 12 else (0, 0)
+    if kind != GENERATION or length != 8:
+        raise OSError(errno.EPROTO, "no generation")
+    return message[8:12]
+
+
+def nfgenmsg(family: int) -> bytes:
+    return struct.pack("=BBH", family, 0, 0)

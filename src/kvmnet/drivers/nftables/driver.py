@@ -11,19 +11,19 @@ import fcntl
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from difflib import unified_diff
 from functools import partial, reduce
 from hashlib import sha256
 from pathlib import Path
-from secrets import token_hex
 
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.nftables import members
 from kvmnet.drivers.nftables.cutting import cut_forbidden
 from kvmnet.drivers.nftables.holder import Holder
+from kvmnet.drivers.nftables.look import Look, keep, kept, write_whole
 from kvmnet.drivers.nftables.members import Member
 from kvmnet.drivers.nftables.resources import (
     AddressSet,
@@ -52,6 +52,7 @@ from kvmnet.drivers.nftables.wire import (
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Wanted
+from kvmnet.host.netlink import generation
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun
@@ -124,6 +125,8 @@ class NftablesDriver:
         self.holder = Holder(paths.guard)
         self.standing: Standing | None = None
         self.listed: Listing | None = None
+        self.asked_memory = False
+        """The last look also saw what the kernel fills."""
         self.written: tuple[str, Mapping[Key, Member]] = ("", {})
         self.under_way: list[Begun[None]] = []
         """What goes on beside the changes of other drivers, and has ended before we look or change again."""
@@ -134,59 +137,83 @@ class NftablesDriver:
     def observe(self, intent: Wanted) -> Seen:
         """Every table, foreign ones without the elements of their sets; every guard; the keeper."""
         self.wait()
-        seen, known = Seen(), self.remembered()
-        likely = [GUARD, ROUTED] if any(isinstance(item, NicGroups) and item.places for item in known.values()) else [GUARD]
-        with ExitStack() as beside:
-            looks = {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely}
-            listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
-        standing = Standing()
-        for name, body in listings.items():
+        seen, known, look = Seen(), *self.found()
+        standing, self.asked_memory = Standing(memory=look.memory or {}), look.memory is not None
+        for name, body in look.listings.items():
             if name in HELD:
                 continue
             if name == EGRESS:
                 body, hooks = take_hooks(name, body)
                 standing.hooks = {h.name: h for h in hooks}
-            table = NftTable(name=name, text=self.observed_text(name, body))
+            ours = name.split()[1] in OURS
+            table = NftTable(name=name, text=self.texts.text_of(name, canonical(body)) if ours else body)
+            if name in look.damaged:
+                table = replace(table, text=f"{table.text}# sets changed\n")
             seen.state[table.key] = table
-            if name.split()[1] in OURS:
+            if ours:
                 seen.ours.add(table.key)
                 standing.tables[name] = table
-        found = [self.listing_after(table, looks.get(table)) for table in FILLED if table in listings]
-        standing.members = {key: item for key, item in known.items() if item.table in listings} if found else {}
-        expected = members.expected(FILLED, standing.members.values())
-        for name, listing in zip([t for t in FILLED if t in listings], found, strict=True):
-            if not listing.flows_hold or listing.members != expected[name]:
-                damaged = replace(standing.tables[name], text=f"{standing.tables[name].text}# sets changed\n")
-                seen.state[damaged.key] = standing.tables[name] = damaged
-        if found:
-            self.listed = reduce(both, found)
-            standing.guards, standing.memory = self.listed.guards, self.listed.memory
+        if any(name in standing.tables for name in FILLED):
+            standing.guards = dict(look.guards)
+            standing.members = {key: item for key, item in known.items() if item.table in look.listings}
         for thing in (*standing.guards.values(), *standing.hooks.values(), *standing.members.values()):
             seen.state[thing.key] = thing
             seen.ours.add(thing.key)
-        if keeper := self.holder.seen(listings):
+        if keeper := self.holder.seen(look.listings):
             seen.state[keeper.key] = keeper
             seen.ours.add(keeper.key)
         self.standing = standing
-        self.catch_up()
+        if self.asked_memory:
+            self.catch_up()
         return seen
 
-    def observed_text(self, name: str, body: str) -> str:
-        """The text of one listed table."""
-        if name.split()[1] not in OURS:
-            return body
-        if name not in FILLED and ("\tset " in body or "\tmap " in body):
-            body = read_tables(run(["nft", "-s", "list", "table", *name.split()])).get(name, body)
-        return self.texts.text_of(name, canonical(body))
+    def found(self) -> tuple[dict[Key, Member], Look]:
+        """What was loaded, and what there is: by a look of before, if the kernel says that nothing was changed since."""
+        noted, file, moment = self.noted(), self.paths.guard / "look.json", generation()
+        known = self.remembered(noted)
+        look = None if self.cut_off() else kept(file, moment, noted)
+        if look is None:
+            look = self.look(known.values())
+            if self.paths.guard.is_dir() and generation() == moment:
+                keep(file, moment, noted, look)
+        return known, look
 
-    def remembered(self) -> dict[Key, Member]:
-        """Memberships, limits and address sets as they were loaded last. What this process wrote is not read again."""
+    def look(self, known: Collection[Member]) -> Look:
+        """What nft lists. *known*: the elements that should be there besides those of guards."""
+        likely = [GUARD, ROUTED] if any(isinstance(item, NicGroups) and item.places for item in known) else [GUARD]
+        with ExitStack() as beside:
+            looks = {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely}
+            listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
+        filled = [name for name in FILLED if name in listings]
+        found = [self.listing_after(table, looks.get(table)) for table in filled]
+        expected = members.expected(FILLED, (item for item in known if item.table in listings))
+        damaged = {name for name, listing in zip(filled, found, strict=True)
+                   if not listing.flows_hold or listing.members != expected[name]}
+        if found:
+            self.listed = reduce(both, found)
+        return Look({name: self.whole(name, body) for name, body in listings.items()}, self.listed.guards if found and self.listed else {},
+                    frozenset(damaged), self.listed.memory if found and self.listed else {})
+
+    def whole(self, name: str, body: str) -> str:
+        """The listing of one table: of ours with the elements that belong to its text."""
+        if name.split()[1] in OURS and name not in FILLED and ("\tset " in body or "\tmap " in body):
+            return read_tables(run(["nft", "-s", "list", "table", *name.split()])).get(name, body)
+        return body
+
+    def noted(self) -> str:
+        """The file of memberships, limits and address sets as they were loaded last."""
         try:
-            text = (self.paths.guard / "members.json").read_text()
-            if text == self.written[0]:
-                return dict(self.written[1])
+            return (self.paths.guard / "members.json").read_text()
+        except OSError:
+            return ""
+
+    def remembered(self, text: str) -> dict[Key, Member]:
+        """What stands in that file. What this process wrote is not read again."""
+        if text == self.written[0]:
+            return dict(self.written[1])
+        try:
             items = json.loads(text)
-        except (OSError, ValueError):
+        except ValueError:
             return {}
         made = (from_json(item) for item in items)
         return {item.key: item for item in made if isinstance(item, Member)}
@@ -218,12 +245,12 @@ class NftablesDriver:
                 found[table] = read_listing(json.loads(listed), table=table).dropped
         with suppress(ToolFailed):
             listed = run(["nft", "-j", "list", "set", *ROUTED.split(), "withheld"])
-            found[ROUTED] = read_withheld(json.loads(listed), self.remembered().values())
+            found[ROUTED] = read_withheld(json.loads(listed), self.remembered(self.noted()).values())
         return found
 
     def drop_lines(self, verb: str, table: str, tap: str, counts: Mapping[int, int]) -> list[str]:
         """Commands that delete or add what ``drops`` tells of one NIC."""
-        number = next((m.number or 0 for m in self.remembered().values() if isinstance(m, NicGroups) and m.name == tap), 0)
+        number = next((m.number or 0 for m in self.remembered(self.noted()).values() if isinstance(m, NicGroups) and m.name == tap), 0)
         lines = []
         for reason, count in counts.items():
             where, key = ("withheld", f"{reason << 16 | number:#010x}") if table == ROUTED else ("dropped", f'"{tap}" . {reason:#x}')
@@ -297,7 +324,8 @@ class NftablesDriver:
         self.under_way += [Begun(partial(self.learn, s.after)) for s in steps
                            if isinstance(s, Create | Update) and isinstance(s.after, NftTable)]
         forgetful = any(touches_memory(s, self.standing) for s in steps)
-        if forgetful:
+        if forgetful or (not self.asked_memory and any(s.key.kind != GuardKeeper.kind for s in steps)):
+            self.asked_memory = True
             self.standing.memory = read_memory(
                 json.loads(run(["nft", "-j", "list", "set", *table.split(), name]))
                 for table in GUARDS if table in self.standing.tables for name in MEMORY)
@@ -360,6 +388,13 @@ class NftablesDriver:
             yield
             lock.truncate(0)
 
+    def cut_off(self) -> bool:
+        """A change was cut off before it was saved, or is under way."""
+        try:
+            return bool((self.paths.guard / "changing").read_bytes())
+        except OSError:
+            return False
+
     def catch_up(self) -> None:
         """After a change that was cut off before it was saved: save what there is."""
         try:
@@ -393,11 +428,3 @@ def touches_memory(step: Step, standing: Standing) -> bool:
             return False
         case _:
             return isinstance(step, Delete) and step.key.kind == NicGuard.kind
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Replace a file so that a reader sees the old text or the new one, never a part."""
-    fresh = file.with_suffix(f".{token_hex(4)}.new")
-    fresh.write_text(text)
-    fresh.chmod(0o600)
-    fresh.replace(file)
