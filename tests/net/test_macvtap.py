@@ -115,6 +115,7 @@ def test_from_macvtap_to_bridge_and_back(here: World) -> None:
 
 def test_passthru_is_one_guest_with_the_whole_nic(here: World) -> None:
     sh("ip link add spare type veth peer name far; ip link set spare up; ip link set far up")
+    wait_until(lambda: "LOWERLAYERDOWN" not in sh("ip link show spare") + sh("ip link show far"), 20)
     steady()
     before = snapshot()
     text = """

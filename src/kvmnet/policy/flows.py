@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
@@ -69,9 +69,22 @@ class Policy:
     tenants: Mapping[str, tuple[Rule, ...]] = field(default_factory=dict)
 
     def line(self) -> str:
-        return HEAD + json.dumps({"groups": {n: asdict(r) for n, r in self.groups.items()},
-                                  "tenants": {n: [asdict(r) for r in rules] for n, rules in self.tenants.items()}},
+        return HEAD + json.dumps({"groups": {n: told_rules(r) for n, r in self.groups.items()},
+                                  "tenants": {n: [told(r) for r in rules] for n, rules in self.tenants.items()}},
                                  separators=(",", ":"))
+
+
+RULE = tuple(f.name for f in fields(Rule))
+
+
+def told(rule: Rule) -> dict[str, object]:
+    """A rule as plain data; ``dataclasses.asdict`` takes ten times as long."""
+    return {name: getattr(rule, name) for name in RULE}
+
+
+def told_rules(rules: Rules) -> dict[str, object]:
+    return {"ingress": [told(r) for r in rules.ingress], "egress": None if rules.egress is None else [told(r) for r in rules.egress],
+            "refuse": rules.refuse, "log": rules.log}
 
 
 def read(text: str) -> Policy | None:

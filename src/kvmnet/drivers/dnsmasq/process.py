@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
+import select
 import signal
 import socket
 from collections.abc import Mapping
@@ -248,11 +249,19 @@ def stop(key: Key, files: Files) -> None:
 
 
 def ends(pid: int, files: Files, number: signal.Signals) -> bool:
-    """Send a signal and wait for the end."""
-    with contextlib.suppress(ProcessLookupError, TimeoutError):
-        os.kill(pid, number)
-        wait_until(lambda: not serves(pid, files), PATIENCE, 0.002)
-    return not serves(pid, files)
+    """Send a signal and wait for the end: its command line goes while it still has its sockets (do_exit() in kernel/exit.c)."""
+    with contextlib.suppress(ProcessLookupError):
+        handle = os.pidfd_open(pid)
+        try:
+            if not serves(pid, files):    # it ended meanwhile, and this is another
+                return True
+            signal.pidfd_send_signal(handle, number)
+            waiting = select.poll()
+            waiting.register(handle, select.POLLIN)
+            return bool(waiting.poll(PATIENCE * 1000))
+        finally:
+            os.close(handle)
+    return True
 
 
 # -- what went wrong -------------------------------------------------------------------------------

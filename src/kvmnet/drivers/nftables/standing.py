@@ -49,6 +49,8 @@ class Standing:
 
     def contents(self, tables: Collection[str]) -> list[str]:
         """What stands in some of the tables whose elements are resources."""
+        if not tables:
+            return []
         added = gather(pair for guard in self.guards.values() if guard.table in tables for pair in element(guard))
         return [*element_lines("add", added), *element_lines("add", within(tables, self.memory)),
                 *members.lines("add", members.within(tables, self.members.values())),

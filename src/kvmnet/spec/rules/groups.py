@@ -144,10 +144,12 @@ def tenants(subject: Subject) -> Iterator[Problem]:
         elif vm.tenant in spec.tenants and here and vm.tenant not in here:
             yield wrong(path, f"{item.vm} belongs to {vm.tenant}, and {item.nic.network} is the network of {', '.join(here)}",
                         f"add {item.nic.network} to tenants.{vm.tenant}.networks to share it")
+    found: dict[str, set[str]] = {}
+    for item in subject.nics:
+        if tenant := tenant_of(spec.vms[item.vm], item.nic.network, owner):
+            found.setdefault(item.vm, set()).add(tenant)
     for name in spec.vms:
-        found = sorted({t for item in subject.nics if item.vm == name
-                        if (t := tenant_of(spec.vms[name], item.nic.network, owner))})
-        for first, second in pairwise(found):
+        for first, second in pairwise(sorted(found.get(name, ()))):
             yield wrong(f"vms.{name}", f"its NICs belong to two tenants, {first} and {second}: it would join them",
                         f"write tenant: {first} or remove a NIC")
 
