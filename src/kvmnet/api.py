@@ -17,6 +17,7 @@ from kvmnet.drivers.linux.resources import Address, Link, Route
 from kvmnet.drivers.mirror.resources import Copy
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.nftables.resources import NftTable
+from kvmnet.drivers.recorder.resources import Recorder
 from kvmnet.drivers.table import drivers
 from kvmnet.engine.borrow import load_originals
 from kvmnet.engine.driver import Seen, StepFailed
@@ -449,6 +450,7 @@ class Host:
                              tenants={name: tenant.rate for name, tenant in document.spec.tenants.items()},
                              tunnels=compiled.tunnels, execute=execute_in,
                              copies=tuple(r for r in compiled.wanted.values() if isinstance(r, Copy)),
+                             recorders={r.device or "": r.name for r in compiled.wanted.values() if isinstance(r, Recorder)},
                              allowed=allowed(compiled.wanted)), progress)
 
 

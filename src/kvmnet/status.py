@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from kvmnet.compile import pooled_classes
@@ -21,6 +22,7 @@ from kvmnet.facts.counters import Traffic, traffic
 from kvmnet.facts.lldp import link_neighbours
 from kvmnet.facts.model import LinkNeighbour
 from kvmnet.host.macvtap import held
+from kvmnet.mirrored import MirrorStatus, mirror_statuses
 from kvmnet.policy.guard import REASONS
 from kvmnet.policy.limits import REASONS as LIMITS
 from kvmnet.policy.pooled import CLASSED
@@ -40,7 +42,6 @@ from kvmnet.spec.limits import effective
 
 if TYPE_CHECKING:
     from kvmnet.api import Host
-    from kvmnet.compile import Compiled
     from kvmnet.drivers.nftables.driver import NftablesDriver
     from kvmnet.engine.plan import Step
     from kvmnet.modes.model import NicOnNetwork
@@ -161,23 +162,6 @@ class RuleStatus:
 
 
 @dataclass(frozen=True, slots=True)
-class MirrorStatus:
-    name: str
-    sources: tuple[str, ...]
-    receiver: str
-    """In the document's words."""
-    device: str
-    """Device that the copies leave by."""
-    frames: int
-    """Copies handed over since the mirror was made or last changed."""
-    bytes: int
-    lost: int
-    """Further frames that the receiver had no room for, or no carrier."""
-    state: str
-    """ok, down (the receiver takes nothing), incomplete (a source or the receiver is missing)."""
-
-
-@dataclass(frozen=True, slots=True)
 class Status:
     revision: int
     source: str
@@ -248,7 +232,8 @@ def status(host: Host) -> Status | None:
         rules=rule_statuses(host) if document.spec.groups or document.spec.tenants else (),
         tenants=tuple(tenant_statuses(document.spec, segments, seen, now, queues)) if document.spec.tenants else (),
         trees=tree_statuses(host.paths, seen.state), silent=tuple(silent(seen.state)),
-        mirrors=mirror_statuses(host, document.spec, planned.compiled, seen, now) if document.spec.mirrors and planned else ())
+        mirrors=mirror_statuses(host.paths.run, document.spec, planned.compiled, seen, partial(link_state, seen=seen, now=now))
+        if document.spec.mirrors and planned and planned.compiled else ())
 
 
 def uplink_statuses(spec: Spec, seen: Seen, now: Mapping[str, Traffic],
@@ -397,28 +382,6 @@ def rule_statuses(host: Host) -> tuple[RuleStatus, ...]:
     return tuple(found)
 
 
-def mirror_statuses(host: Host, spec: Spec, compiled: Compiled | None, seen: Seen,
-                    now: Mapping[str, Traffic]) -> tuple[MirrorStatus, ...]:
-    from kvmnet.drivers.mirror.driver import MirrorDriver
-    from kvmnet.drivers.mirror.resources import Copy
-    if compiled is None:
-        return ()
-    driver = MirrorDriver()
-    counts = driver.counts() if driver.unavailable() is None else {}
-    wanted = [r for r in compiled.wanted.values() if isinstance(r, Copy)]
-    found = []
-    for name, wired in compiled.mirrors.items():
-        copies = [c for c in wanted if c.mirror == name]
-        done = [counts[c.name] for c in copies if c.name in counts]
-        lost = sum(c.refused for c in done)
-        whole = all(getattr(seen.state.get(c.key), "receiver", "") == wired.to for c in copies)
-        state = "incomplete" if not whole else "ok" if link_state(wired.to, seen, now) == "up" else "down"
-        mirror = spec.mirrors[name]
-        found.append(MirrorStatus(name, mirror.from_, mirror.to.words, wired.to, sum(c.frames for c in done) - lost,
-                                  sum(c.octets for c in done), lost, state))
-    return tuple(found)
-
-
 def nftables(host: Host) -> NftablesDriver | None:
     from kvmnet.drivers.nftables.driver import NftablesDriver
     return next((d for d in host.engine.dispatch.drivers
@@ -433,6 +396,7 @@ def problems(status: Status) -> Sequence[str]:
     found += [f"uplink {u.name}: {nic} is {state}" for u in status.uplinks for nic, state in u.members.items()
               if state != "up" and nic != u.device]
     found += [f"mirror {m.name} is {m.state}" for m in status.mirrors if m.state == "incomplete"]
+    found += [f"mirror {m.name} loses its copies: {m.trouble}" for m in status.mirrors if m.trouble]
     found += [f"nobody speaks RSTP for bridge {name}: its ports stay as they are" for name in status.silent]
     found += [f"guest {name} died" for name, state in status.guests.items() if state == "died"]
     return found

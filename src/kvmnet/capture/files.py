@@ -48,6 +48,7 @@ class Files:
                 view = view[os.write(fd, view):]
         except OSError:
             os.ftruncate(fd, start)
+            os.lseek(fd, start, os.SEEK_SET)    # what is written later is not to follow a hole
             raise
         self.written += len(data)
         self.total += len(data)

@@ -6,7 +6,7 @@ that begins with the first two and holds whole blocks only can be read at any mo
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 SECTION, INTERFACE, STATISTICS, PACKET = 0x0A0D0D0A, 1, 5, 6
@@ -22,6 +22,8 @@ PACKET_HEAD = struct.Struct("=IIIIIII")
 PACKET_TAIL = struct.Struct("=HHIHHI")
 OVERHEAD = PACKET_HEAD.size + PACKET_TAIL.size
 """Bytes of a packet's block besides the packet."""
+RESERVE = 120
+"""Bytes that an interface's statistics take at the end of a file, rounded up."""
 PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
@@ -49,13 +51,33 @@ def describe(one: Interface, snap: int) -> bytes:
     return block(INTERFACE, struct.pack("=HHI", ETHERNET, 0, snap), options)
 
 
-def packet(interface: int, time: int, length: int, data: bytes, *, outgoing: bool) -> bytes:
-    """``time``: nanoseconds since 1970. ``length``: bytes of the whole frame, of which *data* may be the beginning."""
+def packet(interface: int, time: int, length: int, data: bytes, *, outgoing: bool | None = None) -> bytes:
+    """``time``: nanoseconds since 1970. ``length``: bytes of the whole frame, of which *data* may be the beginning. ``outgoing``: None
+    where that is not known."""
     kept = len(data)
     padding = PADDING[kept & 3]
     size = OVERHEAD + kept + len(padding)
     return b"".join((PACKET_HEAD.pack(PACKET, size, interface, time >> 32, time & 0xFFFF_FFFF, kept, length), data, padding,
-                     PACKET_TAIL.pack(FLAGS, 4, OUTBOUND if outgoing else INBOUND, 0, 0, size)))
+                     PACKET_TAIL.pack(FLAGS, 4, 0 if outgoing is None else OUTBOUND if outgoing else INBOUND, 0, 0, size)))
+
+
+def whole(data: bytes) -> bytes:
+    """The whole blocks that *data* begins with: of a file that is just written the last one may be half there."""
+    end = 0
+    while len(data) - end >= 12:
+        size = struct.unpack_from("=II", data, end)[1]
+        if size < 12 or end + size > len(data):
+            break
+        end += size
+    return data[:end]
+
+
+def packets(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(time, length, bytes kept) of every packet in whole blocks. Raises ValueError for half a block."""
+    for kind, body in blocks(data):
+        if kind == PACKET:
+            _, high, low, kept, length = struct.unpack_from("=IIIII", body)
+            yield high << 32 | low, length, body[20:20 + kept]
 
 
 def statistics(interface: int, started: int, ended: int, received: int, lost: int) -> bytes:

@@ -16,9 +16,6 @@ from kvmnet.capture import pcapng
 from kvmnet.capture.files import Files
 from kvmnet.host.ring import RETIRE, Frame, Rings, settle
 
-RESERVE = 120
-"""Bytes that an interface's statistics take at the end of a file, rounded up."""
-
 HOLD = 2 * RETIRE / 1000
 """Seconds after which every device has handed over what it saw."""
 
@@ -78,7 +75,7 @@ class Writing:
 
     def take(self, frames: Sequence[tuple[int, Frame]]) -> int:
         pending: list[bytes] = []
-        size, reserve = 0, RESERVE * len(self.rings.rings)
+        size, reserve = 0, pcapng.RESERVE * len(self.rings.rings)
         for position, (number, frame) in enumerate(frames):
             made = pcapng.packet(number, frame.time, frame.length, frame.data, outgoing=frame.outgoing)
             if not self.files.room(size + len(made) + reserve):

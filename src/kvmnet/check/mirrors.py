@@ -8,7 +8,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from time import time_ns
@@ -18,7 +18,9 @@ from kvmnet.bpf.tree import ANCILLARY, EVERYTHING
 from kvmnet.check.model import Claim, Finding, failed, passed, skipped
 from kvmnet.check.station import Listener
 from kvmnet.drivers.mirror.resources import Copy
+from kvmnet.drivers.recorder.process import Recording, Tail
 from kvmnet.errors import HostCannot
+from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import Tap
 from kvmnet.host.ring import Frame, Ring, settle
 from kvmnet.host.run import ToolFailed
@@ -27,6 +29,8 @@ OUTGOING = 4
 BLOCKS = 8
 ROUND = 0.05
 """Seconds between two looks at the rings."""
+PATIENCE = 5.0
+"""Seconds until a frame must be in a file."""
 LONGEST = 1600
 """Bytes of a frame that is compared; a larger one may leave in segments."""
 WHOLE = program(EVERYTHING, 0x40000)
@@ -50,6 +54,8 @@ class Comparison:
     sources: dict[str, Ear]
     """Copy -> its side of the source."""
     receivers: dict[str, Ear]
+    tails: dict[str, Tail | None] = field(default_factory=dict)
+    """Device whose copies are kept in files -> what is written there from now on; None when nobody writes."""
     started: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
 
@@ -77,7 +83,27 @@ class Comparison:
             others = [c for c in self.copies if c.receiver == receiver]
             finding = self.judge(here, others, due, came.get(receiver))
             found.append(Claim(f"mirror {mirror}", "host", "copies", finding.verdict, finding.evidence))
+            if receiver in self.tails:
+                finding = self.kept(self.tails[receiver], sum((due[c.name] for c in here if c.name in due), Counter()))
+                found.append(Claim(f"mirror {mirror}", "host", "files", finding.verdict, finding.evidence))
         return found
+
+    def kept(self, tail: Tail | None, due: Counter[bytes]) -> Finding:
+        """Each frame that passed at the sources is in the files of the mirror."""
+        if tail is None:
+            return failed("nobody writes; kvmnet apply starts the process")
+        if not due:
+            return skipped("nothing that it copies passed meanwhile")
+        there: Counter[bytes] = Counter()
+
+        def every() -> bool:
+            there.update(key(data) for time, length, data in tail.frames() if time >= self.started and length <= LONGEST)
+            return not due - there
+        with suppress(TimeoutError):    # what is missing is said
+            wait_until(every, PATIENCE)
+        if missing := (due - there).total():
+            return failed(f"{missing} of {due.total()} frames are not in {tail.file.name} or those before")
+        return passed(f"{due.total()} frames, each in {tail.file.name} or those before, byte by byte")
 
     def judge(self, here: Sequence[Copy], others: Sequence[Copy], due: dict[str, Counter[bytes]],
               came: Counter[bytes] | None) -> Finding:
@@ -121,7 +147,7 @@ def side_program(copy: Copy) -> bytes:
 
 
 @contextmanager
-def compared(copies: Sequence[Copy]) -> Iterator[Comparison]:
+def compared(copies: Sequence[Copy], recorders: Mapping[str, Recording]) -> Iterator[Comparison]:
     """Listens at both ends of all mirrors while the body runs. A tap that nobody has open is opened: without a carrier it
     takes nothing."""
     with ExitStack() as stack:
@@ -129,7 +155,7 @@ def compared(copies: Sequence[Copy]) -> Iterator[Comparison]:
         for device in receivers:
             with suppress(ToolFailed, HostCannot):
                 stack.enter_context(Listener(stack.enter_context(Tap.hold(device))))
-        made = Comparison(copies, {}, {})
+        made = Comparison(copies, {}, {}, {device: Tail.of(recording) for device, recording in recorders.items()})
         for device in receivers:
             listen(stack, made.receivers, device, device, packed(WHOLE))
         for copy in copies:

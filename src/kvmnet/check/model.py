@@ -57,6 +57,8 @@ class Subject:
     """What their NICs may send and receive together."""
     copies: tuple[Copy, ...] = ()
     """Of all mirrors."""
+    recorders: Mapping[str, str] = field(default_factory=dict)
+    """Device that copies are handed to -> its mirror, where they are kept in files."""
     allowed: Allowed = field(default_factory=Allowed)
     """What groups and tenants let pass."""
 

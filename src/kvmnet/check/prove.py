@@ -21,6 +21,7 @@ from kvmnet.check.refusals import Beyond, Range, Witness, firing_range, refusals
 from kvmnet.check.station import Listener, Station
 from kvmnet.check.tunnels import prove_tunnels
 from kvmnet.check.underlay import prove_underlay
+from kvmnet.drivers.recorder.process import recording
 from kvmnet.host.interrupts import raised
 from kvmnet.host.lock import exclusive
 from kvmnet.host.packets import Capture, device_mac, exists
@@ -66,7 +67,7 @@ def prove(subject: Subject, progress: Progress) -> Report:
     allow_many_files()
     with raised(), exclusive(subject.paths.lock, "kvmnet check", LOCK_TIMEOUT), ExitStack() as stack:
         grounds = prepare(subject, present, stack)
-        mirrors = stack.enter_context(compared(subject.copies))
+        mirrors = stack.enter_context(compared(subject.copies, {device: recording(subject.paths.run, name) for device, name in subject.recorders.items()}))
         judged = rules.proved(grounds, subject)
         with ThreadPoolExecutor(NETWORKS + 3) as pool:
             guests = pool.submit(prove_guests, subject)

@@ -29,6 +29,7 @@ from kvmnet.drivers.nftables.resources import (
     NicLimits,
 )
 from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.recorder.resources import Recorder
 from kvmnet.drivers.sriov.resources import Pf, Vf, VfPool
 from kvmnet.drivers.stp.resources import SpanningTree, TreeGate
 from kvmnet.drivers.tc.resources import Detour, Qdisc, Sorter, TcClass
@@ -39,7 +40,7 @@ KINDS: dict[str, type[Resource]] = {
     c.kind: c for c in (Link, BridgeVlan, VlanMulticast, Fdb, Address, Route, ProxyNeighbour, Neighbour, Sysctl, NftTable,
                         NicGuard, NicGroups, NicLimits, AddressSet, GuardHook, GuardKeeper, Gate, OpenPort, TapNode, DnsmasqServer,
                         Reservation, GuestNic, File, NicTuning, NicFeature, Pf, VfPool, Vf, Qdisc, TcClass,
-                        Detour, Sorter, Tunnel, TunnelPeer, Copy, Shut, TreeGate, SpanningTree)
+                        Detour, Sorter, Tunnel, TunnelPeer, Copy, Shut, Recorder, TreeGate, SpanningTree)
 }
 
 

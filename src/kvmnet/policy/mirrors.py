@@ -19,18 +19,23 @@ from kvmnet.bpf.code import as_text, program
 from kvmnet.bpf.tree import EVERYTHING, Field, Is, Node, Not, every, some
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.mirror.resources import FIRST, LAST, Copy, Shut, copy_name
+from kvmnet.drivers.recorder.resources import Recorder
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.hosted import stable_mac
 from kvmnet.policy.places import Direction, Layout, Place, places
 from kvmnet.policy.rates import bucket
 from kvmnet.spec.frames import FOUND, condition
-from kvmnet.spec.mirrors import ErspanTunnel, GreTunnel, Mirror, VxlanTunnel
+from kvmnet.spec.mirrors import ErspanTunnel, GreTunnel, Mirror, Record, VxlanTunnel
 from kvmnet.spec.models import Spec
 from kvmnet.spec.names import mirror_name, nic_name, tap_name
 
 GRE = 47
 TUNNEL_MTU = 1500
 """Bytes. The device only carries copies, whose size nothing checks: a larger one travels in fragments as well."""
+
+
+LARGEST = 65535
+"""Bytes of a packet that a guest leaves to be cut later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ def wire_mirrors(layout: Layout) -> tuple[list[Resource], dict[str, Wired]]:
         wired[name] = Wired(name, number, receiver(name, mirror, spec), tuple(here))
         if mirror.to.tunnel:
             found += tunnel(name, mirror.to.tunnel)
+        if mirror.to.file:
+            found += recorded(name, mirror.to.file)
         if mirror.limit:
             found += bucket(wired[name].to, mirror.limit, None, fair=False)
         found += copies(wired[name], condition(mirror.filter), ours)
@@ -163,6 +170,14 @@ def tunnel(name: str, wish: VxlanTunnel | GreTunnel | ErspanTunnel) -> list[Reso
             link = replace(link, type="erspan", gre_key=wish.session, erspan_version=wish.version,
                            erspan_index=wish.index if wish.version == 1 else None)
     return [link, Shut(name=device, dev=device, whole=True, up=True)]
+
+
+def recorded(name: str, wish: Record) -> list[Resource]:
+    """The device that copies are handed to, and the process that keeps them. An ifb drops what was only copied to it, behind those who listen
+    there (ifb_xmit() in drivers/net/ifb.c)."""
+    device = mirror_name(name)
+    return [Link(name=device, type="ifb", mtu=LARGEST, up=True, master="", alias=f"kvmnet mirror {name}", addrgenmode="none"),
+            Recorder(name=name, device=device, path=wish.path, size=wish.size, files=wish.files, snap=wish.snap, running=True)]
 
 
 def counted(wired: Mapping[str, Wired]) -> dict[str, str]:

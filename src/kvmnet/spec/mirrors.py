@@ -16,6 +16,8 @@ from kvmnet.spec.types import (
     Ports,
     Prefix,
     Protocols,
+    RecordFile,
+    Size,
     Source,
     VlanRanges,
 )
@@ -89,6 +91,25 @@ class ErspanTunnel(Tunnel):
     """version 1: index of the mirrored port."""
 
 
+class Record(Part):
+    """Copies in pcapng files, the last of them; a text alone is the path. NAME.pcapng stands for NAME-00001.pcapng and so on: files that
+    begin with kvmnet's comment are removed when they are too many, others never. They stay when the mirror goes."""
+
+    path: RecordFile
+    """Path of the files, e.g. /var/captures/web.pcapng. Its folder is there already; files are for root alone (0600)."""
+    size: Size = 100 * 2**20
+    """Bytes of a file at most, e.g. 100M."""
+    files: Annotated[int, Field(ge=2, le=10000)] = 10
+    """Files that are kept: size times files is the most that they take, and one file more while they change."""
+    snap: Annotated[int, Field(ge=64, le=262144)] = 262144
+    """Bytes of a frame that are kept at most."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def short(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+
 class Receiver(Part):
     """Where copies go: one of the following. A text alone is a NIC."""
 
@@ -102,18 +123,19 @@ class Receiver(Part):
     """Another machine, by GRE."""
     erspan: ErspanTunnel | None = None
     """Another machine, by ERSPAN."""
+    file: Record | None = None
+    """Files on this host."""
 
     @model_validator(mode="before")
     @classmethod
     def short(cls, value: Any) -> Any:
-        if isinstance(value, dict) and "file" in value:
-            raise ValueError("a mirror has no end, and a file must have one: kvmnet capture WHERE --write FILE --for TIME --size SIZE "
-                             "writes to a file; here stands a NIC, a device or another machine")
         return {"nic": value} if isinstance(value, str) else value
 
     @property
     def words(self) -> str:
         """For people: ``sensor/eth1``, ``device eth9``, ``vxlan to 192.0.2.9``."""
+        if self.file:
+            return f"file {self.file.path}"
         kind = next((k for k in type(self).model_fields if getattr(self, k) is not None), "")
         return self.nic or (f"device {self.device}" if self.device else f"{kind} to {self.tunnel.remote if self.tunnel else ''}")
 

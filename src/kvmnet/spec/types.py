@@ -42,6 +42,7 @@ from kvmnet.spec.values import (
     protocols,
     range4,
     range6,
+    record_file,
     secret_file,
     setting,
     size,
@@ -85,6 +86,7 @@ PciSlot = Annotated[str, PlainValidator(pci_slot), _NUMBER_OR_TEXT]
 WireguardKey = Annotated[str, PlainValidator(wireguard_key), _schema("string", pattern="^[A-Za-z0-9+/]{43}=$")]
 Endpoint = Annotated[str, PlainValidator(endpoint), _schema("string", pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$")]
 SecretFile = Annotated[str, PlainValidator(secret_file), _schema("string", pattern=r"^/\S+$")]
+RecordFile = Annotated[str, PlainValidator(record_file), _schema("string", pattern=r"^/.+\.pcapng$")]
 VlanId = Annotated[int, Field(ge=1, le=4094)]
 Cidr = Annotated[str, PlainValidator(cidr), _schema("string", pattern="^[0-9A-Fa-f:.]+/[0-9]{1,3}$")]
 PortNumber = Annotated[int, Field(ge=1, le=65535)]
@@ -114,7 +116,7 @@ WORDS: dict[Callable[[object], Any], str] = {
     range6: "FIRST-LAST", duration: "duration (12h, 30m, 90s, infinite)", size: "size (256M, 2G)",
     bit_rate: "rate (500kbit, 100mbit, 2gbit)", burst: "bytes (64k, 1m)", per_second: "rate (20000/s, 20k/s) or `none`",
     bytes_per_second: "rate (100MB/s) or `none`", count: "number or `none`", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
-    wireguard_key: "public key", endpoint: "ADDRESS:PORT", secret_file: "path of a file", prefixes: "list of prefixes",
+    wireguard_key: "public key", endpoint: "ADDRESS:PORT", secret_file: "path of a file", record_file: "path of a file", prefixes: "list of prefixes",
     dscp: "DSCP (10, ef)", dscps: "list of DSCPs",
     ports: "list of ports and ranges, or `any`", icmp_types: "`true` or list of types", protocols: "list of protocols",
     expression: "expression", mirrored: "GUEST, GUEST/NIC, `network:`, `group:`, `uplink:` NAME or `vlan:`NUMBER`@`UPLINK",

@@ -472,6 +472,14 @@ def secret_file(value: object) -> str:
     return text
 
 
+def record_file(value: object) -> str:
+    """Path of the files of a record: absolute, and of pcapng."""
+    text = line(value)
+    if not text.startswith("/") or ".." in text.split("/") or not text.endswith(".pcapng") or text.endswith("/.pcapng"):
+        raise ValueError(f"{shown(text)} is not the path of a record; write it from / on, with .pcapng at its end")
+    return text
+
+
 # Rules of groups
 
 ICMP_TYPES: dict[str, tuple[int | None, int | None]] = {

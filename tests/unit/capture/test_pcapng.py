@@ -8,6 +8,7 @@ import pytest
 
 from kvmnet.capture import pcapng
 from kvmnet.capture.files import Files
+from kvmnet.capture.kept import Kept
 from kvmnet.capture.pcapng import Interface, blocks
 from kvmnet.errors import ConflictError, HostCannot
 
@@ -74,5 +75,23 @@ def test_a_full_disk_leaves_whole_blocks(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(OSError, match="No space"):
         made.write(pcapng.packet(0, 0, 60, bytes(60), outgoing=False))
     monkeypatch.undo()
-    made.close()
     assert (tmp_path / "a.pcapng").read_bytes() == HEAD
+    made.write(last := pcapng.statistics(0, 1, 2, 3, 0))
+    made.close()
+    assert (tmp_path / "a.pcapng").read_bytes() == HEAD + last, "no hole"
+
+
+def test_a_record_goes_on_behind_what_is_there_and_removes_its_own_alone(tmp_path: Path) -> None:
+    ours = pcapng.header([pcapng.Interface("kvm-web", "copies")], "kvmnet", "Linux", 64, f"{Kept.MARK} web")
+    for name in ("web-00002.pcapng", "web-00003.pcapng", "web-100000.pcapng", "other-00009.pcapng"):
+        (tmp_path / name).write_bytes(ours)
+    (tmp_path / "web-00001.pcapng").write_bytes(HEAD)
+    (tmp_path / "web-00004.pcapng").symlink_to(tmp_path / "other-00009.pcapng")
+    made = Kept(tmp_path / "web.pcapng", 1000, 2, ours)
+    there = {"web-00001.pcapng", "web-00004.pcapng", "other-00009.pcapng"}
+    assert {f.name for f in tmp_path.iterdir()} == there | {"web-100000.pcapng", "web-100001.pcapng"}
+    made.rotate(b"")
+    made.close()
+    assert {f.name for f in tmp_path.iterdir()} == there | {"web-100001.pcapng", "web-100002.pcapng"}
+    assert list(pcapng.packets(ours + (one := pcapng.packet(0, 7, 60, bytes(50))))) == [(7, 60, bytes(50))]
+    assert pcapng.whole(ours + one[:-1]) == ours and pcapng.whole(ours + one) == ours + one

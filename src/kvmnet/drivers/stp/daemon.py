@@ -11,13 +11,10 @@ have a time to live in the gate, which is renewed while we live.
 """
 from __future__ import annotations
 
-import ctypes
 import errno
-import fcntl
 import json
 import os
 import select
-import signal
 import subprocess
 import sys
 import time
@@ -31,17 +28,15 @@ if __name__ == "__main__":
 
 from kvmnet.drivers.stp.gate import OPEN_FOR, opening, table_text
 from kvmnet.drivers.stp.netlink import FORWARDING, LEARNING, LISTENING, Kernel, Look, Refused
-from kvmnet.drivers.stp.settings import CONFIG, RECORD, STATE, Wish, told
+from kvmnet.drivers.stp.settings import Wish, told
 from kvmnet.drivers.stp.wiring import Wiring, megabits
+from kvmnet.host.watched import CONFIG, STATE, replace, watch
 from kvmnet.stp.bpdu import decode, frame, payload_of
 from kvmnet.stp.bridge import Bridge
 from kvmnet.stp.node import Effect, Flush, Send, SetState, Tripped
 from kvmnet.stp.vectors import CIST, State
 
 KERNEL_STATES = {State.DISCARDING: LISTENING, State.LEARNING: LEARNING, State.FORWARDING: FORWARDING}
-PR_SET_PDEATHSIG = 1
-AGAIN = 0.5
-"""Seconds until a process that ended is started again."""
 LOOK_AGAIN = 5.0
 """Seconds after which ports are looked at again, though nothing was told of them."""
 AT_ONCE = 16
@@ -205,81 +200,14 @@ class Speaker:
         text = json.dumps({k: v for k, v in state.items() if k != "since"})
         if text != self.written:
             self.written = text
-            fresh = self.folder / f"{STATE}.new"
-            fresh.write_text(json.dumps(state))
-            fresh.replace(self.folder / STATE)
+            replace(self.folder / STATE, json.dumps(state))
 
 
-def start_time(pid: int) -> int | None:
-    """When a process began, in ticks since boot; None when it has ended."""
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if words[0] in "ZX" else int(words[19])
-
-
-def speak(folder: Path, ready: int, watcher: int) -> NoReturn:
-    """The process that speaks; it ends with the one that watches it."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != watcher:    # it ended before we could say so
-        os._exit(1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def speak(folder: Path, ready: int) -> NoReturn:
+    """The process that speaks."""
     Speaker(folder).run(ready)
-
-
-def watch(folder: Path) -> int:
-    """Have one process speak, for ever."""
-    lock = open(folder / "lock", "w")  # noqa: SIM115 - held for life
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        print("another process speaks for this bridge", flush=True)
-        return 3
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    config = (folder / CONFIG).read_text()
-    first = True
-    while True:
-        heard, ready = os.pipe()
-        watcher = os.getpid()
-        child = os.fork()
-        if not child:
-            os.close(heard)
-            try:
-                speak(folder, ready, watcher)
-            except BaseException as error:  # noqa: BLE001  said, and begun anew by the other process
-                print(f"{time.strftime('%FT%T')} {type(error).__name__}: {error}", flush=True)
-            os._exit(1)
-        os.close(ready)
-
-        def end(number: int, stack: object, child: int = child) -> None:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            os._exit(0)
-
-        signal.signal(signal.SIGTERM, end)
-        well = os.read(heard, 1) == b"+"
-        os.close(heard)
-        if first and well:
-            record(folder, config)
-        _, status = os.waitpid(child, 0)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if first and not well:
-            return 4
-        first = False
-        print(f"{time.strftime('%FT%T')} ended with {os.waitstatus_to_exitcode(status)}; begins anew", flush=True)
-        select.select([], [], [], AGAIN)
-
-
-def record(folder: Path, config: str) -> None:
-    """Write down who we are: from here on the bridge is ours."""
-    about = {"pid": os.getpid(), "start": start_time(os.getpid()), "netns": Path("/proc/self/ns/net").stat().st_ino, "config": config}
-    fresh = folder / f"{RECORD}.new"
-    fresh.write_text(json.dumps(about))
-    fresh.replace(folder / RECORD)
 
 
 if __name__ == "__main__":
     os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
-    sys.exit(watch(Path(sys.argv[1])))
+    sys.exit(watch(Path(sys.argv[1]), speak, "another process speaks for this bridge"))

@@ -9,8 +9,6 @@ if TYPE_CHECKING:  # only the process itself needs the protocol: commands start 
     from kvmnet.stp.node import BridgeConfig
     from kvmnet.stp.port import PortConfig
 
-CONFIG, RECORD, STATE, LOG = "config.json", "process.json", "state.json", "log"
-
 
 @dataclass(frozen=True, slots=True)
 class Wish:

@@ -16,7 +16,7 @@ from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong
 from kvmnet.spec.tenancy import owners, tenant_of
 
-FEATURE, VXLAN, GRE, SHAPER = "tc-mirror", "vxlan", "gre", "tc-tbf"
+FEATURE, VXLAN, GRE, IFB, SHAPER = "tc-mirror", "vxlan", "gre", "ifb", "tc-tbf"
 PLAIN = frozenset({"physical", "veth", "dummy", "tap", "ifb"})
 """Types of devices that may take copies: what is sent by them goes nowhere else on this host."""
 
@@ -87,6 +87,10 @@ def receivers(subject: Subject) -> Iterator[Problem]:
             yield from _device(subject, f"{path}.device", to.device)
         elif to.tunnel is not None:
             yield from _addresses(subject, f"{path}.{given[0]}", to.tunnel.remote, to.tunnel.local)
+        elif to.file is not None:
+            first = next(other for other, m in subject.spec.mirrors.items() if m.to.file and m.to.file.path == to.file.path)
+            if first != name:
+                yield wrong(f"{path}.file.path", f"mirror {first} writes there already", "write another name")
 
 
 def _nic(subject: Subject, path: str, nic: str) -> Iterator[Problem]:
@@ -266,7 +270,7 @@ def host(subject: Subject) -> Iterator[Problem]:
     if not subject.links:
         return
     for name, mirror in subject.spec.mirrors.items():
-        needed = [VXLAN] if mirror.to.vxlan else [GRE] if mirror.to.tunnel else []
+        needed = [VXLAN] if mirror.to.vxlan else [GRE] if mirror.to.tunnel else [IFB] if mirror.to.file else []
         for feature in (FEATURE, *needed, *([SHAPER] if mirror.limit else [])):
             if why := subject.facts.features.get(feature):
                 yield wrong(f"mirrors.{name}", f"this host cannot copy frames: {why}", "install the distribution's full kernel")
