@@ -47,8 +47,6 @@ from kvmnet.spec.names import carrier_name, overlay_name, standby_name, tap_name
 from kvmnet.spec.networks import SHARED, Mode, Network
 from kvmnet.spec.tenancy import owners, tenant_of
 
-SEGMENTS = frozenset({"physical", "bond", "team", "vlan", "vxlan"})
-"""Types of links that lead a bridge to other machines."""
 ROOT = 0
 """uid that owns a tap which nobody else shall open: one without an owner can be opened by every user
 (tun_not_capable() in drivers/net/tun.c)."""
@@ -89,7 +87,7 @@ class Compiled:
         shares = Shares()
         majors = trees(self.segments.values(), limited_tenants(spec))
         for segment in self.segments.values():
-            shares.add(segment, port_of(segment, spec), majors, facts.features)
+            shares.add(segment, majors, facts.features)
         # What waited in a class of its tenant's does not take that to the next queue.
         shares.queues = dict.fromkeys(pooled_classes(spec, self.segments, facts.features), 0) | shares.queues
         self.notes += shares.notes
@@ -209,6 +207,7 @@ def settle(name: str, network: Network, spec: Spec, facts: Facts, nics: tuple[Ni
         way_out="" if network.vxlan else ways.way_out(network.uplink, spec, facts.features),
         overlay=overlay_of(name, network, spec, facts), parent=ways.parent_of(name, spec),
         vlan=inner_vlan(name, network, spec, facts), wire=ways.wire_of(name, spec, facts.features),
+        port=ways.port_of(name, spec, facts.features, facts.state),
         joined=tuple(sorted(subnet for peer in joined if (subnet := spec.networks[peer].subnet))))
 
 
@@ -298,19 +297,8 @@ def outer_ports(out: Compiled, spec: Spec, facts: Facts) -> set[tuple[str, str]]
                 found.add((carrier_name(name) if alone else ways.device(network.uplink, spec), bridge))
                 found |= {(nic, bridge) for nic in spec.uplinks[network.uplink].redundant}
             if network.bridge:
-                found |= {(link.name, bridge) for link in facts.state.values()
-                          if isinstance(link, Link) and link.master == bridge and link.type in SEGMENTS}
+                found |= {(port, bridge) for port in ways.leading_outside(bridge, facts.state)}
     return found
-
-
-def port_of(segment: Segment, spec: Spec) -> str:
-    """The port of a network's bridge to the outside, where it is the network's own or the uplink itself; '' for none."""
-    network = segment.network
-    if segment.overlay:
-        return segment.overlay.port
-    if network.mode is not Mode.BRIDGE or not network.uplink or network.bridge:
-        return ""
-    return carrier_name(segment.name) if network.vlan and not segment.vlan else ways.device(network.uplink, spec)
 
 
 def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]], facts: Facts,

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvmnet.compile import limited_tenants, port_of, tenant_nics
+from kvmnet.compile import limited_tenants, tenant_nics
 from kvmnet.drivers.sriov.resources import Vf
 from kvmnet.drivers.tc.resources import Qdisc, TcClass, class_name, qdisc_name
 from kvmnet.drivers.tc.wire import Counts
@@ -129,7 +129,7 @@ def shared_rates(segment: Segment, spec: Spec, seen: Seen, queues: Mapping[str, 
     """How the guests of a network are limited together."""
     if not segment.network.has_queues:
         return {}
-    way = shares.ways(segment, port_of(segment, spec))
+    way = shares.ways(segment)
     found = {}
     for direction, device in (("in", way.inward), ("out", way.out)):
         here = of_root(device, seen, queues) if (segment.network.rate.in_ if direction == "in" else segment.network.rate.out) else None
@@ -146,7 +146,7 @@ def class_statuses(segments: Mapping[str, Segment], spec: Spec, seen: Seen, befo
     for name, segment in segments.items():
         if not (segment.network.has_queues and after):
             continue
-        way = shares.ways(segment, port_of(segment, spec))
+        way = shares.ways(segment)
         for direction, dev, major, ids in (("out", way.out, majors[name], shares.minors(segment)),
                                            ("in", way.inward, majors[name + shares.INWARD], shares.receiving(segment))):
             names = {n: n for n in segment.network.classes} | {f"{nic.vm}/{nic.nic}": nic.tap for nic in segment.nics}

@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 
+from kvmnet.capture import pcapng
 from kvmnet.drivers.qemu.folder import folder
 from kvmnet.drivers.qemu.process import KVM
 from kvmnet.drivers.qemu.qmp import Monitor, QmpError
@@ -30,6 +32,8 @@ vms:
   web:
     run: {memory: 256M, image: tiny}
     nics: [{network: lan, vhost: "on"}, {network: cell, vhost: "off"}]
+mirrors:
+  eye: {from: [web/nic0], direction: sent, to: {file: %s/eye.pcapng}}
 """
 CONSOLE = 40
 """Lines of a console that are shown."""
@@ -55,18 +59,26 @@ class Met:
     """NIC -> who moves its packets, as ``kvmnet status`` shows it."""
     left: int
     """Backend threads that are still there when it has ended."""
+    copied: tuple[int, int]
+    """Packets that the guest has sent by its first NIC since it was there, by its own count, and those of them in the files of a mirror."""
     seconds: dict[str, float]
+
+
+def frames_of(mac: str, folder: Path) -> int:
+    """Frames from *mac* in all files of a record."""
+    source = bytes.fromhex(mac.replace(":", ""))
+    return sum(data[6:12] == source for file in folder.glob("*.pcapng") for _, _, data in pcapng.packets(pcapng.whole(file.read_bytes())))
 
 
 def meet() -> Met:
     """Start a guest with vhost on its first NIC and not on its second, ping both ways, and stop it."""
     sh(f"modprobe kvm_amd && chmod 0666 {KVM}")
     seconds = {}
-    with world() as made:
+    with TemporaryDirectory() as kept, world() as made:
         began = monotonic()
         accel = probe(made.paths, deadline=PATIENCE)
         seconds["accel probe"], began = monotonic() - began, monotonic()
-        made.apply(DOCUMENT)
+        made.apply(DOCUMENT % kept)
         seconds["apply"], began = monotonic() - began, monotonic()
         made.host.start_guests(["web"], lambda line: None)
         status = made.host.running()["web"]
@@ -74,15 +86,26 @@ def meet() -> Met:
         wait_for_agent("web", made.paths, PATIENCE)
         seconds["guest"], began = monotonic() - began, monotonic()
         threads = backends(status.pid)
-        address = made.host.in_force()[1].segments["lan"].nics[0].ip
+        nic = made.host.in_force()[1].segments["lan"].nics[0]
+        address = nic.ip
         host_pings = wait_until(lambda: made.here.pings(address, timeout=2), PATIENCE, 0.2)
         outside = made.host.execute("web", ["ping", "-c", "3", OUTSIDE], PATIENCE)[1]
-        seconds["pings"] = monotonic() - began
+        seconds["pings"], began = monotonic() - began, monotonic()
+        copied = (0, -1)
+
+        def all_copied() -> bool:
+            nonlocal copied
+            sent = made.host.execute("web", ["cat", "/sys/class/net/eth0/statistics/tx_packets"], PATIENCE)[1]
+            copied = (int(sent), frames_of(nic.mac, Path(kept)))
+            return copied[0] == copied[1]
+        with suppress(TimeoutError):    # what is missing is seen by who asks
+            wait_until(all_copied, PATIENCE / 3, 0.2)
+        seconds["mirror"] = monotonic() - began
         shown = look(made.host)
         assert shown is not None
         made.host.stop_guests(["web"], lambda line: None, 1)
         return Met(accel.name, accel.reason, threads, host_pings, outside, early, shown.drift,
-                   {n.nic: n.backend for n in shown.nics}, backends(status.pid), seconds)
+                   {n.nic: n.backend for n in shown.nics}, backends(status.pid), copied, seconds)
 
 
 @contextmanager

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 
 import pytest
 
+from kvmnet.drivers.tc.driver import TcDriver
+from kvmnet.drivers.tc.resources import SORTERS
 from kvmnet.errors import HostCannot
 from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import device_mac
@@ -49,8 +52,8 @@ def routed(network: str = "", a: str = "", b: str = "") -> str:
     return ROUTED % tuple(f", {text}" if text else "" for text in (network, a, b))
 
 
-def bridged(network: str = "", a: str = "", b: str = "") -> str:
-    return BRIDGED % tuple(f", {text}" if text else "" for text in (network, a, b))
+def bridged(network: str = "", mode: str = "bridge") -> str:
+    return (BRIDGED % (f", {network}" if network else "", "", "")).replace("mode: bridge", f"mode: {mode}")
 
 
 @pytest.fixture(scope="module")
@@ -306,13 +309,14 @@ def test_what_is_taken_away_is_seen_and_put_back(ground: World) -> None:
     assert ground.drift() == [], "the guard's keeper has brought it back"
 
 
-def test_a_segment_of_the_uplink() -> None:
+@pytest.mark.parametrize("mode", ["bridge", "macvtap"])
+def test_a_segment_of_the_uplink(mode: str) -> None:
     """Guests wait at the uplink itself; the host beside them does not, and the uplink's own queue comes back."""
     with world() as made:
-        made.apply(bridged())
+        made.apply(bridged(mode=mode))
         made.guest("a")
         before = sh("tc qdisc show dev eth0")
-        made.apply(bridged("rate: {out: 4mbit}"))
+        made.apply(bridged("rate: {out: 4mbit}, classes: {video: {dscp: ef}}", mode))
         assert made.drift() == [] and "htb 6" in sh("tc qdisc show dev eth0")
         one, nonce = made.guest("a"), os.urandom(8)
         router = made.outside.run("cat /sys/class/net/segment/address").strip()
@@ -331,12 +335,53 @@ def test_a_segment_of_the_uplink() -> None:
         wait_until(limited, PATIENCE)
         with made.here.socket(2, 2) as out:
             wait_until(lambda: came_whole(flooded(lambda data: out.sendto(data, ("192.0.2.1", 5678)), payload)), PATIENCE)
-        made.apply(bridged())
+        if mode == "macvtap":
+            sh(f"tc filter del dev eth0 parent {sh('tc qdisc show dev eth0').split()[2]} pref {SORTERS[-1]}")
+            assert made.drift() == [f"create sorter eth0 {SORTERS[-1]}"]
+        made.apply(bridged(mode=mode))
         assert sh("tc qdisc show dev eth0") == before
         sh("tc qdisc replace dev eth0 root handle 1: htb default 1")
         with pytest.raises(HostCannot, match=r"test.yaml:5:\d+: networks.lan.rate.out: eth0 has a queue that somebody else has set: htb 1:"):
-            made.plan(bridged("rate: {out: 4mbit}"))
+            made.plan(bridged("rate: {out: 4mbit}", mode))
         assert made.drift() == []
+
+
+def test_an_existing_bridge_with_one_way_outside() -> None:
+    """What guests send waits at the bridge's only port of the host's own; the host beside them is in no class there."""
+    with world() as made:
+        sh("ip link add br7 type bridge; ip link add vx7 type vxlan id 7 local 192.0.2.2 remote 192.0.2.1 dstport 4789 dev eth0;"
+           "ip link set vx7 master br7 up; ip link set br7 up; ip addr add 10.7.0.1/24 dev br7")
+        text = ("version: 1\nnetworks: {{old: {{mode: bridge, bridge: br7, subnet: 10.7.0.0/24{}}}}}\n"
+                "vms: {{a: {{nics: [{{network: old, ip: 10.7.0.9}}]}}}}\n")
+        before = sh("tc qdisc show dev vx7")
+        made.apply(text.format(", rate: {out: 4mbit}"))
+        assert made.drift() == [] and "htb 6" in sh("tc qdisc show dev vx7")
+        guest = made.guest("a").use("10.7.0.9/24")
+        queues = TcDriver()
+
+        def passed() -> int:
+            return sum(counts.sent for name, counts in queues.queue_counts()[1].items() if name.startswith("vx7 "))
+
+        def of_guest() -> bool:
+            guest.pings("10.7.0.77", timeout=NEVER)    # asked for by everybody's frames
+            return passed() > 0
+        wait_until(of_guest, PATIENCE)
+        with made.here.socket(2, 2) as out:    # its frames pass the port as well, and wait nowhere
+            out.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            direct, waited = sent_by("vx7"), passed()
+            wait_until(lambda: out.sendto(bytes(1000), ("10.7.0.255", 9)) and sent_by("vx7") > direct + 5, PATIENCE)
+            assert passed() - waited < 1000
+        sh("ip link add vx8 type vxlan id 8 local 192.0.2.2 remote 192.0.2.1 dstport 4790 dev eth0; ip link set vx8 master br7")
+        with pytest.raises(HostCannot, match=r"test.yaml:2:\d+: networks.old.rate.out: br7 leads outside by vx7 and vx8"):
+            made.plan(text.format(", rate: {out: 5mbit}"))
+        sh("ip link del vx8")
+        made.apply(text.format(""))
+        assert sh("tc qdisc show dev vx7") == before
+
+
+def sent_by(device: str) -> int:
+    """Packets that a device has sent."""
+    return int(next(line.split()[10] for line in Path("/proc/thread-self/net/dev").read_text().splitlines() if line.strip().startswith(f"{device}:")))
 
 
 def test_destroy_leaves_nothing() -> None:

@@ -123,7 +123,7 @@ def of_network(place: Place, idle: Sequence[Idle], rate: int) -> Finding:
             and (i.nic.declared.rate.out or MORE * rate) >= MORE * rate]
     if not able:
         return skipped("no idle NIC may send as much alone")
-    router = Target(device_mac(segment.bridge), segment.address, shares.ways(segment, "").out)
+    router = Target(device_mac(segment.bridge), segment.address, shares.ways(segment).out)
     return judged(partial(measure, [(able[0], router)], rate, usual_burst(rate), min(segment.mtu, LARGEST)), rate)
 
 

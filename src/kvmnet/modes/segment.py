@@ -52,6 +52,9 @@ class Segment:
     """Device of the routing domain that it is in; '' for the host's own."""
     overlay: Overlay | None = None
     """How it stretches to other hosts; None when it does not."""
+    port: str = ""
+    """Device by which what its guests send leaves, where it can wait there: its own port to the outside, the uplink, or the only one of an
+    existing bridge; '' for none."""
     wire: str = ""
     """mode bridge on a VLAN with a device of its own: device that its frames leave by with their tag."""
     joined: tuple[str, ...] = ()

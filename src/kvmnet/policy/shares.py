@@ -13,7 +13,8 @@ Where the queue is, by mode:
   sent by the bridge device, in a tree of its own; inet postrouting, behind that and behind NAT, has told it by its destination
   which NIC's class it is.
 * vxlan, and bridge on a VLAN: the port to the outside is ours, what goes out is sent by it, what comes in makes a detour.
-* bridge without a VLAN: the port is the uplink. The host's own frames are in no class and do not wait.
+* bridge without a VLAN: the port is the uplink, or that of the existing bridge. The host's own frames are in no class and do not wait.
+* macvtap: their parent sends, and has no class for each NIC. The uplink's own frames are told from theirs by the guard's mark.
 
 Classes of what comes in: in the modes nat and routed inet postrouting tells them, too. At a port of ours no hook has seen the frame; there a
 program of classic BPF for each class looks at the DSCP, or the VLAN device has made the class out of the priority in the tag
@@ -27,7 +28,7 @@ from typing import TypeAlias
 from zlib import crc32
 
 from kvmnet.bpf.code import as_text, program
-from kvmnet.bpf.tree import IP, IP6, Field, Is, ethertype, every, some
+from kvmnet.bpf.tree import IP, IP6, Field, Is, Node, ethertype, every, some
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.tc.resources import (
@@ -44,7 +45,9 @@ from kvmnet.drivers.tc.resources import (
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
+from kvmnet.policy.egress import MARK
 from kvmnet.policy.marking import mark_chain, mark_of
+from kvmnet.policy.marks import GUEST
 from kvmnet.policy.rates import FAIR, FLOWS, PACKETS, bucket, queue, usual_burst
 from kvmnet.spec.names import pool_name
 from kvmnet.spec.networks import Mode
@@ -96,16 +99,16 @@ class Shares:
     receivers: dict[tuple[str, str], int] = field(default_factory=dict)
     """(bridge, address) -> class of what the host sends there."""
 
-    def add(self, segment: Segment, port: str, majors: Mapping[str, int], features: Mapping[str, str]) -> None:
-        """One network. ``port``: its port to the outside, '' where there is none. ``majors``: of its classes, see ``trees``."""
+    def add(self, segment: Segment, majors: Mapping[str, int], features: Mapping[str, str]) -> None:
+        """One network. ``majors``: of its classes, see ``trees``."""
         if not segment.parent:  # macvtaps are marked on their way to the guard
             self.marks |= {nic.tap: chain for nic in segment.nics if nic.tap and (chain := mark_of(nic.declared.mark))}
         if not segment.network.has_queues:
             return
         ids, major, fair = minors(segment), majors[segment.name], features.get(FAIR) == ""
-        way = ways(segment, port)
+        way, port = ways(segment), segment.port
         tags = {nic.tap: nic.declared.mark.pcp for nic in segment.nics if nic.tap and nic.declared.mark.pcp is not None}
-        if segment.network.rate.out or tags:
+        if (segment.network.rate.out or tags) and not segment.parent:
             self.queues |= {nic.tap: major << 16 | ids.get(nic.tap, TAGGED + tags[nic.tap] if nic.tap in tags else REST)
                             for nic in segment.nics if nic.tap}
         if segment.network.rate.out:
@@ -113,6 +116,8 @@ class Shares:
                 self.notes.append(f"network {segment.name} shares out what its guests send at {port}: a queue of ours takes the place of "
                                   "the kernel's, one for all queues of the NIC")
             self.resources += outward(segment, way, major, ids, fair=fair)
+        if segment.parent:    # no hook of a bridge sees them
+            return
         if segment.network.rate.in_:
             self.receive(segment, way, port, majors[segment.name + INWARD], fair=fair)
         if segment.network.classes:
@@ -179,8 +184,8 @@ class Ways:
     in_from: str
 
 
-def ways(segment: Segment, port: str) -> Ways:
-    aside = pool_name(segment.name)
+def ways(segment: Segment) -> Ways:
+    aside, port = pool_name(segment.name), segment.port
     if segment.network.mode in (Mode.NAT, Mode.ROUTED):
         return Ways(aside, segment.bridge, segment.bridge, "")
     return Ways(port, "", aside, port)
@@ -188,7 +193,7 @@ def ways(segment: Segment, port: str) -> Ways:
 
 def on_uplink(segment: Segment) -> bool:
     """Whether the queue is that of the uplink itself, where the host and others send too."""
-    return segment.network.mode is Mode.BRIDGE and not segment.network.vlan
+    return segment.network.mode in (Mode.BRIDGE, Mode.MACVTAP) and not segment.network.vlan
 
 
 Leaves: TypeAlias = Mapping[int, tuple[int, int, int]]
@@ -208,8 +213,19 @@ def outward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, 
     if way.out_from:
         yield aside(segment, way.out)
     yield from tree(way.out, major, rate, leaves, default=0 if on_uplink(segment) else REST, fair=fair)
+    if segment.parent:
+        yield from of_macvtaps(segment, way.out, major, ids)
     if way.out_from:
         yield detour(way.out_from, way.out)
+
+
+def of_macvtaps(segment: Segment, dev: str, major: int, ids: Mapping[str, int]) -> Iterator[Sorter]:
+    """What tells the classes of macvtaps' frames where these leave by their parent; at an uplink, by the guard's mark, whose they are at all."""
+    ours = (Is(Field(MARK, 4, GUEST), GUEST),) if on_uplink(segment) else ()
+    yield from sorters(dev, major, segment.network.classes, ids, *ours)
+    if ours:
+        yield Sorter(name=f"{dev} {SORTERS[-1]}", qdisc=qdisc_name(dev, major), program=as_text(program(every(*ours), EVERY_BYTE)),
+                     into=class_name(dev, major, REST))
 
 
 def tree(dev: str, major: int, rate: int, leaves: Leaves, *, default: int, fair: bool) -> Iterator[Resource]:
@@ -248,19 +264,20 @@ def inward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, f
         yield detour(way.in_from, way.inward)
 
 
-def sorters(dev: str, major: int, classes: Mapping[str, TrafficClass], ids: Mapping[str, int]) -> Iterator[Sorter]:
-    """What tells the classes of a tree by the packets' DSCPs: a look for each class, since they are few."""
-    prefs = numbers(classes, SORTERS)
+def sorters(dev: str, major: int, classes: Mapping[str, TrafficClass], ids: Mapping[str, int], *also: Node) -> Iterator[Sorter]:
+    """What tells the classes of a tree by the packets' DSCPs: a look for each class, since they are few. ``also``: what else they are."""
+    prefs = numbers(classes, SORTERS[:-1])
     for name, group in classes.items():
-        yield Sorter(name=f"{dev} {prefs[name]}", qdisc=qdisc_name(dev, major), program=dscp_program(group.dscp),
+        yield Sorter(name=f"{dev} {prefs[name]}", qdisc=qdisc_name(dev, major), program=dscp_program(group.dscp, *also),
                      into=class_name(dev, major, ids[name]))
 
 
-def dscp_program(codes: Iterable[int]) -> str:
+def dscp_program(codes: Iterable[int], *also: Node) -> str:
     """IPv4 and IPv6 packets with one of these DSCPs, in frames without a tag in them."""
     codes = tuple(codes)
-    return as_text(program(some(every(ethertype(IP), some(*(Is(Field(15, 1, 0xFC), code << 2) for code in codes))),
-                                every(ethertype(IP6), some(*(Is(Field(14, 2, 0x0FC0), code << 6) for code in codes)))), EVERY_BYTE))
+    told = some(every(ethertype(IP), some(*(Is(Field(15, 1, 0xFC), code << 2) for code in codes))),
+                every(ethertype(IP6), some(*(Is(Field(14, 2, 0x0FC0), code << 6) for code in codes))))
+    return as_text(program(every(*also, told), EVERY_BYTE))
 
 
 def aside(segment: Segment, name: str) -> Link:
@@ -272,7 +289,7 @@ def minors(segment: Segment) -> dict[str, int]:
     """Tap of a NIC with a class of its own, or name of a class of traffic -> minor number, the same for the same name
     unless two meet. No NIC has a name like a tap's."""
     network = segment.network
-    own = [nic.tap for nic in segment.nics if nic.tap and network.rate.out
+    own = [nic.tap for nic in segment.nics if nic.tap and network.rate.out and not segment.parent
            and (network.rate.share == "fair" or nic.declared.rate.min)]
     return numbers((*own, *network.classes), MINORS)
 

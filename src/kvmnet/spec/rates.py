@@ -54,15 +54,15 @@ class TenantRate(Part):
 
 class NetworkRate(Part):
     """How much all guests of a network may send and receive together, seen from them, by its way out: to and from
-    everybody but other guests of the network on this host. Modes nat, routed, vxlan and bridge."""
+    everybody but other guests of the network on this host. Modes nat, routed, vxlan and bridge; macvtap: what they send."""
 
     in_: Annotated[BitRate | None, Field(alias="in")] = None
-    """Most that they receive together. Not in mode bridge without vlan, where the host is on the same segment."""
+    """Most that they receive together. Not in mode macvtap, nor in mode bridge without vlan, where the host is on the same segment."""
     out: BitRate | None = None
     """Most that they send together."""
     share: Literal["fair", "none"] = "fair"
     """How they share rate.out, and in the modes nat and routed rate.in. fair: equally among the NICs that send, or receive; none:
-    first come, first served, but for NICs with a min."""
+    first come, first served, but for NICs with a min. mode macvtap: always that."""
 
 
 class Inward(Part):

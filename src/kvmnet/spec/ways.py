@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.engine.resource import Key, State
 from kvmnet.spec.models import Spec
-from kvmnet.spec.names import bridge_name, carrier_name, shared_bridge_name, uplink_name
+from kvmnet.spec.names import bridge_name, carrier_name, overlay_name, shared_bridge_name, uplink_name
 from kvmnet.spec.networks import Mode, Network
 from kvmnet.spec.uplinks import Uplink
 
@@ -17,6 +17,8 @@ TUNNEL = "wireguard"
 TUNNEL_HEADERS = {4: 60, 6: 80}
 """IP version of the packets between the hosts -> bytes that WireGuard, UDP and IP add to a packet: 32, 8, and 20 or 40
 (WireGuard's white paper, 5.4.6)."""
+SEGMENTS = frozenset({"physical", "bond", "team", "vlan", "vxlan"})
+"""Types of links that lead a bridge to other machines."""
 OURS = "kvmnet "
 """A link whose alias begins so is one that kvmnet made."""
 
@@ -142,6 +144,27 @@ def parent_of(name: str, spec: Spec) -> str:
     if network.mode is not Mode.MACVTAP or network.uplink not in spec.uplinks:
         return ""
     return carrier_name(name) if network.vlan else device(network.uplink, spec)
+
+
+def leading_outside(bridge: str, state: State) -> list[str]:
+    """The host's own ports of a bridge that was there before: by which it leads to other machines."""
+    return sorted(link.name for link in state.values() if isinstance(link, Link) and link.master == bridge and link.type in SEGMENTS)
+
+
+def port_of(name: str, spec: Spec, features: Mapping[str, str], state: State) -> str:
+    """The device by which what guests of a network send leaves it, where that is the network's own, or the uplink itself, or the only one
+    of an existing bridge; '' for none."""
+    network = spec.networks[name]
+    if network.vxlan:
+        return overlay_name(name)
+    if network.mode is Mode.MACVTAP:
+        return parent_of(name, spec)
+    if network.bridge:
+        found = leading_outside(network.bridge, state)
+        return found[0] if len(found) == 1 else ""
+    if network.mode is not Mode.BRIDGE or not network.uplink:
+        return ""
+    return carrier_name(name) if network.vlan and not shares(name, network, spec, features) else device(network.uplink, spec)
 
 
 def wire_of(name: str, spec: Spec, features: Mapping[str, str]) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from kvmnet.drivers.tc.resources import Qdisc, is_ours
 from kvmnet.errors import Problem
+from kvmnet.spec import ways
 from kvmnet.spec.networks import Mode, Network
 from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rates import Rate
@@ -37,7 +38,10 @@ def nics(subject: Subject) -> Iterator[Problem]:
 def _shared(path: str, name: str, network: Network, rate: Rate) -> Iterator[Problem]:
     """What a NIC gets of its network's rate."""
     for option, usual in (("min", None), ("priority", Rate().priority)):
-        if getattr(rate, option) != usual and not network.rate.out:
+        if getattr(rate, option) != usual and network.mode is Mode.MACVTAP:
+            yield wrong(f"{path}.{option}", "macvtaps leave by their parent, whose queue has classes by DSCP and none for each NIC",
+                        f"remove {option}, or write mark: {{dscp: ...}} and a class of {name} with a min")
+        elif getattr(rate, option) != usual and not network.rate.out:
             yield wrong(f"{path}.{option}", f"{option} is of what guests of {name} share, and nobody has said how much that is",
                         f"write networks.{name}.rate.out, or remove {option}")
 
@@ -66,12 +70,13 @@ def marks(subject: Subject) -> Iterator[Problem]:
 def _untagged(item: PlacedNic, network: Network) -> tuple[str, str] | None:
     """Why the frames of a NIC have no tag whose priority could be written, and the cure."""
     if not (network.mode is Mode.BRIDGE and network.vlan and network.uplink):
-        return UNTAGGED, "remove pcp, or give the network a vlan in mode bridge"
+        return UNWRITTEN if network.mode is Mode.MACVTAP else UNTAGGED, "remove pcp, or give the network a vlan in mode bridge"
     if item.nic.trunk:
         return "it has a trunk, and writes the priority into its tags itself; the bridge leaves it there", "remove pcp"
     return None
 
 
+UNWRITTEN = "no hook that knows the class sees frames of macvtaps before their tag is written"
 UNTAGGED = "frames of this network leave without a VLAN tag, and the priority is in the tag"
 MOST_TAGGED = 48
 """Classes and NICs with classes of their own that can have a priority in their tags: the kernel keeps them in lists, and shows a device
@@ -79,7 +84,6 @@ only when they fit into one message (vlan_get_size() in net/8021q/vlan_netlink.c
 UNMARKED = {Mode.SRIOV: "the frames of a VF never pass the host"}
 NO_WAY_OUT = {
     Mode.ISOLATED: "guests of an isolated network have no way out that they could share",
-    Mode.MACVTAP: "macvtaps leave by their parent one by one, and share no queue of the network's",
     Mode.SRIOV: "the frames of VFs never pass the host",
 }
 """Modes in which nothing can be shared out -> why."""
@@ -96,13 +100,12 @@ def networks(subject: Subject) -> Iterator[Problem]:
         if reason := NO_WAY_OUT.get(network.mode):
             yield wrong(f"{path}.{option}", reason, "remove it; rate: of each NIC limits guests one by one" if option == "rate" else "remove it")
             continue
-        if network.bridge:
-            yield wrong(f"{path}.{option}", "an existing bridge is used as it is: its ports to the outside are not touched",
-                        "write uplink: instead of bridge:, or rate: at each NIC")
-            continue
         if network.rate.in_ and network.mode is Mode.BRIDGE and not network.vlan:
             yield wrong(f"{path}.rate.in", "the host is on the same segment, and what comes in for it would be limited too",
-                        "write rate: {in: ...} at each NIC, or give the network a vlan")
+                        "write rate: {in: ...} at each NIC" + ("" if network.bridge else ", or give the network a vlan"))
+        if network.rate.in_ and network.mode is Mode.MACVTAP:
+            yield wrong(f"{path}.rate.in", "the guard listens for routers where frames come in for macvtaps, and what has waited passes it unheard",
+                        "write rate: {in: ...} at each NIC, or use a network in mode bridge with a vlan")
         yield from _classes(path, network)
         yield from _enough(subject, path, name, network)
         yield from _tags(subject, path, name, network)
@@ -117,7 +120,7 @@ def _classes(path: str, network: Network) -> Iterator[Problem]:
             if first != name:
                 yield wrong(f"{here}.dscp", f"packets with DSCP {code} are in class {first} already", "write it in one of them")
         if group.pcp is not None and not (network.mode is Mode.BRIDGE and network.vlan):
-            yield wrong(f"{here}.pcp", UNTAGGED, "remove pcp, or give the network a vlan in mode bridge")
+            yield wrong(f"{here}.pcp", UNWRITTEN if network.mode is Mode.MACVTAP else UNTAGGED, "remove pcp, or give the network a vlan in mode bridge")
         for option in ("min", "max"):
             value = getattr(group, option)
             if value and not network.rate.out:
@@ -222,7 +225,7 @@ def features(subject: Subject) -> Iterator[Problem]:
     for name, network in subject.spec.networks.items():
         routed, classed = network.mode in (Mode.NAT, Mode.ROUTED), any(group.in_ for group in network.classes.values())
         needs = (*(TREE if network.rate.out or (network.rate.in_ and (routed or classed)) else ()), *(DETOUR if network.rate.in_ or network.rate.out else ()),
-                 *(("tc-bpf",) if classed and not routed and network.trust == "dscp" else ()))
+                 *(("tc-bpf",) if network.mode is Mode.MACVTAP or (classed and not routed and network.trust == "dscp") else ()))
         if reasons := list(dict.fromkeys(reason for need in needs if (reason := known.get(need, "")))):
             yield wrong(f"networks.{name}.rate", f"this host cannot limit it: {'; '.join(reasons)}", "install the distribution's full kernel")
         yield from _foreign(subject, name, network)
@@ -234,10 +237,19 @@ def features(subject: Subject) -> Iterator[Problem]:
 
 
 def _foreign(subject: Subject, name: str, network: Network) -> Iterator[Problem]:
-    """A queue of somebody else's where the network's own has to be."""
-    if not (network.rate.out and network.mode is Mode.BRIDGE and network.uplink in subject.spec.uplinks and not network.vlan):
+    """A queue of somebody else's where the network's own has to be, or no place for one."""
+    if not network.rate.out or network.vlan or network.mode not in (Mode.BRIDGE, Mode.MACVTAP):
         return
     device = subject.device(network)
+    if network.bridge:
+        if network.bridge not in subject.links:
+            return
+        ports = ways.leading_outside(network.bridge, subject.facts.state)
+        if len(ports) != 1:
+            yield wrong(f"networks.{name}.rate.out", f"{network.bridge} leads outside by " + (f"{' and '.join(ports)}, each of which has a queue of its own"
+                        if ports else "no port of its own, so nothing can wait there"), "write rate: {out: ...} at each NIC")
+            return
+        (device,) = ports
     for item in subject.facts.state.values():
         if isinstance(item, Qdisc) and item.dev == device and item.parent == "root" and not is_ours(item.name.partition(" ")[2]):
             yield wrong(f"networks.{name}.rate.out", f"{device} has a queue that somebody else has set: {item.discipline} "
