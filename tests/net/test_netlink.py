@@ -7,10 +7,12 @@ from socket import if_nametoindex
 
 import pytest
 
+from kvmnet.drivers.linux.addresses import SET, told
 from kvmnet.drivers.linux.driver import LinuxDriver
 from kvmnet.drivers.linux.resources import Neighbour, ProxyNeighbour
 from kvmnet.drivers.mirror.driver import hooks
-from kvmnet.host.netlink import disciplines, proxied, settled
+from kvmnet.host.clock import wait_until
+from kvmnet.host.netlink import addresses, disciplines, proxied, settled
 from lib.netns import sh
 
 pytestmark = [pytest.mark.net, pytest.mark.usefixtures("netns")]
@@ -29,6 +31,30 @@ def test_disciplines_are_those_that_tc_shows() -> None:
     assert disciplines() == shown
     assert {kind for kinds in shown.values() for kind in kinds} == {"clsact", "ingress", "tbf", "htb", "bfifo"}
     assert hooks() == {"v0": "clsact", "v1": "ingress"}
+
+
+READ = ("family", "local", "prefixlen", "scope", "label", "broadcast", "address", "dynamic", "secondary", "temporary", *SET.values())
+LIFETIMES = ("valid_life_time", "preferred_life_time")
+
+
+def test_addresses_are_those_that_ip_shows() -> None:
+    """Of every kind, with every flag that can be set; lifetimes run meanwhile."""
+    sh("for i in 0 1 2; do ip link add v$i type veth peer name w$i; ip link set v$i up; ip link set w$i up; done; ip link set lo up")
+    for words in ("10.0.0.1/24 brd + label v0:one", "10.0.0.2/24", "10.1.0.1/32 peer 10.2.0.0/16", "10.3.0.1/24 scope link noprefixroute",
+                  "10.4.0.1/24 scope host", "10.5.0.1/24 scope 77", "10.6.0.1/24 valid_lft 90000 preferred_lft 80000", "10.7.0.1/32 broadcast 10.7.0.255",
+                  "2001:db8::1/64 nodad", "2001:db8:1::1/64 nodad valid_lft 90000 preferred_lft 0", "2001:db8:2::1/64 nodad mngtmpaddr",
+                  "2001:db8:3::1 peer 2001:db8:4::1/64 nodad", "2001:db8:5::1/64 home nodad", "fe80::77/64 nodad", "2001:db8:6::1/64 nodad noprefixroute"):
+        sh(f"ip addr add {words} dev v0")
+    sh("ip addr add 239.1.1.1/32 dev v1 autojoin; ip addr add 10.8.0.1/24 dev w2")
+    wait_until(lambda: "tentative" not in sh("ip -6 addr"), 20)
+    names = {item["ifindex"]: item["ifname"] for item in json.loads(sh("ip -json link"))}
+    shown = [item for item in json.loads(sh("ip -json address")) if item["addr_info"]]
+    seen = told(addresses(), names)
+    assert [[item["ifname"], [{k: i[k] for k in READ if k in i} for i in item["addr_info"]]] for item in seen] == \
+        [[item["ifname"], [{k: i[k] for k in READ if k in i} for i in item["addr_info"]]] for item in shown]
+    assert {key for item in shown for i in item["addr_info"] for key in i} == {*READ, *LIFETIMES} - {"temporary", "dadfailed", "optimistic", "tentative", "stable-privacy"}
+    for one, other in zip((i for item in seen for i in item["addr_info"]), (i for item in shown for i in item["addr_info"]), strict=True):
+        assert all(abs(one[k] - other[k]) < 60 for k in LIFETIMES)
 
 
 @pytest.mark.parametrize(("command", "there", "kind"), [

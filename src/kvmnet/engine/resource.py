@@ -187,11 +187,11 @@ Changes: TypeAlias = dict[str, tuple[Any, Any]]
 
 def diff(before: Resource, after: Resource) -> Changes:
     """Settings claimed by *after* that *before* does not already have: name -> (old, new)."""
-    if before == after:
-        return {}
     names, values = compared(type(after))
-    return {name: (have, want) for name, have, want in zip(names, values(before), values(after), strict=True)
-            if want is not None and want != have}
+    there, claimed = values(before), values(after)
+    if there == claimed:
+        return {}
+    return {name: (have, want) for name, have, want in zip(names, there, claimed, strict=True) if want is not None and want != have}
 
 
 def must_recreate(before: Resource, after: Resource) -> bool:

@@ -17,7 +17,7 @@ NOOP, ERROR, DONE = 1, 2, 3
 REQUEST, DUMP, INTERRUPTED = 0x1, 0x300, 0x10
 TRIES = 10
 """Dumps that something changed meanwhile are asked for again this often."""
-GETNEIGH, GETQDISC = 30, 38
+GETADDR, GETNEIGH, GETQDISC = 22, 30, 38
 PROXY, PERMANENT = 0x08, 0x80
 """NTF_PROXY, NUD_PERMANENT."""
 NETFILTER = 12
@@ -32,13 +32,15 @@ KIND = 1
 """TCA_KIND, the first attribute of a queueing discipline (tc_fill_qdisc() in net/sched/sch_api.c)."""
 
 
-def dump(kernel: socket.socket, kind: int, body: bytes) -> list[bytes]:
-    """What follows the header of each message of one dump, all of one moment. Raises OSError."""
+def dump(kernel: socket.socket, kind: int, body: bytes) -> tuple[bool, list[bytes]]:
+    """What follows the header of each message of one dump, and whether it is all of one moment: on a host that changes all the time it
+    may not be, as with the tools. Raises OSError."""
+    found: list[bytes] = []
     for sequence in range(1, TRIES + 1):
         whole, found = ask(kernel, kind, body, REQUEST | DUMP, sequence)
         if whole:
-            return found
-    raise OSError(errno.EAGAIN, "what the kernel was asked for changes all the time")
+            return True, found
+    return False, found
 
 
 def ask(kernel: socket.socket, kind: int, body: bytes, flags: int, sequence: int) -> tuple[bool, list[bytes]]:
@@ -70,7 +72,12 @@ def ask(kernel: socket.socket, kind: int, body: bytes, flags: int, sequence: int
 def routing(kind: int, body: bytes) -> list[bytes]:
     """A dump of rtnetlink. Raises OSError."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as kernel:
-        return dump(kernel, kind, body)
+        return dump(kernel, kind, body)[1]
+
+
+def addresses() -> list[bytes]:
+    """All addresses, each as an ifaddrmsg with its attributes (linux/if_addr.h). Raises OSError."""
+    return routing(GETADDR, bytes(8))
 
 
 def proxied() -> bool:
@@ -104,8 +111,10 @@ def generation() -> str:
     """
     with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as kernel:
         _, (count,) = ask(kernel, GETGEN, nfgenmsg(0), REQUEST, 1)
-        parts = [boot_id().encode(), kernel.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), generation_of(count),
-                 *dump(kernel, GETTABLE, nfgenmsg(0)), *dump(kernel, GETCHAIN, nfgenmsg(FAMILY_NETDEV))]
+        (calm, tables), (still, chains) = dump(kernel, GETTABLE, nfgenmsg(0)), dump(kernel, GETCHAIN, nfgenmsg(FAMILY_NETDEV))
+        if not (calm and still):
+            return ""
+        parts = [boot_id().encode(), kernel.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), generation_of(count), *tables, *chains]
         return blake2b(b"".join(len(part).to_bytes(4, "big") + part for part in parts), digest_size=16).hexdigest()
     return ""
 

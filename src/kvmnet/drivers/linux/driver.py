@@ -1,6 +1,6 @@
 """Links, addresses, routes, proxy neighbours and kernel settings by iproute2 and /proc/sys.
 
-Read: one ``ip -json`` dump per kind of thing. Written: one ``ip -batch`` per run of steps.
+Read: one ``ip -json`` dump per kind of thing; addresses by a dump of the kernel itself, for ``ip`` would read all links again. Written: one ``ip -batch`` per run of steps.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from kvmnet.drivers.linux import wire
+from kvmnet.drivers.linux.addresses import told
 from kvmnet.drivers.linux.resources import (
     PROTO,
     Address,
@@ -36,7 +37,7 @@ from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.errors import HostCannot
 from kvmnet.host import netlink
 from kvmnet.host import run as host
-from kvmnet.host.side import together
+from kvmnet.host.side import begun, together
 
 PROC_SYS = Path("/proc/sys")
 BONDING = Path("/sys/module/bonding")
@@ -69,7 +70,6 @@ CURES = (
 
 READS = (
     ("-details", "link"),
-    ("address",),
     ("-Numeric", "-4", "-details", "route", "show", "table", "all"),
     ("-Numeric", "-6", "-details", "route", "show", "table", "all"),
     ("-Numeric", "neigh", "show", "proxy"),
@@ -122,8 +122,9 @@ class LinuxDriver:
             return self.look(intent)
 
     def look(self, intent: Wanted) -> Seen:
-        listed, addresses, routes4, routes6, proxies, neighbours = together([partial(read, words) for words in READS])
-        links = self.links_of(listed)
+        with begun(netlink.addresses) as dump:
+            listed, routes4, routes6, proxies, neighbours = together([partial(read, words) for words in READS])
+        links, addresses = self.links_of(listed), told(dump.result(), {item["ifindex"]: item["ifname"] for item in listed if "ifname" in item})
         seen = Seen()
         for link in links.values():
             seen.state[link.key] = link
