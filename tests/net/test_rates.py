@@ -5,13 +5,17 @@ A machine that is busy lets less through, never more: the upper bound is exact, 
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import partial
 
 import pytest
 
 from kvmnet.errors import ApplyFailed
 from kvmnet.host.clock import wait_until
+from kvmnet.host.packets import Stamped, steady
 from kvmnet.status import status as look
 from lib.flood import Heard, ear, flood
 from lib.frames import UDP, checksum, ether, ip4, udp
@@ -90,6 +94,34 @@ def test_what_passes_is_what_was_promised(ground: World, source: str, target: st
     ground.apply(FREE)
     wait_until(lambda: whole(one, other), PATIENCE)
     assert ground.drift() == []
+
+
+def tcp(source: Guest, target: Guest) -> float:
+    """kbit/s of frames of a connection by which *source* sends as fast as it can, behind *target*'s tap and by the kernel's clock."""
+    nonce, total = os.urandom(8), RATE * 125 * 3 // 2
+    with ExitStack() as stack:
+        server, client = (stack.enter_context(guest.socket(socket.AF_INET, socket.SOCK_STREAM)) for guest in (target, source))
+        hears, pool = stack.enter_context(Stamped("kvt-b-0", nonce)), stack.enter_context(ThreadPoolExecutor(1))
+        server.bind((target.ip, 0))
+        server.listen()
+        for opened in (server, client):
+            opened.settimeout(3 * PATIENCE)
+        client.connect(server.getsockname())
+        taken = stack.enter_context(server.accept()[0])
+        taking = pool.submit(lambda: [True for _ in iter(lambda: taken.recv(65536), b"")])
+        client.sendall(nonce * (total // len(nonce)))    # each segment has it in it
+        client.shutdown(socket.SHUT_WR)
+        assert taking.result()
+        hears.drain()
+        return steady(hears.sent, 2 * SECONDS) * 8 / 1000
+
+
+def test_tcp_gets_its_rate_within_five_percent(ground: World) -> None:
+    one, other = (ground.guest(name).use(f"{ground.guest(name).ip}/24") for name in "ab")
+    ground.apply(limited("a", "out: 4mbit"))
+    wait_until(lambda: abs(tcp(one, other) / RATE - 1) <= 0.05, 3 * PATIENCE)
+    ground.apply(FREE)
+    wait_until(lambda: tcp(one, other) > 2 * RATE, PATIENCE)
 
 
 def test_macvtaps_are_marked_on_their_way_to_the_guard(ground: World) -> None:
