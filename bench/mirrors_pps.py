@@ -5,7 +5,7 @@
 As bench/guard_pps.py: frames written to a guarded guest's tap end in another guest's tap, the variants take turns within
 each round, a ratio is the median of the rounds' ratios, rates are per second of the sender's processor time. Copying happens
 in that time. The receiver of the copies is another tap: read by a process of its own as fast as it can, or by nobody, so that
-its queue is full. "Passed over": the mirror's filter takes none of the frames.
+its queue is full. "Copied into files": by the process that writes them. "Passed over": the mirror's filter takes none of the frames.
 """
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 sys.path[:0] = [str(Path(__file__).parents[1] / part) for part in ("src", "tests", ".")]
 
@@ -30,16 +31,19 @@ from bench.guard_pps import ratio, run
 from kvmnet.bpf.code import as_text, program
 from kvmnet.drivers.mirror.resources import Copy, copy_name
 from kvmnet.drivers.mirror.wire import lines_of
+from kvmnet.drivers.recorder.daemon import passed_by
+from kvmnet.drivers.recorder.process import Recording
+from kvmnet.drivers.recorder.resources import Recorder
 from kvmnet.engine.plan import Create
 from kvmnet.spec.frames import FOUND, condition
 from kvmnet.spec.mirrors import Frames
 
-READ, STALLED = "eye0", "eye1"
+READ, STALLED, KEPT = "eye0", "eye1", "eye2"
 VARIANTS: dict[str, tuple[str, Frames]] = {
-    "copied": (READ, Frames()), "copied, nobody reads": (STALLED, Frames()),
+    "copied": (READ, Frames()), "copied, nobody reads": (STALLED, Frames()), "copied into files": (KEPT, Frames()),
     "copied by a filter": (READ, Frames(udp=("9",), hosts=(VICTIM.ip4,))), "passed over": (READ, Frames(tcp=("80", "443"))),
 }
-CLAIMS = {"copied": 0.5, "copied, nobody reads": 0.5, "passed over": 0.9}
+CLAIMS = {"copied": 0.5, "copied, nobody reads": 0.5, "copied into files": 0.5, "passed over": 0.9}
 """Ratio to a source without a mirror that is wanted at least."""
 FRAME = ether(VICTIM.mac, GUEST.mac, 0x0800, ip4(GUEST.ip4, VICTIM.ip4, UDP, udp(GUEST.ip4, VICTIM.ip4, 9, 9, bytes(18))))
 
@@ -65,30 +69,43 @@ def reader(tap: Tap) -> Iterator[None]:
             child.kill()
 
 
+@contextmanager
+def recorder() -> Iterator[None]:
+    """The process that keeps what is handed to KEPT."""
+    with TemporaryDirectory() as folder:
+        sh(f"ip link add {KEPT} type ifb && ip link set {KEPT} up")
+        process = Recording(Path(folder) / "run")
+        process.start(Recorder(name="bench", device=KEPT, path=f"{folder}/kept.pcapng", size=50 << 20, files=2, snap=262144, running=True))
+        try:
+            yield
+        finally:
+            process.stop()
+
+
 def measure(rounds: int, packets: int) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {v: [] for v in ("none", *VARIANTS)}
-    with new_netns(), lab() as wired, Tap(READ) as read, Tap(STALLED), reader(read):
+    with new_netns(), lab() as wired, Tap(READ) as read, Tap(STALLED), reader(read), recorder():
         sh(f"ip link set {READ} up; ip link set {STALLED} up")
         source = wired.attacker.name
         for turn in range(rounds):
             for variant in taken if turn % 2 else reversed(taken):
                 mirror(source, variant)
-                before = copies(READ) + copies(STALLED)
+                before = copies()
                 run(wired.attacker.fd, FRAME, packets // 10)
                 wired.forget()
                 taken[variant].append(run(wired.attacker.fd, FRAME, packets))
                 if not wired.victim.drain():
                     raise SystemExit(f"{variant}: nothing arrived")
-                came = copies(READ) + copies(STALLED) - before
+                came = copies() - before
                 if (came > packets // 2) != variant.startswith("copied"):
                     raise SystemExit(f"{variant}: {came} copies of {packets} frames")
     return taken
 
 
-def copies(tap: str) -> int:
-    """Frames that were sent by *tap*, or found its queue full."""
-    found = json.loads(sh(f"ip -j -s link show {tap}"))[0]["stats64"]["tx"]
-    return int(found["packets"]) + int(found["dropped"])
+def copies() -> int:
+    """Frames that were sent by the receivers, or found their queue full."""
+    found = [json.loads(sh(f"ip -j -s link show {tap}"))[0]["stats64"]["tx"] for tap in (READ, STALLED)]
+    return sum(int(tx["packets"]) + int(tx["dropped"]) for tx in found) + passed_by(KEPT)
 
 
 def main() -> int:
