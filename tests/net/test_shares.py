@@ -184,6 +184,8 @@ def test_nics_receive_equally(ground: World) -> None:
         assert ground.drift() == []
     ground.apply(routed("rate: {in: 4mbit, share: none}"))
     wait_until(lambda: received_by_b(ground) < 0.3, PATIENCE)    # first come, first served
+    ground.apply(routed("rate: {in: 4mbit, share: none}", b="rate: {min_in: 3mbit}"))
+    wait_until(lambda: received_by_b(ground) > 0.6, PATIENCE)    # a minimum
     assert ground.drift() == []
 
 

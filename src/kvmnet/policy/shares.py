@@ -252,8 +252,9 @@ def inward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, f
         yield aside(segment, way.inward)
     rate = segment.network.rate.in_ or 0
     if ids:
-        leaves = dict.fromkeys((REST, *ids.values()), (LITTLE, rate, Rate().priority))
         mine = own_classes(segment)
+        leaves = {REST: (LITTLE, rate, Rate().priority)}
+        leaves |= {ids[nic.tap]: (nic.declared.rate.min_in or LITTLE, rate, nic.declared.rate.priority_in) for nic in segment.nics if nic.tap in ids}
         leaves |= {ids[name]: (part.min or LITTLE, part.max or rate, part.priority) for name, group in mine.items() if (part := group.in_)}
         yield from tree(way.inward, major, rate, leaves, default=REST, fair=fair)
         if way.in_from and segment.network.trust == "dscp":
@@ -298,8 +299,8 @@ def receiving(segment: Segment) -> dict[str, int]:
     """Tap of a NIC, where the host knows whose a frame is before it sends it, and name of a class of what comes in -> minor number."""
     if not segment.network.rate.in_:
         return {}
-    known = segment.network.mode in (Mode.NAT, Mode.ROUTED) and segment.network.rate.share == "fair"
-    nics = (nic.tap for nic in segment.nics if known and nic.tap and nic.declared.receives == "all")
+    known, fair = segment.network.mode in (Mode.NAT, Mode.ROUTED), segment.network.rate.share == "fair"
+    nics = (nic.tap for nic in segment.nics if known and nic.tap and nic.declared.receives == "all" and (fair or nic.declared.rate.min_in))
     return numbers((*nics, *own_classes(segment)), MINORS)
 
 

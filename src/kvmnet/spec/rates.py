@@ -31,6 +31,10 @@ class Rate(Part):
     sriov: whole Mbit/s, kept by the NIC's hardware."""
     priority: Priority = 3
     """Who gets first what is left of the network's rate.out, 0 before 7; those of one priority share it."""
+    min_in: BitRate | None = None
+    """What it may receive at least when others receive too; needs rate.in of the network. Modes nat and routed."""
+    priority_in: Priority = 3
+    """Who gets first what is left of the network's rate.in, 0 before 7. Modes nat and routed."""
 
     @property
     def limited(self) -> bool:

@@ -14,7 +14,8 @@ from kvmnet.spec.tenancy import owners, tenant_of
 
 SHAPER, DETOUR, TREE = ("tc-tbf",), ("tc-tbf", "ifb", "tc-redirect"), ("tc-htb",)
 """Features of the host for frames that a device sends, and for those that come in by it."""
-OF_HOST = {"priority": "the NIC's hardware knows no priorities among VFs", "in_": "the frames of a VF never pass the host, and the NIC limits only what a VF sends",
+OF_HOST = {"priority": "the NIC's hardware knows no priorities among VFs", "min_in": "the frames of a VF never pass the host",
+           "priority_in": "the frames of a VF never pass the host", "in_": "the frames of a VF never pass the host, and the NIC limits only what a VF sends",
            "burst": "the NIC's hardware has a burst of its own"}
 
 
@@ -29,8 +30,9 @@ def nics(subject: Subject) -> Iterator[Problem]:
             yield from _vf(path, rate)
         else:
             yield from _shared(path, item.nic.network, network, rate)
-        if rate.min and rate.out and rate.min > rate.out:
-            yield wrong(f"{path}.min", f"{words(rate.min)} at least and {words(rate.out)} at most", "write a smaller min")
+        for option, least, most in (("min", rate.min, rate.out), ("min_in", rate.min_in, rate.in_)):
+            if least and most and least > most:
+                yield wrong(f"{path}.{option}", f"{words(least)} at least and {words(most)} at most", f"write a smaller {option}")
         if rate.burst and not rate.limited and network.mode is not Mode.SRIOV:
             yield wrong(f"{path}.burst", "a burst is of a rate, and there is none", "write in: or out: beside it")
 
@@ -44,6 +46,15 @@ def _shared(path: str, name: str, network: Network, rate: Rate) -> Iterator[Prob
         elif getattr(rate, option) != usual and not network.rate.out:
             yield wrong(f"{path}.{option}", f"{option} is of what guests of {name} share, and nobody has said how much that is",
                         f"write networks.{name}.rate.out, or remove {option}")
+    for option, usual in (("min_in", None), ("priority_in", Rate().priority_in)):
+        if getattr(rate, option) == usual:
+            continue
+        if network.mode not in (Mode.NAT, Mode.ROUTED):
+            yield wrong(f"{path}.{option}", "what comes in for guests waits there before the host knows whose it is",
+                        f"remove {option}, or use a network in mode nat or routed")
+        elif not network.rate.in_:
+            yield wrong(f"{path}.{option}", f"{option} is of what guests of {name} share, and nobody has said how much that is",
+                        f"write networks.{name}.rate.in, or remove {option}")
 
 
 def marks(subject: Subject) -> Iterator[Problem]:
@@ -166,8 +177,9 @@ def _tags(subject: Subject, path: str, name: str, network: Network) -> Iterator[
 
 def _enough(subject: Subject, path: str, name: str, network: Network) -> Iterator[Problem]:
     received = sum(g.in_.min or 0 for g in network.classes.values() if g.in_)
+    received += sum(item.nic.rate.min_in or 0 for item in subject.members[name] if not item.primary)
     if network.rate.in_ and received > network.rate.in_:
-        yield wrong(f"{path}.rate.in", f"classes of the network are promised {words(received)} together, and it gets {words(network.rate.in_)}",
+        yield wrong(f"{path}.rate.in", f"NICs and classes of the network are promised {words(received)} together, and it gets {words(network.rate.in_)}",
                     "promise less (min), or write a larger rate.in")
     if not network.rate.out:
         return
