@@ -110,6 +110,10 @@ DEVICES: dict[str, tuple[str, str]] = {
 """Feature -> (file that is there then, what to do when it is missing). Looked up each time: they come and go."""
 
 
+PATIENCE = 600
+"""Seconds for all probes together: 1 s, or 15 s in the lab, and a machine that is busy takes many times as long."""
+
+
 def features(cache: Path) -> dict[str, str]:
     """Every feature with '' when this host has it, else the reason why not. ``cache``: file to keep the
     answers in; it may be missing or unwritable."""
@@ -157,7 +161,7 @@ def probe() -> dict[str, str] | None:
     script = "".join(f'if out=$({{ {command}; }} 2>&1); then echo "{name}"; '
                      f'else echo "{name} $(echo "$out" | head -n 1)"; fi\n' for name, command in PROBES.items())
     try:
-        text = host.run(("unshare", "--net", "sh", "-s"), stdin=f"{script}echo done\n")
+        text = host.run(("unshare", "--net", "sh", "-s"), stdin=f"{script}echo done\n", timeout=PATIENCE)
     except host.ToolFailed:
         return None
     lines = dict(line.partition(" ")[::2] for line in text.splitlines())
