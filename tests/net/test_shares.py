@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from kvmnet.drivers.tc.driver import TcDriver
-from kvmnet.drivers.tc.resources import SORTERS
 from kvmnet.errors import HostCannot
 from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import device_mac
+from kvmnet.policy import shares
 from kvmnet.status import status as look
 from lib.flood import Heard, ear, flood
 from lib.frames import UDP, ether, ip4, ip6, udp
@@ -338,14 +338,39 @@ def test_a_segment_of_the_uplink(mode: str) -> None:
         with made.here.socket(2, 2) as out:
             wait_until(lambda: came_whole(flooded(lambda data: out.sendto(data, ("192.0.2.1", 5678)), payload)), PATIENCE)
         if mode == "macvtap":
-            sh(f"tc filter del dev eth0 parent {sh('tc qdisc show dev eth0').split()[2]} pref {SORTERS[-1]}")
-            assert made.drift() == [f"create sorter eth0 {SORTERS[-1]}"]
+            sh(f"tc filter del dev eth0 parent {sh('tc qdisc show dev eth0').split()[2]} pref {shares.BY_MAC[0]}")
+            assert made.drift() == [f"create sorter eth0 {shares.BY_MAC[0]}"]
         made.apply(bridged(mode=mode))
         assert sh("tc qdisc show dev eth0") == before
         sh("tc qdisc replace dev eth0 root handle 1: htb default 1")
         with pytest.raises(HostCannot, match=r"test.yaml:5:\d+: networks.lan.rate.out: eth0 has a queue that somebody else has set: htb 1:"):
             made.plan(bridged("rate: {out: 4mbit}", mode))
         assert made.drift() == []
+
+
+def test_nics_receive_equally_from_other_hosts() -> None:
+    """What comes in by a port waits before any hook has seen it: there a NIC is known by the frame's destination."""
+    text = ("version: 1\nuplinks: {{wan: {{device: eth0}}}}\n"
+            "networks: {{lan: {{mode: vxlan, uplink: wan, subnet: 10.50.0.0/24, vxlan: {{vni: 50, peers: [192.0.2.1]}}{}}}}}\n"
+            "vms: {{a: {{nics: [{{network: lan, ip: 10.50.0.11}}]}}, b: {{nics: [{{network: lan, ip: 10.50.0.12{}}}]}}}}\n")
+    with world() as made:
+        up = made.outside.netns
+        sh(f"ip -n {up} link add far type vxlan id 50 local 192.0.2.1 remote 192.0.2.2 dstport 4789 dev segment;"
+           f"ip -n {up} addr add 10.50.0.1/24 dev far; ip -n {up} link set far up")
+        made.apply(text.format(", rate: {in: 4mbit, share: none}", ""))
+        for name in "ab":
+            made.guest(name).use(f"{made.guest(name).ip}/24")
+        wait_until(lambda: received_by_b(made) < 0.3, PATIENCE)    # first come, first served
+        made.apply(text.format(", rate: {in: 4mbit}", ""))
+        assert made.drift() == []
+        wait_until(lambda: 0.35 < received_by_b(made) < 0.6, PATIENCE)    # fair
+        made.apply(text.format(", rate: {in: 4mbit}", ", rate: {min_in: 3mbit}"))
+        wait_until(lambda: received_by_b(made) > 0.6, PATIENCE)    # a minimum
+        classes = {(c.direction, c.name): c for n in (look(made.host) or pytest.fail("no status")).networks for c in n.classes}
+        assert classes.keys() == {("in", "a/nic0"), ("in", "b/nic0"), ("in", "rest")} and classes["in", "b/nic0"].least == 3_000_000
+        assert classes["in", "a/nic0"].dropped > 0 and classes["in", "b/nic0"].sent > 10 * FRAME
+        sh(f"tc filter del dev kvi-~lan parent {sh('tc qdisc show dev kvi-~lan').split()[2]} pref {shares.BY_MAC[0]}")
+        assert made.drift() == [f"create sorter kvi-~lan {shares.BY_MAC[0]}"]
 
 
 def test_an_existing_bridge_with_one_way_outside() -> None:

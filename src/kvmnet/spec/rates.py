@@ -32,9 +32,9 @@ class Rate(Part):
     priority: Priority = 3
     """Who gets first what is left of the network's rate.out, 0 before 7; those of one priority share it."""
     min_in: BitRate | None = None
-    """What it may receive at least when others receive too; needs rate.in of the network. Modes nat and routed."""
+    """What it may receive at least when others receive too; needs rate.in of the network. Modes nat, routed, vxlan, and bridge with vlan."""
     priority_in: Priority = 3
-    """Who gets first what is left of the network's rate.in, 0 before 7. Modes nat and routed."""
+    """Who gets first what is left of the network's rate.in, 0 before 7. In the same modes."""
 
     @property
     def limited(self) -> bool:
@@ -65,8 +65,8 @@ class NetworkRate(Part):
     out: BitRate | None = None
     """Most that they send together."""
     share: Literal["fair", "none"] = "fair"
-    """How they share rate.out, and in the modes nat and routed rate.in. fair: equally among the NICs that send, or receive; none:
-    first come, first served, but for NICs with a min. mode macvtap: always that."""
+    """How they share rate.out, and rate.in. fair: equally among the NICs that send, or receive; none: first come, first served, but for
+    NICs with a min. mode macvtap: always that."""
 
 
 class Inward(Part):

@@ -49,9 +49,9 @@ def _shared(path: str, name: str, network: Network, rate: Rate) -> Iterator[Prob
     for option, usual in (("min_in", None), ("priority_in", Rate().priority_in)):
         if getattr(rate, option) == usual:
             continue
-        if network.mode not in (Mode.NAT, Mode.ROUTED):
-            yield wrong(f"{path}.{option}", "what comes in for guests waits there before the host knows whose it is",
-                        f"remove {option}, or use a network in mode nat or routed")
+        if network.mode in (*NO_WAY_OUT, Mode.MACVTAP) or (network.mode is Mode.BRIDGE and not network.vlan):
+            yield wrong(f"{path}.{option}", f"what comes in for guests of {name} is not shared out there", f"remove {option}, or give the network "
+                        "a vlan in mode bridge")
         elif not network.rate.in_:
             yield wrong(f"{path}.{option}", f"{option} is of what guests of {name} share, and nobody has said how much that is",
                         f"write networks.{name}.rate.in, or remove {option}")
@@ -235,9 +235,8 @@ def features(subject: Subject) -> Iterator[Problem]:
                 yield wrong(f"{item.path}.rate.{option}", f"this host cannot limit it: {'; '.join(reasons)}",
                             "install the distribution's full kernel")
     for name, network in subject.spec.networks.items():
-        routed, classed = network.mode in (Mode.NAT, Mode.ROUTED), any(group.in_ for group in network.classes.values())
-        needs = (*(TREE if network.rate.out or (network.rate.in_ and (routed or classed)) else ()), *(DETOUR if network.rate.in_ or network.rate.out else ()),
-                 *(("tc-bpf",) if network.mode is Mode.MACVTAP or (classed and not routed and network.trust == "dscp") else ()))
+        routed, limited = network.mode in (Mode.NAT, Mode.ROUTED), bool(network.rate.in_ or network.rate.out)
+        needs = (*((*TREE, *DETOUR) if limited else ()), *(("tc-bpf",) if (network.rate.in_ and not routed) or (limited and network.mode is Mode.MACVTAP) else ()))
         if reasons := list(dict.fromkeys(reason for need in needs if (reason := known.get(need, "")))):
             yield wrong(f"networks.{name}.rate", f"this host cannot limit it: {'; '.join(reasons)}", "install the distribution's full kernel")
         yield from _foreign(subject, name, network)
