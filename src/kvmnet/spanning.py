@@ -49,7 +49,7 @@ def trees_of(driver: StpDriver, bridge: str) -> Iterator[TreeStatus]:
     told = driver.speaking(bridge).state() or {"trees": {}, "ports": {}}
     for number, tree in told["trees"].items():
         yield TreeStatus(bridge, int(number), tree["bridge"], tree["root"], tree["cost"], tree["root_port"], {
-            name: TreePortStatus(port["trees"][number]["role"], port["trees"][number]["state"], port["cost"], port["edge"], port["speaks"])
+            name: TreePortStatus(port["trees"][number]["role"], port["trees"][number]["state"], port["trees"][number]["cost"], port["edge"], port["speaks"])
             for name, port in told["ports"].items()})
 
 

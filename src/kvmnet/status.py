@@ -397,6 +397,6 @@ def problems(status: Status) -> Sequence[str]:
               if state != "up" and nic != u.device]
     found += [f"mirror {m.name} is {m.state}" for m in status.mirrors if m.state == "incomplete"]
     found += [f"mirror {m.name} loses its copies: {m.trouble}" for m in status.mirrors if m.trouble]
-    found += [f"nobody speaks RSTP for bridge {name}: its ports stay as they are" for name in status.silent]
+    found += [f"nobody speaks for the spanning tree of bridge {name}: its ports stay as they are" for name in status.silent]
     found += [f"guest {name} died" for name, state in status.guests.items() if state == "died"]
     return found

@@ -14,19 +14,21 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from kvmnet.adopt.restore import restore
+from kvmnet.check.model import failed
+from kvmnet.check.one_tree import one_tree
 from kvmnet.drivers.stp.driver import StpDriver
 from kvmnet.drivers.stp.process import Speaking
-from kvmnet.drivers.stp.resources import SpanningTree, TreeGate
 from kvmnet.drivers.stp.wiring import Wiring
-from kvmnet.engine.plan import Create, Delete
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
+from kvmnet.spec.networks import Mode, Network
 from kvmnet.status import status
 from kvmnet.stp.bpdu import Bpdu, Flags, Message, frame
 from kvmnet.stp.vectors import Protocol, Times, Vector, bridge_id, port_id
@@ -34,6 +36,7 @@ from lib.flood import Ear, ear
 from lib.fork import die, in_child
 from lib.frames import ether
 from lib.netns import inside, named_netns, sh
+from lib.switch import Switch, roles, root_of
 from lib.tap import Tap
 from lib.world import World, same, snapshot, steady, world
 
@@ -47,41 +50,6 @@ vms: {a: {nics: [{network: lan, mac: '52:54:00:00:07:01', ip: none, ip6: none, g
 EVERYBODY, GUEST = "ff:ff:ff:ff:ff:ff", "52:54:00:00:07:01"
 SOON = 40.0
 ROOT = "4096.02:00:00:00:0a:01"
-
-
-@dataclass
-class Switch:
-    """A bridge with two ports in a namespace, and a device on it that hears what it floods."""
-
-    netns: str
-    driver: StpDriver
-    place: Path
-
-    def start(self, mac: str, priority: int) -> None:
-        with inside(self.netns):
-            gate = TreeGate(name="br0", ports=("p1", "p2"), whole=True)
-            tree = SpanningTree(name="br0", bridge="br0", gate="br0", protocol="rstp", priority=priority, hello=1, forward_delay=15,
-                                max_age=20, ports=("p1 2000 128", "p2 2000 128"), running=True)
-            self.driver.apply([Create(gate)], lambda n: None)
-            sh(f"ip link add br0 address {mac} type bridge; ip link set br0 up; for p in p1 p2; do ip link set $p master br0 up; done; "
-               "ip link add g0 type veth peer name h0; ip link set g0 master br0 up; ip link set h0 up")
-            self.driver.apply([Create(tree)], lambda n: None)
-            self.tree = tree
-
-    def stop(self) -> None:
-        with inside(self.netns):
-            self.driver.apply([Delete(self.tree)], lambda n: None)
-
-    def state(self) -> dict[str, dict[str, str]]:
-        """Port -> role and state."""
-        with inside(self.netns):
-            told = self.driver.speaking("br0").state() or {"ports": {}}
-        return {name: port["trees"]["0"] for name, port in told["ports"].items()}
-
-    def root(self) -> str:
-        with inside(self.netns):
-            told = self.driver.speaking("br0").state() or {"trees": {}}
-        return str(told["trees"].get("0", {}).get("root"))
 
 
 def better(mac: str) -> bytes:
@@ -102,8 +70,7 @@ class Ring:
         return Speaking(self.near.paths.run / "trees" / "kvb-lan")
 
     def state(self) -> dict[str, dict[str, str]]:
-        told = self.speaking.state() or {"ports": {}}
-        return {name: port["trees"]["0"] for name, port in told["ports"].items()}
+        return roles(self.speaking.state())
 
     def shut(self) -> list[str]:
         """Ports of the ring that pass nothing."""
@@ -116,7 +83,7 @@ class Ring:
         wait_until(lambda: self.shut() == ["near n2"] and {self.root(), self.a.root(), self.b.root()} == {ROOT}, SOON)
 
     def root(self) -> str:
-        return str((self.speaking.state() or {"trees": {}})["trees"].get("0", {}).get("root"))
+        return root_of(self.speaking.state())
 
     def broadcast(self, nonce: bytes) -> None:
         self.guest.send(ether(EVERYBODY, GUEST, 0x88B5, nonce))
@@ -131,6 +98,18 @@ class Ring:
             self.broadcast(nonce)
             wait_until(lambda: self.broadcast(last) or late.drain(), SOON)      # what would go round has gone round by now
             return a.drain(), b.drain(), back.drain()
+
+
+    def heard(self) -> tuple[int, int]:
+        """Of one broadcast of the guest: how often it came to both switches, by whichever way is open."""
+        nonce, others = uuid4().bytes, (uuid4().bytes, uuid4().bytes)
+        with ear(self.a.netns, "h0", nonce) as a, ear(self.b.netns, "h0", nonce) as b:
+            for other in others:    # before it the ways are open; after it what goes round has gone round
+                with ear(self.a.netns, "h0", other) as at_a, ear(self.b.netns, "h0", other) as at_b:
+                    wait_until(lambda: self.broadcast(other) or (at_a.drain() and at_b.drain()), SOON)  # noqa: B023 (asked at once)
+                if other is others[0]:
+                    self.broadcast(nonce)
+            return a.drain(), b.drain()
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +139,23 @@ def test_a_ring_has_one_port_that_is_shut_and_a_frame_comes_once(ring: Ring) -> 
     assert ring.state() == {"n1": {"role": "root", "state": "forwarding"}, "n2": {"role": "alternate", "state": "discarding"}}
     assert '"state":"listening"' in sh("bridge -j link show dev n2"), "shut in the kernel, too"
     assert ring.copies() == (1, 1, 1), "it came back by the ring and went no farther"
+
+
+def claims(ring: Ring) -> tuple[str, str]:
+    found = next(c for c in ring.near.host.check().claims if c.name == "one tree")
+    return found.verdict.value, found.evidence
+
+
+def test_check_proves_that_there_is_one_tree_and_sees_what_is_not_as_it_says(ring: Ring) -> None:
+    assert claims(ring) == ("pass", f"a broadcast left by n1 (root), came back by n2 (alternate), and ended there; shut: n2 (alternate); root {ROOT}")
+    child = worker(ring.speaking)
+    os.kill(child, signal.SIGSTOP)    # it would open the gate again
+    sh("nft delete element bridge kvmnet-tree-kvb-lan open '{ \"n1\" }'")
+    assert claims(ring) == ("fail", "a broadcast left by no port, but open are n1")
+    os.kill(child, signal.SIGKILL)
+    wait_until(lambda: children(ring) - {child}, SOON)
+    assert ring.copies() == (1, 1, 1)    # by a port that the next one has opened, whatever the last has told
+    ring.rest()
 
 
 def test_a_cut_link_heals_by_agreement_and_not_by_waiting(ring: Ring) -> None:
@@ -224,6 +220,8 @@ def test_when_nobody_speaks_what_was_shut_stays_shut(ring: Ring) -> None:
     os.kill(int((ring.speaking.read("process.json") or {})["pid"]), signal.SIGKILL)
     wait_until(lambda: not ring.speaking.alive(), SOON)
     assert ring.near.drift() == ["update spanning-tree kvb-lan"]
+    place = SimpleNamespace(subject=SimpleNamespace(paths=ring.near.paths), segment=SimpleNamespace(bridge="kvb-lan", network=Network(mode=Mode.BRIDGE)))
+    assert one_tree(place) == failed("nobody speaks for the spanning tree of kvb-lan: kvmnet apply has it spoken again")  # type: ignore[arg-type]
     sh("ip link set n2 down; ip link set n2 up")
     wait_until(lambda: '"state":"forwarding"' in sh("bridge -j link show dev n2"), SOON)    # so the kernel thinks
     wait_until(lambda: ring.b.state()["p1"]["state"] == "forwarding", SOON)     # and the other end sends into it
@@ -237,6 +235,17 @@ def opened(netns: str, table: str) -> set[str]:
     listed = json.loads(sh(f"ip netns exec {netns} nft -j list set {table} open"))["nftables"]
     found = next(item["set"].get("elem", []) for item in listed if "set" in item)
     return {e["elem"]["val"] if isinstance(e, dict) else e for e in found}
+
+
+def test_the_kernels_stp_takes_over_without_an_open_loop(ring: Ring) -> None:
+    """What was shut begins in LISTENING: the kernel on its own would have opened it, and shut it when it hears its neighbours."""
+    ring.near.apply(DOCUMENT.replace("stp: rstp", "stp: true"))
+    assert '"stp_state":1' in sh("ip -j -d link show kvb-lan") and "kvmnet-tree-" not in sh("nft list tables")
+    assert port_states()["n2"] in ("listening", "blocking") and port_states()["n1"] == "forwarding"
+    assert ring.heard() == (1, 1)
+    ring.near.apply(DOCUMENT)
+    ring.rest()
+    assert ring.near.drift() == []
 
 
 def test_of_two_open_ports_one_shuts_when_nobody_speaks_for_them(ring: Ring) -> None:
@@ -326,7 +335,7 @@ def test_it_is_made_changed_taken_back_and_leaves_nothing() -> None:
         assert again["uplinks"] == {"n1": {"device": "n1", "redundant": {"n2": {"cost": 7}}}}
         host.apply(ALONE.replace("rstp", "true"))
         assert host.drift() == [] and "kvmnet-tree-" not in sh("nft list tables")
-        assert set(port_states().values()) == {"forwarding"}, "no port is left shut by nobody"
+        assert set(port_states().values()) <= {"listening", "learning", "forwarding"}, "no port is left shut by nobody"
         host.apply(ALONE)
         assert host.drift() == [] and "kvmnet-tree-" in sh("nft list tables")
         host.destroy()

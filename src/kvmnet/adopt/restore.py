@@ -20,6 +20,7 @@ from kvmnet.drivers.macvtap.resources import TapNode
 from kvmnet.drivers.nftables.resources import NftTable, NicGuard, NicLimits
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.stp.resources import SpanningTree
+from kvmnet.drivers.stp.settings import port_words
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
 from kvmnet.spec.guests import Offloads
@@ -162,10 +163,12 @@ def bridging(ours: Ours, link: Link) -> Tree:
     spoken = ours.get(SpanningTree, link.name)
     if link.stp or spoken:
         usual = StpOptions()
-        told = {name: getattr(spoken, name) for name in StpOptions.model_fields} if spoken else {
+        told = {name: getattr(spoken, name) for name in StpOptions.model_fields if name != "region"} if spoken else {
             "priority": link.priority, "forward_delay": (link.forward_delay or 0) // 100,
             "hello": (link.hello_time or 0) // 100, "max_age": (link.max_age or 0) // 100}
         own = {name: value for name, value in told.items() if value is not None and value != getattr(usual, name)}
+        if spoken and spoken.protocol == "mstp":
+            own["region"] = region(spoken)
         out = {"stp": spoken.protocol if spoken else True} | ({"stp_options": own} if own else {})
     if link.mcast_snooping is False:
         out["snooping"] = False
@@ -176,14 +179,23 @@ def bridging(ours: Ours, link: Link) -> Tree:
     return out
 
 
+def region(spoken: SpanningTree) -> Tree:
+    """What a document says of a region of MSTP."""
+    trees = {}
+    for number, priority, *vlans in (text.split() for text in spoken.instances or ()):
+        trees[int(number)] = {"vlans": vlans} | ({"priority": int(priority)} if priority != "32768" else {})
+    return {"name": spoken.region, "instances": trees} | ({"revision": spoken.revision} if spoken.revision else {}) | (
+        {"untagged": spoken.untagged} if spoken.untagged != 1 else {})
+
+
 def tree_ports(ours: Ours, device: str) -> Tree:
     """What a document says of an uplink as a port of a spanning tree, and of the NICs beside it."""
     ports: dict[str, Tree] = {}
     for spoken in ours.of(SpanningTree):
-        words = [text.split() for text in spoken.ports or ()]
-        if device in (name for name, _, _ in words):
-            ports = {name: ({"cost": int(cost)} if cost != "0" else {}) | ({"priority": int(priority)} if priority != "128" else {})
-                     for name, cost, priority in words}
+        doors = [port_words(text) for text in spoken.ports or ()]
+        if device in (door.name for door in doors):
+            ports = {door.name: ({"cost": door.cost} if door.cost else {}) | ({"priority": door.priority} if door.priority != 128 else {})
+                     | ({"costs": dict(door.costs)} if door.costs else {}) for door in doors}
     own = ports.pop(device, {})
     return ({"tree": own} if own else {}) | ({"redundant": ports} if ports else {})
 

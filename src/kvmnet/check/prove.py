@@ -15,6 +15,7 @@ from kvmnet.check.guests import prove_guests
 from kvmnet.check.idle import Idle, idle_nics, taken, unproved, work_of
 from kvmnet.check.mirrors import compared
 from kvmnet.check.model import PROBE, Claim, Progress, Report, Subject, Verdict
+from kvmnet.check.one_tree import one_tree
 from kvmnet.check.probe import Probe, await_forwarding, design, drops_kept, free_address, free_mac, placed
 from kvmnet.check.promises import Place, Prove, promises, single
 from kvmnet.check.refusals import Beyond, Range, Witness, firing_range, refusals
@@ -155,7 +156,7 @@ def port(station: Station) -> Witness:
 def prove_network(ground: Ground) -> list[Claim]:
     """Claims of one network in the order of the report, proved side by side."""
     place = ground.place
-    work = [(PROBE, place, prove) for prove in (*promises(), *refusals(ground.range, ground.others))]
+    work = [(PROBE, place, prove) for prove in (*promises(), single("one tree", one_tree), *refusals(ground.range, ground.others))]
     for idle in ground.idle:
         if idle.station:
             own, more = work_of(idle, place, ground.range)

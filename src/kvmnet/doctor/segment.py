@@ -5,6 +5,7 @@ from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.hooks import kind_of_frame
 from kvmnet.doctor.packet import BROADCAST
+from kvmnet.doctor.trees import GATED, kept_shut
 from kvmnet.doctor.trip import Trip
 
 
@@ -19,7 +20,7 @@ def enter(trip: Trip, port: str) -> None:
     trip.context.pkttype = kind_of_frame(trip.packet, scene.mac(port))
     filters(trip, port, "ingress")
     trip.at("netdev", "ingress", iif=port, where=port)
-    forwarding(trip, port)
+    forwarding(trip, port, vlan_of(trip, port))
     data = scene.port(port)
     source = trip.packet.macs[1]
     if data.get("locked") and (known := scene.found_at(bridge, source, vlan_of(trip, port))) is None:
@@ -108,20 +109,17 @@ def detached(trip: Trip, port: str) -> None:
                 fix=(f"ip link set {port} master {wanted} up",))
 
 
-GATED = " | gate="
-"""In the alias of a bridge whose spanning tree kvmnet speaks itself (drivers/linux/attrs.py)."""
-
-
-def forwarding(trip: Trip, port: str) -> None:
-    """State of a port by the spanning tree."""
+def forwarding(trip: Trip, port: str, vlan: int) -> None:
+    """State of a port by the spanning tree. ``vlan``: of the frame inside of the bridge."""
     scene = trip.scene
     state = str(scene.port(port).get("state", "forwarding"))
     bridge = scene.bridge_of(port)
-    if state == "forwarding" or not (scene.up(port) and scene.carrier(port) and scene.up(bridge)):
+    if not (scene.up(port) and scene.carrier(port) and scene.up(bridge)):
         return
-    if GATED in scene.alias(bridge):    # opened by hand it would close a loop, and the gate would drop its frames all the same
-        trip.blocks("port-state", port, f"the port is {state}: RSTP keeps it shut", "the spanning tree has another way, or waits for its neighbours' agreement",
-                    f"{bridge} has a gate, which the process of kvmnet opens", fix=("kvmnet status",))
+    if GATED in scene.alias(bridge):
+        kept_shut(trip, port, bridge, state, vlan)
+        return
+    if state == "forwarding":
         return
     data = scene.data(bridge)
     waits = state in ("listening", "learning")
@@ -192,7 +190,7 @@ def leave(trip: Trip, bridge: str, port: str, out: str) -> None:
     filters(trip, out, "egress")
     trip.at("netdev", "egress", oif=out, where=out)
     device(trip, out, "port")
-    forwarding(trip, out)
+    forwarding(trip, out, vlan_of(trip, port or bridge))
     too_large(trip, port or bridge, out)
 
 

@@ -11,6 +11,9 @@ Removal is simulated on a copy: what the system takes along (``cascade``) needs 
 leaves behind (``detach``) shows up as an update if the wanted state still claims it. What it drops for other
 reasons (``Resource.swept``: the routes of a link whose last address goes) is made again if it can stand, also
 when it is somebody else's.
+
+What keeps shut what the rest of the plan must have changed before it may be open (``Resource.goes_last``) is deleted at
+the very end.
 """
 from __future__ import annotations
 
@@ -121,7 +124,8 @@ def plan(seen: State, wanted: Wanted, ours: Set[Key],
         # A setting before what else is on the same thing: IPv6 is switched on before an address comes.
         pending.sort(key=lambda s: (0, -depth[s.key], True, s.key) if only_lowers(s)
                      else (1, *placed(s.after, depth), s.key))
-    return handover_last(deletions, pending)
+    last = [s for s in deletions if isinstance(s, Delete) and s.before.goes_last and s.key not in present]
+    return (*handover_last([s for s in deletions if s not in last] if last else deletions, pending), *last)
 
 
 def placed(resource: Resource, depth: Depths) -> tuple[int, bool, Key, bool]:

@@ -67,6 +67,8 @@ class Resource:
     kind: ClassVar[str] = ""
     permanent: ClassVar[bool] = False
     """It always exists (a kernel setting): when nothing wants it any more it is left as it is."""
+    goes_last: ClassVar[bool] = False
+    """Where it goes for good, everything else has changed before (what it holds shut must be shut by something else then)."""
     part_of: ClassVar[str] = ""
     """Field that names the whole which it is a part of (an element's table): both change in one go, with nothing in between."""
 

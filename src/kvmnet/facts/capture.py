@@ -10,12 +10,14 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from kvmnet import __version__
 from kvmnet.drivers.ethtool.wire import active_features
+from kvmnet.drivers.stp.process import Speaking
 from kvmnet.engine.history import History
 from kvmnet.errors import HostCannot
 from kvmnet.facts import nft
@@ -116,6 +118,7 @@ def capture(paths: Paths) -> Json:
         running = held.result()
     found |= {"taps": running.taps, "listening": running.listening, "guests": guests(paths, running), "servers": running.servers}
     found["leases"] = leases(paths)
+    found["trees"] = trees(paths)
     found["dhcp_servers"] = dhcp_servers(running.servers)
     found["machine"] = machine(found["links"] or (), running.guests)
     found["missing"] = missing
@@ -219,6 +222,19 @@ def own_nics(paths: Paths) -> list[Json]:
         return []
     return [{"vm": vm, "nic": nic, "network": network, "tap": tap_name(vm, nic), "mac": got.mac, "ip": got.ip, "ip6": got.ip6}
             for (vm, nic, network), got in History(paths.database).allocations().items()]
+
+
+def trees(paths: Paths) -> list[Json]:
+    """Spanning trees that kvmnet speaks: for each bridge which VLANs go by which, and what its process tells; empty when it is dead."""
+    found = []
+    for folder in sorted((paths.run / "trees").glob("*")):
+        speaking = Speaking(folder)
+        with suppress(ValueError):
+            wish = json.loads(speaking.config())
+            instances = [" ".join((number, *vlans)) for number, _, *vlans in (text.split() for text in wish.get("instances") or ())]
+            found.append({"bridge": folder.name, "protocol": wish["protocol"], "instances": instances, "untagged": wish.get("untagged") or 0,
+                          **(speaking.state() or {"trees": {}, "ports": {}})})
+    return found
 
 
 def leases(paths: Paths) -> list[Json]:

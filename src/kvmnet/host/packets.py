@@ -172,6 +172,16 @@ class Capture:
         """Let frames that wait in a queue keep no further ones back."""
         self.socket.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, ROOM)
 
+    def hear(self) -> tuple[bytes, bool] | None:
+        """The next frame, and whether the device sent it."""
+        try:
+            frame, source = self.socket.recvfrom(LARGEST)
+            return frame, source[2] == PACKET_OUTGOING
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.ENETDOWN, errno.ENXIO):
+                return None
+            raise
+
     def receive(self) -> bytes | None:
         """The next frame; None when there is none."""
         try:

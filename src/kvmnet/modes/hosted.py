@@ -55,7 +55,7 @@ def spanning(bridge: str, network: Network | None) -> dict[str, Any]:
     1/100 s. It speaks none itself where a process of ours does."""
     if network is None:
         return {"stp": False, "forward_delay": 0, "gate": ""}
-    if network.stp == "rstp":
+    if network.tree_is_ours:
         return {"stp": False, "forward_delay": 0, "gate": bridge}
     options = network.stp_options
     return {"stp": True, "gate": "", "priority": options.priority, "forward_delay": 100 * options.forward_delay,

@@ -25,6 +25,7 @@ from kvmnet.spec.types import (
     Range4,
     Range6,
     VlanId,
+    VlanRanges,
 )
 
 
@@ -180,6 +181,32 @@ class StpOptions(Part):
     """Seconds between messages."""
     max_age: Annotated[int, Field(ge=6, le=40)] = 20
     """Seconds that a message of the root counts."""
+    region: Region | None = None
+    """stp: mstp: the region, and which VLANs go by which tree."""
+
+
+class Instance(Part):
+    """A tree of its own for some VLANs (MSTP)."""
+
+    vlans: Annotated[VlanRanges, Field(min_length=1)]
+    """VLANs that go by it, e.g. [100-199, 250]; also those that this host has no network on: all bridges of the region must
+    have the same."""
+    priority: Annotated[int, Field(ge=0, le=61440, multiple_of=4096)] = 32768
+    """Priority of this host's bridge in it, in steps of 4096; the smallest becomes its root."""
+
+
+class Region(Part):
+    """What all bridges of a region of MSTP must have the same, but for the priorities (802.1Q-2018, 13.8). VLANs of no
+    instance go by the common tree."""
+
+    name: Annotated[str, Field(pattern="^[!-~]{1,32}$")]
+    """Name of the region: at most 32 characters of ASCII, no space."""
+    revision: Annotated[int, Field(ge=0, le=65535)] = 0
+    """Revision of the mapping."""
+    instances: dict[Annotated[int, Field(ge=1, le=4094)], Instance] = Field(min_length=1, max_length=64)
+    """Trees, by number."""
+    untagged: VlanId = 1
+    """VLAN that the switches take frames without a tag for (the native one of their ports): these go by its tree."""
 
 
 class Vrf(Part):
@@ -266,9 +293,10 @@ class Network(Part):
     """Guests reach the host and the uplink, but not each other."""
     stp: bool | Literal["rstp", "mstp"] = False
     """Spanning tree on the network's bridge. true: STP, by the kernel. rstp: RSTP, by a process of kvmnet's own; in mode bridge,
-    where the uplink leads to other bridges. A guest's port never leads to the root. mstp is not spoken yet."""
+    where the uplink leads to other bridges. mstp: MSTP, in the same way, on the VLAN-aware bridge of an uplink: VLANs go by different
+    links. A guest's port never leads to the root."""
     stp_options: StpOptions = StpOptions()
-    """Further settings of the spanning tree."""
+    """Further settings of the spanning tree. Networks of one uplink share it: one of them says it for all."""
     snooping: bool = True
     """Multicast goes to the ports that asked for it by IGMP and MLD, where a querier makes them ask."""
     querier: bool = False
@@ -295,6 +323,11 @@ class Network(Part):
     def tag(self) -> None:
         """Some NIC of it has a priority in its tags."""
         self._tagged = True
+
+    @property
+    def tree_is_ours(self) -> bool:
+        """Whether a process of kvmnet's own speaks its spanning tree."""
+        return self.stp in ("rstp", "mstp")
 
     @property
     def has_address(self) -> bool:

@@ -29,7 +29,8 @@ text, as they were written. Unknown keys are errors.
 """
 _PLURAL = {"uplinks": "UPLINK", "networks": "NETWORK", "vms": "VM", "hosts": "NAME", "options": "OPTION", "features": "FEATURE",
            "groups": "GROUP", "address_sets": "SET", "tenants": "TENANT", "peers": "PEER", "classes": "CLASS",
-           "tuning": "SETTING", "mirrors": "MIRROR", "vrfs": "VRF", "redundant": "NIC"}
+           "tuning": "SETTING", "mirrors": "MIRROR", "vrfs": "VRF", "redundant": "NIC",
+           "costs": "INSTANCE", "instances": "INSTANCE"}
 _PLURALS = {"options, see below": "parts, see below", "address": "addresses", "name": "names",
             "list of addresses": "lists of addresses", "MAC address": "MAC addresses",
             "address or prefix": "addresses and prefixes"}

@@ -155,12 +155,14 @@ class UplinkRoute(Part):
 
 
 class TreePort(Part):
-    """A NIC as a port of a spanning tree (stp: rstp)."""
+    """A NIC as a port of a spanning tree (stp: rstp or mstp)."""
 
     cost: Annotated[int, Field(ge=1, le=200000000)] | None = None
     """What the way by it costs; by its speed when not given (20000 for 1 Gbit/s, 2000 for 10 Gbit/s and where it is not known)."""
     priority: Annotated[int, Field(ge=0, le=240, multiple_of=16)] = 128
     """Of two ports to the same bridge that with the smaller one is used."""
+    costs: dict[Annotated[int, Field(ge=1, le=4094)], Annotated[int, Field(ge=1, le=200000000)]] = Field(default_factory=dict)
+    """stp: mstp: instance -> what the way by it costs there, where that is not cost."""
 
 
 class Uplink(Part):

@@ -12,6 +12,8 @@ from kvmnet.spec.uplinks import Uplink
 
 FILTERING, SUB_INTERFACES, BONDS, MULTICAST = "bridge-vlan-filtering", "vlan", "bond", "bridge-vlan-multicast"
 """Features of the host that VLANs, bonds and multicast on VLANs need."""
+VLAN_STATES = "bridge-vlan-states"
+"""Feature that trees of VLANs (MSTP) need."""
 TUNNEL = "wireguard"
 """Feature that tunnels need."""
 TUNNEL_HEADERS = {4: 60, 6: 80}

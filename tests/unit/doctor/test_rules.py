@@ -131,6 +131,8 @@ CASES: list[tuple[str, Json, Json]] = [
     ("port-down", {"links": [bridge(up=False), T1]}, {"links": [BR, T1]}),
     ("uplink-without-carrier", {"links": [BR, link("eth0", master="br0", carrier=False)]}, {"links": [BR, link("eth0", master="br0")]}),
     ("wireless-port", {"links": [BR, link("wlan0", master="br0")], "machine": {"wireless": ["wlan0"]}}, {"links": [BR, link("wlan0")], "machine": {"wireless": ["wlan0"]}}),
+    ("tree-silent", {"links": [bridge(), T1], "trees": [{"bridge": "br0", "protocol": "rstp", "trees": {}, "ports": {}}]},
+     {"links": [bridge(), T1], "trees": [{"bridge": "br0", "protocol": "rstp", "trees": {"0": {}}, "ports": {}}]}),
     ("stp-delay", {"links": [bridge(stp_state=1, forward_delay=1500), T1]}, {"links": [bridge(stp_state=1, forward_delay=200), T1]}),
     ("bridge-mac-floats", {"links": [BR, tap(mac="02:00:00:00:00:b0")]}, {"links": [BR, tap(mac="02:00:00:00:00:b0")], "machine": {"address_set": {"br0": True}}}),
     ("bridge-full", {"links": [BR, *(tap(f"t{n}") for n in range(1010))]}, {"links": [BR, *(tap(f"t{n}") for n in range(900))]}),

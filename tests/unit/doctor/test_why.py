@@ -138,7 +138,24 @@ def scene(change: Callable[[Facts], Any] = lambda f: None) -> Scene:
 def test_a_port_that_rstp_shuts_is_not_to_be_opened_by_hand() -> None:
     shut = scene(lambda f: (port(f, "t2", state="listening"), of(f, "br0").update(ifalias="kvmnet network a | gate=br0")))
     found = why(shut, "vm1", "vm2", Probe()).findings[0]
-    assert (found.code, found.where, found.fix) == ("port-state", "t2", ("kvmnet status",)) and "RSTP keeps it shut" in found.what
+    assert (found.code, found.where, found.fix) == ("port-state", "t2", ("kvmnet status",)) and "the spanning tree keeps it shut" in found.what
+
+
+def test_why_names_the_root_and_says_whether_a_shut_port_is_as_it_should_be() -> None:
+    def told(role: str, state: str, shown: str) -> Callable[[Facts], None]:
+        def change(f: Facts) -> None:
+            port(f, "t2", state=shown)
+            of(f, "br0").update(ifalias="kvmnet network a | gate=br0")
+            trees = {"1": {"role": role, "state": state, "cost": 5}, "0": {"role": "root", "state": "forwarding", "cost": 5}}
+            f["trees"] = [{"bridge": "br0", "instances": ["1 1-9"], "untagged": 1, "ports": {"t2": {"trees": trees, "heard": 3}},
+                           "trees": {n: {"root": "0.02:00:00:00:00:0a", "root_port": "t9"} for n in "01"}}]
+        return change
+    found = why(scene(told("alternate", "discarding", "forwarding")), "vm1", "vm2", Probe()).findings[0]
+    assert (found.code, found.where) == ("port-state", "t2") and "instance 1 of MSTP" in found.what
+    assert found.why == "as it should be: the root 0.02:00:00:00:00:0a is behind t9, another port leads there, and open it would close a loop"
+    found = why(scene(told("designated", "discarding", "listening")), "vm1", "vm2", Probe()).findings[0]
+    assert found.why.startswith("it waits for its neighbour's agreement")
+    assert not why(scene(told("root", "forwarding", "forwarding")), "vm1", "vm2", Probe()).findings
 
 
 @pytest.mark.parametrize(("a", "b"), [("vm1", "vm2"), ("vm3", "outside"), ("vm3", "host"), ("host", "vm3"), ("outside", "host")])

@@ -210,3 +210,22 @@ def test_rstp_has_a_gate_before_the_bridge_has_ports() -> None:
     assert ("eth2", "kvb-~wan") in out.outer and not link(out, "kvt-x-0").bpdu_guard
     with pytest.raises(HostCannot, match="inside of VLAN 100, where switches do not listen for RSTP: the kernel lacks VLANs in bridges"):
         compiled(WAN, TWO.replace("subnet: 10.1.0.0/24", "stp: rstp, subnet: 10.1.0.0/24"), features=NO_FILTERING)
+
+
+def test_mstp_gives_the_gate_and_the_process_the_vlans_of_each_tree() -> None:
+    """One network says it for all of the bridge."""
+    uplink = WAN.replace("device: eth1", "device: eth1, redundant: {eth2: {costs: {7: 9}}}")
+    region = "{name: core, revision: 3, untagged: 5, instances: {7: {vlans: [100-199, 5], priority: 4096}, 2: {vlans: 200}}}"
+    networks = TWO.replace("subnet: 10.1.0.0/24", f"stp: mstp, stp_options: {{region: {region}}}, subnet: 10.1.0.0/24")
+    out = compiled(uplink, networks, GUESTS)
+    gate, tree = out.wanted[Key("tree-gate", "kvb-~wan")], out.wanted[Key("spanning-tree", "kvb-~wan")]
+    assert isinstance(gate, TreeGate) and isinstance(tree, SpanningTree)
+    assert (gate.instances, gate.untagged) == (("2 200", "7 5 100-199"), 5)
+    assert (tree.protocol, tree.region, tree.revision, tree.untagged) == ("mstp", "core", 3, 5)
+    assert tree.instances == ("2 32768 200", "7 4096 5 100-199") and tree.ports == ("eth1 0 128", "eth2 0 128 7:9")
+    assert link(out, "kvb-~wan").gate == "kvb-~wan" and not link(out, "kvb-~wan").stp
+    with pytest.raises(HostCannot, match=r"VLANs of a port cannot have states of their own: Linux 5\.6"):
+        compiled(uplink, networks, GUESTS, features={"bridge-vlan-states": "Linux 5.6"})
+    with pytest.raises(HostCannot, match="inside of VLAN 200 of the uplink's first NIC alone: the kernel lacks VLANs in bridges"):
+        compiled(uplink.replace("costs: {7: 9}", ""), networks.replace("mstp", "rstp").replace(f", stp_options: {{region: {region}}}", ""), GUESTS.replace(", trunk: [1, 300]", ""),
+                 features=NO_FILTERING)

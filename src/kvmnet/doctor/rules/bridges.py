@@ -161,6 +161,16 @@ def stp_delay(view: View) -> Iterator[Finding]:
                           fix=("kvmnet apply",) if owned(name) else (f"ip link set {name} type bridge forward_delay 200",))
 
 
+def tree_silent(view: View) -> Iterator[Finding]:
+    """Nobody speaks for a spanning tree of kvmnet's own any more: what is shut stays shut, and a way that is lost is not replaced."""
+    for row in view.rows("trees"):
+        if not row["trees"] and row["bridge"] in view.links:
+            yield Finding(code="tree-silent", severity=Severity.DEGRADES, where=row["bridge"],
+                          what=f"nobody speaks {row['protocol'].upper()} for {row['bridge']}: its ports stay as they are",
+                          why="Its process has ended. All its open ports but one have shut by themselves, since neighbours that hear nobody open their own.",
+                          evidence=("no process of kvmnet holds it",), fix=("kvmnet apply",))
+
+
 def state_of(port: Json) -> str:
     told = port_data(port).get("state")
     return STATES.get(told, str(told)) if isinstance(told, int) else str(told or "")

@@ -23,6 +23,7 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
     "Bridges and ports": (
         bridges.duplicate_mac, bridges.mac_moves, bridges.bridge_ring, bridges.frames_come_back, bridges.guest_learned_elsewhere, bridges.tap_has_guest_mac,
         bridges.tap_detached, bridges.tap_idle, bridges.port_down, bridges.uplink_without_carrier, bridges.wireless_port, bridges.stp_delay,
+        bridges.tree_silent,
         bridges.bridge_mac_floats, bridges.bridge_full, bridges.ageing_short, bridges.proxy_arp),
     "Addresses and routes": (
         addresses.address_on_port, addresses.subnet_overlap, addresses.address_twice, addresses.duplicate_detected, addresses.address_moves,

@@ -16,7 +16,10 @@ class TreeGate(Resource):
     """
 
     kind: ClassVar[str] = "tree-gate"
+    goes_last: ClassVar[bool] = True
     ports: tuple[str, ...] | None = option(doc="links that pass nothing until they are opened, sorted")
+    instances: tuple[str, ...] | None = option(doc="mstp: trees besides the common one: NUMBER VLANS, by number")
+    untagged: int | None = option(doc="mstp: VLAN of the region that frames without a tag belong to; 0 without")
     whole: bool | None = option(doc="the table is as it was made")
 
 
@@ -32,8 +35,9 @@ class SpanningTree(Resource):
     hello: int | None = option(doc="seconds between messages")
     forward_delay: int | None = option(doc="seconds in each state where nobody agrees")
     max_age: int | None = option(doc="seconds that a message of the root counts")
-    ports: tuple[str, ...] | None = option(doc="its ports: NAME COST PRIORITY, sorted; cost 0 is by the port's speed")
+    ports: tuple[str, ...] | None = option(doc="its ports: NAME COST PRIORITY, sorted; cost 0 is by the port's speed; then INSTANCE:COST")
     region: str | None = option(doc="mstp: name of the region")
     revision: int | None = option(doc="mstp: revision of the mapping of VLANs")
     instances: tuple[str, ...] | None = option(doc="mstp: NUMBER PRIORITY VLANS, by number")
+    untagged: int | None = option(doc="mstp: VLAN of the region that frames without a tag belong to; 0 without")
     running: bool | None = option(doc="the process lives and goes by these settings")

@@ -1,9 +1,11 @@
-"""What the process of a spanning tree is told, and what it tells: files in its folder. Pure."""
+"""What the process of a spanning tree is told. Pure."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from kvmnet.drivers.stp.gate import Lanes, lanes_of, spans
 
 if TYPE_CHECKING:  # only the process itself needs the protocol: commands start without it
     from kvmnet.stp.node import BridgeConfig
@@ -20,19 +22,28 @@ class Wish:
     hello: int
     forward_delay: int
     max_age: int
-    ports: tuple[tuple[str, int, int], ...]
-    """(name, cost or 0, priority)."""
+    ports: tuple[Door, ...]
     region: str = ""
     revision: int = 0
     instances: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
     """(number, priority, VLANs)."""
+    untagged: int = 0
+    """VLAN of the region that frames without a tag belong to; 0 where there is one tree."""
 
     @classmethod
     def read(cls, data: Mapping[str, Any]) -> Wish:
         """Of a ``SpanningTree`` as plain data."""
         return cls(data["name"], data["protocol"], data["priority"], data["hello"], data["forward_delay"], data["max_age"],
                    tuple(port_words(text) for text in data["ports"]), data.get("region") or "", data.get("revision") or 0,
-                   tuple(instance_words(text) for text in data.get("instances") or ()))
+                   tuple(instance_words(text) for text in data.get("instances") or ()), data.get("untagged") or 0)
+
+    @property
+    def names(self) -> list[str]:
+        return [port.name for port in self.ports]
+
+    @property
+    def lanes(self) -> Lanes:
+        return lanes_of((instance_text(n, vids) for n, _, vids in self.instances), self.untagged)
 
     def of_bridge(self, mac: str) -> BridgeConfig:
         from kvmnet.stp.node import BridgeConfig
@@ -45,14 +56,30 @@ class Wish:
         """A port's number is its place among those of the document: it stays the same when the port is made anew."""
         from kvmnet.stp.port import PortConfig
         from kvmnet.stp.vectors import path_cost
-        number = next(i for i, (port, _, _) in enumerate(self.ports, 1) if port == name)
-        _, cost, priority = self.ports[number - 1]
-        return PortConfig(name, number, priority, cost or path_cost(megabits))
+        number = self.names.index(name) + 1
+        door = self.ports[number - 1]
+        return PortConfig(name, number, door.priority, door.cost or path_cost(megabits), door.costs)
 
 
-def port_words(text: str) -> tuple[str, int, int]:
-    name, cost, priority = text.split()
-    return name, int(cost), int(priority)
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A port as the document wants it."""
+
+    name: str
+    cost: int
+    """0: by its speed."""
+    priority: int
+    costs: tuple[tuple[int, int], ...] = ()
+    """(instance, cost) where it is another one."""
+
+
+def port_words(text: str) -> Door:
+    name, cost, priority, *others = text.split()
+    return Door(name, int(cost), int(priority), tuple((int(n), int(c)) for n, c in (other.split(":") for other in others)))
+
+
+def instance_text(number: int, vids: Sequence[int]) -> str:
+    return " ".join((str(number), *(f"{first}-{last}" if first < last else str(first) for first, last in spans(vids))))
 
 
 def instance_words(text: str) -> tuple[int, int, tuple[int, ...]]:
@@ -62,18 +89,3 @@ def instance_words(text: str) -> tuple[int, int, tuple[int, ...]]:
         first, _, last = span.partition("-")
         vids += range(int(first), int(last or first) + 1)
     return int(number), int(priority), tuple(vids)
-
-
-def told(bridge: Any, moment: float) -> dict[str, Any]:
-    """The state of a bridge (``kvmnet.stp.bridge.Bridge``) as plain data, for status."""
-    from kvmnet.stp.vectors import CIST, id_text
-    trees = {}
-    for number, tree in bridge.node.trees.items():
-        root = tree.root.root if number == CIST else tree.root.regional
-        trees[str(number)] = {"bridge": id_text(tree.identifier), "root": id_text(root),
-                              "cost": tree.root.external if number == CIST else tree.root.internal, "root_port": tree.root_port}
-    ports = {name: {"up": port.up, "edge": port.oper_edge, "speaks": "stp" if not port.send_rstp else bridge.config.protocol.name.lower(),
-                    "heard": port.heard, "cost": port.config.cost,
-                    "trees": {str(n): {"role": str(t.role), "state": str(t.state)} for n, t in port.trees.items()}}
-             for name, port in bridge.ports.items()}
-    return {"since": round(moment, 3), "trees": trees, "ports": ports}
