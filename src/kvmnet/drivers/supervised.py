@@ -91,7 +91,11 @@ class Supervised:
             handle = os.pidfd_open(pid)
             try:
                 signal.pidfd_send_signal(handle, signal.SIGTERM)
-                wait_until(lambda: start_time(pid) != start, GONE, 0.002)
+                try:
+                    wait_until(lambda: start_time(pid) != start, GONE, 0.002)
+                except TimeoutError:    # a disk that does not answer; the one that works dies with it
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+                    wait_until(lambda: start_time(pid) != start, GONE, 0.002)
             finally:
                 os.close(handle)
         (self.folder / RECORD).unlink(missing_ok=True)
