@@ -34,7 +34,7 @@ from kvmnet.drivers.sriov.resources import Pf, Vf, VfPool
 from kvmnet.drivers.stp.resources import SpanningTree, TreeGate
 from kvmnet.drivers.tc.resources import Detour, Qdisc, Sorter, TcClass
 from kvmnet.drivers.wireguard.resources import Tunnel, TunnelPeer
-from kvmnet.engine.resource import Absent, Key, Resource, setting_names
+from kvmnet.engine.resource import Absent, Key, Resource, cache, setting_names
 
 KINDS: dict[str, type[Resource]] = {
     c.kind: c for c in (Link, BridgeVlan, VlanMulticast, Fdb, Address, Route, ProxyNeighbour, Neighbour, Sysctl, NftTable,
@@ -55,14 +55,17 @@ def to_json(resource: Resource | Absent) -> dict[str, Any]:
     return data
 
 
+@cache
+def known_names(cls: type[Resource]) -> frozenset[str]:
+    return frozenset(setting_names(cls))
+
+
 def from_json(data: dict[str, Any]) -> Resource | Absent:
     """The inverse of ``to_json``. Raises KeyError for a kind or setting that this version lacks."""
     cls = KINDS[data["kind"]]
     if data.get("absent"):
         return Absent(Key(data["kind"], data["name"]))
-    known = set(setting_names(cls))
-    settings = {k: tuple(v) if isinstance(v, list) else v
-                for k, v in data.items() if k not in ("kind", "name")}
-    if unknown := settings.keys() - known:
+    settings = {k: tuple(v) if type(v) is list else v for k, v in data.items() if k not in ("kind", "name")}
+    if unknown := settings.keys() - known_names(cls):
         raise KeyError(f"{data['kind']} has no {', '.join(sorted(unknown))}")
     return cls(name=data["name"], **settings)
