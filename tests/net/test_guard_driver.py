@@ -13,6 +13,7 @@ from kvmnet.drivers.nftables.wire import element
 from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import before_image, plan
 from kvmnet.engine.resource import Key, Resource
+from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.policy.guard import guard_table, nic_guard
 from kvmnet.policy.keeper import guard_keeper
@@ -181,6 +182,7 @@ def test_the_keeper_is_seen_restarted_and_ended(paths: Paths) -> None:
         assert "kvmnet-keeper" in sh("nft list tables")
         pid = (driver.holder.record() or {})["pid"]
         sh(f"kill -9 {pid}")
+        wait_until(lambda: not driver.holder.alive(driver.holder.record() or {}), 20)
         assert converge(driver, wanted) == 1
         assert (driver.holder.record() or {})["pid"] != pid
     finally:

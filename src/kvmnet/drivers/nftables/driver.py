@@ -35,7 +35,7 @@ from kvmnet.drivers.nftables.resources import (
     NicLimits,
 )
 from kvmnet.drivers.nftables.standing import Standing, in_place, transaction
-from kvmnet.drivers.nftables.tables import EGRESS, FILLED, GUARD, GUARDS, OURS, ROUTED
+from kvmnet.drivers.nftables.tables import EGRESS, FILLED, GUARD, GUARDS, HOST, OURS, ROUTED
 from kvmnet.drivers.nftables.wire import (
     MEMORY,
     Listing,
@@ -55,7 +55,7 @@ from kvmnet.engine.resource import Key, Wanted
 from kvmnet.host.netlink import generation
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
-from kvmnet.host.side import Begun, begun
+from kvmnet.host.side import Begun, begun, together
 from kvmnet.policy.keeper import HELD
 
 OF_NICS = frozenset({NicGuard.kind, GuardHook.kind})
@@ -183,6 +183,7 @@ class NftablesDriver:
         likely = [GUARD, ROUTED] if any(isinstance(item, NicGroups) and item.places for item in known) else [GUARD]
         with ExitStack() as beside:
             looks = {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely}
+            text = beside.enter_context(begun(partial(full_text, HOST)))
             listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
         filled = [name for name in FILLED if name in listings]
         found = [self.listing_after(table, looks.get(table)) for table in filled]
@@ -191,14 +192,9 @@ class NftablesDriver:
                    if not listing.flows_hold or listing.members != expected[name]}
         if found:
             self.listed = reduce(both, found)
-        return Look({name: self.whole(name, body) for name, body in listings.items()}, self.listed.guards if found and self.listed else {},
+        texts = {HOST: text.result()}
+        return Look({name: whole(name, body, texts) for name, body in listings.items()}, self.listed.guards if found and self.listed else {},
                     frozenset(damaged), self.listed.memory if found and self.listed else {})
-
-    def whole(self, name: str, body: str) -> str:
-        """The listing of one table: of ours with the elements that belong to its text."""
-        if name.split()[1] in OURS and name not in FILLED and ("\tset " in body or "\tmap " in body):
-            return read_tables(run(["nft", "-s", "list", "table", *name.split()])).get(name, body)
-        return body
 
     def noted(self) -> str:
         """The file of memberships, limits and address sets as they were loaded last."""
@@ -326,9 +322,8 @@ class NftablesDriver:
         forgetful = any(touches_memory(s, self.standing) for s in steps)
         if forgetful or (not self.asked_memory and any(s.key.kind != GuardKeeper.kind for s in steps)):
             self.asked_memory = True
-            self.standing.memory = read_memory(
-                json.loads(run(["nft", "-j", "list", "set", *table.split(), name]))
-                for table in GUARDS if table in self.standing.tables for name in MEMORY)
+            sets = [(*table.split(), name) for table in GUARDS if table in self.standing.tables for name in MEMORY]
+            self.standing.memory = read_memory(map(json.loads, together([partial(run, ["nft", "-j", "list", "set", *words]) for words in sets])))
         scripts, after = transaction(self.standing, steps)
         if not any(scripts):
             return
@@ -410,6 +405,20 @@ class NftablesDriver:
         """Remove our files when nothing of ours is left."""
         if self.standing and not self.standing.tables and self.holder.record() is None:
             shutil.rmtree(self.paths.guard, ignore_errors=True)
+
+
+def whole(name: str, body: str, texts: Mapping[str, str]) -> str:
+    """The listing of one table: of ours with the elements that belong to its text. ``texts``: those that were asked for already."""
+    if name.split()[1] in OURS and name not in FILLED and ("\tset " in body or "\tmap " in body):
+        return texts.get(name) or full_text(name) or body
+    return body
+
+
+def full_text(name: str) -> str:
+    """What nft prints of a table with all elements; '' when there is none."""
+    with suppress(ToolFailed):
+        return read_tables(run(["nft", "-s", "list", "table", *name.split()])).get(name, "")
+    return ""
 
 
 def terse(name: str) -> str:
