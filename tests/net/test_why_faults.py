@@ -51,8 +51,9 @@ def ping(netns: str, target: str, *, six: bool = False) -> bool:
 
 def restore() -> None:
     """Everything as it was at first, whatever a fault has done to it. A port takes a state once it has a carrier."""
+    sh("tc qdisc del dev p2 root; ip xfrm policy flush; ip nexthop flush; ip link set br0 type bridge ageing_time 30000; ip route replace 10.66.0.0/24 dev br0 src 10.66.0.1; ip neigh flush nud permanent dev u1", check=False)
     sh("tc qdisc del dev p1 clsact; ip link set br0 arp on; ip link set u1 arp on; ip addr del 10.77.0.50/32 dev u1; ip link del w0; ip link del u2; ip rule del priority 100; ip rule del priority 50; ip route flush table 77; ip route flush type blackhole; ip neigh flush all; ip link set u1 nomaster", check=False)
-    sh(f"sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 net.ipv4.ip_forward=1 net.ipv4.icmp_echo_ignore_all=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.u1.rp_filter=0 net.ipv4.conf.u1.forwarding=1 net.ipv6.conf.br0.disable_ipv6=0;"
+    sh(f"sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 net.ipv4.ip_forward=1 net.ipv4.icmp_echo_ignore_all=0 net.ipv4.conf.br0.arp_ignore=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.u1.rp_filter=0 net.ipv4.conf.u1.forwarding=1 net.ipv6.conf.br0.disable_ipv6=0;"
        "ip -6 addr replace fd66::1/64 dev br0 nodad; ip link set br0 type bridge stp_state 0; ip neigh flush nud permanent dev br0; ip addr replace 10.66.0.1/24 dev br0; ip addr replace 10.77.0.2/24 dev u1; ip link set u1 up; ip route replace default via 10.77.0.1;"
        f"ip -n {G1} neigh flush all; ip -n {G2} neigh flush all; ip -n {U} neigh flush all")
     for number, netns in ((1, G1), (2, G2)):
@@ -131,6 +132,16 @@ FAULTS = {
     "notrack": Fault("no-nat", "nft 'add table ip wall; add chain ip wall raw { type filter hook prerouting priority -300; }; add rule ip wall raw iifname \"br0\" notrack'", to=FAR, mends=False),
     "answers-are-marked-away": Fault("route-error", "ip route add unreachable default table 77; ip rule add fwmark 7 table 77 priority 100; nft 'add table ip m; add chain ip m c { type filter hook prerouting priority -150; }; add rule ip m c iifname \"u1\" meta mark set 7'", to=FAR, mends=False),
     "a-set-with-the-guest-in-it": Fault("rule-drop", "nft 'add table netdev wall; add set netdev wall quarantine { type ether_addr; elements = { 02:66:00:00:00:11 }; }; add chain netdev wall c { type filter hook ingress device \"p1\" priority 0; }; add rule netdev wall c ether saddr @quarantine meta protocol ip drop'", to="host", mends=False),
+    "ttl-too-low": Fault("ttl-expired", "nft 'add table ip t; add chain ip t c { type filter hook prerouting priority -300; }; add rule ip t c iifname br0 ip ttl set 1'", to=FAR, mends=False),
+    "zone-of-one-direction": Fault("ct-zone-apart", "nft 'add table inet z; add chain inet z c { type filter hook prerouting priority -300; }; add rule inet z c iifname br0 ct zone set 5'", to=FAR, mends=False),
+    "route-of-the-guests-gone": Fault("wrong-segment", "ip route del 10.66.0.0/24 dev br0", to=FAR),
+    "queue-without-room": Fault("queue-too-small", "tc qdisc replace dev p2 root pfifo limit 0"),
+    "arp-ignored": Fault("arp-ignored", f"sysctl -qw net.ipv4.conf.br0.arp_ignore=8; ip -n {G1} neigh flush all", to=FAR),
+    "ipsec": Fault("ipsec-policy", f"ip xfrm policy add dir fwd src {FIRST}/32 dst {FAR}/32 action block", to=FAR),
+    "bridge-learns-nothing": Fault("port-no-flood", "ip link set br0 type bridge ageing_time 0; bridge link set dev p2 flood off", to=f"p2@{SECOND}"),
+    "written-neighbour": Fault("wrong-neighbour", f"ip neigh replace {FIRST} lladdr 02:de:ad:00:00:02 dev br0 nud permanent", to=FAR),
+    "question-lost-at-the-uplink": Fault("arp-drop", "nft 'add table netdev f; add chain netdev f c { type filter hook egress device \"u1\" priority 0; }; add rule netdev f c ether type arp drop'; ip neigh flush dev u1", to=FAR),
+    "next-hop-that-swallows": Fault("route-error", "ip nexthop add id 5 blackhole; ip route add 10.77.0.1 nhid 5", to=FAR),
     "vlan-less-mark": Fault("rule-drop", "nft 'add table inet wall; add chain inet wall m { type filter hook prerouting priority -200; }; add rule inet wall m iifname br0 meta mark set 0x10; add chain inet wall c { type filter hook forward priority 0; }; add rule inet wall c meta mark & 0xf0 == 0x10 drop'", to=FAR),
 }
 
@@ -213,10 +224,10 @@ def test_a_packet_settles_what_nobody_can_tell(place: Paths) -> None:
 
 
 def test_the_kernel_says_why_it_drops_what_nothing_else_explains(place: Paths) -> None:
-    """A policy of IPsec is not judged from outside; the reason is, where this kernel gives one."""
+    """A policy of IPsec that was not read; the reason is, where this kernel gives one."""
     try:
         sh(f"ip xfrm policy add dir fwd src {FIRST}/32 dst {FAR}/32 action block")
-        scene = read(capture(place))
+        scene = read(capture(place) | {"xfrm": ""})
         report = why(scene, FIRST, FAR, PING)
         assert report.state is State.OK and not ping(G1, FAR)
         proved = prove(scene, report)
@@ -233,6 +244,21 @@ def test_the_kernel_says_why_it_drops_what_nothing_else_explains(place: Paths) -
 def test_the_kernel_says_nothing_of_what_arrives(place: Paths) -> None:
     scene = read(capture(place))
     assert prove(scene, why(scene, FIRST, FAR, PING)).live.dropped == []
+
+
+def test_a_neighbour_that_somebody_wrote_is_suspected_where_no_answer_comes(place: Paths) -> None:
+    try:
+        mac = sh(f"ip -n {U} -j link show u0").partition('"address":"')[2][:17]
+        for lladdr, state, severity in ((mac, State.OK, Severity.NOTE), ("02:de:ad:00:00:02", State.BLOCKED, Severity.BLOCKS)):
+            sh(f"ip neigh replace {FAR} lladdr {lladdr} dev u1 nud permanent")
+            scene = read(capture(place))
+            report = why(scene, FIRST, FAR, PING)
+            assert report.state is State.OK
+            proved = prove(scene, report)
+            first = proved.findings[0]
+            assert (proved.state, first.code, first.severity) == (state, "neighbour-written", severity), (proved.findings, str(proved.live))
+    finally:
+        restore()
 
 
 def test_a_reason_confirms_what_was_found(place: Paths) -> None:

@@ -12,12 +12,13 @@ from dataclasses import asdict, dataclass, field, replace
 from time import monotonic
 from typing import Any
 
+from kvmnet.doctor.asking import NOBODY
 from kvmnet.doctor.ends import Place
 from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.packet import TCP, UDP, Packet, made
 from kvmnet.doctor.reasons import confirms, meaning
 from kvmnet.doctor.scene import Scene
-from kvmnet.doctor.why import NOBODY, Report
+from kvmnet.doctor.why import Report
 from kvmnet.host.clock import wait_until
 from kvmnet.host.drops import Dropped, DropTrace
 from kvmnet.host.packets import Capture
@@ -30,6 +31,7 @@ FRAMES = 500
 ENDS = ("drop", "reject")
 RULES = ("rule-drop", "arp-drop", "bridge-netfilter", "guest-firewall", "rule-unknown")
 """Codes of which there may be several for one packet: which of them a drop by netfilter was, only the trace of rules tells."""
+WRITTEN = "neighbour-written"
 VAGUE = ("NOT_SPECIFIED", "OTHERHOST")
 """Reasons that say nothing about a fault."""
 
@@ -168,12 +170,19 @@ def concluded(report: Report, target: str) -> Report:
         there[-1].findings.append(Finding(
             code="kernel-drop", severity=Severity.BLOCKS, where=first.where or live.where, what=f"the kernel drops the packet: {meaning(first.reason) or first.reason}",
             why="nothing that was read of this host says so; the packets do", evidence=(*(f"skb:kfree_skb: {d.reason}{' in ' + d.where if d.where else ''}" for d in told), str(live))))
+    elif not live.answered and not report.blocking and any(f.code == WRITTEN for f in report.findings):
+        there, back = ([replace(hop, findings=[suspected(f, live) for f in hop.findings]) for hop in hops] for hops in (there, back))
     elif not live.answered and not report.blocking and report.probe.protocol != "udp":
         last = live.seen[-1] if live.seen else live.where
         there[-1].findings.append(Finding(
             code="no-answer", severity=Severity.BLOCKS, where=last, what=f"nothing on this host is in the way, but no answer comes; last seen at {last}",
             why=f"what is behind {last} loses it, or {target} does not answer: its own firewall, its route back, a program that does not listen", evidence=(str(live),), certainty=Certainty.LIKELY))
     return replace(report, there=there, back=back)
+
+
+def suspected(finding: Finding, live: Live) -> Finding:
+    """What nobody verifies, where packets get no answer."""
+    return replace(finding, severity=Severity.BLOCKS, certainty=Certainty.LIKELY, evidence=(*finding.evidence, str(live))) if finding.code == WRITTEN else finding
 
 
 def beside(finding: Finding, live: Live) -> Finding:

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 from ipaddress import ip_address, ip_interface
 
+from kvmnet.doctor.routing import Asked, look_up
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.view import Json
 from kvmnet.errors import KvmnetError
@@ -43,6 +44,21 @@ class End:
     @property
     def title(self) -> str:
         return self.name if self.name == self.ip or not self.ip else f"{self.name} ({self.ip})"
+
+
+def pair(scene: Scene, source: str, target: str, version: int) -> tuple[End, End]:
+    """Both ends. Where VRFs have the same address, it is that of the other end's. Raises KvmnetError."""
+    a, b = find(scene, source, version), find(scene, target, version)
+    if is_address(target) and b.place is not Place.OUTSIDE:
+        b = by_address(scene, b.ip, domain(scene, a))
+    elif is_address(source) and a.place is not Place.OUTSIDE:
+        a = by_address(scene, a.ip, domain(scene, b))
+    return a, b
+
+
+def domain(scene: Scene, end: End) -> str | None:
+    """VRF that an end is in, '' for none; None of what is outside."""
+    return None if end.place is Place.OUTSIDE else scene.domain_of(end.segment or end.dev)
 
 
 def find(scene: Scene, word: str, version: int) -> End:
@@ -178,29 +194,34 @@ def by_mac(scene: Scene, mac: str, version: int) -> End:
     raise KvmnetError(f"no port of this host has {mac} behind it", "it has not sent anything for a while, or is not on this host")
 
 
-def by_address(scene: Scene, ip: str, domain: str = "") -> End:
+def by_address(scene: Scene, ip: str, domain: str | None = None) -> End:
     """Own, a guest's, or outside: by the document, neighbours and the bridge's forwarding table. ``domain``: the VRF that is
-    asked in, where several have the address."""
+    asked in ('' for none), where several have the address."""
     version = ip_address(ip).version
-    if ip in scene.own:
-        dev = scene.own[ip][0]
+    if dev := scene.owner(ip, domain):
         return End(ip, Place.HOST, ip, mac=scene.mac(dev), segment=dev)
     field = "ip6" if version == 6 else "ip"
-    for nic in sorted(scene.nics, key=lambda n: scene.domain_of(scene.bridge_of(n["tap"])) != domain):
+    for nic in sorted(scene.nics, key=lambda n: scene.domain_of(scene.bridge_of(n["tap"])) != (domain or "")):
         if nic.get(field) and str(ip_address(nic[field])) == ip:
             return End(ip, Place.NIC, ip, nic["tap"], nic["mac"], scene.bridge_of(nic["tap"]))
-    segment = scene.on_link(ip)
+    segment = scene.on_link(ip, domain) or led_to(scene, ip, domain)
     for entry in candidates(scene, ip, segment):
         mac = entry.get("lladdr", entry.get("mac", ""))
-        for (_, known, _), (port, row) in scene.fdb.items():
-            if known == mac and scene.kind(port) != "bridge" and row.get("state") != "permanent":
-                return End(ip, Place.NIC, ip, port, mac, scene.bridge_of(port), how="by the neighbour table and the bridge's forwarding table")
+        known = [(bridge, port) for (bridge, learned, _), (port, row) in scene.fdb.items() if learned == mac and scene.kind(port) != "bridge" and row.get("state") != "permanent"]
+        for bridge, port in sorted(known, key=lambda place: place[0] != segment)[:1]:
+            return End(ip, Place.NIC, ip, port, mac, bridge, how="by the neighbour table and the bridge's forwarding table")
     if segment and scene.kind(segment) == "bridge":
         quiet = [p for p in scene.members[segment] if not scene.learned(p) and scene.kind(p) in ("tun", "veth")]
         if len(quiet) == 1:
             return End(ip, Place.NIC, ip, quiet[0], scene.mac_of(ip), segment, how=f"a guess: {quiet[0]} is the only port of {segment} behind which nobody is seen")
         return End(ip, Place.NIC, ip, "", scene.mac_of(ip), segment, how="its address is on this bridge")
     return End(ip, Place.OUTSIDE, ip, segment=segment)
+
+
+def led_to(scene: Scene, ip: str, domain: str | None) -> str:
+    """Bridge that a route leads to without a gateway, where no own prefix holds the address; '' without."""
+    way = look_up(scene, Asked(ip, oif=domain or ""))
+    return way.dev if way.type == "unicast" and not way.via and scene.kind(way.dev) == "bridge" else ""
 
 
 def candidates(scene: Scene, ip: str, segment: str) -> list[Json]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.packet import ARP, IPV4, IPV6, VLAN, Packet, Special
-from kvmnet.doctor.rules.capacity import netem
+from kvmnet.doctor.rules.capacity import narrow, netem
 from kvmnet.doctor.trip import Trip
 from kvmnet.doctor.view import Json
 from kvmnet.drivers.tc.resources import PREF
@@ -175,7 +175,7 @@ def filters(trip: Trip, dev: str, direction: str) -> None:
         program(trip, dev)
     else:
         for row in trip.scene.part("qdiscs"):
-            if row.get("kind") == "netem" and row.get("dev") == dev and (left := netem(row)) and not trip.asked:
+            if row.get("dev") == dev and not trip.asked and (left := netem(row) if row.get("kind") == "netem" else narrow(row, trip.scene.mtu(dev), len(trip.packet.frame))):
                 trip.find(left)
     for place in trip.scene.part("filters"):
         if (place["dev"], place["direction"]) != (dev, direction):

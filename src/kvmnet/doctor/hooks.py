@@ -122,7 +122,9 @@ def track(rules: Rules, context: Context, layer: str, hook: str) -> None:
     """Connection tracking meets the packet, the first time that it passes its place. What is not IP a bridge calls untracked (nf_ct_bridge_pre())."""
     here = (layer == "ip" and hook in BEGINNINGS and rules.tracked(context.packet.version)) or (layer == "bridge" and hook == "prerouting" and rules.bridge_tracked)
     if here and context.tracked is None:
-        context.tracked = replace(context.flow) if context.flow is not None else Tracked(state=first_state(context.packet) if context.packet.version else STATES["untracked"])
+        context.strayed = context.flow is not None and isinstance(context.zone, int) and isinstance(context.flow.zone, int) and context.zone != context.flow.zone
+        begins = Tracked(state=first_state(context.packet) if context.packet.version else STATES["untracked"], zone=context.zone)
+        context.tracked = replace(context.flow) if context.flow is not None and not context.strayed else begins
 
 
 def first_state(packet: Packet) -> int:

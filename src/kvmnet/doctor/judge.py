@@ -270,6 +270,8 @@ class Walk:
                 context.priority = wanted
             case {"meta": {"key": "pkttype"}}:
                 context.pkttype = wanted
+            case {"ct": {"key": "zone", **more}} if context.tracked is None and not more:
+                context.zone = wanted
             case {"ct": {"key": "mark"}} if context.tracked:
                 context.tracked.mark = wanted
             case {"payload": {"protocol": protocol, "field": name}} if isinstance(wanted, int) and name in FIELDS.get(protocol, {}):

@@ -232,6 +232,10 @@ class Context:
     bridge_in: str = ""
     bridge_out: str = ""
     mark: Value = 0
+    zone: Value = 0
+    """Of connection tracking, as rules before it have set it."""
+    strayed: bool = False
+    """Whether it belongs to a flow that connection tracking does not find, because that is in another zone."""
     priority: Value = UNKNOWN
     pkttype: Value = UNKNOWN
     tracked: Tracked | None = None

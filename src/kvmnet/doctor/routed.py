@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
+from kvmnet.doctor import ipsec
 from kvmnet.doctor.expressions import value
 from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Severity
@@ -81,7 +82,7 @@ def routed(trip: Trip, way: Way, iif: str) -> None:
                     f"ip route get {target}", fix=(f"ip route add {target} via GATEWAY" if ip_address(target).version == 4 else f"ip -6 route add {target} via GATEWAY",))
     elif way.type in ERRORS:
         trip.blocks("route-error", way.route, f"a route of type {way.type} takes packets to {target}", f"the packet {ERRORS[way.type]}", f"ip route: {way.route}",
-                    fix=(f"ip route del {way.type} {way.route.split(' ')[0]}",) if not way.route.startswith("ip rule") else ())
+                    fix=(f"ip route del {way.type if not way.dev else ''} {way.route.split(' ')[0]}".replace("  ", " "),) if not way.route.startswith("ip rule") else ())
     elif way.type == "unicast" and trip.scene.bridge_of(way.dev):
         bridge = trip.scene.bridge_of(way.dev)
         own = next((a for a in trip.scene.addresses_of(way.dev, trip.packet.version)), "ADDRESS/LENGTH")
@@ -144,6 +145,13 @@ def own_address(trip: Trip, dev: str) -> str | None:
 def put_back(trip: Trip, place: int, end: tuple[str, int]) -> None:
     """NAT undone in an answer."""
     address, port = end
+    if trip.context.strayed:
+        if not place:
+            return
+        trip.hop("conntrack", "nat", f"zone {trip.context.zone}")
+        trip.blocks("ct-zone-apart", "conntrack", f"the answer comes to connection tracking in zone {trip.context.zone}, its flow is in another: NAT does not put it back", "a flow is known in its own zone only; a rule has set the zone (ct zone set, CT --zone) of one direction",
+                    "ct zone", fix=("nft -a list ruleset | grep 'zone set'   # and set it for both directions: by the bridge, and by the flow's mark for answers",))
+        return
     if address and (trip.packet.source, trip.packet.target)[place] != address:
         trip.context.packet = trip.packet.to_address(place, address)
         trip.hop("conntrack", "nat", f"{'destination' if place else 'source'} back to {address}")
@@ -154,6 +162,7 @@ def put_back(trip: Trip, place: int, end: tuple[str, int]) -> None:
 def to_host(trip: Trip, dev: str) -> None:
     """Into the host itself."""
     trip.at("ip", "input", iif=dev)
+    ipsec.judged(trip, "in")
     table_full(trip)
     packet, scene = trip.packet, trip.scene
     if packet.upper and packet.upper[0] in (TCP, UDP) and not answers(trip):
@@ -196,6 +205,8 @@ def forward(trip: Trip, iif: str, way: Way, undo: Undo | None = None) -> None:
         trip.hop("forwarding", "route", "off")
         trip.blocks("forwarding-off", iif, f"the host does not forward IPv{version} that comes by {iif}", "a host that is no router drops what is not for itself",
                     f"forwarding of {iif}: off; {name} = {scene.sysctl(name.replace('.', '/'))}", fix=(f"sysctl -w {name}=1" if version == 6 or scene.sysctl("net/ipv4/ip_forward") != "1" else f"sysctl -w net.ipv4.conf.{iif}.forwarding=1",))
+    ipsec.forwarded(trip)
+    expired(trip)
     trip.at("ip", "forward", iif=iif, oif=way.dev)
     table_full(trip)
     before = trip.translated
@@ -209,6 +220,16 @@ def forward(trip: Trip, iif: str, way: Way, undo: Undo | None = None) -> None:
                     "senders are told by ICMP; large transfers hang where that is filtered", severity=Severity.NOTE)
 
 
+def expired(trip: Trip) -> None:
+    """A router takes one from the TTL, and does not send on what has none left (ip_forward(), ip6_forward())."""
+    offset = 64 if trip.packet.version == 4 else 56
+    left = trip.packet.bits("nh", offset, 8)
+    if isinstance(left, int) and left <= 1:
+        trip.hop("routing", "route", f"TTL {left}")
+        trip.blocks("ttl-expired", "routing", f"the packet has a TTL of {left} where the host should send it on", "a router drops what has no hop left, and answers 'time exceeded'; a rule before it has set it so low, since a packet begins with 64",
+                    f"{'ttl' if trip.packet.version == 4 else 'hoplimit'} {left} at forward", fix=("nft -a list ruleset | grep -E 'ttl set|hoplimit set'   # and take that rule out; iptables: TTL, HL in table mangle",))
+
+
 def between_guests(trip: Trip, iif: str, oif: str) -> bool:
     return trip.scene.kind(iif) == "bridge" and trip.scene.kind(oif) == "bridge"
 
@@ -218,6 +239,7 @@ def out_hooks(trip: Trip, iif: str, oif: str, undo: Undo | None) -> None:
     if undo:
         put_back(trip, 0, undo.target)
     trip.at("ip", "postrouting", iif=iif, oif=oif, above=SOURCE)
+    ipsec.judged(trip, "out")
 
 
 def sent(trip: Trip, own: str, undo: Undo | None = None) -> Way:
@@ -243,6 +265,9 @@ def neighbour(trip: Trip, dev: str, target: str, expected: str) -> str:
     entry = trip.scene.neighbours.get((dev, target), {})
     state, mac = "/".join(entry.get("state", ())) or "not asked yet", str(entry.get("lladdr", ""))
     trip.hop(dev, "neighbour", f"{target} is {mac or 'not known'} ({state})")
+    if {"PERMANENT", "NOARP"} & set(entry.get("state", ())) and mac and not expected and trip.scene.kind(dev) != "bridge":
+        trip.blocks("neighbour-written", dev, f"the MAC of {target} on {dev} was written by hand: {mac}", "a permanent entry is never asked again; whether it is still right shows a packet (kvmnet why --prove)", f"ip neigh show {target} dev {dev}: {mac} {state}",
+                    fix=(f"ip neigh del {target} dev {dev}",), severity=Severity.NOTE, certainty=Certainty.UNKNOWN)
     shown = f"ip neigh show {target} dev {dev}: {mac} {state}"
     if mac and expected and mac != expected:
         trip.blocks("wrong-neighbour", dev, f"the host takes {mac} for the MAC of {target}, which has {expected}", "its frames go to a MAC that is not there any more: the address has moved, and nobody announced it",

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Any
 
 from kvmnet.doctor.hooks import Rules
@@ -133,24 +133,46 @@ class Scene(View):
     # -- addresses and neighbours -----------------------------------------------------------------
 
     @cached_property
-    def own(self) -> dict[str, tuple[str, int]]:
-        """Own address -> (device, length of its prefix)."""
-        return {str(ip_address(a["local"])): (name, a["prefixlen"]) for name, link in self.links.items()
-                for a in link.get("addr_info", ()) if "local" in a}
+    def own(self) -> dict[str, list[tuple[str, int]]]:
+        """Own address -> (device, length of its prefix); several, where VRFs have the same one."""
+        found: dict[str, list[tuple[str, int]]] = {}
+        for name, link in self.links.items():
+            for a in link.get("addr_info", ()):
+                if "local" in a:
+                    found.setdefault(str(ip_address(a["local"])), []).append((name, a["prefixlen"]))
+        return found
+
+    def owner(self, address: str, domain: str | None = None) -> str:
+        """Device with an own address; '' where none has it. ``domain``: the VRF that asks, which knows its own and those of none; None: any."""
+        devices = [dev for dev, _ in self.own.get(address, ())]
+        known = devices if domain is None else [d for d in devices if self.domain_of(d) in (domain, "")]
+        return min(known, key=lambda d: self.domain_of(d) != (domain or ""), default="")
 
     def addresses_of(self, dev: str, version: int) -> list[str]:
         """``address/length``, of global scope first."""
         found = [a for a in self.links.get(dev, {}).get("addr_info", ()) if a.get("family") == ("inet6" if version == 6 else "inet") and "local" in a]
         return [f"{a['local']}/{a['prefixlen']}" for a in sorted(found, key=lambda a: a.get("scope") != "global")]
 
-    def on_link(self, address: str) -> str:
-        """Device whose own prefix holds an address; '' for none."""
+    def on_link(self, address: str, domain: str | None = None) -> str:
+        """Device whose own prefix holds an address; '' for none. ``domain``: of this VRF, '' of none, first of all."""
         wanted = ip_address(address)
-        best: tuple[int, str] = (-1, "")
-        for own, (dev, length) in self.own.items():
-            if wanted.version == ip_address(own).version and wanted in ip_interface(f"{own}/{length}").network and length > best[0] and length < wanted.max_prefixlen:
-                best = (length, dev)
-        return best[1]
+        best: tuple[bool, int, str] = (False, -1, "")
+        for network, devices in self.prefixes:
+            if wanted.version == network.version and wanted in network and network.prefixlen < wanted.max_prefixlen:
+                for dev in devices:
+                    order = (domain is not None and self.domain_of(dev) == domain, network.prefixlen, dev)
+                    if order[:2] > best[:2]:
+                        best = order
+        return best[2]
+
+    @cached_property
+    def prefixes(self) -> list[tuple[IPv4Network | IPv6Network, list[str]]]:
+        """Prefixes of the own addresses, and the devices with each."""
+        found: dict[IPv4Network | IPv6Network, list[str]] = {}
+        for own, places in self.own.items():
+            for dev, length in places:
+                found.setdefault(ip_network(f"{own}/{length}", strict=False), []).append(dev)
+        return list(found.items())
 
     @cached_property
     def neighbours(self) -> dict[tuple[str, str], Json]:

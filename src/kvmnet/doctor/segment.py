@@ -32,7 +32,10 @@ def enter(trip: Trip, port: str) -> None:
         trip.blocks("port-down", bridge, f"bridge {bridge} is down", "a bridge that is down forwards nothing", fix=(f"ip link set {bridge} up",))
     if scene.filters_vlans(bridge):
         hop.words += f", VLAN {vlan_of(trip, port) or 'none'}"
-        if not vlan_of(trip, port):
+        if trip.packet.vlan and trip.packet.vlan not in scene.vlans.get(port, {}):
+            trip.blocks("vlan-mismatch", port, f"{port} takes no frames of VLAN {trip.packet.vlan}", "a bridge that goes by VLANs takes a tag only by a port that is in its VLAN",
+                        f"bridge vlan show dev {port}: {', '.join(map(str, scene.vlans.get(port, {}))) or 'none'}", fix=(f"bridge vlan add dev {port} vid {trip.packet.vlan}",))
+        elif not vlan_of(trip, port):
             trip.blocks("vlan-none", port, "no VLAN takes its untagged frames: the port has no PVID", "a bridge that goes by VLANs drops what belongs to none",
                         fix=(f"bridge vlan add dev {port} vid 1 pvid untagged",))
     own = next((p for p in scene.members.get(bridge, ()) if p != port and scene.mac(p) == source and scene.kind(p) not in ("tun",)), "")

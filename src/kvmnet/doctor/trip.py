@@ -83,7 +83,9 @@ class Trip:
         return made
 
     def find(self, finding: Finding) -> None:
-        """Something at the last hop."""
+        """Something at the last hop, or at the first."""
+        if not self.hops:
+            self.hop(finding.where, "place")
         self.hops[-1].findings.append(finding)
 
     def blocks(self, code: str, where: str, what: str, why: str, *evidence: str, fix: tuple[str, ...] = (),

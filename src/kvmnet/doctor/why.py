@@ -5,12 +5,13 @@ packet of a flow goes there, its answer comes back with the flow known to conntr
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
-from kvmnet.doctor.ends import End, Place, by_address, find
+from kvmnet.doctor.asking import NOBODY, ask, ask_beyond, heard, host_at, proxied
+from kvmnet.doctor.ends import End, Place, by_address, led_to, pair
 from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Finding, Severity, ranked
 from kvmnet.doctor.inside import receives, sends, unheard
@@ -26,8 +27,6 @@ from kvmnet.doctor.packet import (
     Packet,
     Tracked,
     made,
-    question,
-    reply,
 )
 from kvmnet.doctor.routed import Undo, come_up, first_port, forward, neighbour, sent, to_host, way_out
 from kvmnet.doctor.routing import Asked, Way, look_up
@@ -37,11 +36,9 @@ from kvmnet.doctor.trip import Hop, State, Trip, begin, state_of
 from kvmnet.doctor.vfs import at_switch, at_vf, in_switch, is_vf
 from kvmnet.errors import KvmnetError
 
-NOBODY = "02:00:00:00:00:fe"
-"""Stands for a MAC that is not known."""
 SPORT = 40000
-HEARD = ("arp-drop", "rule-unknown", "port-no-flood", "arp-ignored", "arp-off")
-"""What of a question's way is told: the rest its packet meets, too."""
+WRITTEN = frozenset({"PERMANENT", "NOARP"})
+"""States of neighbours that nobody asks for."""
 NEEDED = {"nft": "the rules of nftables", "xtables": "the rules of iptables", "fdb": "the bridges' forwarding tables", "routes4": "the routes", "routes6": "the IPv6 routes",
           "rules4": "the policy rules", "rules6": "the IPv6 policy rules", "netconf": "the forwarding switches", "neighbours": "the neighbour table", "filters": "the filters of tc"}
 """Part of a capture -> what it is; without it nothing is sure."""
@@ -105,12 +102,12 @@ def hop_json(hop: Hop) -> dict[str, Any]:
 
 def why(scene: Scene, source: str, target: str, probe: Probe) -> Report:
     """Raises KvmnetError for ends that are not known."""
-    a, b = find(scene, source, probe.version), find(scene, target, probe.version)
+    a, b = pair(scene, source, target, probe.version)
     a = faced(scene, a, b)
     b = faced(scene, b, a)
     if a.place is not Place.NIC and b.place is not Place.NIC and a.place is b.place:
         raise KvmnetError(f"{source} and {target} are both {'the host' if a.place is Place.HOST else 'outside'}: no packet between them passes what is looked at here",
-                          "name a guest, a NIC, a device, or an address of one")
+                          "name a guest, a NIC, a device, or an address of one; where this host has no address on a bridge, the port with the address: p1@192.0.2.5")
     ports = (SPORT, probe.port)
     first = made((NO_MAC, a.mac or NOBODY), a.ip, b.ip, probe.number, ports)
     there = journey(scene, a, b, first)
@@ -134,6 +131,8 @@ def faced(scene: Scene, end: End, other: End) -> End:
     way = look_up(scene, Asked(other.ip)) if other.place is not Place.HOST else Way("none")
     own = [(ip_interface(a), dev) for dev in (other.segment, way.dev) for a in scene.addresses_of(dev, version)]
     best = next((o for o in own if ip_address(other.ip) in o[0].network), own[0] if own else None)
+    if way.source and (dev := scene.owner(way.source)):     # a route may name the address to send from
+        best = ip_interface(way.source), dev
     return replace(end, ip=str(best[0].ip), segment=best[1], mac=scene.mac(best[1])) if best else end
 
 
@@ -183,7 +182,7 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
     if not a.dev:
         unseen(trip, a)
     direct = b.place is Place.NIC and b.segment == bridge and on_link(scene, bridge, a.ip, b.ip) and trip.packet.target == b.ip
-    gateway = bridge if bridge and scene.addresses_of(bridge, trip.packet.version) and scene.kind(bridge) else ""
+    gateway = bridge if bridge and scene.kind(bridge) and (scene.addresses_of(bridge, trip.packet.version) or led_to(scene, a.ip, scene.domain_of(bridge)) == bridge) else ""
     mac = (b.mac if direct else scene.mac(gateway)) or NOBODY
     trip.context.packet = trip.packet.between(mac, trip.packet.macs[1])
     trip.macs = trip.packet.macs
@@ -217,7 +216,7 @@ def onward(trip: Trip, dev: str, b: End, undo: Undo | None) -> None:
         trip.hop(b.title, "nat", "is where it goes")
     if way.type in ("local", "broadcast"):
         to_host(trip, dev)
-        if b.place is not Place.HOST:
+        if b.place is not Place.HOST and not trip.context.strayed:
             trip.blocks("own-address", "routing", f"{trip.packet.target} is an address of the host itself", "the packet ends here instead of being sent on", way.route)
         return
     if way.type == "unicast":
@@ -239,7 +238,8 @@ def from_outside(trip: Trip, a: End, b: End, undo: Undo | None, came: str) -> No
         if out := cross(trip, b.segment, port, b.dev):
             leave(trip, b.segment, port, out)
         return
-    dev = came or look_up(scene, Asked(a.ip)).dev
+    way = look_up(scene, Asked(a.ip))
+    dev = came or (way.dev if way.type == "unicast" else "")
     if not dev:
         trip.hop("uplink", "uplink", "which device it comes by is not known: there is no route to it")
         return
@@ -298,10 +298,12 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
         return
     hop = way.via or trip.packet.target
     there = b if b.place is Place.NIC and hop == b.ip else None
-    if there and there.segment and there.segment != dev and there.dev in scene.links:
-        trip.blocks("wrong-segment", dev, f"the route to {b.ip} leads to {dev}, but {there.dev} is on {there.segment}", "the question who has it is asked on the wrong segment", way.route)
+    wrong_segment(trip, way, b, hop)
     trip.context.linked = True
-    mac = neighbour(trip, dev, hop, there.mac if there else "") if not (there is None and scene.kind(dev) in ("tun", "wireguard")) else ""
+    asks = not (there is None and scene.kind(dev) in ("tun", "wireguard"))
+    if asks and scene.kind(dev) != "bridge" and (own := scene.addresses_of(dev, trip.packet.version)):
+        heard(trip, [ask_beyond(scene, dev, own[0].partition("/")[0], hop)])
+    mac = neighbour(trip, dev, hop, there.mac if there else "") if asks else ""
     trip.context.packet = trip.packet.between(mac or NOBODY, scene.mac(dev) or NO_MAC)
     if scene.kind(dev) == "bridge":
         if there:
@@ -311,6 +313,7 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
         expected = there.dev if there else first_port(scene, dev)
         if there and not there.dev:
             unseen(trip, there)
+            written(trip, there)
         elif out := cross(trip, dev, "", expected):
             leave(trip, dev, "", out)
         return
@@ -318,6 +321,17 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
     way_out(trip, dev)
     if b.place is Place.OUTSIDE:
         private_source(trip, b)
+
+
+def wrong_segment(trip: Trip, way: Way, b: End, hop: str) -> None:
+    """A route that leads away from the bridge that a guest is on. By a gateway that is right where the host is no router there."""
+    scene, dev = trip.scene, way.dev
+    if b.place is not Place.NIC or not b.segment or b.segment == dev or b.dev not in scene.links:
+        return
+    own = next((a for a in scene.addresses_of(b.segment, trip.packet.version) if ip_address(b.ip) in ip_interface(a).network), "")
+    if hop == b.ip or own:
+        trip.blocks("wrong-segment", dev, f"the route to {b.ip} leads to {dev}, but {b.dev} is on {b.segment}", "the question who has it is asked on the wrong segment" if hop == b.ip else f"the packet goes to {hop} instead: the route of the guests' subnet is gone, or another is preferred",
+                    way.route, fix=(f"ip route replace {ip_interface(own).network} dev {b.segment} src {ip_interface(own).ip}",) if own and way.route.startswith("default") else ())
 
 
 def private_source(trip: Trip, b: End) -> None:
@@ -340,6 +354,26 @@ def unseen(trip: Trip, end: End) -> None:
     trip.blocks("guest-unseen", end.ip, f"no port of {end.segment or 'this host'} has {end.ip} behind it, as far as the bridge knows",
                 "it has sent nothing for a while, is off, has another address, or its frames do not get in", f"ip neigh show {end.ip}: {'/'.join(asked)}" if asked else "",
                 certainty=Certainty.LIKELY if {"FAILED", "INCOMPLETE"} & set(asked) else Certainty.UNKNOWN)
+    deaf(trip, end.segment)
+
+
+def written(trip: Trip, end: End) -> None:
+    """Of a guest that is seen nowhere and that the host sends to: a MAC that somebody wrote for it."""
+    entry = trip.scene.neighbours.get((end.segment, end.ip), {})
+    if WRITTEN & set(entry.get("state", ())) and entry.get("lladdr"):
+        trip.blocks("wrong-neighbour", end.segment, f"the host takes {entry['lladdr']} for the MAC of {end.ip}, because somebody wrote it so, and no port of {end.segment} has that MAC behind it",
+                    "a permanent entry is never asked again: it outlives a move of the address, or a new card", f"ip neigh show {end.ip} dev {end.segment}: {entry['lladdr']} {'/'.join(entry['state'])}",
+                    fix=(f"ip neigh del {end.ip} dev {end.segment}",), certainty=Certainty.LIKELY)
+
+
+def deaf(trip: Trip, bridge: str) -> None:
+    """A bridge that learns nothing has to flood everything, and some of its ports get no such frames."""
+    scene = trip.scene
+    learns = scene.data(bridge).get("ageing_time") != 0
+    quiet = [p for p in scene.members.get(bridge, ()) if scene.port(p).get("flood") is False and not scene.learned(p) and not (learns and scene.port(p).get("learning", True))]
+    if quiet:
+        trip.blocks("port-no-flood", quiet[0], f"{bridge} learns no MAC behind {', '.join(quiet)}{'' if learns else ' (ageing time 0)'}, and sends no unknown MACs there (flood off)", "frames for a guest behind such a port are dropped, unless its MAC is written into the table by hand",
+                    f"bridge -d link show dev {quiet[0]}: flood off", fix=(f"bridge link set dev {quiet[0]} learning on flood on",) if learns else (f"ip link set {bridge} type bridge ageing_time 30000",), certainty=Certainty.LIKELY)
 
 
 def lost(trip: Trip, dev: str) -> None:
@@ -356,76 +390,3 @@ def on_link(scene: Scene, bridge: str, first: str, second: str) -> bool:
     prefixes = [ip_interface(a).network for a in scene.addresses_of(bridge, version)]
     mine = [p for p in prefixes if ip_address(first) in p]
     return not mine or any(ip_address(second) in p for p in mine)
-
-
-def host_at(scene: Scene, dev: str, version: int, near: str) -> End:
-    own = [ip_interface(a) for a in scene.addresses_of(dev, version)]
-    best = next((i for i in own if ip_address(near) in i.network), own[0])
-    return End("host", Place.HOST, str(best.ip), mac=scene.mac(dev), segment=dev)
-
-
-# -- who has it? -----------------------------------------------------------------------------------
-
-def ask(scene: Scene, a: End, b: End) -> Trip:
-    """The question of *a* who has the address of *b*, and the answer, on one bridge."""
-    trip = begin(scene, question(a.mac or NOBODY, a.ip, b.ip), asked=True)
-    on_bridge(trip, a, b)
-    answer = begin(scene, reply(trip.packet, b.mac or NOBODY), asked=True)
-    on_bridge(answer, b, a)
-    trip.hops += answer.hops
-    return trip
-
-
-def on_bridge(trip: Trip, a: End, b: End) -> None:
-    """A frame between two ends on one bridge, either of which may be the host."""
-    bridge = a.segment
-    if a.place is Place.NIC:
-        if not a.dev:
-            return
-        enter(trip, a.dev)
-    elif trip.packet.version == 0:
-        trip.at("arp", "output", oif=bridge)
-    else:
-        trip.context.linked = False
-        trip.at("ip", "output", oif=bridge)
-        trip.at("ip", "postrouting", oif=bridge)
-        trip.context.linked = True
-    if b.place is Place.NIC:
-        if b.dev and (out := cross(trip, bridge, a.dev, b.dev)):
-            leave(trip, bridge, a.dev, out)
-        return
-    trip.at_bridge("input", bridge, bridge, "")
-    if trip.packet.version == 0:
-        trip.at("arp", "input", iif=bridge)
-    else:
-        if not trip.seen:
-            trip.at("ip", "prerouting", iif=bridge)
-        trip.at("ip", "input", iif=bridge)
-    if "NOARP" in trip.scene.flags(bridge):
-        trip.blocks("arp-off", bridge, f"{bridge} asks and answers no ARP (NOARP)", "the host takes every MAC there for known, and its own is not told to anybody", f"ip link show {bridge}: {','.join(trip.scene.flags(bridge))}", fix=(f"ip link set {bridge} arp on",))
-    if trip.scene.sysctl(f"net/ipv4/conf/{bridge}/arp_ignore") == "8":
-        trip.blocks("arp-ignored", bridge, f"the host answers no ARP on {bridge}", f"net.ipv4.conf.{bridge}.arp_ignore is 8")
-
-
-def heard(trip: Trip, questions: Sequence[Trip]) -> None:
-    """One hop for the questions; what lost them is told, once."""
-    kind = "ARP" if trip.packet.version == 4 else "neighbour discovery"
-    hop = trip.hop(kind, "neighbour", "question and answer")
-    for finding in told(questions):
-        if all(finding.where != f.where or finding.what != f.what for f in hop.findings):
-            trip.find(finding)
-
-
-def told(questions: Sequence[Trip]) -> Iterator[Finding]:
-    return (f for q in questions for f in q.findings if f.code in HEARD and f.severity is Severity.BLOCKS)
-
-
-def proxied(trip: Trip, bridge: str, target: str) -> None:
-    """The host answers for an address that it thinks is elsewhere (arp_process(), proxy_arp)."""
-    scene = trip.scene
-    if scene.sysctl(f"net/ipv4/conf/{bridge}/proxy_arp") != "1" and scene.sysctl("net/ipv4/conf/all/proxy_arp") != "1":
-        return
-    way = look_up(scene, Asked(target, iif=bridge))
-    if way.type == "unicast" and way.dev != bridge:
-        trip.blocks("proxy-arp", bridge, f"the host answers ARP for {target} on {bridge}, because its route leads to {way.dev}", "the asker takes the host's MAC for it, when that answer is heard last",
-                    f"net.ipv4.conf.{bridge}.proxy_arp is on; {way.route}", fix=(f"sysctl -w net.ipv4.conf.{bridge}.proxy_arp=0 net.ipv4.conf.all.proxy_arp=0",), certainty=Certainty.LIKELY)

@@ -78,6 +78,10 @@ def neighbour(ip: str, mac: str, state: str = "REACHABLE") -> Json:
     return {"ip": ip, "dev": "ens3", "mac": mac, "state": state}
 
 
+def tbf(burst: int) -> Json:
+    return {"kind": "tbf", "handle": "8001:", "dev": "eth0", "root": True, "options": {"rate": 125000, "burst": burst, "lat": 50000}}
+
+
 def netem_of(options: Json) -> Json:
     return {"kind": "netem", "handle": "8001:", "dev": "eth0", "root": True, "options": {"limit": 1000} | options}
 
@@ -200,6 +204,8 @@ CASES: list[tuple[str, Json, Json]] = [
      ROUTED | {"netconf": [{"family": "inet", "interface": d, "forwarding": True} for d in ("br0", "eth0")], "sysctls": {"net/ipv4/ip_forward": "0"}, "nft_text": "ip saddr 10.0.0.0/24 masquerade"}),
     ("port-overflow", {"links": [BR, tap(tx=5)], "taps": held("t1"), "later": later(links={"t1": {"tx": {"dropped": 9}}})}, {"links": [BR, tap(tx=5)], "taps": held("t1"), "later": later(links={"t1": {"tx": {"dropped": 5}}})}),
     ("netem-left", {"qdiscs": [netem_of({"loss-random": {"loss": 0.1, "correlation": 0}})]}, {"qdiscs": [{"kind": "fq_codel", "dev": "eth0", "root": True, "options": {}}]}),
+    ("queue-too-small", {"links": [link("eth0")], "qdiscs": [tbf(1000)]}, {"links": [link("eth0")], "qdiscs": [tbf(1600)]}),
+    ("queue-too-small", {"qdiscs": [{"kind": "pfifo", "dev": "eth0", "root": True, "options": {"limit": 0}}]}, {"qdiscs": [{"kind": "pfifo", "dev": "eth0", "parent": "1:", "options": {"limit": 0}}]}),
     ("netem-left", {"qdiscs": [netem_of({"delay": {"delay": 0.05}, "duplicate": {"duplicate": 0.5}})]}, {"qdiscs": [netem_of({"gap": 0})]}),
     ("netlink-lost", {"machine": {"netlink_drops": 1}, "later": later(netlink_drops=4)}, {"machine": {"netlink_drops": 4}, "later": later(netlink_drops=4)}),
     ("guest-stopped", {"guests": [qemu("a", status="io-error")]}, {"guests": [qemu("a", status="running")]}),

@@ -10,7 +10,8 @@ import pytest
 from kvmnet.doctor.packet import Context, made
 from kvmnet.doctor.routing import fib
 from kvmnet.doctor.scene import Scene, read
-from kvmnet.doctor.trip import State
+from kvmnet.doctor.segment import enter
+from kvmnet.doctor.trip import State, begin
 from kvmnet.doctor.why import Probe, why
 from kvmnet.errors import KvmnetError
 
@@ -338,6 +339,63 @@ def test_a_vrf_knows_its_own_table_first_and_others_do_not_know_it() -> None:
         tenants(f)
         f["routes4"] = [r for r in f["routes4"] if r["dst"] != "default"]
     assert "no-route" in {f.code for f in why(scene(without_default), "vm3", "outside", Probe()).findings}
+
+
+def two_tenants(f: Facts) -> None:
+    """vm3 on br1 is red's; blue has br2 with vm4, and everything there has the same addresses."""
+    tenants(f)
+    f["links"] += [link("blue", "vrf", "02:00:00:00:00:0e", data={"table": 200}), link("br2", "bridge", "02:00:00:00:00:b2", addr_info=[inet("10.1.0.1", 24)]),
+                   link("t4", "tun", "fe:54:00:00:00:04", "br2")]
+    of(f, "br2")["master"] = "blue"
+    f["fdb"].append({"mac": "52:54:00:00:00:04", "ifname": "t4", "master": "br2", "flags": [], "state": ""})
+    f["nics"].append({"vm": "vm4", "nic": "nic0", "network": "m", "tap": "t4", "mac": "52:54:00:00:00:04", "ip": "10.1.0.13", "ip6": ""})
+    f["routes4"] += [{"type": "local", "dst": "10.1.0.1", "dev": "br2", "table": "200", "flags": []}, {"dst": "10.1.0.0/24", "dev": "br2", "type": "unicast", "table": "200", "flags": []}]
+    f["netconf"] += [{"family": "inet", "interface": d, "forwarding": True, "rp_filter": "strict"} for d in ("br2", "blue")]
+
+
+@pytest.mark.parametrize(("vm", "bridge"), [("vm3", "br1"), ("vm4", "br2")])
+def test_an_address_that_two_vrfs_have_is_that_of_the_askers(vm: str, bridge: str) -> None:
+    for a, b in ((vm, "10.1.0.1"), ("10.1.0.1", vm)):
+        report = why(scene(two_tenants), a, b, Probe())
+        assert report.state is State.OK and {report.source.segment, report.target.segment} == {bridge}, report
+    for down in ("br1", "br2"):
+        broken = scene(lambda f, down=down: (two_tenants(f), of(f, down).update(flags=["BROADCAST"])))
+        assert (why(broken, vm, "10.1.0.1", Probe()).state is State.BLOCKED) is (down == bridge)
+
+
+IPSEC = "src 10.1.0.13/32 dst 0.0.0.0/0 {}\n\tdir {} {}priority 7 ptype main \n{}"
+TEMPLATE = "\ttmpl src 192.0.2.2 dst 203.0.113.5\n\t\tproto esp reqid 0 mode tunnel\n"
+
+
+@pytest.mark.parametrize(("text", "state"), [
+    (IPSEC.format("", "fwd", "action block ", ""), State.BLOCKED), (IPSEC.format("proto tcp dport 80 ", "fwd", "action block ", ""), State.OK),
+    (IPSEC.format("proto icmp type 8 ", "fwd", "action block ", ""), State.UNKNOWN), (IPSEC.format("", "in", "action block ", ""), State.OK),
+    (IPSEC.format("", "out", "", TEMPLATE), State.OK), (IPSEC.format("", "out", "", TEMPLATE).replace("10.1.0.13", "192.0.2.2"), State.UNKNOWN), (IPSEC.format("", "out", "action block ", ""), State.BLOCKED), (IPSEC.format("", "fwd", "", TEMPLATE), State.BLOCKED),
+    (IPSEC.format("", "fwd", "", "").replace("7", "1") + IPSEC.format("", "fwd", "action block ", ""), State.OK)])
+def test_policies_of_ipsec(text: str, state: State) -> None:
+    report = why(scene(lambda f: f.update(xfrm=text)), "vm3", "outside", Probe())
+    assert report.state is state and {f.code for f in report.findings} == ({"ipsec-policy"} if state is not State.OK else set()), report.findings
+
+
+@pytest.mark.parametrize(("settings", "where", "blocked"), [
+    ({"arp_ignore": "1"}, "br1", False), ({"arp_ignore": "1"}, "lo", True), ({}, "lo", False), ({"arp_ignore": "2"}, "br1", False), ({"arp_ignore": "8"}, "br1", True)])
+def test_a_host_whose_address_is_not_on_the_bridge(settings: dict[str, str], where: str, blocked: bool) -> None:
+    """The guests' gateway may stand on another device, with a route to the guests: it answers as long as arp_ignore lets it."""
+    def change(f: Facts) -> None:
+        of(f, "br1")["addr_info"] = [inet("10.1.0.1", 24)] if where == "br1" else []
+        if where == "lo":
+            f["links"].append(link("lo", addr_info=[inet("10.1.0.1", 32)]))
+            f["routes4"][0]["dev"] = "lo"
+        f["sysctls"] |= {f"net/ipv4/conf/br1/{k}": v for k, v in settings.items()}
+    report = why(scene(change), "vm3", "outside", Probe())
+    assert {f.code for f in report.findings} == ({"arp-ignored"} if blocked else set()), report.findings
+
+
+def test_a_tag_is_taken_only_by_a_port_of_its_vlan() -> None:
+    for number, codes in ((5, set()), (6, {"vlan-mismatch"})):
+        trip = begin(scene(), made(("52:54:00:00:00:02", "52:54:00:00:00:01"), "10.0.0.11", "10.0.0.12", 1).tagged_with(number))
+        enter(trip, "t1")
+        assert {f.code for f in trip.findings} == codes
 
 
 def forwarded(f: Facts, *more: Facts) -> None:

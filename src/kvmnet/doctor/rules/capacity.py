@@ -89,6 +89,26 @@ def netem_left(view: View) -> Iterator[Finding]:
             yield found
 
 
+def queue_too_small(view: View) -> Iterator[Finding]:
+    """A queue at a device takes no packet, or none of full size: its limit is 0, or its burst smaller than a packet (tbf). What it drops is counted at the queue alone."""
+    for row in view.rows("qdiscs"):
+        if found := narrow(row, int(view.links.get(row.get("dev", ""), {}).get("mtu", 0)), 60):
+            yield found
+
+
+def narrow(row: Json, mtu: int, size: int) -> Finding | None:
+    """A queue that does not take a frame of *size*, or one of the device's MTU. Only where all packets meet it: at the root, or below a queue that has no other."""
+    options, dev, kind = row.get("options") or {}, row.get("dev", ""), row.get("kind")
+    if not row.get("root"):
+        return None
+    most = 0 if kind == "blackhole" or (kind in ("pfifo", "bfifo") and options.get("limit") == 0) else int(options["burst"]) if kind == "tbf" and "burst" in options else None
+    if most is None or most >= mtu + 14:
+        return None
+    return Finding(code="queue-too-small", severity=Severity.BLOCKS if most < size else Severity.DEGRADES, where=dev,
+                   what=f"the queue of {dev} takes {'no packet at all' if most == 0 else f'no packet of more than {most} bytes'}", why="What does not fit is dropped, and counted at the queue, not at the device.",
+                   evidence=(f"tc -s qdisc show dev {dev}: {kind} {row.get('handle', '')} root {'burst' if kind == 'tbf' else 'limit'} {most}, dropped {row.get('drops', 0)}",), fix=(f"tc qdisc del dev {dev} root",))
+
+
 def netem(row: Json) -> Finding | None:
     """One such queue; None where it does nothing."""
     options = row.get("options") or {}

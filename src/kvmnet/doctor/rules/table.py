@@ -35,7 +35,7 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
                             uplinks.tunnel_without_peers),
     "DHCP and DNS": (services.resolver_everywhere, services.pool_full, services.lease_limit, services.range_off_subnet, services.reserved_is_leased,
                      services.two_dhcp_servers),
-    "Tables and queues": (capacity.neighbour_table, capacity.conntrack_table, capacity.log_complains, capacity.backlog_overflow, capacity.port_overflow, capacity.netlink_lost, capacity.netem_left),
+    "Tables and queues": (capacity.neighbour_table, capacity.conntrack_table, capacity.log_complains, capacity.backlog_overflow, capacity.port_overflow, capacity.netlink_lost, capacity.netem_left, capacity.queue_too_small),
     "Guests and the machine": (
         guests.guest_stopped, guests.iommu_missing, guests.iommu_group_shared, guests.cpu_stolen, guests.cpu_quota, guests.interrupts_on_one_cpu,
         guests.vhost_missing, guests.emulated_card, guests.queues_idle, guests.user_backend, guests.not_accelerated),
