@@ -18,7 +18,7 @@ version: 1
 uplinks: {wan: {device: eth0}}
 networks:
   lan: {mode: isolated, subnet: 10.0.0.0/24}
-  out: {mode: routed, uplink: wan, subnet: 10.2.0.0/24, rate: {out: 12mbit}}
+  out: {mode: routed, uplink: wan, subnet: 10.2.0.0/24, rate: {out: 12mbit, in: 9mbit}}
   apart: {mode: isolated, subnet: 10.1.0.0/24, isolated_ports: true}
 vms:
   a: {nics: [{network: lan, rate: {out: 8mbit, in: 20mbit, burst: 32k}, mark: {dscp: af11}}]}
@@ -61,7 +61,7 @@ def test_rates_and_marks_are_proved(made: World) -> None:
     assert verdicts == {
         ("a/nic0", "rate in"): Verdict.PASS, ("a/nic0", "rate out"): Verdict.PASS, ("a/nic0", "mark"): Verdict.PASS,
         ("b/nic0", "mark"): Verdict.PASS, ("c/nic0", "rate in"): Verdict.SKIP, ("c/nic0", "rate out"): Verdict.SKIP,
-        ("d/nic0", "rate out"): Verdict.SKIP, ("guests", "rate out"): Verdict.PASS}, found
+        ("d/nic0", "rate out"): Verdict.SKIP, ("guests", "rate in"): Verdict.PASS, ("guests", "rate out"): Verdict.PASS}, found
     assert "0 arrives as 10, 46 arrives as 10" in found["a/nic0", "mark"].evidence
     assert "0 arrives as 8, 46 arrives as 46" in found["b/nic0", "mark"].evidence
     assert "too little to try 100 Gbit/s" in found["c/nic0", "rate in"].evidence
@@ -71,13 +71,13 @@ def test_rates_and_marks_are_proved(made: World) -> None:
 
 def test_what_is_not_kept_is_seen(made: World) -> None:
     whole = next(line.split()[2] for line in sh("tc class show dev kvi-~out").splitlines() if " root " in line)
-    sh("tc qdisc change dev kvi-a-0 root handle 6b76: tbf rate 6mbit burst 32k limit 64k; tc qdisc del dev kvt-a-0 root; "
+    sh("tc qdisc change dev kvi-a-0 root handle 6b76: tbf rate 6mbit burst 32k limit 64k; tc qdisc del dev kvt-a-0 root; tc qdisc del dev kvb-out root; "
        f"tc class change dev kvi-~out parent {whole[:-1]} classid {whole} htb rate 9mbit ceil 9mbit burst 128k cburst 128k; "
        "nft delete element bridge kvmnet-marks marked '{ \"kvt-b-0\" }'")
     try:
         found = claims(made)
         assert {of for of, claim in found.items() if claim.verdict is Verdict.FAIL} == {
-            ("a/nic0", "rate in"), ("a/nic0", "rate out"), ("b/nic0", "mark"), ("guests", "rate out")}, found
+            ("a/nic0", "rate in"), ("a/nic0", "rate out"), ("b/nic0", "mark"), ("guests", "rate in"), ("guests", "rate out")}, found
         assert found["a/nic0", "rate in"].evidence.startswith("2") and "of 20 Mbit/s" in found["a/nic0", "rate in"].evidence
         assert not [name for _, name in claims(made, rates=False) if name.startswith("rate")], "only when asked for"
     finally:

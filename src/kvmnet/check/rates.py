@@ -108,23 +108,27 @@ def measured(place: Place, idle: Sequence[Idle]) -> Iterator[Claim]:
                 finding = of_nic(place, one, direction, rate)
                 yield Claim(place.segment.name, one.name, f"rate {direction}", finding.verdict, finding.evidence,
                             time.monotonic() - started)
+    shared = place.segment.network.rate
+    for direction, rate in (("in", shared.in_), ("out", shared.out)):
+        if rate:
+            finding = of_network(place, idle, direction, rate)
+            yield Claim(place.segment.name, "guests", f"rate {direction}", finding.verdict, finding.evidence)
 
 
-    if (rate := place.segment.network.rate.out) and (finding := of_network(place, idle, rate)):
-        yield Claim(place.segment.name, "guests", "rate out", finding.verdict, finding.evidence)
-
-
-def of_network(place: Place, idle: Sequence[Idle], rate: int) -> Finding:
-    """What guests send together, from one that may send as much alone."""
+def of_network(place: Place, idle: Sequence[Idle], direction: str, rate: int) -> Finding:
+    """What guests send or receive together, from the host or to it, by one that may have as much alone."""
     segment = place.segment
     if segment.network.mode not in (Mode.NAT, Mode.ROUTED) or not segment.address:
-        return skipped("it would flood the segment outside")
+        return skipped("it would flood the segment outside" if direction == "out" else "somebody outside would have to send it")
     able = [i.station for i in idle if i.station and i.station.ip and not unmeasured(place, i)
-            and (i.nic.declared.rate.out or MORE * rate) >= MORE * rate]
+            and ((i.nic.declared.rate.out if direction == "out" else i.nic.declared.rate.in_) or MORE * rate) >= MORE * rate]
     if not able:
-        return skipped("no idle NIC may send as much alone")
-    router = Target(device_mac(segment.bridge), segment.address, shares.ways(segment).out)
-    return judged(partial(measure, [(able[0], router)], rate, usual_burst(rate), min(segment.mtu, LARGEST)), rate)
+        return skipped(f"no idle NIC may {'send' if direction == 'out' else 'receive'} as much alone")
+    with host_of(segment) as host:
+        source: Sender = host if direction == "in" else able[0]
+        router = Target(host.mac, segment.address, shares.ways(segment).out)
+        there = router if direction == "out" else Target(able[0].mac, able[0].ip, able[0].tap.name)
+        return judged(partial(measure, [(source, there)], rate, usual_burst(rate), min(segment.mtu, LARGEST)), rate)
 
 
 def of_nic(place: Place, idle: Idle, direction: str, rate: int) -> Finding:
