@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from kvmnet.drivers.tc.driver import TcDriver
+from kvmnet.drivers.tc.resources import RECEIVERS, SORTERS
 from kvmnet.errors import HostCannot
 from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import device_mac
@@ -338,8 +339,8 @@ def test_a_segment_of_the_uplink(mode: str) -> None:
         with made.here.socket(2, 2) as out:
             wait_until(lambda: came_whole(flooded(lambda data: out.sendto(data, ("192.0.2.1", 5678)), payload)), PATIENCE)
         if mode == "macvtap":
-            sh(f"tc filter del dev eth0 parent {sh('tc qdisc show dev eth0').split()[2]} pref {shares.BY_MAC[0]}")
-            assert made.drift() == [f"create sorter eth0 {shares.BY_MAC[0]}"]
+            sh(f"tc filter del dev eth0 parent {sh('tc qdisc show dev eth0').split()[2]} pref {SORTERS[-1]}")
+            assert made.drift() == [f"create sorter eth0 {SORTERS[-1]}"]
         made.apply(bridged(mode=mode))
         assert sh("tc qdisc show dev eth0") == before
         sh("tc qdisc replace dev eth0 root handle 1: htb default 1")
@@ -368,8 +369,21 @@ def test_nics_receive_equally_from_other_hosts() -> None:
         classes = {(c.direction, c.name): c for n in (look(made.host) or pytest.fail("no status")).networks for c in n.classes}
         assert classes.keys() == {("in", "a/nic0"), ("in", "b/nic0"), ("in", "rest")} and classes["in", "b/nic0"].least == 3_000_000
         assert classes["in", "a/nic0"].dropped > 0 and classes["in", "b/nic0"].sent > 10 * FRAME
-        sh(f"tc filter del dev kvi-~lan parent {sh('tc qdisc show dev kvi-~lan').split()[2]} pref {shares.BY_MAC[0]}")
-        assert made.drift() == [f"create sorter kvi-~lan {shares.BY_MAC[0]}"]
+        place = f"dev kvi-~lan parent {sh('tc qdisc show dev kvi-~lan').split()[2]} pref {RECEIVERS}"
+        macs = [made.guest(name).mac for name in "ab"]
+        for damage, drift in (("", ["create mac-table kvi-~lan", *(f"create receiver kvi-~lan {mac}" for mac in sorted(macs))]),
+                              (f" handle 1:{node_of(macs[1])} u32", [f"create receiver kvi-~lan {macs[1]}"])):
+            sh(f"tc filter del {place}{damage}")
+            assert sorted(made.drift()) == drift
+            made.apply(text.format(", rate: {in: 4mbit}", ", rate: {min_in: 3mbit}"))
+            assert made.drift() == []
+        made.apply(text.format(", rate: {in: 4mbit}", "").replace(", b: {", "}\n#"))    # a NIC goes, and its class, which its MAC led to
+        assert made.drift() == [] and macs[1].replace(":", "")[4:] not in sh(f"tc filter show {place}")
+
+
+def node_of(mac: str) -> str:
+    """Where a MAC that is alone in its bucket stands."""
+    return f"{int(mac[-2:], 16):x}:{shares.numbers([mac], shares.NODES)[mac]:x}"
 
 
 def test_an_existing_bridge_with_one_way_outside() -> None:

@@ -32,7 +32,7 @@ from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.recorder.resources import Recorder
 from kvmnet.drivers.sriov.resources import Pf, Vf, VfPool
 from kvmnet.drivers.stp.resources import SpanningTree, TreeGate
-from kvmnet.drivers.tc.resources import Detour, Qdisc, Sorter, TcClass
+from kvmnet.drivers.tc.resources import Detour, MacTable, Qdisc, Receiver, Sorter, TcClass
 from kvmnet.drivers.wireguard.resources import Tunnel, TunnelPeer
 from kvmnet.engine.resource import Absent, Key, Resource, cache, setting_names
 
@@ -40,7 +40,7 @@ KINDS: dict[str, type[Resource]] = {
     c.kind: c for c in (Link, BridgeVlan, VlanMulticast, Fdb, Address, Route, ProxyNeighbour, Neighbour, Sysctl, NftTable,
                         NicGuard, NicGroups, NicLimits, AddressSet, GuardHook, GuardKeeper, Gate, OpenPort, TapNode, DnsmasqServer,
                         Reservation, GuestNic, File, NicTuning, NicFeature, Pf, VfPool, Vf, Qdisc, TcClass,
-                        Detour, Sorter, Tunnel, TunnelPeer, Copy, Shut, Recorder, TreeGate, SpanningTree)
+                        Detour, Sorter, MacTable, Receiver, Tunnel, TunnelPeer, Copy, Shut, Recorder, TreeGate, SpanningTree)
 }
 
 

@@ -17,7 +17,7 @@ Where the queue is, by mode:
 * macvtap: their parent sends, and has no class for each NIC. The uplink's own frames are told from theirs by the guard's mark.
 
 Classes of what comes in: in the modes nat and routed inet postrouting tells them, too. At a port of ours no hook has seen the frame; there a
-program of classic BPF for each class looks at the DSCP, and some more find the NIC by the frame's destination; or the VLAN device has made the class out of the priority in the tag
+program of classic BPF for each class looks at the DSCP, and a hash finds the NIC by the frame's destination; or the VLAN device has made the class out of the priority in the tag
 (``trust: pcp``, vlan_do_receive() in net/8021q/vlan_core.c).
 """
 from __future__ import annotations
@@ -27,7 +27,6 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 from zlib import crc32
 
-from kvmnet.bpf.choice import MOST, by_destination
 from kvmnet.bpf.code import as_text, program
 from kvmnet.bpf.tree import IP, IP6, Field, Is, Node, ethertype, every, some
 from kvmnet.drivers.linux.resources import Link
@@ -36,7 +35,9 @@ from kvmnet.drivers.tc.resources import (
     LEAVES,
     SORTERS,
     TREES,
+    MacTable,
     Qdisc,
+    Receiver,
     Sorter,
     TcClass,
     class_name,
@@ -71,8 +72,8 @@ LITTLE = 64
 """kbit/s of a class that is promised nothing: htb takes no zero."""
 TURN = 16384
 """Bytes that a class borrows in its turn."""
-BY_DSCP, BY_MAC = SORTERS[:512], SORTERS[512:]
-"""Preferences of what tells classes of traffic, and of what is asked behind that."""
+NODES = range(1, 0x1000)
+"""Numbers within one bucket of a table of MACs."""
 EVERY_BYTE = 0xFFFF_FFFF
 """What a program returns for frames that it means: cls_bpf then takes the filter's own class."""
 
@@ -227,7 +228,7 @@ def of_macvtaps(segment: Segment, dev: str, major: int, ids: Mapping[str, int]) 
     ours = (Is(Field(MARK, 4, GUEST), GUEST),) if on_uplink(segment) else ()
     yield from sorters(dev, major, segment.network.classes, ids, *ours)
     if ours:
-        yield Sorter(name=f"{dev} {BY_MAC[0]}", qdisc=qdisc_name(dev, major), program=as_text(program(every(*ours), EVERY_BYTE)),
+        yield Sorter(name=f"{dev} {SORTERS[-1]}", qdisc=qdisc_name(dev, major), program=as_text(program(every(*ours), EVERY_BYTE)),
                      into=class_name(dev, major, REST))
 
 
@@ -272,19 +273,25 @@ def inward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, f
 
 def sorters(dev: str, major: int, classes: Mapping[str, TrafficClass], ids: Mapping[str, int], *also: Node) -> Iterator[Sorter]:
     """What tells the classes of a tree by the packets' DSCPs: a look for each class, since they are few. ``also``: what else they are."""
-    prefs = numbers(classes, BY_DSCP)
+    prefs = numbers(classes, SORTERS[:-1])
     for name, group in classes.items():
         yield Sorter(name=f"{dev} {prefs[name]}", qdisc=qdisc_name(dev, major), program=dscp_program(group.dscp, *also),
                      into=class_name(dev, major, ids[name]))
 
 
-def of_receivers(dev: str, major: int, segment: Segment, ids: Mapping[str, int]) -> Iterator[Sorter]:
-    """What tells the NICs' classes of a tree by the MAC that a frame goes to, behind what tells those of traffic. The programs return the
-    class themselves; a frame to nobody of them, or to everybody, is in the class of the rest."""
-    macs = sorted((mac, major << 16 | ids[nic.tap]) for nic in segment.nics if nic.tap in ids for mac in (nic.mac, *nic.declared.extra.macs))
-    for number, start in enumerate(range(0, len(macs), MOST)):
-        yield Sorter(name=f"{dev} {BY_MAC[number]}", qdisc=qdisc_name(dev, major), program=as_text(by_destination(dict(macs[start:start + MOST]))),
-                     into=class_name(dev, major, REST))
+def of_receivers(dev: str, major: int, segment: Segment, ids: Mapping[str, int]) -> Iterator[MacTable | Receiver]:
+    """What tells the NICs' classes of a tree by the MAC that a frame goes to, behind what tells those of traffic. A frame to nobody of
+    them, or to everybody, is in the class of the rest."""
+    places = {mac: ids[nic.tap] for nic in segment.nics if nic.tap in ids for mac in (nic.mac, *nic.declared.extra.macs)}
+    if not places:
+        return
+    yield MacTable(name=dev, qdisc=qdisc_name(dev, major))
+    buckets: dict[int, list[str]] = {}
+    for mac in places:
+        buckets.setdefault(int(mac[-2:], 16), []).append(mac)
+    for bucket_number, macs in buckets.items():
+        for mac, number in numbers(macs, NODES).items():
+            yield Receiver(name=f"{dev} {mac}", table=dev, node=f"{bucket_number:x}:{number:x}", into=class_name(dev, major, places[mac]))
 
 
 def dscp_program(codes: Iterable[int], *also: Node) -> str:

@@ -15,7 +15,9 @@ from kvmnet.drivers.tc.resources import (
     STEP,
     TICKS,
     Detour,
+    MacTable,
     Qdisc,
+    Receiver,
     Sorter,
     TcClass,
     burst_of,
@@ -28,7 +30,9 @@ from kvmnet.drivers.tc.wire import (
     parse_filters,
     parse_leaf_counts,
     parse_qdiscs,
+    parse_receivers,
     parse_sorters,
+    with_matches,
 )
 from kvmnet.drivers.tc.words import lines_of
 from kvmnet.engine.plan import Create, Delete, Update
@@ -47,6 +51,9 @@ LEAF = TcClass(name="eth0 6b76:1a", qdisc="eth0 6b76:", parent="eth0 6b76:1", ra
 DETOUR = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-a-0", into="")
 BEFORE = Detour(name="kvt-a-0 egress", dev="kvt-a-0", to="kvi-~i~acme", into="")
 SORTER = Sorter(name="kvi-~lan 27655", qdisc="kvi-~lan 6c01:", program="40 0 0 12,6 0 0 1", into="kvi-~lan 6c01:10")
+TABLE = MacTable(name="kvi-~lan", qdisc="kvi-~lan 6c01:")
+RECEIVER = Receiver(name="kvi-~lan 52:54:00:00:0b:0a", table="kvi-~lan", node="a:fff", into="kvi-~lan 6c01:10")
+IN_TABLE = "filter {} dev kvi-~lan parent 6c01: protocol all pref 28672"
 CLASSED = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-~o~acme", into="6c01:10")
 
 
@@ -76,6 +83,12 @@ CLASSED = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-~o~acme", into="6c01:10"
     (Update(SORTER, Sorter(name=SORTER.name, into="kvi-~lan 6c01:11")), [
         "filter replace dev kvi-~lan parent 6c01: protocol all pref 27655 handle 1 bpf bytecode \"2,40 0 0 12,6 0 0 1\" classid 6c01:11"]),
     (Delete(SORTER), ["filter del dev kvi-~lan parent 6c01: protocol all pref 27655"]),
+    (Create(TABLE), [IN_TABLE.format("del"), f"{IN_TABLE.format('add')} handle 1: u32 divisor 256",
+                     f"{IN_TABLE.format('add')} handle 800::800 u32 ht 800:: match u32 0 0 hashkey mask 0x000000ff at -12 link 1:"]),
+    (Delete(TABLE), [IN_TABLE.format("del")]),
+    (Create(RECEIVER), [f"{IN_TABLE.format('replace')} handle 1:a:fff u32 ht 1:a: match u32 0x00000b0a 0xffffffff at -12 match u16 0x5254 0xffff "
+                        "at -14 classid 6c01:10"]),
+    (Delete(RECEIVER), [f"{IN_TABLE.format('del')} handle 1:a:fff u32"]),
     (Delete(BEFORE), ["filter del dev kvt-a-0 egress protocol all pref 27510"]),
     (Delete(DETOUR), ["filter del dev kvt-a-0 ingress protocol all pref 27510"])])
 def test_what_is_told(step: Create | Update | Delete, told: list[str]) -> None:
@@ -137,6 +150,22 @@ def test_what_sorts_frames_into_classes_is_read_back() -> None:
         {"code": 40, "jt": 0, "jf": 0, "k": 12}, {"code": 6, "jt": 0, "jf": 0, "k": 1}]}}}
     head = {"pref": 27655, "kind": "bpf", "chain": 0}
     assert list(parse_sorters("kvi-~lan 6c01:", [head, {**shown, "pref": 5}, shown])) == [SORTER]
+
+
+LISTED = """[{"pref":28672,"kind":"u32","options":{"fh":"1:","ht_divisor":256}},
+ {"pref":28672,"kind":"u32","options":{"fh":"1:a:fff","key_ht":"1","bkt":"a","flowid":"6c01:10","match":{"value":"b0a","mask":"ffffffff","offmask":"","off":-12},
+  "match":{"value":"5254","mask":"ffff","offmask":"","off":-16}}},
+ {"pref":28672,"kind":"u32","options":{"fh":"800:","ht_divisor":1}},
+ {"pref":28672,"kind":"u32","options":{"fh":"800::800","link":"1:","match":{"value":"0","mask":"0","offmask":"","off":0},"hash_mask":"ff","hash_off":-12}}]"""
+
+
+def test_a_table_of_macs_is_read_back_whole_or_not_at_all() -> None:
+    listed = json.loads(LISTED, object_pairs_hook=with_matches)
+    assert list(parse_receivers("kvi-~lan 6c01:", listed)) == [TABLE, RECEIVER]
+    zero = json.loads(LISTED.replace("1:a:fff", "1::fff"), object_pairs_hook=with_matches)
+    assert [r.node for r in parse_receivers("kvi-~lan 6c01:", zero) if isinstance(r, Receiver)] == ["0:fff"], "as tc writes bucket 0"
+    assert list(parse_receivers("kvi-~lan 6c01:", listed[:-1])) == [], "nothing leads into it"
+    assert list(parse_receivers("kvi-~lan 6c01:", listed[1:])) == []
 
 
 @pytest.mark.parametrize(("code", "wanted"), [(46, True), (10, True), (11, False), (0, False)])

@@ -13,7 +13,17 @@ from typing import Any
 from kvmnet.drivers.linux.driver import batch_text, run_batch
 from kvmnet.drivers.linux.words import Line
 from kvmnet.drivers.tc import wire
-from kvmnet.drivers.tc.resources import EGRESS, INGRESS, Detour, Qdisc, Sorter, TcClass, is_ours
+from kvmnet.drivers.tc.resources import (
+    EGRESS,
+    INGRESS,
+    Detour,
+    MacTable,
+    Qdisc,
+    Receiver,
+    Sorter,
+    TcClass,
+    is_ours,
+)
 from kvmnet.drivers.tc.words import lines_of
 from kvmnet.engine.driver import Command, Progress, Seen
 from kvmnet.engine.plan import Step
@@ -37,7 +47,7 @@ SECONDS = 600.0
 
 
 class TcDriver:
-    kinds = frozenset({Qdisc.kind, TcClass.kind, Detour.kind, Sorter.kind})
+    kinds = frozenset({Qdisc.kind, TcClass.kind, Detour.kind, Sorter.kind, MacTable.kind, Receiver.kind})
 
     def unavailable(self) -> str | None:
         return host.missing("tc")
@@ -85,10 +95,11 @@ def classes(devices: Sequence[str]) -> Iterator[TcClass]:
             yield from wire.parse_classes(device, host.run(("tc", "-raw", "-details", "class", "show", "dev", device)))
 
 
-def sorters(trees: Sequence[str]) -> Iterator[Sorter]:
+def sorters(trees: Sequence[str]) -> Iterator[Sorter | MacTable | Receiver]:
     """What sorts frames into the classes of each htb (``DEV HANDLE``)."""
     for name, filters in zip(trees, listed([tree.replace(" ", " parent ") for tree in trees]), strict=True):
         yield from wire.parse_sorters(name, filters)
+        yield from wire.parse_receivers(name, filters)
 
 
 def detours(devices: Sequence[str]) -> Iterator[Detour]:
@@ -110,7 +121,7 @@ def shown(places: Sequence[str]) -> list[list[dict[str, Any]]]:
     with suppress(host.ToolFailed):
         text = host.run(("tc", "-json", "-force", "-batch", "-"), timeout=SECONDS,
                         stdin="".join(f"filter show dev {place}\n" for place in places))
-        found, decoder, at = [], json.JSONDecoder(), 0
+        found, decoder, at = [], json.JSONDecoder(object_pairs_hook=wire.with_matches), 0
         while (at := text.find("[", at)) >= 0:
             value, at = decoder.raw_decode(text, at)
             found.append(value)

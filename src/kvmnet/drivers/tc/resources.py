@@ -19,6 +19,8 @@ LEAVES = range(0x7000, 0x8000)
 """Handles of the queues of classes."""
 SORTERS = range(0x6C00, 0x7000)
 """Preferences of what sorts frames into classes of an htb."""
+RECEIVERS = 0x7000
+"""Preference of what finds the class of a frame by its destination: behind those."""
 LAST = LEAVES[-1]
 """Handles from MAJOR to here are ours."""
 PREF = 0x6B76
@@ -93,6 +95,24 @@ class Sorter(Resource):
     qdisc: str | None = option(doc="its htb", ref="qdisc", on_delete="cascade", recreate=True)
     program: str | None = option(doc="which frames: instructions of classic BPF, as tc writes them")
     into: str | None = option(doc="their class", ref="tc-class", on_delete="delete")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MacTable(Resource):
+    """A hash of MACs in an htb, by the last byte of the destination: one look for each frame, whatever their number. Named by the device."""
+
+    kind: ClassVar[str] = "mac-table"
+    qdisc: str | None = option(doc="the htb", ref="qdisc", on_delete="cascade", recreate=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Receiver(Resource):
+    """A MAC in such a table; named ``DEV MAC``."""
+
+    kind: ClassVar[str] = "receiver"
+    table: str | None = option(doc="the table", ref="mac-table", on_delete="cascade", recreate=True)
+    node: str | None = option(doc="its place there: BUCKET:NUMBER", recreate=True)
+    into: str | None = option(doc="class of the frames that go to it", ref="tc-class", on_delete="delete")
 
 
 def qdisc_name(dev: str, major: int = MAJOR) -> str:

@@ -7,7 +7,7 @@ a million of a unit: ours are whole Mbit/s from 1 Gbit/s on.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kvmnet.drivers.tc.resources import (
@@ -15,9 +15,12 @@ from kvmnet.drivers.tc.resources import (
     INGRESS,
     LEAVES,
     PREF,
+    RECEIVERS,
     SORTERS,
     Detour,
+    MacTable,
     Qdisc,
+    Receiver,
     Sorter,
     TcClass,
     burst_of,
@@ -32,6 +35,10 @@ UNITS = {"bit": 0.001, "Kbit": 1, "Mbit": 1000, "Gbit": 1_000_000, "Tbit": 1_000
 CLASS = re.compile(r"class htb (?P<id>[0-9a-f]+:[0-9a-f]+) (?:root|parent (?P<parent>[0-9a-f]+:[0-9a-f]*)) .*?"
                    r"(?:prio (?P<prio>\d+) )?(?:quantum (?P<quantum>\d+) )?rate (?P<rate>\d+)(?P<unit>\w+) "
                    r"ceil (?P<ceil>\d+)(?P<cunit>\w+) .*?buffer \[(?P<buffer>[0-9a-f]+)\] cbuffer \[(?P<cbuffer>[0-9a-f]+)\]")
+
+
+MATCHES = "matches"
+"""Key for all of several that are called match."""
 
 
 class Counts(NamedTuple):
@@ -119,6 +126,31 @@ def parse_sorters(qdisc: str, items: Iterable[Json]) -> Iterator[Sorter]:
         if item.get("kind") == "bpf" and item.get("pref") in SORTERS and "bytecode" in options:
             yield Sorter(name=f"{dev} {item['pref']}", qdisc=qdisc, program="" if options.get("direct-action") else program_of(options),
                          into=f"{dev} {options.get('flowid', '')}")
+
+
+def parse_receivers(qdisc: str, items: Iterable[Json]) -> Iterator[MacTable | Receiver]:
+    """The table of MACs of *qdisc* (``DEV HANDLE``) and what is in it; nothing of one that is not as it was made."""
+    dev = qdisc.partition(" ")[0]
+    nodes = [options for item in items if item.get("kind") == "u32" and item.get("pref") == RECEIVERS and (options := item.get("options"))]
+    if not any(o.get("fh") == "1:" and o.get("ht_divisor") == 256 for o in nodes) or not any(
+            (o.get("link"), o.get("hash_mask"), o.get("hash_off")) == ("1:", "ff", -12) for o in nodes):
+        return
+    yield MacTable(name=dev, qdisc=qdisc)
+    for options in nodes:
+        told = {m.get("off"): m for m in options.get(MATCHES, ())}
+        if {off: m.get("mask") for off, m in told.items()} == {-12: "ffffffff", -16: "ffff"}:
+            octets = f"{int(told[-16]['value'], 16):04x}{int(told[-12]['value'], 16):08x}"
+            mac = ":".join(octets[i:i + 2] for i in range(0, 12, 2))
+            bucket, _, number = str(options.get("fh", "")).partition(":")[2].partition(":")
+            yield Receiver(name=f"{dev} {mac}", table=dev, node=f"{bucket or '0'}:{number}", into=f"{dev} {options.get('flowid', '')}")
+
+
+def with_matches(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of tc's JSON, in which a key may stand more than once."""
+    found = dict(pairs)
+    if len(matches := [value for key, value in pairs if key == "match"]) > 1:
+        found[MATCHES] = matches
+    return found
 
 
 def takes_all(options: Json) -> bool:

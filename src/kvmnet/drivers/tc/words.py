@@ -4,7 +4,20 @@ from __future__ import annotations
 from typing import cast
 
 from kvmnet.drivers.linux.words import Line
-from kvmnet.drivers.tc.resources import ALL, EGRESS, INGRESS, PREF, Detour, Qdisc, Sorter, TcClass, side_of
+from kvmnet.drivers.tc.resources import (
+    ALL,
+    EGRESS,
+    INGRESS,
+    PREF,
+    RECEIVERS,
+    Detour,
+    MacTable,
+    Qdisc,
+    Receiver,
+    Sorter,
+    TcClass,
+    side_of,
+)
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import merge
 
@@ -39,6 +52,21 @@ def lines_of(step: Step) -> list[Line]:
                           "classid", (sorter.into or "").partition(" ")[2]), sorter.key)]
         case Delete(Sorter() as sorter):
             return [Line(("filter", "del", *sorter_place(sorter)), sorter.key, gone=True)]
+        case Create(MacTable() as table):
+            where = ("filter", "add", *table_place(table.name, table.qdisc or ""))
+            return [mac_table_gone(table), Line((*where, "handle", "1:", "u32", "divisor", "256"), table.key),
+                    Line((*where, "handle", "800::800", "u32", "ht", "800::", "match", "u32", "0", "0", "hashkey", "mask", "0x000000ff", "at", "-12",
+                          "link", "1:"), table.key)]
+        case Delete(MacTable() as table):
+            return [mac_table_gone(table)]
+        case Create(Receiver()) | Update(_, Receiver()):
+            known = cast(Receiver, merge(step.before, step.after) if isinstance(step, Update) else step.after)
+            octets = known.name.partition(" ")[2].replace(":", "")
+            return [Line(("filter", "replace", *receiver_place(known), "u32", "ht", f"1:{(known.node or '').partition(':')[0]}:",
+                          "match", "u32", f"0x{octets[4:]}", "0xffffffff", "at", "-12", "match", "u16", f"0x{octets[:4]}", "0xffff", "at", "-14",
+                          "classid", (known.into or "").partition(" ")[2]), known.key)]
+        case Delete(Receiver() as known):
+            return [Line(("filter", "del", *receiver_place(known), "u32"), known.key, gone=True)]
         case Create(Detour()) | Update(_, Detour()):
             detour = cast(Detour, merge(step.before, step.after) if isinstance(step, Update) else step.after)
             dev, side = detour.name.partition(" ")[0], side_of(detour)
@@ -51,6 +79,20 @@ def lines_of(step: Step) -> list[Line]:
             dev, side = detour.name.partition(" ")[0], side_of(detour)
             return [Line(("filter", "del", "dev", dev, side, *PLACE), detour.key, gone=True)]
     raise TypeError(f"not of this driver: {step}")
+
+
+def mac_table_gone(table: MacTable) -> Line:
+    return Line(("filter", "del", *table_place(table.name, table.qdisc or "")), table.key, gone=True)
+
+
+def receiver_place(receiver: Receiver) -> tuple[str, ...]:
+    dev, tree = receiver.name.partition(" ")[0], (receiver.into or "").partition(":")[0]
+    return (*table_place(dev, f"{tree}:"), "handle", f"1:{receiver.node}")
+
+
+def table_place(dev: str, qdisc: str) -> tuple[str, ...]:
+    """``qdisc``: DEV HANDLE."""
+    return ("dev", dev, "parent", qdisc.partition(" ")[2], "protocol", "all", "pref", str(RECEIVERS))
 
 
 def sorter_place(sorter: Sorter) -> tuple[str, ...]:

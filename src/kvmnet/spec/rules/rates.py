@@ -235,8 +235,9 @@ def features(subject: Subject) -> Iterator[Problem]:
                 yield wrong(f"{item.path}.rate.{option}", f"this host cannot limit it: {'; '.join(reasons)}",
                             "install the distribution's full kernel")
     for name, network in subject.spec.networks.items():
-        routed, limited = network.mode in (Mode.NAT, Mode.ROUTED), bool(network.rate.in_ or network.rate.out)
-        needs = (*((*TREE, *DETOUR) if limited else ()), *(("tc-bpf",) if (network.rate.in_ and not routed) or (limited and network.mode is Mode.MACVTAP) else ()))
+        limited = bool(network.rate.in_ or network.rate.out)
+        sorted_in = network.mode in (Mode.BRIDGE, Mode.VXLAN) and network.trust == "dscp" and any(group.in_ for group in network.classes.values())
+        needs = (*((*TREE, *DETOUR) if limited else ()), *(("tc-bpf",) if limited and (sorted_in or network.mode is Mode.MACVTAP) else ()))
         if reasons := list(dict.fromkeys(reason for need in needs if (reason := known.get(need, "")))):
             yield wrong(f"networks.{name}.rate", f"this host cannot limit it: {'; '.join(reasons)}", "install the distribution's full kernel")
         yield from _foreign(subject, name, network)
