@@ -236,9 +236,15 @@ class Host:
         if not planned.steps or NONE in reach:
             return unwatched
         from kvmnet.reach.guard import Reach
-        document = planned.document or self.current()
-        named = dict.fromkeys((*(document.spec.reach if document else ()), *reach))
+        named = dict.fromkeys((*self.far_ends(planned), *reach))
         return Reach(tuple(named), within, confirmed=confirm is not None)
+
+    def far_ends(self, planned: Planned) -> Sequence[str]:
+        """Addresses that must still answer: those of the new document, without one those of the document in force."""
+        document = planned.document
+        if document is None and (number := self.revision) is not None and source.may_name(self.engine.history.document(number) or "", "reach"):
+            document = self.current()
+        return document.spec.reach if document else ()
 
     def guarded(self, planned: Planned, reach: Sequence[str] = (), within: float | None = None) -> tuple[str, ...]:
         """Who has to answer after *planned*, in words, as it is now. Sends packets; changes nothing."""

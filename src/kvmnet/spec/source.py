@@ -11,3 +11,8 @@ def content(path: Path | str) -> bytes:
     """The file's bytes, as many as a document may have and one more. Raises OSError, ValueError."""
     with open(path, "rb") as file:
         return file.read(LARGEST + 1)
+
+
+def may_name(text: str, key: str) -> bool:
+    """Whether the document *text* can have the key *key*: only if it is written there, or a quoted string with an escape may be it."""
+    return key in text or "\\" in text

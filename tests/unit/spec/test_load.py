@@ -11,6 +11,7 @@ from kvmnet.errors import KvmnetError, SpecError
 from kvmnet.spec import tree
 from kvmnet.spec.guests import Nic
 from kvmnet.spec.load import load, loads
+from kvmnet.spec.source import may_name
 from kvmnet.spec.values import INFINITE
 
 
@@ -177,3 +178,12 @@ def test_a_bomb_is_refused_before_it_grows() -> None:
     text = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
     with pytest.raises(SpecError, match="1 problem"):
         loads(text)
+
+
+@pytest.mark.parametrize("text", ["reach: [192.0.2.1]", '"reach": [192.0.2.1]', '"\\x72each": [192.0.2.1]',
+                                  "{version: 1, 'reach' : [192.0.2.1]}"])
+def test_no_key_is_overlooked_in_a_text(text: str) -> None:
+    """Who asks whether a document may have a key need not read it."""
+    whole = text if text.startswith("{") else f"version: 1\n{text}\n"
+    assert loads(whole).spec.reach == ("192.0.2.1",) and may_name(whole, "reach")
+    assert not may_name("version: 1\nnetworks: {a: {mode: isolated}}\n", "reach")
