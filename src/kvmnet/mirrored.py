@@ -52,18 +52,18 @@ def mirror_statuses(run: Path, spec: Spec, compiled: Compiled, seen: Seen, link_
         state = "incomplete" if not whole else "ok" if link_state(wired.to) == "up" else "down"
         mirror = spec.mirrors[name]
         if mirror.to.file:
-            found.append(recorded(run, name, mirror, wired.to, state))
+            found.append(recorded(run, name, mirror, wired.to, state, lost))
         else:
             found.append(MirrorStatus(name, mirror.from_, mirror.to.words, wired.to, sum(c.frames for c in done) - lost,
                                       sum(c.octets for c in done), lost, state))
     return tuple(found)
 
 
-def recorded(run: Path, name: str, mirror: Mirror, device: str, state: str) -> MirrorStatus:
-    """A mirror whose copies are kept in files: what its process tells, a second ago at most."""
+def recorded(run: Path, name: str, mirror: Mirror, device: str, state: str, refused: int) -> MirrorStatus:
+    """A mirror whose copies are kept in files: what its process tells, a second ago at most. ``refused``: copies beyond its limit."""
     process = recording(run, name)
     told = process.read("state.json") or {}
     if state == "ok":
         state = "incomplete" if not process.alive() else "down" if told.get("trouble") else "ok"
     return MirrorStatus(name, mirror.from_, mirror.to.words, device, told.get("frames", 0), told.get("bytes", 0),
-                        told.get("lost", 0) + told.get("missed", 0), state, told.get("file", ""), told.get("trouble", ""))
+                        refused + told.get("lost", 0) + told.get("missed", 0), state, told.get("file", ""), told.get("trouble", ""))

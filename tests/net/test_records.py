@@ -26,14 +26,14 @@ ONE, TWO = ("52:54:00:00:63:01", "10.63.0.11"), ("52:54:00:00:63:02", "10.63.0.1
 MIB = 1 << 20
 
 
-def document(to: str, direction: str = "sent") -> str:
+def document(to: str, direction: str = "sent", limit: str = "") -> str:
     return f"""
 version: 1
 networks: {{lan: {{mode: isolated, subnet: 10.63.0.0/24}}}}
 vms:
   one: {{nics: [{{network: lan, mac: '{ONE[0]}', ip: {ONE[1]}}}]}}
   two: {{nics: [{{network: lan, mac: '{TWO[0]}', ip: {TWO[1]}}}]}}
-{f"mirrors: {{all: {{from: [one], direction: {direction}, to: {{file: {to}}}}}}}" if to else ""}
+{f"mirrors: {{all: {{from: [one], direction: {direction}, to: {{file: {to}}}{limit}}}}}" if to else ""}
 """
 
 
@@ -140,11 +140,13 @@ def test_size_and_number_of_files_are_bounded_and_others_are_left(here: World, o
     wait_until(lambda: len(files()) == 2, 20)
     assert all(f.stat().st_size <= MIB for f in files()) and theirs.read_bytes() == b"not ours"
     assert kept_in(files()[0]) > 600, "a file that is full is full"
-    here.apply(document(f"{{path: {tmp_path}/web.pcapng, size: 1M, files: 2, snap: 64}}"))
+    here.apply(document(f"{{path: {tmp_path}/web.pcapng, size: 1M, files: 2, snap: 64}}", limit=", limit: 64kbit"))
     wait_until(lambda: len(files()) == 2, 20)
-    one.send(frame(b"short", 1500))
+    for _ in range(100):    # twice what may pass at once and wait
+        one.send(frame(b"short", 1500))
     wait_until(lambda: kept_in(files()[-1]) > 0, 20)
     assert {(length, len(data)) for _, length, data in pcapng.packets(whole(files()[-1]))} == {(1500, 64)}
+    wait_until(lambda: mirror(here).lost > 0, 20)    # beyond the limit
     here.apply(document(""))
 
 
