@@ -1,7 +1,7 @@
 """Spanning trees that kvmnet speaks, as ``status`` shows them."""
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from kvmnet.drivers.stp.driver import StpDriver
@@ -21,6 +21,8 @@ class TreePortStatus:
     """No bridge was heard there."""
     speaks: str
     """Protocol that the neighbour understands: rstp, mstp or stp."""
+    inside: bool = False
+    """mstp: the neighbour is of the same region."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,17 @@ def trees_of(driver: StpDriver, bridge: str) -> Iterator[TreeStatus]:
     told = driver.speaking(bridge).state() or {"trees": {}, "ports": {}}
     for number, tree in told["trees"].items():
         yield TreeStatus(bridge, int(number), tree["bridge"], tree["root"], tree["cost"], tree["root_port"], {
-            name: TreePortStatus(port["trees"][number]["role"], port["trees"][number]["state"], port["trees"][number]["cost"], port["edge"], port["speaks"])
+            name: TreePortStatus(port["trees"][number]["role"], port["trees"][number]["state"], port["trees"][number].get("cost", 0), port["edge"], port["speaks"],
+                                port.get("inside", False))    # of a process that an older version started
             for name, port in told["ports"].items()})
+
+
+def apart(trees: Iterable[TreeStatus]) -> list[str]:
+    """Bridges with instances none of whose neighbours is of the same region: all their VLANs go as the common tree does."""
+    trees = tuple(trees)
+    several = dict.fromkeys(t.bridge for t in trees if t.instance)
+    heard = {t.bridge: [p for p in t.ports.values() if not p.edge and p.role != "disabled"] for t in trees if not t.instance}
+    return [bridge for bridge in several if heard.get(bridge) and not any(p.inside for p in heard[bridge])]
 
 
 def silent(state: State) -> list[str]:

@@ -37,7 +37,7 @@ from kvmnet.queues import (
     shared_rates,
     tenant_statuses,
 )
-from kvmnet.spanning import TreeStatus, silent, tree_statuses
+from kvmnet.spanning import TreeStatus, apart, silent, tree_statuses
 from kvmnet.spec.limits import effective
 
 if TYPE_CHECKING:
@@ -397,6 +397,8 @@ def problems(status: Status) -> Sequence[str]:
               if state != "up" and nic != u.device]
     found += [f"mirror {m.name} is {m.state}" for m in status.mirrors if m.state == "incomplete"]
     found += [f"mirror {m.name} loses its copies: {m.trouble}" for m in status.mirrors if m.trouble]
+    found += [f"no neighbour of bridge {name} is of its MSTP region: name, revision or the VLANs of an instance differ from the switches'"
+              for name in apart(status.trees)]
     found += [f"nobody speaks for the spanning tree of bridge {name}: its ports stay as they are" for name in status.silent]
     found += [f"guest {name} died" for name, state in status.guests.items() if state == "died"]
     return found

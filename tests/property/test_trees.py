@@ -129,6 +129,24 @@ def test_instances_use_different_links() -> None:
     assert sorted(world.active(10)) != sorted(world.active(20))
 
 
+@pytest.mark.parametrize("odd", [{10: 2, 20: 1}, {10: 1}, {10: 1, 20: 2, 4000: 1}])
+def test_a_bridge_that_maps_one_vlan_otherwise_is_a_region_of_its_own_and_no_vlan_loops(odd: dict[int, int]) -> None:
+    """The digest tells them apart: at the edge the VLANs of all instances go as the common tree does."""
+    world = square(protocol=Protocol.MSTP, region="r", vlans=VLANS, instances=INSTANCES)
+    world.bridges[:] = [Bridge(replace(b.config, vlans=odd if n == 2 else VLANS)) for n, b in enumerate(world.bridges)]
+    world.configs[2] = world.bridges[2].config
+    world.wires.clear()
+    for a, b in ((0, 1), (1, 2), (2, 3), (3, 0), (1, 3)):
+        world.raise_wire(world.connect(a, b))
+    world.run(90)
+    assert list(world.faults()) == [] and world.loops == []
+    assert all(not port.rcvd_internal for port in world.bridges[2].ports.values()) and any(
+        port.rcvd_internal for port in world.bridges[0].ports.values())
+    world.cut(world.wires[0])
+    world.run(90)
+    assert list(world.faults()) == []
+
+
 def test_the_check_would_see_a_loop_and_a_part_that_is_cut_off() -> None:
     assert find_loop([(0, 1), (1, 2), (2, 0)]) and find_loop([(0, 1), (1, 0)]) and not find_loop([(0, 1), (1, 2)])
     world = square()

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 
+from kvmnet.adopt.restore import region as restored
 from kvmnet.compile import Compiled, compile_spec
 from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, Neighbour, Route, VlanMulticast
 from kvmnet.drivers.nftables.resources import NicGuard
@@ -13,6 +15,7 @@ from kvmnet.facts.model import Facts
 from kvmnet.spec.allocate import allocate
 from kvmnet.spec.checks import require
 from kvmnet.spec.load import loads
+from kvmnet.spec.networks import Region
 
 NO_FILTERING = {"bridge-vlan-filtering": "the kernel lacks VLANs in bridges"}
 NO_VLANS = {**NO_FILTERING, "vlan": "the kernel lacks VLAN devices"}
@@ -224,6 +227,7 @@ def test_mstp_gives_the_gate_and_the_process_the_vlans_of_each_tree() -> None:
     assert (tree.protocol, tree.region, tree.revision, tree.untagged) == ("mstp", "core", 3, 5)
     assert tree.instances == ("2 32768 200", "7 4096 5 100-199") and tree.ports == ("eth1 0 128", "eth2 0 128 7:9")
     assert link(out, "kvb-~wan").gate == "kvb-~wan" and not link(out, "kvb-~wan").stp
+    assert Region.model_validate(restored(tree)) == Region.model_validate(yaml.safe_load(region)), "import writes what was written"
     with pytest.raises(HostCannot, match=r"VLANs of a port cannot have states of their own: Linux 5\.6"):
         compiled(uplink, networks, GUESTS, features={"bridge-vlan-states": "Linux 5.6"})
     with pytest.raises(HostCannot, match="inside of VLAN 200 of the uplink's first NIC alone: the kernel lacks VLANs in bridges"):

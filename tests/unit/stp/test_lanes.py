@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from kvmnet.drivers.stp.gate import Lanes, lanes_of, opening, spans, table_text, through
 from kvmnet.drivers.stp.netlink import BLOCKING, FORWARDING, LEARNING, LISTENING, Span
 from kvmnet.drivers.stp.states import port_state, vlan_changes
+from kvmnet.spanning import TreePortStatus, TreeStatus, apart
 from kvmnet.stp.vectors import CIST, State
 
 SHUT, LEARN, OPEN = State.DISCARDING, State.LEARNING, State.FORWARDING
@@ -59,6 +60,15 @@ def test_what_the_kernels_stp_may_find_open_closes_no_loop() -> None:
     assert through({"open": {"n1", "n2"}, "open1": {"n2"}}) == {"n2"}
     assert through({"open": {"n1"}, "open1": {"n2"}}) == {"n1"}, "each link has a tree that is shut there"
     assert through({"open": set(), "open1": {"n2"}}) == through({}) == set()
+
+
+def test_a_host_whose_region_no_neighbour_shares_is_told_so() -> None:
+    def tree(instance: int, *inside: bool, edge: bool = False) -> TreeStatus:
+        ports = {f"n{i}": TreePortStatus("root", "forwarding", 5, edge, "mstp", there) for i, there in enumerate(inside)}
+        return TreeStatus("br0", instance, "x", "y", 5, "n0", ports)
+    assert apart([tree(0, False, False), tree(1, False, False)]) == ["br0"]
+    assert apart([tree(0, False, True), tree(1, False, True)]) == [] == apart([tree(0, False)]), "one is; and one tree has no region"
+    assert apart([tree(0, False, edge=True), tree(1, False, edge=True)]) == [], "nobody was heard"
 
 
 def test_long_ranges_are_told_as_ranges() -> None:

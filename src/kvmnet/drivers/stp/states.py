@@ -40,7 +40,7 @@ def told(bridge: Any, moment: float) -> dict[str, Any]:
         trees[str(number)] = {"bridge": id_text(tree.identifier), "root": id_text(root),
                               "cost": tree.root.external if number == CIST else tree.root.internal, "root_port": tree.root_port}
     ports = {name: {"up": port.up, "edge": port.oper_edge, "speaks": "stp" if not port.send_rstp else bridge.config.protocol.name.lower(),
-                    "heard": port.heard,
+                    "heard": port.heard, "inside": port.rcvd_internal,
                     "trees": {str(n): {"role": str(t.role), "state": str(t.state), "cost": cost_of(port, n)} for n, t in port.trees.items()}}
              for name, port in bridge.ports.items()}
     return {"since": round(moment, 3), "trees": trees, "ports": ports}
