@@ -67,3 +67,10 @@ def sh(command: str, check: bool = True) -> str:
     if check and done.returncode:
         raise AssertionError(f"{command}: {done.returncode}: {done.stderr}{done.stdout}")
     return done.stdout
+
+
+def batch(*lines: str, netns: str = "", tool: str = "ip") -> None:
+    """Several commands of ``ip`` or ``bridge`` by one process: in a kernel that is emulated each takes a tenth of a second."""
+    text = "\n".join(lines)
+    done = subprocess.run([tool, *(("-n", netns) if netns else ()), "-batch", "-"], input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{text}: {done.returncode}: {done.stderr}"

@@ -36,10 +36,15 @@ from kvmnet.host.paths import Paths
 from kvmnet.planned import Planned
 from kvmnet.spec.load import loads
 from lib.known import lend_features
-from lib.netns import inside, named_netns, new_netns, sh
+from lib.netns import batch, inside, named_netns, new_netns, sh
 from lib.tap import Tap
 
 UPLINK = "eth0"
+MARK = "@@"
+"""Between the answers of several commands."""
+SETTINGS = ("forwarding", "accept_ra", "proxy_ndp", "proxy_arp")
+TENTATIVE = 0x40
+"""IFA_F_TENTATIVE."""
 HOST, HOST6 = "192.0.2.2", "2001:db8:1::2"
 ROUTER, ROUTER6 = "192.0.2.1", "2001:db8:1::1"
 OUTSIDE, OUTSIDE6 = "203.0.113.1", "2001:db8:ffff::1"
@@ -358,41 +363,52 @@ def clean_up(made: World) -> None:
     with suppress(Exception):
         host.engine.revert()
     host.stop_guests(list(host.running()), lambda words: None, 0)
-    host.apply(host.plan_destroy())
+    if (left := host.plan_destroy()).steps:
+        host.apply(left)
 
 
 def connect(upstream: str) -> None:
     """The uplink, the router and the server behind it."""
     sh(f"ip link add {UPLINK} type veth peer name segment netns {upstream}")
     Path(f"/proc/sys/net/ipv6/conf/{UPLINK}/accept_dad").write_text("0")
-    sh(f"ip addr add {HOST}/24 dev {UPLINK}; ip addr add {HOST6}/64 dev {UPLINK} nodad; ip link set {UPLINK} up")
-    sh(f"ip -n {upstream} addr add {ROUTER}/24 dev segment; ip -n {upstream} addr add {ROUTER6}/64 dev segment nodad; "
-       f"ip -n {upstream} addr add {OUTSIDE}/32 dev lo; ip -n {upstream} addr add {OUTSIDE6}/128 dev lo nodad; "
-       f"ip -n {upstream} link set segment up")
-    sh(f"ip route add default via {ROUTER} dev {UPLINK}; ip -6 route add default via {ROUTER6} dev {UPLINK}")
+    batch(f"addr add {HOST}/24 dev {UPLINK}", f"addr add {HOST6}/64 dev {UPLINK} nodad", f"link set {UPLINK} up")
+    batch(f"addr add {ROUTER}/24 dev segment", f"addr add {ROUTER6}/64 dev segment nodad", f"addr add {OUTSIDE}/32 dev lo",
+          f"addr add {OUTSIDE6}/128 dev lo nodad", "link set segment up", netns=upstream)
+    batch(f"route add default via {ROUTER} dev {UPLINK}", f"route add default via {ROUTER6} dev {UPLINK}")
     steady()
 
 
 def snapshot() -> dict[str, Any]:
     """Everything of this namespace that an operator could miss, without what counts or runs down."""
-    return {"links": links(), "routes": routes(), "rules": sh("ip rule; ip -6 rule").splitlines(),
-            "nft": {n: canonical(body).splitlines() for n, body in read_tables(sh("nft -s list ruleset")).items()}, "neighbours": sh("ip neigh show proxy; ip -6 neigh show proxy"),
-            "forwarding": sh("sysctl -a -r '(forwarding|accept_ra|proxy_ndp|proxy_arp)$' 2>/dev/null").splitlines()}
+    listed, routes, rules, neighbours, nft = sh(f"; echo {MARK}; ".join((
+        "ip -d -j addr", "ip route show table all; ip -6 route show table all", "ip rule; ip -6 rule",
+        "ip neigh show proxy; ip -6 neigh show proxy", "nft -s list ruleset"))).split(f"{MARK}\n")
+    return {"links": links(listed), "routes": sorted(line for line in routes.splitlines() if not line.startswith("multicast")),
+            "rules": rules.splitlines(), "nft": {n: canonical(body).splitlines() for n, body in read_tables(nft).items()},
+            "neighbours": neighbours, "forwarding": settings()}
 
 
-def links() -> list[Any]:
-    found = json.loads(sh("ip -d -j addr"))
+def settings() -> list[str]:
+    """Settings of the devices that decide what is forwarded and answered, each with its path."""
+    return sorted(f"{file}: {text.strip()}" for family in ("ipv4", "ipv6") for device in Path(f"/proc/sys/net/{family}/conf").iterdir()
+                  for file in device.iterdir() if file.name.endswith(SETTINGS) and (text := read(file)) is not None)
+
+
+def read(file: Path) -> str | None:
+    try:
+        return file.read_text()
+    except OSError:    # gone, or only to be written
+        return None
+
+
+def links(listed: str) -> list[Any]:
+    found = json.loads(listed)
     for link in found:
         for name in ("ifindex", "link_index", "stats64", "group"):
             link.pop(name, None)
         for name in ("hello_timer", "gc_timer", "topology_change_timer", "tcn_timer"):
             link.get("linkinfo", {}).get("info_data", {}).pop(name, None)
     return sorted(found, key=lambda x: str(x["ifname"]))
-
-
-def routes() -> list[str]:
-    found = sh("ip route show table all; ip -6 route show table all").splitlines()
-    return sorted(line for line in found if not line.startswith("multicast"))
 
 
 def same(before: dict[str, Any], after: dict[str, Any]) -> None:
@@ -405,11 +421,12 @@ def same(before: dict[str, Any], after: dict[str, Any]) -> None:
 def unchanged(before: dict[str, Any], look: Callable[[], dict[str, Any]] = snapshot) -> None:
     """All is as it was, once it has come to rest: carriers, what follows from them, and sockets of processes that were
     killed go a moment after the command that caused it. Fails with what differs."""
-    with suppress(TimeoutError):
+    try:
         wait_until(lambda: look() == before, SOON, 0.2)
-    same(before, look())
+    except TimeoutError:
+        same(before, look())
 
 
 def steady() -> None:
     """Wait until the kernel has tried every IPv6 address of this namespace."""
-    wait_until(lambda: "tentative" not in sh("ip -6 addr"), 20)
+    wait_until(lambda: not any(int(line.split()[4], 16) & TENTATIVE for line in Path("/proc/thread-self/net/if_inet6").read_text().splitlines()), 20)
