@@ -409,8 +409,8 @@ def test_an_existing_bridge_with_one_way_outside() -> None:
         with made.here.socket(2, 2) as out:    # its frames pass the port as well, and wait nowhere
             out.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
             direct, waited = sent_by("vx7"), passed()
-            wait_until(lambda: out.sendto(bytes(1000), ("10.7.0.255", 9)) and sent_by("vx7") > direct + 5, PATIENCE)
-            assert passed() - waited < 1000
+            wait_until(lambda: out.sendto(bytes(1000), ("10.7.0.255", 9)) and sent_by("vx7") > direct + 20, PATIENCE)
+            assert passed() - waited < 10_000, "what the guest says by itself"
         sh("ip link add vx8 type vxlan id 8 local 192.0.2.2 remote 192.0.2.1 dstport 4790 dev eth0; ip link set vx8 master br7")
         with pytest.raises(HostCannot, match=r"test.yaml:2:\d+: networks.old.rate.out: br7 leads outside by vx7 and vx8"):
             made.plan(text.format(", rate: {out: 5mbit}"))
