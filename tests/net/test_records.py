@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -78,6 +79,10 @@ def mirror(here: World) -> MirrorStatus:
 
 def process(here: World) -> Recording:
     return recording(here.paths.run, "all")
+
+
+def told(here: World) -> dict[str, Any]:
+    return process(here).state() or {}
 
 
 def test_frames_are_kept_through_changes_and_the_death_of_the_process(here: World, one: Tap, tmp_path: Path) -> None:
@@ -162,7 +167,7 @@ def test_a_full_disk_loses_copies_and_nothing_else(here: World, one: Tap, tmp_pa
         def full() -> bool:
             for _ in range(64):
                 one.send(frame(b"much", 1500))
-            return bool((process(here).state() or {}).get("trouble"))
+            return bool(told(here).get("trouble"))
         wait_until(full, 60)
         found = mirror(here)
         assert (found.state, found.lost > 0) == ("down", True) and "No space left" in found.trouble
@@ -174,19 +179,27 @@ def test_a_full_disk_loses_copies_and_nothing_else(here: World, one: Tap, tmp_pa
             one.send(frame(b"room-again"))
             return kept(tmp_path, b"room-again") > 0
         wait_until(goes_on, 20)
-        wait_until(lambda: not (process(here).state() or {"trouble": "dead"})["trouble"], 20)
+        wait_until(lambda: told(here).get("trouble") == "", 20)
         here.apply(document(""))
     finally:
         sh(f"umount -l {tmp_path}")
 
 
-def test_a_folder_that_is_not_there_changes_nothing(here: World, one: Tap, tmp_path: Path) -> None:
-    from kvmnet.errors import ApplyFailed
-    before = snapshot()
-    with pytest.raises(ApplyFailed, match="no folder"):
-        here.apply(document(str(tmp_path / "nowhere" / "web.pcapng")))
-    unchanged(before)
-    assert here.drift() == []
+def test_a_folder_that_is_not_there_yet_costs_copies_alone(here: World, one: Tap, tmp_path: Path) -> None:
+    here.apply(document(str(tmp_path / "later" / "web.pcapng")))
+    one.send(frame(b"too-early"))
+    wait_until(lambda: told(here).get("lost", 0) >= 1, 20)
+    found = mirror(here)
+    assert found.state == "down" and "No such file" in found.trouble and here.drift() == []
+    (tmp_path / "later").mkdir()
+
+    def goes_on() -> bool:
+        one.send(frame(b"in-time"))
+        return kept(tmp_path / "later", b"in-time") > 0
+    wait_until(goes_on, 20)
+    wait_until(lambda: told(here).get("trouble") == "", 20)
+    assert kept(tmp_path / "later", b"too-early") == 0
+    here.apply(document(""))
 
 
 def test_check_compares_files_with_the_source(here: World, one: Tap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ class Record(Part):
     begin with kvmnet's comment are removed when they are too many, others never. They stay when the mirror goes."""
 
     path: RecordFile
-    """Path of the files, e.g. /var/captures/web.pcapng. Its folder is there already; files are for root alone (0600)."""
+    """Path of the files, e.g. /var/captures/web.pcapng. Its folder is made by somebody else; files are for root alone (0600)."""
     size: Size = 100 * 2**20
     """Bytes of a file at most, e.g. 100M."""
     files: Annotated[int, Field(ge=2, le=10000)] = 10

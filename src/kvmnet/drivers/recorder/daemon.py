@@ -42,9 +42,10 @@ class Recorder:
         self.ring = self.rings.rings[self.device]
         about = os.uname()
         comment = f"{Kept.MARK} {wish['name']}"
-        start = pcapng.header([pcapng.Interface(self.device, f"copies of mirror {wish['name']}")], "kvmnet",
+        self.header = pcapng.header([pcapng.Interface(self.device, f"copies of mirror {wish['name']}")], "kvmnet",
                               f"{about.sysname} {about.release}", self.snap, comment)
-        self.files = Kept(Path(wish["path"]), wish["size"], wish["files"], start)
+        self.wish = wish
+        self.files: Kept | None = None
         self.started = time.time_ns()
         self.before = self.read()
         self.frames, self.octets, self.lost, self.missed = (self.before.get(n, 0) for n in ("frames", "bytes", "lost", "missed"))
@@ -52,6 +53,7 @@ class Recorder:
         """Frames that the ring has lost, as far as they are in ``lost``."""
         self.trouble = ""
         self.written, self.look_at = "", 0.0
+        self.ready()
         if self.before:    # what came by the device while nobody wrote
             passed = passed_by(self.device)
             self.missed += max(0, passed - self.before["passed"]) if passed >= self.before["passed"] else passed
@@ -64,7 +66,7 @@ class Recorder:
         return found if isinstance(found, dict) else {}
 
     def run(self, ready: int) -> NoReturn:
-        """``ready``: told when the ring is open and the first file there."""
+        """``ready``: told when the ring is open."""
         signal.signal(signal.SIGTERM, self.end)
         self.tell()
         os.write(ready, b"+")
@@ -87,25 +89,39 @@ class Recorder:
         self.ended = True
         self.rings.stop()
 
+    def ready(self) -> Kept | None:
+        """The files; None while there is no folder for them, or no right to write there. A host is not to be without its network for that."""
+        if self.files is None:
+            try:
+                self.files = Kept(Path(self.wish["path"]), self.wish["size"], self.wish["files"], self.header)
+                self.trouble = ""
+            except (OSError, KvmnetError) as refused:
+                self.trouble = str(refused)
+        return self.files
+
     def keep(self, frames: Sequence[Frame]) -> None:
         """Write frames, or lose them when the disk takes none."""
+        files = self.ready()
+        if files is None:
+            self.lost += len(frames)
+            return
         pending: list[bytes] = []
         size = waiting = octets = 0
         for frame in frames:
             made = pcapng.packet(0, frame.time, frame.length, frame.data)
-            if size and (size + len(made) > TOGETHER or not self.files.room(size + len(made) + pcapng.RESERVE)):
-                self.write(b"".join(pending), waiting, octets)
+            if size and (size + len(made) > TOGETHER or not files.room(size + len(made) + pcapng.RESERVE)):
+                self.write(files, b"".join(pending), waiting, octets)
                 pending, size, waiting, octets = [], 0, 0, 0
             pending.append(made)
             size, waiting, octets = size + len(made), waiting + 1, octets + frame.length
         if pending:
-            self.write(b"".join(pending), waiting, octets)
+            self.write(files, b"".join(pending), waiting, octets)
 
-    def write(self, data: bytes, frames: int, octets: int) -> None:
+    def write(self, files: Kept, data: bytes, frames: int, octets: int) -> None:
         try:
-            if not self.files.room(len(data) + pcapng.RESERVE):
-                self.files.rotate(self.statistics())
-            self.files.write(data)
+            if not files.room(len(data) + pcapng.RESERVE):
+                files.rotate(self.statistics())
+            files.write(data)
         except (OSError, KvmnetError) as refused:
             self.trouble = str(refused)
             self.lost += frames
@@ -128,13 +144,16 @@ class Recorder:
         self.look_at = time.monotonic() + LOOK
         self.count()
         text = json.dumps({"frames": self.frames, "bytes": self.octets, "lost": self.lost, "missed": self.missed, "passed": passed_by(self.device),
-                           "file": str(self.files.names[-1]), "at": self.files.written, "trouble": self.trouble})
+                           "file": str(self.files.names[-1]) if self.files else "", "at": self.files.written if self.files else 0,
+                           "trouble": self.trouble})
         if text != self.written:
             self.written = text
             replace(self.folder / STATE, text)
 
     def close(self) -> None:
         self.tell()
+        if self.files is None:
+            return
         with suppress(OSError):    # the disk may be full; the packets are there
             self.files.write(self.statistics())
         self.files.close()

@@ -5,12 +5,11 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from pathlib import Path
 
 from kvmnet.drivers.kinds import from_json
 from kvmnet.drivers.recorder.process import Recording, recording
 from kvmnet.drivers.recorder.resources import Recorder
-from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
+from kvmnet.engine.driver import Command, Progress, Seen
 from kvmnet.engine.plan import Delete, Step
 from kvmnet.engine.resource import Wanted, merge
 from kvmnet.host.paths import Paths
@@ -48,10 +47,6 @@ class RecorderDriver:
             else:
                 before = getattr(step, "before", None)
                 wanted = merge(before, step.after) if before is not None else step.after
-                assert isinstance(wanted, Recorder)
-                folder = Path(wanted.path or "").parent
-                if not folder.is_dir():
-                    raise StepFailed(step.key, f"there is no folder {folder} for its files", f"make it with: mkdir -p {folder}")
                 process.start(wanted)
             progress(1)
 

@@ -35,7 +35,7 @@ class Tail:
     def of(cls, recording: Recording) -> Tail | None:
         """From where the recorder is now, or was a moment ago; None when it does not live."""
         state = recording.state()
-        return cls(Path(state["file"]), state["at"]) if state else None
+        return cls(Path(state["file"]), state["at"]) if state and state["file"] else None
 
     def frames(self) -> Iterator[tuple[int, int, bytes]]:
         """(nanoseconds since 1970, length, bytes that were kept) of every frame since the last call."""
