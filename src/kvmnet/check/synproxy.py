@@ -117,7 +117,7 @@ def prove(place: Place, station: Station, nic: NicOnNetwork, ports: Sequence[str
             return tried(Way(mouth, station, place, device_mac(device), clients[0], address, port))
         finally:
             with suppress(OSError):
-                cut(lambda flow: flow.source == clients[0])
+                cut(lambda flow: (flow.source, flow.destination) == (clients[0], address))
 
 
 @contextmanager
@@ -125,7 +125,7 @@ def as_if_from(device: str, name: str) -> Iterator[Tap]:
     """A tap: what is sent by it comes in by *device*. It has that one's MAC, else frames for the host would be taken for another's."""
     tap = Tap.make_headed(name)
     try:
-        run(["ip", "link", "set", "dev", name, "address", device_mac(device), "addrgenmode", "none", "up"])
+        run(["ip", "-batch", "-"], stdin=f"link set dev {name} address {device_mac(device)} addrgenmode none\nlink set dev {name} up\n")
         run(["tc", "-batch", "-"], stdin=f"qdisc add dev {name} ingress\nfilter add dev {name} parent ffff: protocol all prio 1 u32 match u32 0 0 "
                                          f"action mirred ingress redirect dev {device}\n")
         yield tap
