@@ -14,7 +14,7 @@ What lies where, and in which order, so that a death between any two lines has o
 """
 from __future__ import annotations
 
-import secrets
+import os
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -312,7 +312,7 @@ class Transaction:
         before = image.encode(engine.codec)
         number = engine.history.begin(self.change, counts(planned.steps))
         journal = Journal(
-            id=secrets.token_hex(8), phase=Phase.APPLYING, started=datetime.now(UTC).isoformat(timespec="seconds"),
+            id=os.urandom(8).hex(), phase=Phase.APPLYING, started=datetime.now(UTC).isoformat(timespec="seconds"),
             boot=boot_id(), namespace=namespace_id(), writer=this_process(), before=before, revision=number)
         try:
             self.journal = self.open(journal)

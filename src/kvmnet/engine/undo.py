@@ -15,7 +15,6 @@ import gc
 import os
 import signal
 import struct
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -87,7 +86,8 @@ def leave(engine: Engine, journal_id: str, say: int, go: int) -> NoReturn:
         os._exit(0)
     except BaseException:  # noqa: BLE001  nothing of the forked command may run on in this process
         with suppress(BaseException):
-            log(traceback.format_exc())
+            from traceback import format_exc
+            log(format_exc())
         os._exit(1)
 
 

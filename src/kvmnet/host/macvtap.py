@@ -13,7 +13,6 @@ import fcntl
 import os
 import stat
 import struct
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -90,7 +89,8 @@ def open_number(number: int) -> int:
             found = file.stat()
             if stat.S_ISCHR(found.st_mode) and found.st_rdev == number:
                 return os.open(file, mode)
-    with tempfile.TemporaryDirectory(prefix="kvmnet-", dir=DEV) as folder:    # /tmp and /run may be nodev
+    from tempfile import TemporaryDirectory  # loads what no other part of a command needs
+    with TemporaryDirectory(prefix="kvmnet-", dir=DEV) as folder:    # /tmp and /run may be nodev
         file = Path(folder, "tap")
         os.mknod(file, stat.S_IFCHR | 0o600, number)
         return os.open(file, mode)

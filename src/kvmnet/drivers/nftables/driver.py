@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from difflib import unified_diff
 from functools import partial, reduce
 from hashlib import sha256
 from pathlib import Path
@@ -266,6 +265,7 @@ class NftablesDriver:
 
         Raises ToolFailed when nft refuses the text of *after*.
         """
+        from difflib import unified_diff
         try:
             old = self.texts.listing_of(before)
         except ToolFailed:

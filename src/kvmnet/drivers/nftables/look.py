@@ -7,13 +7,13 @@ that count stands. What packets write into sets is no part of it. Any doubt mean
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from secrets import token_hex
 from typing import Any
 
 from kvmnet.drivers.nftables.resources import NicGuard
@@ -83,7 +83,7 @@ def guard(row: Iterable[Any]) -> NicGuard:
 
 def write_whole(file: Path, text: str) -> None:
     """Replace a file so that a reader sees the old text or the new one, never a part."""
-    fresh = file.with_suffix(f".{token_hex(4)}.new")
+    fresh = file.with_suffix(f".{os.urandom(4).hex()}.new")
     fresh.write_text(text)
     fresh.chmod(0o600)
     fresh.replace(file)
