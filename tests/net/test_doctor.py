@@ -1,14 +1,12 @@
 """Faults that are made for real, on a host that kvmnet did not configure: found by ``doctor``, and gone with its printed cure."""
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,15 +18,11 @@ from kvmnet.facts.later import later
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from lib.netns import named_netns, new_netns, sh
+from lib.qemu import Held
 
 pytestmark = pytest.mark.net
 
 MAC1, MAC2 = "02:00:00:00:00:11", "02:00:00:00:00:12"
-HOLD = ("import fcntl,struct,sys,time\n"
-        "f=open('/dev/net/tun','r+b',buffering=0)\n"
-        "fcntl.ioctl(f,0x400454ca,struct.pack('16sH22x',sys.argv[-1].encode(),0x1002))\n"
-        "print('held',flush=True)\nsys.stdin.read()\n")
-"""Opens a tap as QEMU does, under its name and with its options on the command line."""
 MACHINE = {"backlog-overflow", "cpu-stolen", "interrupts-on-one-cpu", "frames-come-back", "log-complains", "port-overflow"}
 """What other people's load on this machine may cause."""
 WORLD = f"""
@@ -192,21 +186,6 @@ def test_an_address_that_another_has_is_not_used(world: Paths) -> None:
     sh("ip addr add fd66::11/64 dev br0")
     sh(appears(world, "duplicate-detected").fix[-1])
     goes(world, "duplicate-detected")
-
-
-class Held:
-    """A process that is to /proc what a QEMU with one card is."""
-
-    def __init__(self, tap: str, *argv: str):
-        self.process = subprocess.Popen(["qemu-system-x86_64", "-c", HOLD, "-enable-kvm", *argv, tap],
-                                        executable=sys.executable, env={**os.environ, "PYTHONHOME": sys.base_prefix}, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.process.stdout and self.process.stdout.readline() == b"held\n"
-
-    def __enter__(self) -> Held:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.process.communicate(b"")
 
 
 def test_a_guest_that_lost_its_bridge_and_one_that_is_known_elsewhere(world: Paths) -> None:

@@ -116,6 +116,19 @@ IFS = "net/ipv6/conf/eth0/accept_ra"
 DYNAMIC = [{"family": "inet6", "local": "2001:db8::5", "prefixlen": 64, "scope": "global", "dynamic": True}]
 STRICT = [{"family": "inet", "interface": "all", "rp_filter": "strict"}]
 
+def vxlan(sent: int, now: int, came: int = 0) -> Json:
+    def told(packets: int) -> Json:
+        return {"tx": {"packets": packets}, "rx": {"packets": came}}
+    return {"links": [link("vx0", "vxlan", id=7, port=4789, remote="10.9.0.7") | {"stats64": told(sent)}], "later": later(links={"vx0": told(now)})}
+
+
+def half_seen(packets: int) -> Json:
+    def told(number: int) -> Json:
+        return {"stat/nf_conntrack": f"entries  clashres found new invalid ignore\n00000000  00000000 00000000 00000000 {number:08x} 00000000\n"}
+    invalid = {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "invalid"}}
+    return ROUTED | {"nft": chain("forward", "accept", [invalid, {"drop": None}]), "counters": told(3), "later": later(counters=told(3 + packets))}
+
+
 CASES: list[tuple[str, Json, Json]] = [
     ("duplicate-mac", {"guests": [card("a", MAC), card("b", MAC, "t2", 8)]}, {"guests": [card("a", MAC), card("b", OTHER, "t2", 8)]}),
     ("duplicate-mac", {"guests": [card("a"), card("b", "", "t2", 8)]}, {"guests": [card("a"), card("b", OTHER, "t2", 8)]}),
@@ -166,7 +179,7 @@ CASES: list[tuple[str, Json, Json]] = [
     ("tunnel-mtu", {"links": [link("eth0"), link("vx0", "vxlan", link="eth0", df="set")], "fdb": [{"mac": "00:00:00:00:00:00", "ifname": "vx0"}]},
      {"links": [link("eth0"), link("vx0", "vxlan", link="eth0", df="set", mtu=1450)], "fdb": [{"mac": "00:00:00:00:00:00", "ifname": "vx0"}]}),
     ("tunnel-mtu", {"links": [link("eth0", at=("2001:db8::1/64",)), link("g0", "geneve", local6="2001:db8::1", mtu=1450)]}, {"links": [link("eth0", at=("2001:db8::1/64",)), link("g0", "geneve", local6="2001:db8::1", mtu=1430)]}),
-    ("way-out-mtu", {"links": [BR, T1, link("eth0", mtu=1400)], "routes4": [default("eth0")]}, {"links": [BR, T1, link("eth0")], "routes4": [default("eth0")]}),
+    ("way-out-mtu", ROUTED | {"links": [BR, T1, link("eth0", mtu=1400)]}, ROUTED | {"links": [BR, T1, link("eth0")]}), ("way-out-mtu", ROUTED | {"links": [BR, T1, link("eth0", mtu=1400)]}, {"links": [BR, T1, link("eth0", mtu=1400)], "routes4": [default("eth0")]}),
     ("merged-frames-forwarded", {"links": [BR, link("eth0", master="br0")], "offloads": {"eth0": ["rx-lro"]}}, {"links": [link("eth0")], "offloads": {"eth0": ["rx-lro"]}}),
     ("checksum-errors", {"counters": snmp("Udp", "InCsumErrors", 5), "later": later(counters=snmp("Udp", "InCsumErrors", 9))}, {"counters": snmp("Udp", "InCsumErrors", 5), "later": later(counters=snmp("Udp", "InCsumErrors", 5))}),
     ("forward-dropped", ROUTED | {"nft": chain("forward", "drop")}, ROUTED | {"nft": chain("forward", "drop", [met("iifname", "br0"), {"accept": None}], [met("oifname", "br0"), {"accept": None}])}),
@@ -187,6 +200,9 @@ CASES: list[tuple[str, Json, Json]] = [
      {"links": [bond(), *(link(f"e{n}", master="bond0", port={"mii_status": "UP", "ad_aggregator_id": 1}) for n in (1, 2))]}),
     ("bond-unwatched", {"links": [bond(miimon=0)]}, {"links": [bond(miimon=0, arp_interval=100)]}),
     ("bond-spreads-blindly", {"links": [bond("balance-rr") | {"master": "br0"}, link("e1", master="bond0"), link("e2", master="bond0")]}, {"links": [bond("active-backup") | {"master": "br0"}, link("e1", master="bond0"), link("e2", master="bond0")]}),
+    ("tunnel-unanswered", vxlan(25, 26), vxlan(25, 26, came=1)), ("tunnel-unanswered", vxlan(25, 26), vxlan(25, 25)), ("tunnel-unanswered", vxlan(25, 26), vxlan(8, 9)),
+    ("flows-half-seen", half_seen(9), half_seen(2)), ("flows-half-seen", half_seen(9), half_seen(9) | {"nft": []}),
+    ("flows-half-seen", half_seen(9), half_seen(9) | {"nft": chain("forward", "drop")}),
     ("tunnel-without-peers", {"links": [link("vx0", "vxlan", id=7)]}, {"links": [link("vx0", "vxlan", id=7)], "fdb": [{"mac": "00:00:00:00:00:00", "ifname": "vx0", "dst": "10.0.0.2"}]}),
     ("resolver-everywhere", {"links": [BR, T1], "listening": [{"proto": "udp", "address": "0.0.0.0", "port": 53, "program": "unbound", "pid": 9}]},
      {"links": [BR, T1], "listening": [{"proto": "udp", "address": "127.0.0.53", "port": 53, "program": "systemd-resolved", "pid": 9}]}),

@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import Any
 
@@ -69,6 +70,41 @@ def bridge_netfilter(view: View) -> Iterator[Finding]:
         network = next((a.network for a in view.addresses(bridge, "inet")), IPv4Network("192.0.2.0/24"))
         packet = made((ROUTER, GUEST), str(network.network_address + 2), str(network.network_address + 3), TCP, HTTPS)
         yield from lost(view, rules, packet, (name, name), "new", "forward", "bridge-netfilter", name, "what guests of one bridge send each other")
+
+
+def flows_half_seen(view: View) -> Iterator[Finding]:
+    """Packets come by of which connection tracking has not seen the beginning (answers without a question: the way there does not pass this host, the
+    way back does), it calls them invalid, and a rule drops these: connections stand still after their first packet, pings pass."""
+    more = invalid(view.later.get("counters") or {}) - invalid(view.facts.get("counters") or {}) if view.later else 0
+    if more < MANY:
+        return
+    rules = read(view)
+    out = next((r["dev"] for r in view.ways_out if r.get("dev") and ":" not in r.get("gateway", "")), "")
+    for bridge in view.bridges:
+        name = bridge["ifname"]
+        networks = [a.network for a in view.addresses(bridge, "inet")]
+        if not out or out == name or not networks or not view.guest_ports(name):
+            continue
+        guest = str(networks[0].network_address + 2)
+        for packet, ends in ((made((GUEST, ROUTER), OUTSIDE, guest, TCP, HTTPS[::-1], answer=True), (out, name)), (made((ROUTER, GUEST), guest, OUTSIDE, TCP, HTTPS[::-1], answer=True), (name, out))):
+            if any(lost(view, rules, packet, ends, "established", "forward", "", name, "")):
+                continue
+            dropped = list(lost(view, rules, packet, ends, "invalid", "forward", "flows-half-seen", name, f"answers from {ends[0]} whose question it has not seen"))
+            for found in dropped:
+                yield replace(found, severity=Severity.RISK, why="The way there and the way back differ: only one of them passes this host. Both have to, or the rule must let such packets pass.",
+                              evidence=(*found.evidence, f"/proc/net/stat/nf_conntrack: invalid +{more} within {view.later['seconds']:.1f} s"))
+            if dropped:
+                break
+
+
+MANY = 5
+"""Invalid packets between two looks that are more than strays (late resets, scans)."""
+
+
+def invalid(counters: Mapping[str, str]) -> int:
+    """Packets that connection tracking could not place so far, of all processors."""
+    lines = [line.split() for line in (counters.get("stat/nf_conntrack") or "").splitlines()]
+    return sum(int(row[lines[0].index("invalid")], 16) for row in lines[1:]) if lines and "invalid" in lines[0] else 0
 
 
 def input_dropped(view: View) -> Iterator[Finding]:

@@ -55,7 +55,9 @@ def user_backend(view: View) -> Iterator[Finding]:
     reaches the guest. That is no outage."""
     for card in view.cards:
         if card.backend == "user":
-            yield Finding(code="user-backend", severity=Severity.NOTE, where=card.guest, what=f"{card.guest} is connected by user-mode networking: no ping, nothing from outside", why="QEMU makes its connections with sockets of its own.",
+            first, _, last = view.sysctl("net/ipv4/ping_group_range").partition("\t")
+            silent = not (first.isdigit() and last.isdigit() and int(first) <= int(last))
+            yield Finding(code="user-backend", severity=Severity.NOTE, where=card.guest, what=f"{card.guest} is connected by user-mode networking: {'no ping, ' if silent else ''}nothing from outside", why="QEMU makes its connections with sockets of its own.",
                           evidence=(f"-netdev user (pid {card.pid})", f"net.ipv4.ping_group_range = {view.sysctl('net/ipv4/ping_group_range')}"), fix=("-netdev tap; or sysctl -w net.ipv4.ping_group_range='0 2147483647' for ping",))
 
 

@@ -58,7 +58,7 @@ def way_out_mtu(view: View) -> Iterator[Finding]:
     least = min((view.links[d]["mtu"] for d in devices if d in view.links), default=0)
     for bridge in view.bridges:
         name = bridge["ifname"]
-        if least and bridge["mtu"] > least and name not in devices and view.addresses(bridge) and view.guest_ports(name):
+        if least and bridge["mtu"] > least and name not in devices and view.addresses(bridge) and view.guest_ports(name) and view.forwards(name):
             yield Finding(code="way-out-mtu", severity=Severity.RISK, where=name, certainty=Certainty.LIKELY, what=f"guests of {name} send up to {bridge['mtu']} bytes, the way out takes {least}",
                           why="Only path MTU discovery saves them.", evidence=(f"{name} mtu {bridge['mtu']}", *(f"{d} mtu {view.links[d]['mtu']}" for d in sorted(devices) if d in view.links)),
                           fix=(f"ip link set {name} mtu {least}   # and DHCP option 26, and its ports",))

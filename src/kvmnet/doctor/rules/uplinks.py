@@ -62,6 +62,26 @@ def bond_spreads_blindly(view: View) -> Iterator[Finding]:
                           why="This mode does not ask the switch; whether it has one cannot be seen from here.", evidence=(f"mode {mode}",), fix=("a static channel on the switch, or 802.3ad on both, or active-backup",))
 
 
+def tunnel_unanswered(view: View) -> Iterator[Finding]:
+    """A VXLAN sends, and nothing has ever come by it: the other end has another VNI or another UDP port, does not know this host, or is not there. Each
+    host by itself looks right."""
+    for link in view.links.values():
+        name, now = link["ifname"], (view.later.get("links") or {}).get(link["ifname"])
+        if kind(link) != "vxlan" or not now:
+            continue
+        before, told = link.get("stats64") or {}, data(link)
+        sent, came = now.get("tx", {}).get("packets", 0), now.get("rx", {}).get("packets", 0)
+        if came == 0 and sent >= ENOUGH and sent > before.get("tx", {}).get("packets", 0):
+            port = told.get("port", 4789)
+            yield Finding(code="tunnel-unanswered", severity=Severity.RISK, where=name, certainty=Certainty.LIKELY, what=f"{name} has sent {sent} packets, and none has ever come by it",
+                          why="A packet with another VNI, or to another port, is dropped by the other end without a word.", evidence=(f"vxlan id {told.get('id')} dstport {port}", f"tx {sent} packets, rx 0"),
+                          fix=("ip -d link show type vxlan   # on the other host: the same id and dstport, and this host as a peer", f"tcpdump -ni any udp port {port}   # does anything come, with which vni?"))
+
+
+ENOUGH = 20
+"""Packets that somebody answers, if there is anybody: more than a bridge says of itself when it comes up."""
+
+
 def tunnel_without_peers(view: View) -> Iterator[Finding]:
     """A VXLAN has no multicast group, no remote and no entry for unknown machines: broadcasts (ARP) go nowhere, so no guest of another host is found."""
     flooded = {r["ifname"] for r in view.rows("fdb") if r.get("mac") == NOBODY}
