@@ -136,14 +136,13 @@ class Shares:
         """What a network receives."""
         ids, mine = receiving(segment), own_classes(segment)
         self.resources += inward(segment, way, major, ids, fair=fair)
-        self.receivers |= {(segment.bridge, address): major << 16 | ids[nic.tap] for nic in segment.nics if nic.tap in ids
-                           for address in addresses(nic)}
-        if not mine:
-            return
-        if not way.in_from:
-            self.received[segment.bridge] = segment.name
-            self.inner[segment.name] = tuple(class_rules(mine, major, ids))
-        elif segment.network.trust == "pcp":
+        if not way.in_from:    # the host itself sends it, and knows to whom
+            self.receivers |= {(segment.bridge, address): major << 16 | ids[nic.tap] for nic in segment.nics if nic.tap in ids
+                               for address in addresses(nic)}
+            if mine:
+                self.received[segment.bridge] = segment.name
+                self.inner[segment.name] = tuple(class_rules(mine, major, ids))
+        elif mine and segment.network.trust == "pcp":
             self.trusted[port] = tuple(sorted(f"{group.pcp}:{major << 16 | ids[name]}" for name, group in mine.items()))
 
     def tables(self) -> Iterator[NftTable]:
