@@ -1,11 +1,18 @@
 """Every example and every golden document, applied for real, applied again, and taken away."""
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from kvmnet.doctor.rules.table import examine
+from kvmnet.doctor.view import View
+from kvmnet.facts.capture import capture
+from kvmnet.host.clock import wait_until
 from kvmnet.spec.load import load
+from lib.known import lend_features
 from lib.netns import sh
-from lib.world import snapshot, steady, unchanged, world
+from lib.world import World, snapshot, steady, unchanged, world
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = {p.stem: p for p in (*sorted((ROOT / "examples").glob("*.yaml")), *sorted((ROOT / "tests/golden").glob("*.yaml")))}
@@ -16,8 +23,27 @@ ELSEWHERE = frozenset({"sriov", "tuning", "vrf", "wireguard"})
 (tests/lab/test_vrf.py), another host behind a tunnel (tests/lab/test_wireguard.py), the first network namespace, which alone has the settings."""
 
 
-def live_through(name: str) -> None:
-    """A host with all the NICs and bridges that the documents name."""
+MACHINE = frozenset({"backlog-overflow", "cpu-stolen", "interrupts-on-one-cpu", "frames-come-back", "log-complains", "port-overflow"})
+"""What other people's load on this machine may cause."""
+MEANT = {"modes": [("stp-delay", "kvb-store")]}
+"""What documents want all the same, and the doctor says: a spanning tree with the delays of the standard."""
+
+
+def healthy(name: str, net: World) -> None:
+    """The doctor finds nothing on a host that is as its document wants it."""
+    lend_features(net.host.paths)
+    said: list[tuple[str, str]] = []
+
+    def silent() -> bool:
+        said[:] = [(f.code, f.where) for f in examine(View(capture(net.host.paths))) if f.code not in MACHINE]
+        return said == MEANT.get(name, [])
+    with suppress(TimeoutError):
+        wait_until(silent, 30, 0.3)
+    assert said == MEANT.get(name, []), said
+
+
+def live_through(name: str, look: Callable[[str, World], None] = lambda name, net: None) -> None:
+    """A host with all the NICs and bridges that the documents name. ``look``: at the host as the document wants it."""
     with world() as net:
         for nic in ("eth1", "eth2"):
             sh(f"ip link add {nic} type veth peer name {nic}-far mtu 9000; ip link set {nic} mtu 9000 up; ip link set {nic}-far up")
@@ -30,6 +56,7 @@ def live_through(name: str) -> None:
         assert net.apply(text).steps
         assert net.apply(text).steps == ()
         assert net.plan(text).to_json()["steps"] == []
+        look(name, net)
         net.destroy()
         steady()
         unchanged(before)

@@ -72,6 +72,7 @@ FAULTS = [
     Fault("proxy-arp", "sysctl -qw net.ipv4.conf.br0.proxy_arp=1", ""),
     Fault("address-on-port", "ip addr add 10.81.0.2/24 dev p2", "", "ip addr del 10.81.0.2/24 dev br0"),
     Fault("subnet-overlap", "ip addr add 10.66.0.9/16 dev u1", "ip addr del 10.66.0.9/16 dev u1"),
+    Fault("prefix-without-route", "ip route del 10.66.0.0/24 dev br0", ""),
     Fault("address-twice", "ip addr add 10.66.0.1/32 dev u1", "ip addr del 10.66.0.1/32 dev u1"),
     Fault("gateway-silent", "ip neigh replace 10.77.0.1 dev u1 nud failed", "ip neigh del 10.77.0.1 dev u1"),
     Fault("route-without-link", "ip -n doctor-up link set u0 down", "ip -n doctor-up link set u0 up"),

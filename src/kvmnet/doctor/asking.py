@@ -33,7 +33,7 @@ def ask(scene: Scene, a: End, b: End) -> Trip:
 
 
 def ask_beyond(scene: Scene, dev: str, own: str, target: str) -> Trip:
-    """The host's question by a device that is no bridge, and the answer, as far as this host."""
+    """The host's question by a device that is no bridge, and the answer of whose MAC is known, as far as this host."""
     trip = begin(scene, question(scene.mac(dev) or NOBODY, own, target), asked=True)
     trip.context.linked = False
     if trip.packet.version:
@@ -44,7 +44,10 @@ def ask_beyond(scene: Scene, dev: str, own: str, target: str) -> Trip:
     trip.context.linked = True
     filters(trip, dev, "egress")
     trip.at("netdev", "egress", oif=dev, where=dev)
-    answer = begin(scene, reply(trip.packet, NOBODY), asked=True)
+    mac = scene.neighbours.get((dev, target), {}).get("lladdr")
+    if not mac:     # rules may ask for it
+        return trip
+    answer = begin(scene, reply(trip.packet, mac), asked=True)
     filters(answer, dev, "ingress")
     answer.at("netdev", "ingress", iif=dev, where=dev)
     if answer.packet.version:

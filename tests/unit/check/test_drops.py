@@ -37,6 +37,12 @@ def test_a_buffer_that_became_another_packets_is_not_ours() -> None:
     assert drops([line(received()), line(freed(), 10.0001), line(freed(reason="OTHERHOST"), 10.0002)], "kvp-1b") == [Dropped("IP_RPFILTER", "ip_rcv_finish_core")]
 
 
+def test_a_slow_machine_may_take_its_time_within_our_own_send() -> None:
+    begin, end = line("tracing_mark_write: kvmnet sends"), line("tracing_mark_write: kvmnet has sent", 10.6)
+    assert drops([begin, line(received()), line(freed(), 10.5), end], "kvp-1b") == [Dropped("IP_RPFILTER", "ip_rcv_finish_core")]
+    assert drops([begin, line(received()), end, line(freed(), 10.5)], "kvp-1b") == drops([begin, line(received()), line(freed(), 10.5, cpu=0), end], "kvp-1b") == []
+
+
 def test_what_this_process_sends_is_dropped_between_its_marks() -> None:
     begin, end = line("tracing_mark_write: kvmnet sends", comm="kvmnet"), line("tracing_mark_write: kvmnet has sent", comm="kvmnet")
     assert drops([line(freed()), begin, line(freed(reason="NETFILTER_DROP"), pid=8), line(freed(reason="IP_OUTNOROUTES", where="ip_send+0x1/0x2")), end, line(freed(reason="XDP"))], "") == [Dropped("IP_OUTNOROUTES", "ip_send")]

@@ -116,6 +116,10 @@ IFS = "net/ipv6/conf/eth0/accept_ra"
 DYNAMIC = [{"family": "inet6", "local": "2001:db8::5", "prefixlen": 64, "scope": "global", "dynamic": True}]
 STRICT = [{"family": "inet", "interface": "all", "rp_filter": "strict"}]
 
+def at_eth0(*routes: Json) -> Json:
+    return {"links": [link("eth0", at=("10.9.0.2/24",))], "routes4": [{"type": "local", "dst": "10.9.0.2", "dev": "eth0", "table": "local"}, *routes]}
+
+
 def vxlan(sent: int, now: int, came: int = 0) -> Json:
     def told(packets: int) -> Json:
         return {"tx": {"packets": packets}, "rx": {"packets": came}}
@@ -151,6 +155,7 @@ CASES: list[tuple[str, Json, Json]] = [
     ("tree-silent", {"links": [bridge(), T1], "trees": [{"bridge": "br0", "protocol": "rstp", "trees": {}, "ports": {}}]},
      {"links": [bridge(), T1], "trees": [{"bridge": "br0", "protocol": "rstp", "trees": {"0": {}}, "ports": {}}]}),
     ("stp-delay", {"links": [bridge(stp_state=1, forward_delay=1500), T1]}, {"links": [bridge(stp_state=1, forward_delay=200), T1]}),
+    ("bridge-mac-floats", {"links": [bridge("br1", at=("10.0.0.1/24",)), tap("t1", "br1", mac="02:00:00:00:00:b0")]}, {"links": [bridge("kvb-a", at=("10.0.0.1/24",)), tap("t1", "kvb-a", mac="02:00:00:00:00:b0")]}),
     ("bridge-mac-floats", {"links": [BR, tap(mac="02:00:00:00:00:b0")]}, {"links": [BR, tap(mac="02:00:00:00:00:b0")], "machine": {"address_set": {"br0": True}}}),
     ("bridge-full", {"links": [BR, *(tap(f"t{n}") for n in range(1010))]}, {"links": [BR, *(tap(f"t{n}") for n in range(900))]}),
     ("ageing-short", {"links": [bridge(ageing_time=100), T1, T2, tap("t3")]}, {"links": [bridge(ageing_time=30000), T1, T2, tap("t3")]}),
@@ -200,6 +205,8 @@ CASES: list[tuple[str, Json, Json]] = [
      {"links": [bond(), *(link(f"e{n}", master="bond0", port={"mii_status": "UP", "ad_aggregator_id": 1}) for n in (1, 2))]}),
     ("bond-unwatched", {"links": [bond(miimon=0)]}, {"links": [bond(miimon=0, arp_interval=100)]}),
     ("bond-spreads-blindly", {"links": [bond("balance-rr") | {"master": "br0"}, link("e1", master="bond0"), link("e2", master="bond0")]}, {"links": [bond("active-backup") | {"master": "br0"}, link("e1", master="bond0"), link("e2", master="bond0")]}),
+    ("prefix-without-route", at_eth0(), at_eth0({"dst": "10.9.0.0/24", "dev": "eth0", "table": "7"})),
+    ("prefix-without-route", at_eth0({"dst": "10.9.0.0/16", "dev": "eth1"}), at_eth0({"dst": "10.9.0.0/16", "dev": "eth0"})),
     ("tunnel-unanswered", vxlan(25, 26), vxlan(25, 26, came=1)), ("tunnel-unanswered", vxlan(25, 26), vxlan(25, 25)), ("tunnel-unanswered", vxlan(25, 26), vxlan(8, 9)),
     ("flows-half-seen", half_seen(9), half_seen(2)), ("flows-half-seen", half_seen(9), half_seen(9) | {"nft": []}),
     ("flows-half-seen", half_seen(9), half_seen(9) | {"nft": chain("forward", "drop")}),

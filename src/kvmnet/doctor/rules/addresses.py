@@ -4,10 +4,11 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from ipaddress import ip_network
 from typing import Any
 
 from kvmnet.doctor.finding import Certainty, Finding, Severity
-from kvmnet.doctor.view import View, kind, owned
+from kvmnet.doctor.view import View, kind, owned, up
 
 TAKES_ALL = ("bridge", "bond", "team", "openvswitch")
 """Kinds of master that take what their ports receive; a VRF does not."""
@@ -117,6 +118,24 @@ def route_without_link(view: View) -> Iterator[Finding]:
         if {"linkdown", "dead"} & set(r.get("flags", ())):
             yield Finding(code="route-without-link", severity=Severity.BLOCKS, where=r["dev"], what=f"the default route by {r['dev']} leads nowhere: {', '.join(r['flags'])}",
                           why="Packets that take it are lost.", evidence=(f"default via {r.get('gateway', 'link')} dev {r['dev']} {' '.join(r['flags'])}",), fix=(f"ip link set {r['dev']} up",))
+
+
+def prefix_without_route(view: View) -> Iterator[Finding]:
+    """A device has an address, and no route leads to its subnet: the host hears those who are there, and sends its answers elsewhere."""
+    held = {(r.get("dev"), r.get("dst")) for r in view.routes}
+    local = {(r.get("dev"), r.get("dst")) for r in view.routes if r.get("type") == "local"}
+    wider = [(r.get("dev"), ip_network(r["dst"], strict=False)) for r in view.routes if "/" in str(r.get("dst", ""))]
+    for link in view.links.values():
+        if not up(link):
+            continue
+        name, bare = link["ifname"], {a.get("local") for a in link.get("addr_info", ()) if a.get("noprefixroute") or a.get("tentative") or a.get("dadfailed") or a.get("deprecated")}
+        for a in view.addresses(link):
+            network = a.network
+            if network.prefixlen == network.max_prefixlen or str(a.ip) in bare or (name, str(a.ip)) not in local or (name, str(network)) in held or any(
+                    dev == name and n.version == network.version and a.ip in n for dev, n in wider):
+                continue
+            yield Finding(code="prefix-without-route", severity=Severity.BLOCKS, where=name, what=f"{name} has {a}, and no route leads to {network}", why="The kernel makes that route with the address; somebody took it away.",
+                          evidence=(f"ip addr show {name}: {a}", f"ip route show {network}: nothing by {name}"), fix=(f"ip {'-6 ' if a.version == 6 else ''}route add {network} dev {name}{f' src {a.ip}' if a.version == 4 else ''}",))
 
 
 def ra_ignored(view: View) -> Iterator[Finding]:

@@ -179,12 +179,13 @@ def state_of(port: Json) -> str:
 def bridge_mac_floats(view: View) -> Iterator[Finding]:
     """A bridge with an address has the MAC of one of its guests' ports: it was never pinned. When that port goes, or one with a lower
     MAC comes, the MAC of the gateway changes, and every guest keeps the old one in its ARP cache for half a minute."""
+    # A bridge of kvmnet's is made with its MAC; that of an uplink's segment has the uplink's.
     pinned = view.machine.get("address_set") or {}
     for bridge in view.bridges:
         ports = view.ports.get(bridge["ifname"], ())
         lowest = min(ports, key=lambda p: p.get("address", "~"), default=None)
         name = bridge["ifname"]
-        if lowest is None or pinned.get(name) or lowest.get("address") != bridge.get("address") or kind(lowest) not in ("tun", "veth") or not view.addresses(bridge):
+        if lowest is None or pinned.get(name, owned(name)) or lowest.get("address") != bridge.get("address") or kind(lowest) not in ("tun", "veth") or not view.addresses(bridge):
             continue
         yield Finding(code="bridge-mac-floats", severity=Severity.RISK, where=name, certainty=Certainty.PROVED if name in pinned else Certainty.LIKELY,
                       what=f"the MAC of {name} is that of its port {lowest['ifname']}, and changes with its ports",

@@ -27,7 +27,7 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
         bridges.bridge_mac_floats, bridges.bridge_full, bridges.ageing_short, bridges.proxy_arp),
     "Addresses and routes": (
         addresses.address_on_port, addresses.subnet_overlap, addresses.address_twice, addresses.duplicate_detected, addresses.address_moves,
-        addresses.wrong_neighbour, addresses.gateway_silent, addresses.route_without_link, addresses.ra_ignored, addresses.router_among_guests,
+        addresses.wrong_neighbour, addresses.gateway_silent, addresses.route_without_link, addresses.prefix_without_route, addresses.ra_ignored, addresses.router_among_guests,
         addresses.two_routers, addresses.reverse_path, addresses.forwarding_off),
     "MTU and offloads": (sizes.mtu_island, sizes.tunnel_mtu, sizes.way_out_mtu, sizes.merged_frames_forwarded, sizes.checksum_errors),
     "Firewalls": (firewalls.forward_dropped, firewalls.bridge_netfilter, firewalls.input_dropped, firewalls.tunnel_blocked, firewalls.flows_half_seen, firewalls.masquerade_everywhere),
