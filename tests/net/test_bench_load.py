@@ -97,6 +97,28 @@ def test_every_turn_has_its_time(load: Path, by: str) -> None:
     assert 1000 < times.percentile(50) < found["seconds"] * 1e9 / 100
 
 
+def test_a_gap_is_the_time_without_answers(load: Path) -> None:
+    """20 requests in a row that nobody answers; without the rule there is no gap."""
+    def calm() -> bool:
+        found = ask(load, "steady ms=300 us=2000")
+        return bool(found["over"] and found["sent"] > 10 and found["lost"] == 0 == found["gap"])
+
+    def gap_of_twenty() -> bool:
+        found = ask(load, "steady ms=1000 us=5000")
+        assert found["sent"] <= 40 or found["lost"] >= 20
+        return bool(found["lost"] == 20 and 20 * 0.005 <= found["gap"] < found["seconds"] and found["after"] >= 20 * 0.005 and found["over"])
+
+    wait_until(calm, 30)    # an end that does not run for a while answers too late
+    sh(f"nft 'add table ip t; add chain ip t c {{ type filter hook input priority 0; }}; "
+       f"add rule ip t c ip daddr {ADDRESS} udp dport 5199 @th,128,32 20-39 drop'")
+    try:
+        wait_until(gap_of_twenty, 30)
+        sh(f"nft add rule ip t c ip daddr {ADDRESS} udp dport 5199 drop")
+        assert not ask(load, "steady ms=100 us=1000")["over"], "a gap that does not end"
+    finally:
+        sh("nft delete table ip t")
+
+
 def test_connections_made_and_held(load: Path) -> None:
     waiting = len(sh("ss -Htan state time-wait").splitlines())
     made = ask(load, "connect ms=200 streams=4")

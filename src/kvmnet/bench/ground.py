@@ -8,7 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -20,6 +20,7 @@ from kvmnet.bench.matrix import GROUP, PORT, Seat, document
 from kvmnet.bench.peers import seats as peers
 from kvmnet.bench.scenarios import Place
 from kvmnet.bench.traffic.program import NAME, initrd_with, program
+from kvmnet.bench.twoways import beyond, build_switch, ends, far_lines, losing, switch
 from kvmnet.bench.virtio import SCRIPT, read
 from kvmnet.drivers.qemu.arguments import TINY_WORDS
 from kvmnet.errors import KvmnetError
@@ -91,11 +92,17 @@ class Ground:
             peers.space(seat, self.folder).make()
             peers.space(seat, self.folder).forward()
         for seat in wired:
-            out = f"out{seat.number}"
-            here.append(f"link add {seat.device} mtu {seat.mtu} type veth peer name {out} mtu {seat.mtu} netns {OUTSIDE}")
-            there += [f"addr add {seat.outside}/24 dev {out}", f"link set {out} up"]
-            own = [f"addr add 198.19.{seat.number}.2/24 dev {seat.device}"] if not seat.on_segment else []
-            own.append(f"link set {seat.device} up")
+            netns = beyond(seat, self.folder, OUTSIDE)
+            if seat.ways == "rstp":
+                switch(seat, self.folder).make()
+            here += [f"link add {member} mtu {seat.mtu} type veth peer name {out} mtu {seat.mtu} netns {netns}"
+                     for member, out in zip(seat.members, ends(seat), strict=True)]
+            own = [f"link set {member} up" for member in seat.members]
+            if not seat.ways:
+                there += [f"addr add {seat.outside}/24 dev out{seat.number}", f"link set out{seat.number} up"]
+                own = [*([f"addr add 198.19.{seat.number}.2/24 dev {seat.device}"] if not seat.on_segment else []), *own]
+            elif seat.ways != "rstp":
+                there += far_lines(seat)
             if seat.apart:
                 netns = peers.space(seat, self.folder).netns
                 here.append(f"link set {seat.device} netns {netns}")
@@ -117,6 +124,8 @@ class Ground:
             peers.build(seat, self.guests, self.load, LIFE, self.folder)
         self.serve()
         run(["ip", "netns", "exec", OUTSIDE, str(self.load), "serve", f"port={PORT}", f"life={LIFE}"])
+        for seat in (s for s in self.own if s.ways == "rstp"):
+            build_switch(seat, self.folder, self.load, LIFE)
         for seat in self.seats:
             for which in range(1, self.guests + 1):
                 self.settle(seat, which)
@@ -143,6 +152,10 @@ class Ground:
         with self.dials.turned(seat.kernel):
             self.serve()
             yield
+
+    def losing(self, seat: Seat) -> AbstractContextManager[None]:
+        """For a load: the way that carries it is lost meanwhile."""
+        return losing(seat, self.paths, self.folder, OUTSIDE)
 
     def settle(self, seat: Seat, which: int) -> None:
         name, paths = seat.guest(which), self.paths_of(seat)

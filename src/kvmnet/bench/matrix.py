@@ -22,6 +22,9 @@ PORT = 5199
 """Of the far end of every load, TCP and UDP."""
 GROUP = "239.255.51.99"
 """Multicast group of the fan-out (RFC 2365: administratively scoped)."""
+BONDS = ("active-backup", "802.3ad", "balance-xor")
+WAYS = (*BONDS, "rstp")
+"""How an uplink of two NICs is made: a bond of that mode, or both as ports of the bridge with RSTP."""
 OFFLOADS = ("csum", "tso4", "tso6", "ufo", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo")
 
 
@@ -42,6 +45,7 @@ def number(least: int, most: int) -> Callable[[str], str | None]:
 AXES: Mapping[str, Callable[[str], str | None]] = {
     "model": one_of(*(m.value for m in Model)),
     "mode": one_of("nat", "routed", "isolated", "bridge", "macvtap"),
+    "uplink": one_of("nic", *WAYS),
     "by": one_of("kvmnet", "bare", "libvirt", "clean-traffic", "ovs"),
     "guard": one_of("full", "mac", "off"),
     "mtu": number(576, 9000),
@@ -176,6 +180,17 @@ class Seat:
         return f"up{self.number}"
 
     @property
+    def members(self) -> tuple[str, ...]:
+        """NICs of the host below its uplink: one, or two that can stand in for each other."""
+        return (self.device, f"{self.device}b") if self.ways else (self.device,)
+
+    @property
+    def ways(self) -> str:
+        """How its uplink has two ways, '' for one that has not."""
+        found = self.configuration.settings.get("uplink", "nic")
+        return "" if found == "nic" else found
+
+    @property
     def prefix(self) -> str:
         """First three numbers of the guests' addresses; of RFC 2544's range for benchmarks, 198.18.0.0/15."""
         return f"198.{19 if self.on_segment else 18}.{self.number}"
@@ -242,7 +257,7 @@ def document(seats: Sequence[Seat], guests: int, kernel: str, initrd: str, words
     lines = ["version: 1"]
     if any(s.uplinked for s in seats):
         lines.append("uplinks:")
-    lines += [f"  u{s.number}: {{device: {s.device}}}" for s in seats if s.uplinked]
+    lines += [f"  u{s.number}: {{{uplink(s)}}}" for s in seats if s.uplinked]
     lines.append("networks:")
     lines += [f"  {s.network}: {{{network(s)}}}" for s in seats]
     lines.append("vms:")
@@ -255,12 +270,25 @@ def document(seats: Sequence[Seat], guests: int, kernel: str, initrd: str, words
     return "\n".join(lines) + "\n"
 
 
+def uplink(seat: Seat) -> str:
+    """Addresses of a bond are the document's, those of a NIC are the host's (``Ground.wire``)."""
+    if seat.ways == "rstp":
+        return f"device: {seat.device}, redundant: {{{seat.members[1]}: {{}}}}"
+    if not seat.ways:
+        return f"device: {seat.device}"
+    options = ", options: {lacp_rate: fast}" if seat.ways == "802.3ad" else ""
+    own = "" if seat.on_segment else f", addresses: [198.19.{seat.number}.2/24]"
+    return f"members: [{', '.join(seat.members)}], bond: {seat.ways}{options}{own}"
+
+
 def network(seat: Seat) -> str:
     mode = "isolated" if seat.apart else seat.configuration.mode
     parts = [f"mode: {mode}", f"subnet: {seat.prefix}.0/24", f"mtu: {seat.mtu}", "dhcp: {enabled: false}", "dns: {enabled: false}",
              f"allow: [{{protocol: tcp, port: {PORT}}}, {{protocol: udp, port: {PORT}}}]"]
     if seat.uplinked:
         parts.append(f"uplink: u{seat.number}")
+    if seat.ways == "rstp":
+        parts.append("stp: rstp, stp_options: {hello: 1}")
     if seat.on_segment:
         parts += [f"address: {seat.host}", f"gateway: {seat.router}", f"pool: {seat.prefix}.100-{seat.prefix}.199"]
     return ", ".join(parts)

@@ -11,15 +11,16 @@ from kvmnet.bench.document_seats import check as check_document
 from kvmnet.bench.documents import DocumentSeat
 from kvmnet.bench.ground import Ground, Say, Tools, versions
 from kvmnet.bench.machine import machine
-from kvmnet.bench.matrix import Configuration, Seat
+from kvmnet.bench.matrix import BONDS, WAYS, Configuration, Seat
 from kvmnet.bench.measure import Bench
 from kvmnet.bench.model import Progress
 from kvmnet.bench.peers.compared import WHO
 from kvmnet.bench.peers.configure import configured
 from kvmnet.bench.peers.seats import LACKING
 from kvmnet.bench.record import Pen, Record, Wish
-from kvmnet.bench.scenarios import Place
+from kvmnet.bench.scenarios import SCENARIOS, Place
 from kvmnet.errors import HostCannot, KvmnetError, SpecError
+from kvmnet.facts.features import features
 from kvmnet.guests.accel import probe
 from kvmnet.host.paths import Paths
 from kvmnet.spec.knobs import KNOBS
@@ -37,8 +38,11 @@ def check(wish: Wish) -> None:
     """Raise KvmnetError for what cannot be measured, before anything is made."""
     for c in wish.configurations:
         if "document" in c.settings:
+            if any(SCENARIOS[name].loses for name in wish.scenarios):
+                raise KvmnetError(f"{c.name}: failover is measured with configurations, not with documents", "write --point 'uplink=WAY mode=bridge'")
             check_document(c, wish.places)
             continue
+        check_ways(c, wish)
         if c.mode == "isolated" and Place.OUTSIDE in wish.places:
             raise KvmnetError(f"{c.name}: an isolated network has no outside", "leave --between guest-outside away")
         by = c.settings.get("by", "kvmnet")
@@ -48,10 +52,26 @@ def check(wish: Wish) -> None:
             raise HostCannot(f"{c.name}: {said}", "leave it out; nothing is simulated")
         if by != "kvmnet" and any(name in KNOBS for name in c.settings):
             raise KvmnetError(f"{c.name}: kernel settings are varied on kvmnet's host only", "leave by away")
+    left = [s for s in map(SCENARIOS.__getitem__, wish.scenarios) if not set(s.places) & set(wish.places)]
+    if left and (any(s.loses for s in left) or not wish.tasks()):
+        raise KvmnetError(f"{left[0].name} is measured {' or '.join(left[0].places)} only", f"add --between {left[0].places[0]}")
     need = sum(int(c.settings.get("memory", 256)) + 64 for c in wish.configurations) * guests(wish)
     if need + RESERVE > (free := memory_free()):
         raise HostCannot(f"{len(wish.configurations) * guests(wish)} guests need {need} MiB of memory, {free} MiB are free",
                          "compare fewer configurations, or set memory=192")
+
+
+def check_ways(c: Configuration, wish: Wish) -> None:
+    """Raise for an uplink of two ways that cannot be, and for a loss without one."""
+    seat = Seat(0, c)
+    if seat.ways and (c.mode == "isolated" or seat.apart):
+        raise KvmnetError(f"{c.name}: an uplink of two ways is one of kvmnet's, in the modes nat, routed, bridge and macvtap", f"leave uplink={seat.ways} away")
+    if seat.ways == "rstp" and c.mode != "bridge":
+        raise KvmnetError(f"{c.name}: RSTP is for networks of mode bridge", "write mode=bridge")
+    if seat.ways in BONDS and (lacks := features(Paths.from_environment().run / "features.json")["bond"]):
+        raise HostCannot(f"{c.name}: {lacks}", "uplink=rstp mode=bridge needs no bond")
+    if not seat.ways and any(SCENARIOS[name].loses for name in wish.scenarios):
+        raise KvmnetError(f"{c.name}: failover needs an uplink of two ways", f"write uplink=WAY in each configuration; WAY is one of {', '.join(WAYS)}")
 
 
 def guests(wish: Wish) -> int:

@@ -36,7 +36,7 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 @click.option("--vary", multiple=True, metavar="NAME=VALUE,...", help="Compare all of these; of several the product.")
 @click.option("--set", "base", multiple=True, metavar="NAME=VALUE", help="The same in all configurations.")
 @click.option("--only", default="quick", show_default=True, metavar="NAME,...",
-              help="Loads: quick, tcp, streams, udp, latency, connections, file, multicast, all, or single ones.")
+              help="Loads: quick, tcp, streams, udp, latency, connections, file, multicast, failover, all, or single ones.")
 @click.option("--between", "places", multiple=True, type=click.Choice(["guest-host", "guest-guest", "guest-outside"]),
               default=("guest-host",), show_default=True, help="Ends of the loads; can be given again.")
 @click.option("--rounds", type=click.IntRange(1, 200), default=6, show_default=True, help="Turns of each configuration.")
@@ -54,7 +54,8 @@ def run(points: tuple[str, ...], nics: tuple[str, ...], documents: tuple[Path, .
     touched, and nothing is left, however it ends. Configurations take turns; each is compared to the first, pair by pair.
 
     \b
-    What can be varied: model, mode (nat, routed, isolated, bridge, macvtap), guard, by (kvmnet, bare, libvirt,
+    What can be varied: model, mode (nat, routed, isolated, bridge, macvtap), uplink (nic; of two ways: active-backup, 802.3ad, balance-xor,
+    rstp), guard, by (kvmnet, bare, libvirt,
     clean-traffic, ovs: who makes the network), mtu, queues, vhost, offloads (all, none, tso4+csum: without these), packed (on, off), rx_ring,
     cpus and memory of the guest; and settings of the host's kernel that the document's tuning: takes, by their names
     (net.ipv4.tcp_rmem=4096/131072/33554432), which hold during the turns of their configuration.

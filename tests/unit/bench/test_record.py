@@ -209,7 +209,6 @@ def test_the_commands_on_records(tmp_path: Path) -> None:
 
 def test_loads_are_chosen_by_name_and_family() -> None:
     assert chosen(["tcp-up", "quick"]) == [n for n in SCENARIOS if n in FAMILIES["quick"]]
-    assert chosen(["all"]) == list(SCENARIOS)
     with pytest.raises(KvmnetError, match="no scenario 'smtp'"):
         chosen(["smtp"])
     assert arguments(SCENARIOS["udp-64"], "192.0.2.1", ["192.0.2.2"], 500) == [

@@ -7,6 +7,7 @@
  *   connect to= port= ms= streams=                        connections made, answered and closed
  *   hold    to= port= count=                              connections held all at once
  *   file    to= port= bytes=                              a file into a file, compared at the end
+ *   steady  to= port= ms= us=                             a request every so many microseconds, answered or not: the longest gap
  *
  * Every load ends by itself: by its time, its bytes or its count, and at the latest by an alarm. */
 #include "load.h"
@@ -385,6 +386,53 @@ static void file(u64 bytes)
     drop(fd);
 }
 
+/* Answers that are later than this are of no use to anybody: their requests count as lost. */
+#define LATE_NS 1000000000ull
+
+/* A gap begins when the first request is sent that nobody answers, and ends when the next one is sent that somebody does. */
+static void steady(u64 ms, u64 us)
+{
+    u32 most = (u32)(ms * 1000 / us) + 1, sent = 0, lost = 0, at = 0;
+    u64 *asked = calloc(most + 1, sizeof *asked), began = now_ns(), end = began + ms * 1000000, next = began;
+    unsigned char *came = calloc(most + 1, 1);
+    int fd = socket(to.any.sa_family, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    struct pollfd ready = {fd, POLLIN, 0};
+    struct mark m, back;
+    if (connect(fd, &to.any, to_length))
+        die("connect");
+    for (u64 now; (now = now_ns()) < end + LATE_NS;) {
+        if (now >= next && now < end && sent < most) {
+            m = (struct mark){htonl(MAGIC | 'E'), 0, htonl(sent)};
+            asked[sent++] = now;
+            if (send(fd, &m, sizeof m, 0) < 0 && errno == EBADF)    /* no way out for a moment is a request that is lost */
+                die("send");
+            next = next + us * 1000 > now ? next + us * 1000 : now + us * 1000;    /* what was missed is not made up for */
+        }
+        u64 until = now < end ? next : end + LATE_NS;
+        struct timespec nap = {0, (long)(until > now ? until - now < 100000000 ? until - now : 100000000 : 0)};
+        if (ppoll(&ready, 1, &nap, NULL) == 1)
+            while (recv(fd, &back, sizeof back, MSG_DONTWAIT) == sizeof back) {
+                u32 seq = ntohl(back.seq);
+                if (seq < sent && now_ns() - asked[seq] <= LATE_NS)
+                    came[seq] = 1;
+            }
+        if (now >= end && sent && came[sent - 1])
+            break;
+    }
+    u64 ended = now_ns(), gap = 0;
+    for (u32 i = 0, first; i < sent; i++) {
+        if (came[i])
+            continue;
+        for (first = i; i < sent && !came[i]; i++)
+            lost++;
+        u64 length = (i < sent ? asked[i] : ended) - asked[first];
+        if (length > gap)
+            gap = length, at = first;
+    }
+    printf("{\"seconds\": %.6f, \"sent\": %u, \"lost\": %u, \"gap\": %.6f, \"after\": %.6f, \"over\": %s}\n", (double)(ended - began) / 1e9,
+           sent, lost, (double)gap / 1e9, lost ? (double)(asked[at] - began) / 1e9 : 0.0, sent && came[sent - 1] ? "true" : "false");
+}
+
 static char *word(int argc, char **argv, const char *name, const char *otherwise)
 {
     size_t length = strlen(name);
@@ -431,6 +479,8 @@ int main(int argc, char **argv)
         hold((int)NUMBER("count", 1000, 4000));
     else if (!strcmp(what, "file"))
         file((u64)NUMBER("bytes", 16 << 20, MOST_FILE));
+    else if (!strcmp(what, "steady"))
+        steady(ms, (u64)NUMBER("us", 1000, 1000000));
     else {
         fprintf(stderr, "no load %s\n", what);
         return 1;

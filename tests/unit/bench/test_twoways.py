@@ -1,0 +1,64 @@
+"""Uplinks of two ways: what is refused before anything is made, and what their far ends are."""
+from __future__ import annotations
+
+import pytest
+
+from kvmnet.bench import sitting
+from kvmnet.bench.matrix import Seat, configuration
+from kvmnet.bench.record import Wish
+from kvmnet.bench.scenarios import SCENARIOS, Place, chosen
+from kvmnet.bench.sitting import check
+from kvmnet.bench.twoways import CARRIED, WINDOW, ends, far_lines
+from kvmnet.errors import HostCannot, KvmnetError
+
+
+@pytest.fixture(autouse=True)
+def kernel(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What the host lacks: nothing, until a test says so."""
+    lacks = {"bond": ""}
+    monkeypatch.setattr(sitting, "features", lambda cache: lacks)
+    return lacks
+
+
+def wish(text: str, *names: str, place: Place = Place.OUTSIDE) -> Wish:
+    return Wish((configuration(text),), names, (place,), 1)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("", "failover needs an uplink of two ways"), ("uplink=nic", "failover needs an uplink of two ways"),
+    ("uplink=rstp", "RSTP is for networks of mode bridge"), ("uplink=802.3ad mode=isolated", "an uplink of two ways is one of kvmnet's"),
+    ("uplink=802.3ad by=bare", "an uplink of two ways is one of kvmnet's"),
+])
+def test_what_cannot_lose_a_way_is_refused(text: str, said: str) -> None:
+    with pytest.raises(KvmnetError, match=said):
+        check(wish(text, "failover"))
+
+
+def test_what_can_is_taken_where_the_kernel_has_it(kernel: dict[str, str]) -> None:
+    for text in ("uplink=rstp mode=bridge", "uplink=802.3ad", "uplink=active-backup mode=macvtap"):
+        check(wish(text, "failover"))
+    with pytest.raises(KvmnetError, match="failover is measured guest-outside only"):
+        check(wish("uplink=802.3ad", "failover", place=Place.HOST))
+    kernel["bond"] = "this kernel has no bonding"
+    check(wish("uplink=rstp mode=bridge", "failover"))
+    with pytest.raises(HostCannot, match="no bonding"):
+        check(wish("uplink=802.3ad", "tcp-up"))
+
+
+def test_all_loads_are_those_that_need_no_second_way() -> None:
+    assert set(SCENARIOS) - set(chosen(["all"])) == {"failover"} == set(chosen(["failover"]))
+    check(wish("", *chosen(["all"]), place=Place.HOST))
+
+
+def test_a_gap_that_nothing_ended_is_no_result() -> None:
+    asked = SCENARIOS["failover"]
+    assert asked.whole({"over": False, "seconds": 5.0, "after": 1.0}) == "nothing took over within 4.0 s"
+    assert asked.whole({"over": True}) == ""
+    assert WINDOW / (int(asked.options["us"]) * 1e-6) > CARRIED, "the load is more than what counts as one"
+
+
+def test_what_a_bond_leads_to() -> None:
+    backup, lacp = (Seat(3, configuration(f"uplink={way}")) for way in ("active-backup", "802.3ad"))
+    assert ends(backup) == ("out3", "out3b") and ends(Seat(3, configuration(""))) == ("out3",)
+    assert far_lines(backup)[0].endswith("type bridge") and "bond mode 802.3ad" in far_lines(lacp)[0]
+    assert [line for line in far_lines(lacp) if "master" in line] == [f"link set {end} master way3 up" for end in ends(lacp)]
