@@ -49,7 +49,7 @@ def nic(name: str, number: int, model: str = "virtio", **settings: object) -> Gu
     virtio = model.startswith("virtio")
     neutral: dict[str, object] = {
         "link": True, "host_mtu": 1500 if virtio else 0, "queues": 1, "rx_ring": 256 if virtio else 0,
-        "tx_ring": 256 if virtio else 0, "packed": False, "offloads": tuple(sorted(ALL_ON)) if virtio else (),
+        "tx_ring": 256 if virtio else 0, "packed": False, "rss": False, "offloads": tuple(sorted(ALL_ON)) if virtio else (),
         "vhost": False, "bootindex": -1, "pci": ""}
     vm_name = name.partition("/")[0]
     return GuestNic(name=name, vm=vm_name, tap=f"kvt-{vm_name}-{number}", model=model,   # type: ignore[arg-type]
@@ -57,7 +57,7 @@ def nic(name: str, number: int, model: str = "virtio", **settings: object) -> Gu
 
 
 CARDS = (
-    nic("web/nic0", 0, queues=2, packed=True, rx_ring=512, host_mtu=1400, offloads=("csum", "guest_csum", "mrg_rxbuf")),
+    nic("web/nic0", 0, queues=2, packed=True, rss=True, rx_ring=512, host_mtu=1400, offloads=("csum", "guest_csum", "mrg_rxbuf")),
     *(nic(f"web/nic{i}", i, model) for i, model in enumerate(MODELS[1:], 1)),
     nic("web/nic7", 7, link=False),
     nic("web/nic8", 8, pci="05.0"),
@@ -117,6 +117,7 @@ def test_the_guest_sees_what_was_asked_for(web: Paths) -> None:
     assert seen[:2] == ["1400", "2"]
     bits = seen[2:]
     assert bits[34] == "1", "VIRTIO_F_RING_PACKED"
+    assert bits[60] == "1", "VIRTIO_NET_F_RSS"
     assert bits[7] == "0" and bits[11] == "0", "VIRTIO_NET_F_GUEST_TSO4, HOST_TSO4 were turned off"
     assert bits[0] == "1" and bits[15] == "1", "VIRTIO_NET_F_CSUM, MRG_RXBUF stay on"
     assert in_guest(web, f"cat /sys/class/net/$(nic {CARDS[7].mac})/carrier").strip() == "0"

@@ -2,19 +2,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from time import perf_counter
 
 import pytest
 
+from kvmnet.api import Host
 from kvmnet.drivers.ethtool.resources import GROUPS, NicFeature, NicTuning
 from kvmnet.drivers.ethtool.wire import Asker, read
 from kvmnet.errors import ApplyFailed, HostCannot, SpecError
 from kvmnet.host import run as host
+from kvmnet.host.apart import CLONE_NEWNET, CLONE_NEWNS, libc
+from kvmnet.host.paths import Paths
 from kvmnet.spec.knobs import Profile
 from kvmnet.spec.load import loads
 from kvmnet.tune import look
 from kvmnet.tune.uplinks import uplinks
+from lib.fork import in_child
 from lib.netns import sh
 from lib.world import World, world
 
@@ -134,3 +139,57 @@ def test_what_tune_proposes_is_what_the_driver_takes(net: World) -> None:
     assert channels("eth3")[0] == 2 and proposed(text) == {}
     net.host.apply(net.host.plan_destroy())
     assert channels("eth3")[0] == 1
+
+
+def with_its_own_sysfs(work: Callable[[], None]) -> int:
+    """*work* in a process whose /sys is that of its network, as on a host."""
+    def there() -> None:
+        assert not libc.unshare(CLONE_NEWNET | CLONE_NEWNS)
+        sh("mount --make-rprivate / && mount -t sysfs sysfs /sys")
+        work()
+    return in_child(there)
+
+
+def steered() -> list[str]:
+    """By the kernel's files, not by our own reading: receive and send masks of the four queues."""
+    return sh("cat /sys/class/net/e4/queues/rx-*/rps_cpus /sys/class/net/e4/queues/tx-*/xps_cpus").split()
+
+
+def claimed_and_given_back(folder: Path) -> None:
+    here = Host(Paths(folder / "state", folder / "run"))
+    sh("ip link add e4 numtxqueues 4 numrxqueues 4 type veth peer name f4 numtxqueues 4 numrxqueues 4; ip link set f4 up; ip link set e4 up; "
+       "ethtool -L e4 rx 4 tx 4; echo 2 > /sys/class/net/e4/queues/rx-2/rps_cpus; echo 1 > /sys/class/net/e4/queues/tx-0/xps_cpus")
+    before, file = steered(), folder / "d.yaml"
+    assert before == ["0", "0", "2", "0", "1", "0", "0", "0"]
+
+    def apply(steering: str) -> None:
+        file.write_text(f"version: 1\nuplinks: {{wan: {{device: e4, steering: {steering}}}}}\n")
+        here.apply(here.plan(file), reach=("none",))
+        assert not here.plan(file).steps, "nothing is left to do"
+
+    apply("{receive: 0-1, send: [0, 1]}")
+    assert steered() == ["3", "3", "3", "3", "1", "2", "1", "2"]
+    sh("echo 0 > /sys/class/net/e4/queues/rx-1/rps_cpus")
+    assert [s.key.name for s in here.plan(file).steps] == ["e4"], "drift is seen"
+    apply("{send: [1, 0]}")
+    assert steered() == [*before[:4], "2", "1", "2", "1"], "what is no longer claimed is given back"
+    file.write_text("version: 1\nuplinks: {wan: {device: e4, steering: {interrupts: 0}}}\n")
+    with pytest.raises(HostCannot, match="no interrupts of its own"):
+        here.plan(file)
+    here.destroy(reach=("none",))
+    assert steered() == before
+    spec = loads(file.read_text()).spec
+    assert not [p for p in uplinks(Profile.ROUTER, spec, look.hardware(spec), 8) if "steering" in p.name], "somebody has set it already"
+    assert ("uplinks.wan.steering.receive", "[none, none, 1]", "none") in [(p.name, p.now, p.proposed) for p in uplinks(Profile.LATENCY, spec, look.hardware(spec), 8)]
+    sh("echo 0 > /sys/class/net/e4/queues/rx-2/rps_cpus")
+    assert ("uplinks.wan.steering.receive", "none", "0-7") in [(p.name, p.now, p.proposed) for p in uplinks(Profile.ROUTER, spec, look.hardware(spec), 8)]
+
+
+def test_cpus_of_queues_are_claimed_and_given_back(tmp_path: Path) -> None:
+    assert with_its_own_sysfs(lambda: claimed_and_given_back(tmp_path)) == 0
+
+
+def test_another_network_s_sysfs_says_nothing(net: World) -> None:
+    """/sys is the machine's, whose lo is not this one's."""
+    with Asker() as asker:
+        assert asker.tuning("eth3").rps is None

@@ -384,7 +384,7 @@ def hardware(device: GuestNic) -> Tree:
         out["boot"] = device.bootindex
     if device.model in ("virtio", "virtio-transitional"):
         out |= {"vhost": "on" if device.vhost else "off", "rx_ring": device.rx_ring, "tx_ring": device.tx_ring,
-                "packed": bool(device.packed)}
+                "packed": bool(device.packed), **({"rss": True} if device.rss else {})}
         if off := {n: False for n in Offloads.model_fields if n not in (device.offloads or ())}:
             out["offloads"] = off
     return out

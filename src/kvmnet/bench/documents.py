@@ -74,7 +74,7 @@ def text_for(text: str, found: Subject, run: Mapping[str, Any], far: Mapping[str
     assert isinstance(data, dict)
     made = {k: v for k, v in data.items() if k not in LEFT_OUT}
     for uplink in (made.get("uplinks") or {}).values():
-        for name in ("ethtool", "vfs"):
+        for name in ("ethtool", "steering", "vfs"):
             uplink.pop(name, None)
     if has_host(loads(text).spec, found.network):
         network = made["networks"][found.network]

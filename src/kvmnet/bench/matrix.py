@@ -53,6 +53,7 @@ AXES: Mapping[str, Callable[[str], str | None]] = {
     "vhost": one_of("on", "off"),
     "offloads": offloads_wrong,
     "packed": one_of("on", "off"),
+    "rss": one_of("on", "off"),
     "rx_ring": one_of("256", "512", "1024"),
     "cpus": number(1, 32),
     "memory": number(192, 65536),
@@ -143,7 +144,7 @@ def words_of(vm: Vm, nic: Nic, spec: Spec) -> str:
              f"queues={queues}" if (queues := min(cpus, 8) if nic.queues == "auto" else nic.queues) > 1 else "",
              f"vhost={nic.vhost}" if nic.vhost != "auto" else "",
              f"offloads={'none' if len(off) == len(OFFLOADS) else '+'.join(off)}" if (off := switched_off(nic)) else "",
-             "packed=on" if nic.packed else "", f"rx_ring={nic.rx_ring}" if nic.rx_ring else "", f"cpus={cpus}" if cpus > 1 else ""]
+             "packed=on" if nic.packed else "", "rss=on" if nic.rss else "", f"rx_ring={nic.rx_ring}" if nic.rx_ring else "", f"cpus={cpus}" if cpus > 1 else ""]
     return " ".join(filter(None, words))
 
 
@@ -302,8 +303,7 @@ def nic(seat: Seat, which: int) -> str:
         parts.append(f"guard: '{chosen['guard']}'")
     if "vhost" in chosen:
         parts.append(f"vhost: '{chosen['vhost']}'")
-    if "packed" in chosen:
-        parts.append(f"packed: {'true' if chosen['packed'] == 'on' else 'false'}")
+    parts += [f"{name}: {'true' if chosen[name] == 'on' else 'false'}" for name in ("packed", "rss") if name in chosen]
     if off := without(chosen.get("offloads", "all")):
         parts.append(f"offloads: {{{', '.join(f'{name}: false' for name in off)}}}")
     return ", ".join(parts)

@@ -45,6 +45,8 @@ def unmet(settings: Mapping[str, str], has: Mapping[str, Any]) -> list[str]:
     features = has.get("features", [])
     if settings.get("packed") == "on" and "packed" not in features:
         said.append("packed=on, which was not negotiated")
+    if settings.get("rss") == "on" and "rss" not in features:
+        said.append("rss=on, which was not negotiated: the guest has no RSS, or the host's vhost has none")
     if (queues := int(settings.get("queues", 1))) > 1 and has.get("rx") != queues:
         said.append(f"queues={queues}, but the guest uses {has.get('rx')}")
     kept = [name for name in without(settings.get("offloads", "all")) if OFFERED.get(name, name) in features]

@@ -81,7 +81,7 @@ SEE_ALSO = (
 
 DEVICE_OPTIONS: dict[str, tuple[str, ...]] = {
     "model": ("model",), "mac": ("mac",), "link": ("link",), "mtu": ("host_mtu",), "queues": ("queues", "multi_queue"),
-    "vhost": ("vhost",), "rx_ring": ("rx_ring",), "tx_ring": ("tx_ring",), "packed": ("packed",),
+    "vhost": ("vhost",), "rx_ring": ("rx_ring",), "tx_ring": ("tx_ring",), "packed": ("packed",), "rss": ("rss",),
     "vf": ("vf",), "failover": ("pair",), "offloads": ("offloads",), "boot": ("bootindex",), "pci": ("pci",),
 }
 """Option of a NIC -> settings of its device and tap, whose declarations say how a guest notices."""

@@ -25,6 +25,7 @@ from kvmnet.host import run as host
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import namespace_id
 from kvmnet.modes.uplink import uplink_sysctls
+from kvmnet.spec.cpus import numbers
 
 LIMITS = {
     "gc_thresh3": "net/ipv4/neigh/default/gc_thresh3",
@@ -55,6 +56,7 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Co
                **{s.key: s for s in LinuxDriver(settings).observe_sysctls({}, links)}},
         features=features(paths.run / "features.json"),
         cpus=len(os.sched_getaffinity(0)),
+        cpu_numbers=cpu_numbers(),
         running=dict(running or {}),
         resolvers=resolvers(),
         users=uids(users),
@@ -67,6 +69,13 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Co
         link_neighbours=link_neighbours(paths),
         rules=policy_rules() if uplinks else (),
         ruleset=foreign_ruleset() if uplinks else "")
+
+
+def cpu_numbers() -> int:
+    """One more than the largest number of a CPU that this machine may have."""
+    with contextlib.suppress(OSError, ValueError):
+        return max(numbers(Path("/sys/devices/system/cpu/possible").read_text().strip())) + 1
+    return 0
 
 
 def device_settings(links: Mapping[str, Link], seen: Seen, uplinks: Set[str]) -> dict[Key, Resource]:

@@ -32,6 +32,9 @@ class Facts:
     features: Mapping[str, str] = field(default_factory=dict)
     """Feature name -> '' when the host has it, else the reason why not."""
     cpus: int = 1
+    """CPUs that kvmnet may run on."""
+    cpu_numbers: int = 0
+    """One more than the largest number of a CPU; 0 when not known."""
     running: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Guests that kvmnet runs now -> names of the NICs that they have."""
     resolvers: tuple[str, ...] = ()

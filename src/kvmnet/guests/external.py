@@ -113,6 +113,8 @@ def driver_element(nic: GuestNic) -> list[str]:
             words[name] = size
     if nic.packed:
         words["packed"] = "on"
+    if nic.rss:
+        words["rss"] = "on"
     off = [prop for name, prop in OFFLOADS.items() if nic.offloads is not None and name not in nic.offloads]
     guest = {p.removeprefix("guest_"): "off" for p in off if p.startswith("guest_")}
     host = {p.removeprefix("host_"): "off" for p in off if not p.startswith("guest_")}

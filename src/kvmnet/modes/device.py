@@ -31,7 +31,7 @@ def guest_nic(nic: NicOnNetwork, vm: Vm, facts: Facts) -> GuestNic:
     wanted = GuestNic(
         name=f"{nic.vm}/{nic.nic}", vm=nic.vm, tap=nic.tap, model=declared.model.value, mac=nic.mac,
         vf="", host="", standby=nic.standby, pair="", link=declared.link != "down", host_mtu=nic.mtu if virtio else 0, mtu=nic.mtu,
-        queues=queue_pairs(declared, vm), packed=declared.packed and virtio,
+        queues=queue_pairs(declared, vm), packed=declared.packed and virtio, rss=declared.rss and virtio,
         rx_ring=(declared.rx_ring or DEFAULT_RING) if virtio else 0,
         tx_ring=(declared.tx_ring or DEFAULT_RING) if virtio else 0,
         offloads=offloads_on(declared.offloads) if virtio else (),
@@ -49,7 +49,7 @@ def vf_card(nic: NicOnNetwork, facts: Facts) -> GuestNic:
     seen = facts.state.get(Key(Vf.kind, nic.vf))
     return GuestNic(
         name=f"{nic.vm}/{nic.nic}", vm=nic.vm, tap="", vf=nic.vf, host=seen.pci or "" if isinstance(seen, Vf) else "", model=VF,
-        mac="", link=True, host_mtu=0, mtu=None, queues=1, packed=False, rx_ring=0, tx_ring=0, offloads=(), vhost=False, standby=False,
+        mac="", link=True, host_mtu=0, mtu=None, queues=1, packed=False, rss=False, rx_ring=0, tx_ring=0, offloads=(), vhost=False, standby=False,
         pair=nic.pair, bootindex=-1 if nic.declared.boot is None else nic.declared.boot, pci=nic.declared.pci or "")
 
 
@@ -66,4 +66,5 @@ def offloads_on(offloads: Offloads) -> tuple[str, ...]:
 
 
 def uses_vhost(nic: Nic, facts: Facts) -> bool:
-    return nic.vhost == "on" or (nic.vhost == "auto" and facts.features.get("vhost-net", "absent") == "")
+    """RSS is QEMU's own: the kernel's backend would need eBPF for it."""
+    return nic.vhost == "on" or (nic.vhost == "auto" and not nic.rss and facts.features.get("vhost-net", "absent") == "")

@@ -131,6 +131,9 @@ class Nic(Part):
     """Transmit ring entries (virtio); more than 256 needs vhost-user, QEMU refuses it otherwise."""
     packed: bool = False
     """Packed ring layout (virtio)."""
+    rss: bool = False
+    """The guest says which queue gets which flow (virtio; receive side scaling); otherwise a flow comes back by the queue by which the guest
+    last sent it. Done by QEMU, so without vhost; needs several queues, and a guest that can (Linux 5.18)."""
     offloads: Offloads = Offloads()
     """Offloads told to the guest (virtio)."""
     boot: Annotated[int, Field(ge=0)] | None = None

@@ -18,13 +18,15 @@ def tuned_nics(uplink: Uplink) -> tuple[str, ...]:
 
 def named_nics(spec: Spec) -> tuple[str, ...]:
     """NICs that the document has hardware settings for."""
-    return tuple(dict.fromkeys(nic for uplink in spec.uplinks.values() if claims(uplink.ethtool) or uplink.ethtool.features
+    return tuple(dict.fromkeys(nic for uplink in spec.uplinks.values() if claims(uplink) or uplink.ethtool.features
                                for nic in tuned_nics(uplink)))
 
 
-def claims(told: Ethtool) -> dict[str, int | bool]:
+def claims(uplink: Uplink) -> dict[str, int | bool | tuple[str, ...]]:
     """Setting of a NicTuning -> value, of what is given."""
-    given = {"rx_ring": told.rings.rx, "tx_ring": told.rings.tx, "combined": told.channels.combined,
+    told, steering = uplink.ethtool, uplink.steering
+    given = {"rps": steering.receive, "xps": steering.send, "irqs": steering.interrupts,
+             "rx_ring": told.rings.rx, "tx_ring": told.rings.tx, "combined": told.channels.combined,
              "rx_channels": told.channels.rx, "tx_channels": told.channels.tx,
              **{name: getattr(told.coalesce, name) for name in type(told.coalesce).model_fields},
              **{f"pause_{name}": getattr(told.pause, name) for name in type(told.pause).model_fields}}
@@ -33,7 +35,7 @@ def claims(told: Ethtool) -> dict[str, int | bool]:
 
 def tune(uplink: Uplink, state: State) -> Iterator[NicTuning | NicFeature]:
     """What *uplink* claims of its NICs. ``state``: with their features as they are."""
-    given = claims(uplink.ethtool)
+    given = claims(uplink)
     assert given.keys() <= set(setting_names(NicTuning))
     for nic in tuned_nics(uplink):
         if given:

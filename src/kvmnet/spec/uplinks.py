@@ -12,6 +12,7 @@ from kvmnet.spec.types import (
     Address4,
     Address6,
     Cidr,
+    CpuSets,
     IfName,
     Line,
     Mac,
@@ -143,6 +144,19 @@ class Ethtool(Part):
     tx-checksumming stands for those of its features that the NIC can change."""
 
 
+class Steering(Part):
+    """Which CPUs handle a NIC's packets, of a bond: of each member's. One set for all queues (0-3,8), or a list for the queues in turn;
+    none for no CPU by name. What is not given is left alone, everything is given back by destroy."""
+
+    receive: CpuSets | None = None
+    """CPUs among which the kernel spreads flows that come in by a queue (RPS), for NICs with fewer queues than the host has CPUs; none: the
+    CPU that got the interrupt handles them."""
+    send: CpuSets | None = None
+    """CPUs that send by a queue (XPS); none: a hash of the flow chooses the queue. Not for NICs with one queue."""
+    interrupts: CpuSets | None = None
+    """CPUs that get the NIC's interrupts. irqbalance moves them again, where it runs and is not told to leave them (--banirq)."""
+
+
 class UplinkRoute(Part):
     """A route of the host by an uplink."""
 
@@ -216,3 +230,5 @@ class Uplink(Part):
     """Further routes of the host."""
     ethtool: Ethtool = Ethtool()
     """Hardware settings of the NIC, or of every member of the bond."""
+    steering: Steering = Steering()
+    """CPUs that handle its packets."""

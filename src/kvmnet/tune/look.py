@@ -58,13 +58,13 @@ def placement(devices: Iterable[str]) -> Iterator[tuple[str, str, str]]:
         masks = [read(q / "rps_cpus") or "" for q in queues]
         idle = all(not mask.strip("0,") for mask in masks)
         yield f"{dev}: RPS", "off" if idle else " ".join(masks), (
-            f"{len(queues)} receive queue(s) for {cpus} CPUs: with fewer queues than CPUs, a mask in queues/rx-*/rps_cpus spreads flows"
+            f"{len(queues)} receive queue(s) for {cpus} CPUs: with fewer queues than CPUs, steering: {{receive: ...}} of the uplink spreads flows"
             if idle and len(queues) < cpus else "enough queues; the NIC spreads flows" if idle else "flows are spread by the kernel")
         if mask := read(SYS_NET / dev / "queues/tx-0/xps_cpus"):
             yield f"{dev}: XPS", mask, "CPUs that send by the first queue; 0: chosen by a flow's hash"
         if numbers := interrupts(dev):
             placed = sorted({read(Path(f"/proc/irq/{n}/smp_affinity_list")) or "" for n in numbers})
-            yield f"{dev}: interrupts", f"{len(numbers)} on CPUs {' '.join(placed)}", "irqbalance moves them; for latency pin them, and keep vCPUs off those CPUs"
+            yield f"{dev}: interrupts", f"{len(numbers)} on CPUs {' '.join(placed)}", "irqbalance moves them; for latency pin them with steering: {interrupts: ...} of the uplink, and keep vCPUs off those CPUs"
         yield f"{dev}: txqueuelen", read(SYS_NET / dev / "tx_queue_len") or "", "used by pfifo queues only: fq_codel, fq and noqueue have limits of their own"
 
 

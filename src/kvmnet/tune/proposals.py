@@ -88,12 +88,12 @@ def nics(profile: Profile, spec: Spec, vhost: bool) -> Iterator[Proposal]:
     for name, vm in spec.vms.items():
         for number, nic in enumerate(vm.nics):
             if nic.network in spec.networks and spec.networks[nic.network].mode is not Mode.SRIOV:
-                for found in of_nic(profile, f"vms.{name}.nics[{number}]", vm, nic, words_of(vm, nic, spec)):
+                for found in of_nic(profile, f"vms.{name}.nics[{number}]", vm, nic, words_of(vm, nic, spec), vhost):
                     lacking = "no vhost-net here: modprobe vhost_net" if found.point == "vhost=on" and not vhost else ""
                     yield replace(found, lacking=lacking)
 
 
-def of_nic(profile: Profile, path: str, vm: Vm, nic: Nic, base: str) -> Iterator[Proposal]:
+def of_nic(profile: Profile, path: str, vm: Vm, nic: Nic, base: str, vhost: bool) -> Iterator[Proposal]:
     def proposal(option: str, now: str, value: str, why: str, source: str, risk: str, point: str | None = None) -> Proposal:
         return Proposal(f"{path}.{option}", now, value, why, source, risk,
                         point=f"{option}={value}" if point is None else point, base=base)
@@ -108,7 +108,10 @@ def of_nic(profile: Profile, path: str, vm: Vm, nic: Nic, base: str) -> Iterator
         yield proposal("queues", "1", "auto", f"one pair of queues for each of {cpus} vCPUs: several flows use several of them",
                        f"{VIRTIO_SPEC}.6.5.5", "one flow alone becomes no faster; more memory and interrupts",
                        f"queues={min(cpus, 8)}")
-    if nic.vhost == "off":
+    if fast and not nic.rss and not vhost and nic.vhost != "on" and cpus > 1 and nic.queues not in (1, "auto"):
+        yield proposal("rss", "false", "true", "the guest says which of its queues gets which flow", f"{VIRTIO_SPEC}.6.5.7", "QEMU hashes each packet, "
+                       "which costs it time; Linux guests from 5.18 on", "rss=on")
+    if nic.vhost == "off" and not nic.rss:
         yield proposal("vhost", "off", "auto", "the kernel carries the packets, without a way through QEMU", QEMU,
                        "its processor time is a kernel thread's, not QEMU's: limits of QEMU do not hold it", "vhost=on")
     if profile is not Profile.LATENCY and (off := switched_off(nic)):

@@ -37,7 +37,7 @@ def test_what_cannot_be_varied_is_said(words: list[str], said: str) -> None:
 
 
 POINTS = ("", "model=e1000", "model=rtl8139", "mode=bridge", "mode=macvtap", "mode=routed", "mode=isolated", "guard=off", "guard=mac",
-          "mtu=9000", "queues=2 cpus=2", "vhost=off", "offloads=none", "packed=on", "rx_ring=1024", "memory=512 by=bare offloads=tso4+tso6",
+          "mtu=9000", "queues=2 cpus=2 rss=on", "vhost=off", "offloads=none", "packed=on", "rx_ring=1024", "memory=512 by=bare offloads=tso4+tso6",
           "uplink=rstp mode=bridge", "uplink=active-backup", "uplink=802.3ad mode=bridge", "uplink=balance-xor mode=macvtap")
 
 

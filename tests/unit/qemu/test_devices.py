@@ -44,7 +44,7 @@ def test_a_plain_card_says_only_what_differs_from_the_default() -> None:
     ({"queues": 4}, {"mq": True, "vectors": 10}),
     ({"rx_ring": 1024}, {"rx_queue_size": 1024}),
     ({"tx_ring": 512}, {"tx_queue_size": 512}),
-    ({"packed": True}, {"packed": True}),
+    ({"packed": True}, {"packed": True}), ({"rss": True}, {"rss": True}),
     ({"host_mtu": 0}, {"host_mtu": None}),
     ({"offloads": tuple(sorted(set(OFFLOADS) - {"tso4", "guest_csum"}))}, {"host_tso4": False, "guest_csum": False}),
     ({"bootindex": 0}, {"bootindex": 0, "romfile": None}),

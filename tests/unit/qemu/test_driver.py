@@ -20,7 +20,7 @@ from kvmnet.host.paths import Paths
 from kvmnet.host.process import Process, this_process
 
 NIC = GuestNic(name="web/nic0", vm="web", tap="kvt-web-0", model="virtio", mac="52:54:00:00:00:01", link=True,
-               host_mtu=1500, queues=2, rx_ring=256, tx_ring=256, packed=False, offloads=("csum",), vhost=False,
+               host_mtu=1500, queues=2, rx_ring=256, tx_ring=256, packed=False, rss=False, offloads=("csum",), vhost=False,
                bootindex=-1, pci="", vf="", host="", standby=False, pair="")
 
 

@@ -16,7 +16,7 @@ from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import Create, Delete
 
 VF = GuestNic(name="db/nic0", vm="db", tap="", vf="ens1 3", host="0000:81:10.3", model="vf", mac="", link=True, host_mtu=0, queues=1,
-              rx_ring=0, tx_ring=0, packed=False, offloads=(), vhost=False, standby=False, pair="", bootindex=-1, pci="")
+              rx_ring=0, tx_ring=0, packed=False, rss=False, offloads=(), vhost=False, standby=False, pair="", bootindex=-1, pci="")
 STANDBY = GuestNic(name="db/nic0-standby", vm="db", tap="kvt-db-x", vf="", host="", model="virtio", mac="52:54:00:00:00:01", standby=True,
                    pair="")
 

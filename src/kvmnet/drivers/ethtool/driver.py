@@ -4,8 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
-from kvmnet.drivers.ethtool import wire
-from kvmnet.drivers.ethtool.resources import OPTIONS, NicFeature, NicTuning
+from kvmnet.drivers.ethtool import steering, wire
+from kvmnet.drivers.ethtool.resources import OPTIONS, STEERING, NicFeature, NicTuning
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Wanted
@@ -17,6 +17,9 @@ CURES = (
     ("Invalid argument", "the driver takes other values only: see ethtool -g, -l or -c of the device"),
     ("exceeds maximum", "write at most the maximum that ethtool -g or -l shows"),
     ("Could not change any", "the feature is fixed, or needs another one that is off: see ethtool -k of the device"),
+    ("Input/output error", "the interrupt's CPUs are the driver's choice (managed), or none of those is online: see /proc/irq/*/effective_affinity_list"),
+    ("Value too large", "this machine has no CPU of that number: see lscpu"),
+    ("Read-only file system", "/sys and /proc must be writable: not in a container"),
     ("No such device", "the NIC went away while kvmnet was working: run plan again"),
     ("Operation not permitted", "run as root (CAP_NET_ADMIN in this network namespace)"),
 )
@@ -102,6 +105,9 @@ def tuning_lines(step: Step) -> Iterator[tuple[tuple[str, ...], tuple[Key, ...]]
         words = [w for n in names for w in (settings[n], told(getattr(claim, n)))]
         if words:
             yield ("ethtool", flag, claim.name, *words), (claim.key,)
+    cpus = {n: getattr(claim, n) for n in STEERING if getattr(claim, n) is not None and (changed is None or n in changed)}
+    if text := steering.script(claim.name, cpus):
+        yield ("sh", "-c", text), (claim.key,)
 
 
 def told(value: int | bool) -> str:

@@ -28,6 +28,9 @@ class NicTuning(Resource):
     pause_autoneg: bool | None = option(doc="pause frames are negotiated")
     pause_rx: bool | None = option(doc="pause frames that come in are obeyed")
     pause_tx: bool | None = option(doc="pause frames are sent")
+    rps: tuple[str, ...] | None = option(doc="CPUs among which flows that come in are spread, of all queues or of each in turn")
+    xps: tuple[str, ...] | None = option(doc="CPUs that send by a queue, of all queues or of each in turn")
+    irqs: tuple[str, ...] | None = option(doc="CPUs that get interrupts, of all or of each in turn")
     most: tuple[str, ...] | None = option(doc="what the hardware takes at most, as name=number", once=True)
 
 
@@ -50,6 +53,9 @@ OPTIONS: dict[str, dict[str, str]] = {
     "-A": {"pause_autoneg": "autoneg", "pause_rx": "rx", "pause_tx": "tx"},
 }
 """ethtool's option -> setting -> its word there."""
+
+STEERING = ("rps", "xps", "irqs")
+"""Settings that are files of the kernel's, not ethtool's."""
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "rx-checksumming": ("rx-checksum",),

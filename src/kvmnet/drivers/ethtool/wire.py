@@ -1,6 +1,7 @@
 """What a NIC's driver says by SIOCETHTOOL: read in this process, without a program for each NIC and question.
 
-ethtool 6.1 prints most of it for people only (no --json for rings, channels and coalescing). Layouts: linux/ethtool.h.
+ethtool 6.1 prints most of it for people only (no --json for rings, channels and coalescing). Layouts: linux/ethtool.h. What of a NIC
+is not the driver's but the kernel's own is in ``steering``.
 """
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import struct
 from array import array
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
+from kvmnet.drivers.ethtool import steering
 from kvmnet.drivers.ethtool.resources import NicFeature, NicTuning, feature_name
 
 SIOCETHTOOL = 0x8946
@@ -43,7 +45,7 @@ class Asker:
         return value[1:]
 
     def tuning(self, dev: str) -> NicTuning:
-        found: dict[str, int | bool] = {}
+        found: dict[str, int | bool | tuple[str, ...]] = {}
         most: dict[str, int] = {}
         if rings := self.ask(dev, GRINGPARAM, 8):
             found |= {"rx_ring": rings[4], "tx_ring": rings[7]}
@@ -57,6 +59,9 @@ class Asker:
                       "adaptive_rx": bool(delays[9]), "adaptive_tx": bool(delays[10])}
         if pause := self.ask(dev, GPAUSEPARAM, 3):
             found |= {n: bool(pause[i]) for i, n in enumerate(("pause_autoneg", "pause_rx", "pause_tx"))}
+        for setting, sets, count in steering.observe(dev):
+            found[setting] = sets
+            most[setting] = count
         return NicTuning(name=dev, dev=dev, most=tuple(f"{n}={v}" for n, v in most.items()), **found)  # type: ignore[arg-type]
 
     def features(self, dev: str) -> Iterator[NicFeature]:

@@ -158,6 +158,8 @@ def virtio_properties(nic: GuestNic) -> Properties:
         properties["tx_queue_size"] = nic.tx_ring
     if nic.packed:
         properties["packed"] = True
+    if nic.rss:
+        properties["rss"] = True
     if nic.offloads is not None:
         properties |= {prop: False for name, prop in OFFLOADS.items() if name not in nic.offloads}
     return properties

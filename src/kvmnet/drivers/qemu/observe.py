@@ -19,7 +19,7 @@ from kvmnet.host import macvtap
 PERIPHERAL = "/machine/peripheral"
 COMMON = ("mac", "bootindex", "addr", "parent_bus")
 HANDED = (*COMMON, "host", "failover_pair_id")
-VIRTIO = ("failover", "host_mtu", "rx_queue_size", "tx_queue_size", "packed", *OFFLOADS.values())
+VIRTIO = ("failover", "host_mtu", "rx_queue_size", "tx_queue_size", "packed", "rss", *OFFLOADS.values())
 CHILD = re.compile(r"child<(.+)>")
 BACKEND = re.compile(r"(\S+): index=\d+,type=tap,fd=(\d+)")
 """A line of ``info network``: QMP has no command that lists backends (QEMU 7.2)."""
@@ -70,7 +70,7 @@ def read_vf(vm: str, card: str, got: Mapping[str, Any], record: Mapping[str, Gue
     pair = str(got.get("failover_pair_id") or "").removeprefix(PREFIX)
     return GuestNic(
         name=name, vm=vm, tap="", vf=vf_name(*place) if place else (known.vf if known and known.host == host else ""), host=host,
-        model=VF, mac="", link=True, host_mtu=0, queues=1, rx_ring=0, tx_ring=0, packed=False, offloads=(), vhost=False,
+        model=VF, mac="", link=True, host_mtu=0, queues=1, rx_ring=0, tx_ring=0, packed=False, rss=False, offloads=(), vhost=False,
         standby=False, pair=f"{vm}/{pair}" if pair else "", bootindex=signed(got.get("bootindex")), pci=address(got))
 
 
@@ -118,7 +118,7 @@ def read_nic(vm: str, card: str, model: str, got: Mapping[str, Any], descriptors
         host_mtu=int(got.get("host_mtu") or 0) if virtio else 0, mtu=known.mtu if known else None, queues=max(1, len(descriptors)),
         rx_ring=int(got.get("rx_queue_size") or 0) if virtio else 0,
         tx_ring=int(got.get("tx_queue_size") or 0) if virtio else 0,
-        packed=bool(got.get("packed")) if virtio else False,
+        packed=bool(got.get("packed")) if virtio else False, rss=bool(got.get("rss")) if virtio else False,
         offloads=tuple(sorted(n for n, p in OFFLOADS.items() if got.get(p))) if virtio else (),
         vhost=backend == "vhost" if backend else bool(known and known.vhost), backend=backend, bootindex=signed(got.get("bootindex")), pci=address(got))
 

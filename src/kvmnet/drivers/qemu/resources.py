@@ -34,6 +34,7 @@ class GuestNic(Resource):
     rx_ring: int | None = option(doc="virtio: receive ring entries", recreate=True, guest="replug")
     tx_ring: int | None = option(doc="virtio: transmit ring entries", recreate=True, guest="replug")
     packed: bool | None = option(doc="virtio: packed ring layout", recreate=True, guest="replug")
+    rss: bool | None = option(doc="virtio: the guest says which queue gets which flow", recreate=True, guest="replug")
     offloads: tuple[str, ...] | None = option(doc="virtio: offload properties that are on, sorted",
                                               recreate=True, guest="replug")
     vhost: bool | None = option(doc="in-kernel backend", recreate=True, guest="replug")

@@ -39,6 +39,10 @@ def models(subject: Subject) -> Iterator[Problem]:
             for option, said in _virtio_options(nic):
                 yield wrong(f"{item.path}.{option}", f"{nic.model} has no {said}; only virtio has",
                             f"remove {option}, or write model: virtio")
+        elif nic.rss and (nic.queues == 1 or nic.vhost == "on"):
+            why, cure = (("with one queue there is none to choose", "write queues: auto, or remove rss") if nic.queues == 1 else
+                         ("vhost does it by eBPF only, which a QEMU without privileges cannot load", "write vhost: auto, or remove rss"))
+            yield wrong(f"{item.path}.rss", why, cure)
         elif nic.tx_ring and nic.tx_ring > MOST_TX_RING:
             yield wrong(f"{item.path}.tx_ring", f"QEMU refuses a transmit ring of {nic.tx_ring} entries on a tap: "
                         "it needs a vhost-user backend", f"write tx_ring: {MOST_TX_RING} or remove it")
@@ -58,6 +62,8 @@ def _virtio_options(nic: Nic) -> Iterator[tuple[str, str]]:
         yield "tx_ring", "ring size to set"
     if nic.packed:
         yield "packed", "packed rings"
+    if nic.rss:
+        yield "rss", "receive side scaling to set"
     if nic.vhost == "on":
         yield "vhost", "in-kernel backend"
     for option in Offloads.model_fields:

@@ -23,7 +23,7 @@ HOST_ONLY = {
 SERVICES = ("dhcp", "dns", "ra")
 OF_VF = {"vf": None, "trust": False, "failover": None}
 """Options of a NIC that only a VF has -> value when not given."""
-OF_TAP = ("model", "queues", "vhost", "rx_ring", "tx_ring", "packed", "offloads")
+OF_TAP = ("model", "queues", "vhost", "rx_ring", "tx_ring", "packed", "rss", "offloads")
 """Options of a card that QEMU makes: a VF is what it is, and only the card that stands by for it has them."""
 
 
