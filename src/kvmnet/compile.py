@@ -17,7 +17,7 @@ from kvmnet.drivers.sriov.resources import vf_name
 from kvmnet.engine.resource import Absent, Key, Resource, merge
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.modes import bridge, isolated, macvtap, nat, routed, sriov, vrf, vxlan
-from kvmnet.modes.device import guest_nic, queue_pairs
+from kvmnet.modes.device import guest_nic, queue_pairs, threads
 from kvmnet.modes.links import Way, find_ways, wire_uplinks
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.peers import join
@@ -330,7 +330,7 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
         found.sort(key=lambda d: order[d.name.partition("/")[2]])
         out.guest_nics[name] = tuple(found)
         if name in facts.running and spec.vms[name].run is not None:
-            out.add(*found)
+            out.add(*found, *threads(name, spec.vms[name].run, facts))
 
 
 def share_tenants(out: Compiled, spec: Spec, facts: Facts) -> None:

@@ -16,11 +16,12 @@ from kvmnet.drivers.qemu.driver import GuestNicDriver
 from kvmnet.drivers.qemu.folder import folder
 from kvmnet.drivers.qemu.process import OWN_USERS, kill, writers_of
 from kvmnet.drivers.qemu.qmp import Monitor
-from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.qemu.resources import GuestNic, GuestThreads
 from kvmnet.drivers.qemu.sockets import connect
+from kvmnet.drivers.qemu.threads import ThreadsDriver
 from kvmnet.engine.driver import StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update, plan
-from kvmnet.engine.resource import diff
+from kvmnet.engine.resource import Key, diff
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.guests.accel import Accel
 from kvmnet.guests.image import Image
@@ -28,6 +29,7 @@ from kvmnet.guests.launch import Ending, execute, guests, running, start, stop, 
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import Process, start_time
+from kvmnet.spec.cpus import in_turn, joined
 from kvmnet.spec.guests import Vm
 from lib.fork import die, in_child
 from lib.netns import sh
@@ -39,10 +41,13 @@ ALL_ON = ("csum", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo", "mrg_rx
 MODELS = ("virtio", "virtio-transitional", "e1000e", "e1000", "pcnet", "rtl8139", "vmxnet3")
 
 
+FIRST, LAST = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
+
+
 def vm(disk: Path | None = None) -> Vm:
     return Vm.model_validate({"nics": [{"network": "lan"}], "run": {
         "memory": "384M", "cpus": 2, "append": "kvmnet.dhcp=0", "accel": "tcg", "image": "tiny",
-        "disk": str(disk) if disk else None}})
+        "disk": str(disk) if disk else None, "pin": {"vcpus": [LAST, FIRST], "qemu": FIRST}}})
 
 
 def nic(name: str, number: int, model: str = "virtio", **settings: object) -> GuestNic:
@@ -108,6 +113,29 @@ def web(host: Paths) -> Iterator[Paths]:
 @pytest.mark.parametrize("card", [*CARDS[:7], CARDS[8]], ids=[*MODELS, "pinned"])
 def test_every_model_reaches_the_host(web: Paths, card: GuestNic) -> None:
     reaches_host(web, card)
+
+
+def test_threads_are_placed_and_let_go(web: Paths) -> None:
+    """As the kernel has it, not by our own reading."""
+    driver, every = ThreadsDriver(web), joined(os.sched_getaffinity(0))
+
+    def places() -> dict[str, str]:
+        tasks = Path(f"/proc/{running(web)['web'].pid}/task").iterdir()
+        told = {(t / "comm").read_text().strip(): (t / "status").read_text() for t in tasks}
+        return {name: text.split("Cpus_allowed_list:")[1].split()[0] for name, text in told.items() if name.startswith(("CPU ", "qemu"))}
+
+    first = driver.observe({}).state[Key(GuestThreads.kind, "web")]
+    assert first == GuestThreads(name="web", vcpus=in_turn([str(LAST), str(FIRST)]), vhost=(every,), qemu=(str(FIRST),))
+    assert sorted(places().values()) == sorted([str(LAST), str(FIRST), str(FIRST)]), places()
+    moved = replace(first, vcpus=(str(FIRST),))
+    assert [c.argv[:3] for c in driver.commands([Update(first, moved)])] == [("taskset", "-pc", str(FIRST))] * 3
+    driver.apply([Update(first, moved)], lambda n: None)
+    assert driver.observe({}).state == {moved.key: moved} and set(places().values()) == {str(FIRST)}
+    sh(f"taskset -apc {every} {running(web)['web'].pid}")
+    assert driver.observe({}).state != {moved.key: moved}, "drift is seen"
+    driver.apply([Update(first, moved)], lambda n: None)
+    driver.apply([Delete(moved)], lambda n: None)
+    assert driver.observe({}).state == {} and set(places().values()) == {every}
 
 
 def test_the_guest_sees_what_was_asked_for(web: Paths) -> None:

@@ -11,6 +11,7 @@ from itertools import product
 
 from kvmnet.errors import KvmnetError
 from kvmnet.spec import pools
+from kvmnet.spec.cpus import NONE, lists
 from kvmnet.spec.guests import Model, Nic, Vm
 from kvmnet.spec.knobs import KNOBS
 from kvmnet.spec.models import Spec
@@ -38,6 +39,14 @@ def offloads_wrong(value: str) -> str | None:
     return f"all, none, or those that are switched off, joined by +: {', '.join(OFFLOADS)}"
 
 
+def placed(value: str) -> str | None:
+    """CPUs with / between those of one thread and the next."""
+    try:
+        return "CPUs" if NONE in lists(value.split("/")) else None
+    except ValueError as wrong:
+        return f"CPUs as 0-3, or 0/1 for one after the other: {wrong}"
+
+
 def number(least: int, most: int) -> Callable[[str], str | None]:
     return lambda value: None if value.isdigit() and least <= int(value) <= most else f"a number from {least} to {most}"
 
@@ -56,6 +65,7 @@ AXES: Mapping[str, Callable[[str], str | None]] = {
     "rss": one_of("on", "off"),
     "rx_ring": one_of("256", "512", "1024"),
     "cpus": number(1, 32),
+    "pin": placed,
     "memory": number(192, 65536),
 }
 """What can be varied -> what is wrong with a value, None for nothing."""
@@ -144,7 +154,8 @@ def words_of(vm: Vm, nic: Nic, spec: Spec) -> str:
              f"queues={queues}" if (queues := min(cpus, 8) if nic.queues == "auto" else nic.queues) > 1 else "",
              f"vhost={nic.vhost}" if nic.vhost != "auto" else "",
              f"offloads={'none' if len(off) == len(OFFLOADS) else '+'.join(off)}" if (off := switched_off(nic)) else "",
-             "packed=on" if nic.packed else "", "rss=on" if nic.rss else "", f"rx_ring={nic.rx_ring}" if nic.rx_ring else "", f"cpus={cpus}" if cpus > 1 else ""]
+             "packed=on" if nic.packed else "", "rss=on" if nic.rss else "", f"rx_ring={nic.rx_ring}" if nic.rx_ring else "", f"cpus={cpus}" if cpus > 1 else "",
+             f"pin={'/'.join(vm.run.pin.vcpus)}" if vm.run and vm.run.pin.vcpus else ""]
     return " ".join(filter(None, words))
 
 
@@ -265,8 +276,9 @@ def document(seats: Sequence[Seat], guests: int, kernel: str, initrd: str, words
     for seat in seats:
         for which in range(1, guests + 1):
             chosen = seat.configuration.settings
+            pin = f", pin: {{vcpus: ['{chosen['pin'].replace('/', chr(39) + ', ' + chr(39))}']}}" if "pin" in chosen else ""
             run = (f"{{kernel: {kernel}, initrd: {initrd}, cpus: {chosen.get('cpus', 1)}, memory: {chosen.get('memory', 256)}M, "
-                   f"append: '{words} kvmnet.name={seat.guest(which)} kvmnet.dhcp=0'}}")
+                   f"append: '{words} kvmnet.name={seat.guest(which)} kvmnet.dhcp=0'{pin}}}")
             lines += [f"  {seat.guest(which)}:", f"    run: {run}", f"    nics: [{{{nic(seat, which)}}}]"]
     return "\n".join(lines) + "\n"
 

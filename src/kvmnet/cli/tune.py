@@ -40,7 +40,7 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
     from kvmnet.host.paths import Paths
     from kvmnet.spec.knobs import Profile
     from kvmnet.tune import look
-    from kvmnet.tune.proposals import fragment, left_alone, nics, settings
+    from kvmnet.tune.proposals import fragment, left_alone, nics, pins, settings
     from kvmnet.tune.prove import kept, prove
     from kvmnet.tune.uplinks import uplinks
     if write and file is None:
@@ -50,6 +50,7 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
     here = list(settings(wanted, values, look.frozen()))
     cards = list(nics(wanted, spec, look.vhost())) if spec else []
     if spec:
+        cards += pins(wanted, spec, len(os.sched_getaffinity(0)))
         below = look.hardware(spec)
         cards += uplinks(wanted, spec, below, len(os.sched_getaffinity(0)))
         about += look.placement(below)

@@ -28,7 +28,7 @@ from kvmnet.drivers.nftables.resources import (
     NicGuard,
     NicLimits,
 )
-from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.qemu.resources import GuestNic, GuestThreads
 from kvmnet.drivers.recorder.resources import Recorder
 from kvmnet.drivers.sriov.resources import Pf, Vf, VfPool
 from kvmnet.drivers.stp.resources import SpanningTree, TreeGate
@@ -39,7 +39,7 @@ from kvmnet.engine.resource import Absent, Key, Resource, cache, setting_names
 KINDS: dict[str, type[Resource]] = {
     c.kind: c for c in (Link, BridgeVlan, VlanMulticast, Fdb, Address, Route, ProxyNeighbour, Neighbour, Sysctl, NftTable,
                         NicGuard, NicGroups, NicLimits, AddressSet, GuardHook, GuardKeeper, Gate, OpenPort, TapNode, DnsmasqServer,
-                        Reservation, GuestNic, File, NicTuning, NicFeature, Pf, VfPool, Vf, Qdisc, TcClass,
+                        Reservation, GuestNic, GuestThreads, File, NicTuning, NicFeature, Pf, VfPool, Vf, Qdisc, TcClass,
                         Detour, Sorter, MacTable, Receiver, Tunnel, TunnelPeer, Copy, Shut, Recorder, TreeGate, SpanningTree)
 }
 

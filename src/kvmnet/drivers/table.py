@@ -9,6 +9,7 @@ from kvmnet.drivers.macvtap.driver import MacvtapDriver
 from kvmnet.drivers.mirror.driver import MirrorDriver
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.qemu.guests import Guests
+from kvmnet.drivers.qemu.threads import ThreadsDriver
 from kvmnet.drivers.recorder.driver import RecorderDriver
 from kvmnet.drivers.sriov.driver import SriovDriver
 from kvmnet.drivers.stp.driver import StpDriver
@@ -21,5 +22,5 @@ from kvmnet.host.paths import Paths
 def drivers(paths: Paths) -> tuple[Driver, ...]:
     """Every driver of a host whose state lies in *paths*."""
     return (LinuxDriver(), EthtoolDriver(), TcDriver(), MacvtapDriver(paths), RecorderDriver(paths), MirrorDriver(), NftablesDriver(paths), StpDriver(paths), DnsmasqDriver(paths),
-            SriovDriver(paths), WireguardDriver(paths), Guests(paths),
+            SriovDriver(paths), WireguardDriver(paths), Guests(paths), ThreadsDriver(paths),
             FileDriver(paths))

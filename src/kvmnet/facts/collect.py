@@ -25,7 +25,7 @@ from kvmnet.host import run as host
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import namespace_id
 from kvmnet.modes.uplink import uplink_sysctls
-from kvmnet.spec.cpus import numbers
+from kvmnet.spec.cpus import joined, numbers
 
 LIMITS = {
     "gc_thresh3": "net/ipv4/neigh/default/gc_thresh3",
@@ -56,6 +56,7 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Co
                **{s.key: s for s in LinuxDriver(settings).observe_sysctls({}, links)}},
         features=features(paths.run / "features.json"),
         cpus=len(os.sched_getaffinity(0)),
+        cpu_set=joined(os.sched_getaffinity(0)),
         cpu_numbers=cpu_numbers(),
         running=dict(running or {}),
         resolvers=resolvers(),

@@ -33,6 +33,8 @@ class Facts:
     """Feature name -> '' when the host has it, else the reason why not."""
     cpus: int = 1
     """CPUs that kvmnet may run on."""
+    cpu_set: str = "0"
+    """Those CPUs, as 0-3,8."""
     cpu_numbers: int = 0
     """One more than the largest number of a CPU; 0 when not known."""
     running: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

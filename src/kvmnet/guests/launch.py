@@ -32,14 +32,18 @@ from kvmnet.drivers.qemu.qmp import Monitor, QmpError
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.qemu.sockets import listen
 from kvmnet.drivers.qemu.taps import open_taps, open_vhost
+from kvmnet.drivers.qemu.threads import place
 from kvmnet.engine.driver import StepFailed
 from kvmnet.errors import HostCannot, KvmnetError
+from kvmnet.facts.model import Facts
 from kvmnet.guests.accel import Accel, blocked
 from kvmnet.guests.image import build
 from kvmnet.host import counter
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import Process
+from kvmnet.modes.device import threads
+from kvmnet.spec.cpus import joined
 from kvmnet.spec.guests import Run, Vm
 
 START_TIMEOUT = 20.0
@@ -121,7 +125,7 @@ def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Acce
     try:
         replace(home.run_file, vm.run.model_dump_json())
         home.save_process(identity(child.pid), chosen)
-        release(home, nics)
+        release(home, nics, vm.run)
     except BaseException:    # also an interrupt: a QEMU that waits for ever must not stay
         finish(child, 0)
         home.forget()
@@ -249,15 +253,19 @@ def inherited(files: Descriptors) -> list[int]:
             *(int(n) for h in files.nics.values() for n in (*h.taps, *h.vhosts))]
 
 
-def release(home: GuestFolder, nics: Sequence[GuestNic]) -> None:
-    """Take the carrier from NICs that shall have none, then let the guest run."""
+def release(home: GuestFolder, nics: Sequence[GuestNic], run: Run) -> None:
+    """Take the carrier from NICs that shall have none, place its threads, then let the guest run."""
     try:
         with Monitor.open(home.monitor, START_TIMEOUT) as monitor:
             for nic in nics:
                 if nic.link is False:
                     monitor.execute("set_link", {"name": device_id(nic), "up": False})
             home.save_record(nics)
+            for wanted in threads(home.name, run, Facts(cpu_set=joined(os.sched_getaffinity(0)))):
+                place(home, wanted)
             monitor.execute("cont")
+    except OSError as error:
+        raise HostCannot(f"guest {home.name}: its threads cannot be placed: {error.strerror}", f"see lscpu, and vms.{home.name}.run.pin") from error
     except QmpError as error:
         said = home.last_words() or str(error)
         hint = "apt-get install ipxe-qemu" if "romfile" in said else f"the whole command is in {home.command}"

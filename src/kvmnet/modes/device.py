@@ -4,12 +4,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kvmnet.drivers.qemu.devices import VF
-from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.drivers.qemu.resources import GuestNic, GuestThreads
 from kvmnet.drivers.sriov.resources import Vf
 from kvmnet.engine.resource import Key, must_recreate
 from kvmnet.facts.model import Facts
 from kvmnet.modes.model import NicOnNetwork
-from kvmnet.spec.guests import Model, Nic, Offloads, Vm
+from kvmnet.spec.guests import Model, Nic, Offloads, Pin, Run, Vm
 
 VIRTIO = frozenset({Model.VIRTIO, Model.VIRTIO_TRANSITIONAL})
 DEFAULT_RING = 256
@@ -42,6 +42,14 @@ def guest_nic(nic: NicOnNetwork, vm: Vm, facts: Facts) -> GuestNic:
         roomy = replace(wanted, host_mtu=seen.host_mtu)
         return wanted if must_recreate(seen, roomy) else roomy
     return wanted
+
+
+def threads(name: str, run: Run | None, facts: Facts) -> list[GuestThreads]:
+    """Where the threads of a running guest may run; nothing where the document says nothing."""
+    if run is None or run.pin == Pin():
+        return []
+    everywhere = (facts.cpu_set,)
+    return [GuestThreads(name=name, vcpus=run.pin.vcpus or everywhere, vhost=run.pin.vhost or everywhere, qemu=run.pin.qemu or everywhere)]
 
 
 def vf_card(nic: NicOnNetwork, facts: Facts) -> GuestNic:

@@ -41,7 +41,7 @@ OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *tunnels.RUL
                                  *rates.RULES, *limits.RULES, *tuning.RULES, *mirrors.RULES, host.ports)
 OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *tunnels.HOST_RULES, *vrfs.HOST_RULES, *hardware.HOST_RULES,
                              *macvtap.HOST_RULES, *sriov.HOST_RULES, *vlans.HOST_RULES, *trees.HOST_RULES, *overlays.HOST_RULES,
-                             *groups.HOST_RULES, *rates.HOST_RULES, *limits.HOST_RULES, *tuning.HOST_RULES,
+                             *guests.HOST_RULES, *groups.HOST_RULES, *rates.HOST_RULES, *limits.HOST_RULES, *tuning.HOST_RULES,
                              *mirrors.HOST_RULES)
 
 

@@ -12,6 +12,7 @@ from kvmnet.spec.rates import Mark, Rate
 from kvmnet.spec.types import (
     Address4,
     Address6,
+    CpuSets,
     Line,
     Mac,
     Name,
@@ -142,6 +143,17 @@ class Nic(Part):
     """PCI address on the guest's first bus, SLOT or SLOT.FUNCTION in hex, e.g. 05 or 05.0."""
 
 
+class Pin(Part):
+    """CPUs that a guest's threads may use. One set for all of a kind (0-3,8), or a list for them in turn; every CPU when not given."""
+
+    vcpus: CpuSets | None = None
+    """Virtual CPUs, in their order."""
+    vhost: CpuSets | None = None
+    """The kernel's threads that move the packets of its NICs (vhost)."""
+    qemu: CpuSets | None = None
+    """QEMU's main loop, which moves packets where there is no vhost."""
+
+
 class Run(Part):
     """How kvmnet starts the guest itself (driver qemu)."""
 
@@ -163,6 +175,8 @@ class Run(Part):
     """auto: KVM where it really runs a guest, else TCG."""
     machine: Literal["pc", "q35"] = "q35"
     """Machine type; q35 gets spare PCIe ports for hot-plug."""
+    pin: Pin = Pin()
+    """CPUs that its threads may use; changed while it runs."""
     user: Line = "nobody"
     """User that QEMU runs as; nobody: each guest as a user of its own, without a name."""
 

@@ -82,7 +82,7 @@ def guests(pids: Mapping[str, int]) -> Iterator[tuple[str, str, str]]:
             if places:
                 free = any(len(spread(p)) >= cpus for p in places)
                 yield f"{name}: {kind}", f"{len(places)} on CPUs {' '.join(sorted(set(places)))}", (
-                    "not pinned: the scheduler moves them; for latency give each a CPU of its own (taskset -p, libvirt's cputune), on the NIC's NUMA node"
+                    "not pinned: the scheduler moves them; for latency give each a CPU of its own (run: {pin: ...} of the document, libvirt's cputune), on the NIC's NUMA node"
                     if free else "pinned")
 
 

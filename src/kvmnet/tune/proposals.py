@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kvmnet.bench.matrix import switched_off, words_of
-from kvmnet.spec.guests import Model, Nic, Vm
+from kvmnet.spec.guests import Model, Nic, Pin, Vm
 from kvmnet.spec.knobs import KNOBS, REFUSED, Knob, Profile
 from kvmnet.spec.models import Spec
 from kvmnet.spec.networks import Mode
@@ -121,6 +121,23 @@ def of_nic(profile: Profile, path: str, vm: Vm, nic: Nic, base: str, vhost: bool
     if fast and nic.rx_ring in (None, 256):
         yield proposal("rx_ring", "256", "1024", "a longer burst fits while the guest is not scheduled", QEMU,
                        "four times the memory of the ring, and packets that wait longer before they are lost")
+
+
+def pins(profile: Profile, spec: Spec, cpus: int) -> Iterator[Proposal]:
+    """CPUs of their own for the vCPUs of guests that kvmnet starts, for latency, where there are enough and one is left for the host."""
+    runs = {name: vm for name, vm in spec.vms.items() if vm.run}
+    wanted = sum(vm.run.cpus for vm in runs.values() if vm.run)
+    if profile is not Profile.LATENCY or wanted >= cpus:
+        return
+    free = cpus - wanted
+    for name, vm in runs.items():
+        assert vm.run
+        own = [str(n) for n in range(free, free + vm.run.cpus)]
+        free += vm.run.cpus
+        if vm.run.pin == Pin():
+            yield Proposal(f"vms.{name}.run.pin.vcpus", "every CPU", f"[{', '.join(own)}]", "a vCPU that keeps its CPU and its cache wakes up sooner, and waits for no other guest",
+                           "Linux, sched_setaffinity(2)", "one that is alone on a busy CPU waits where another CPU would be free; interrupts of the uplinks belong on "
+                           "the others: steering.interrupts", point=f"pin={'/'.join(own)}", base=words_of(vm, vm.nics[0], spec))
 
 
 def changed(base: str, point: str) -> str:

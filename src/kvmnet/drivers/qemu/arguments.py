@@ -69,7 +69,7 @@ def arguments(name: str, run: Run, nics: Sequence[GuestNic], accel: str, files: 
     cards do not fit on the machine.
     """
     return [
-        PROGRAM, "-name", keyval({"guest": name}), "-S", "-no-user-config", "-nodefaults", "-display", "none",
+        PROGRAM, "-name", keyval({"guest": name, "debug-threads": True}), "-S", "-no-user-config", "-nodefaults", "-display", "none",
         "-machine", f"{run.machine},usb=off,graphics=off", "-accel", accel, "-cpu", CPU[accel],
         "-smp", str(run.cpus), "-m", f"size={run.memory}b", "-sandbox", SANDBOX,
         *chardev("monitor", files.monitor), "-mon", "chardev=monitor,mode=control",

@@ -54,6 +54,11 @@ class GuestFolder:
         return self.path / "nics.json"
 
     @property
+    def threads_file(self) -> Path:
+        """CPUs that its threads were given."""
+        return self.path / "threads.json"
+
+    @property
     def run_file(self) -> Path:
         return self.path / "run.json"
 
@@ -104,7 +109,7 @@ class GuestFolder:
 
     def forget(self) -> None:
         """Remove what belongs to a process that has ended; the logs stay."""
-        for path in (self.monitor, self.agent, self.console, self.process_file, self.record_file, self.run_file):
+        for path in (self.monitor, self.agent, self.console, self.process_file, self.record_file, self.run_file, self.threads_file):
             path.unlink(missing_ok=True)
 
 

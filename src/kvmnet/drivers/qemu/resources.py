@@ -42,3 +42,13 @@ class GuestNic(Resource):
                                      "driver running", once=True)
     bootindex: int | None = option(doc="boot order; -1 for none", recreate=True, guest="replug")
     pci: str | None = option(doc="PCI slot.function on the bus; '' for automatic", recreate=True, guest="replug")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuestThreads(Resource):
+    """CPUs that the threads of a running guest may use; named by the guest. One set for all of a kind, or one for each in turn."""
+
+    kind: ClassVar[str] = "guest-threads"
+    vcpus: tuple[str, ...] | None = option(doc="virtual CPUs in their order")
+    vhost: tuple[str, ...] | None = option(doc="kernel threads that move its NICs' packets")
+    qemu: tuple[str, ...] | None = option(doc="QEMU's main loop, which moves them where there is no vhost")

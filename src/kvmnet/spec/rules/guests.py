@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec import overlays
-from kvmnet.spec.guests import Model, Nic, Offloads, Vm
+from kvmnet.spec.cpus import NONE, numbers
+from kvmnet.spec.guests import Model, Nic, Offloads, Pin, Vm
 from kvmnet.spec.networks import Mode
 from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rules.subject import VIRTIO, Subject, wrong
@@ -160,4 +161,27 @@ def trunks(subject: Subject) -> Iterator[Problem]:
                         "the host routes untagged packets", "use a network in mode bridge or isolated")
 
 
-RULES = (models, mtus, slots, drivers, trunks)
+def pins(subject: Subject) -> Iterator[Problem]:
+    """A thread needs a CPU."""
+    for path, sets in _pinned(subject):
+        if NONE in sets:
+            yield wrong(path, "a thread needs a CPU", "write CPUs, e.g. 0-3, or remove it")
+
+
+def cpus(subject: Subject) -> Iterator[Problem]:
+    """CPUs that kvmnet, and so a guest of its own, may not use."""
+    allowed = numbers(subject.facts.cpu_set)
+    for path, sets in _pinned(subject):
+        if subject.facts.cpu_numbers and (beyond := set().union(*map(numbers, sets)) - allowed):
+            yield wrong(path, f"there is no CPU {min(beyond)} here", f"write CPUs of {subject.facts.cpu_set}")
+
+
+def _pinned(subject: Subject) -> Iterator[tuple[str, tuple[str, ...]]]:
+    for name, vm in subject.spec.vms.items():
+        for kind in Pin.model_fields if vm.run else ():
+            if sets := getattr(vm.run.pin, kind):  # type: ignore[union-attr]
+                yield f"vms.{name}.run.pin.{kind}", sets
+
+
+RULES = (pins, models, mtus, slots, drivers, trunks)
+HOST_RULES = (cpus,)
