@@ -54,6 +54,7 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
         below = look.hardware(spec)
         cards += uplinks(wanted, spec, below, len(os.sched_getaffinity(0)))
         about += look.placement(below)
+        about += look.queues(below, Paths.from_environment())
     about += look.guests({name: status.pid for name, status in running().items()})
     part = {p.name.removeprefix("tuning."): p.proposed for p in here if not p.lacking}
     proofs = prove([*here, *cards], wanted, rounds, say, machine) if proved else []

@@ -8,11 +8,15 @@ from pathlib import Path
 
 from kvmnet.drivers.ethtool.resources import NicTuning
 from kvmnet.drivers.ethtool.wire import read as told
+from kvmnet.drivers.tc.driver import tc_json
+from kvmnet.facts.features import features
 from kvmnet.guests.accel import probe
 from kvmnet.host.paths import Paths
+from kvmnet.host.run import missing
 from kvmnet.spec.hardware import tuned_nics
 from kvmnet.spec.knobs import KNOBS, REFUSED
 from kvmnet.spec.models import Spec
+from kvmnet.tune.queueing import queueing
 
 PROC_SYS = Path("/proc/sys")
 CPU = Path("/sys/devices/system/cpu")
@@ -66,6 +70,12 @@ def placement(devices: Iterable[str]) -> Iterator[tuple[str, str, str]]:
             placed = sorted({read(Path(f"/proc/irq/{n}/smp_affinity_list")) or "" for n in numbers})
             yield f"{dev}: interrupts", f"{len(numbers)} on CPUs {' '.join(placed)}", "irqbalance moves them; for latency pin them with steering: {interrupts: ...} of the uplink, and keep vCPUs off those CPUs"
         yield f"{dev}: txqueuelen", read(SYS_NET / dev / "tx_queue_len") or "", "used by pfifo queues only: fq_codel, fq and noqueue have limits of their own"
+
+
+def queues(devices: Iterable[str], paths: Paths) -> Iterator[tuple[str, str, str]]:
+    """Disciplines by which frames of *devices* wait; nothing where there is no tc."""
+    if not missing("tc") and (wanted := list(devices)):
+        yield from queueing(wanted, tc_json("qdisc", "show"), features(paths.run / "features.json")["tc-fq-codel"])
 
 
 def guests(pids: Mapping[str, int]) -> Iterator[tuple[str, str, str]]:

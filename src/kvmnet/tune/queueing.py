@@ -1,0 +1,43 @@
+"""Queues that frames wait in before a device sends them: what they are, and what that means. Pure."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from kvmnet.drivers.tc.resources import is_ours
+
+FAIR = ("fq_codel", "fq", "cake", "fq_pie", "sfq")
+LINES = ("pfifo_fast", "pfifo", "bfifo")
+SEVERAL = ("mq", "mqprio")
+"""A queue of the device each, with a discipline of its own below."""
+
+
+def queueing(devices: Iterable[str], listed: Iterable[Mapping[str, Any]], lacks_fair: str) -> Iterator[tuple[str, str, str]]:
+    """(what, value, what it means here) of each device. *listed*: rows of ``tc -json qdisc show``. *lacks_fair*: why the kernel has no
+    fq_codel, '' when it has."""
+    rows = list(listed)
+    for dev in devices:
+        own = [r for r in rows if r.get("dev") == dev and r.get("kind") not in ("ingress", "clsact")]
+        roots = [r for r in own if r.get("root")]
+        if not roots:
+            continue
+        kind, below = roots[0]["kind"], sorted({r["kind"] for r in own if not r.get("root")})
+        value = f"{kind} of {' and '.join(below)}" if kind in SEVERAL and below else kind
+        yield f"{dev}: queueing", value, meaning(roots[0], below if kind in SEVERAL else [kind], dev, lacks_fair)
+
+
+def meaning(root: Mapping[str, Any], kinds: Iterable[str], dev: str, lacks_fair: str) -> str:
+    kinds = set(kinds)
+    if is_ours(root.get("handle", "")):
+        return "made for a rate of the document"
+    if kinds <= {"noqueue"}:
+        return "frames are handed on at once: right for virtual devices, which have no wire to wait for"
+    if kinds <= set(FAIR):
+        return "flows take turns: a bulk transfer delays others little"
+    if kinds <= set(LINES):
+        if lacks_fair:
+            return f"one line for all flows, where a bulk transfer delays others; nothing better here: {lacks_fair}"
+        below = ", of each queue" if root["kind"] in SEVERAL else ""
+        return (f"one line for all flows, where a bulk transfer delays others; fq_codel lets them take turns{below}: a rate at the uplink's networks makes "
+                f"such queues in the transaction, tc qdisc replace dev {dev} root fq_codel one by hand")
+    return "somebody's own choice"
