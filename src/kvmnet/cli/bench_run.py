@@ -204,6 +204,28 @@ def compare(old: Path, new: Path, as_json: bool) -> int:
     return int(any(c.good is False for c in found))
 
 
+@bench.command()
+@click.argument("file", required=False, type=FILE)
+@click.option("--rounds", type=click.IntRange(6, 200), default=6, show_default=True, help="Rounds of each run that is cut from the record.")
+@json_option
+def equals(file: Path | None, rounds: int, as_json: bool) -> int:
+    """How often two equals were called equal, in FILE or the newest record: it is cut into runs of a few rounds.
+
+    kvmnet bench run --only tcp-up --rounds 120 --point '' makes a record that is long enough for twenty. Exits with 1 when a quantity
+    that is judged was called different in more than one run of twenty.
+    """
+    from kvmnet.bench.equals import equals as made
+    from kvmnet.bench.record import read
+    path = file or newest()
+    found = made(read(path), rounds)
+    if as_json:
+        print_json({"record": str(path), "rounds": rounds, "equals": [e.to_json() for e in found]})
+    else:
+        table(f"{path.name}: two equals in runs of {rounds} rounds", ("what", "runs", "no difference", "remark"),
+              [(e.what, str(e.runs), str(e.equal), "" if e.main else "only explains") for e in found])
+    return int(not all(e.kept for e in found))
+
+
 def told(record: Record, html: Path | None, as_json: bool) -> int:
     """The report of a record; its exit code."""
     from kvmnet.bench.results import comparisons

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from kvmnet.bench.compare import compared, unlike
+from kvmnet.bench.equals import Equals, equals
 from kvmnet.bench.matrix import Configuration, matrix
 from kvmnet.bench.model import Machine
 from kvmnet.bench.page import page
@@ -205,6 +206,26 @@ def test_the_commands_on_records(tmp_path: Path) -> None:
     assert runner.invoke(bench, ["compare", str(old), str(old)], standalone_mode=False).return_value == 0
     found = runner.invoke(bench, ["compare", str(old), str(new)], standalone_mode=False)
     assert found.return_value == 1 and "worse" in found.output
+
+
+def test_a_long_record_of_equals_is_cut_into_runs(tmp_path: Path) -> None:
+    found = {e.what: e for e in equals(record(20), 6)}
+    assert found["tcp-up, guest-host: throughput"] == Equals("tcp-up, guest-host: throughput", 3, 3, True), "two rounds are left over"
+    assert all(e.kept for e in found.values())
+    apart = {e.what: e for e in equals(record(20, (1.0, 1.4, 1.0)), 6)}["tcp-up, guest-host: throughput"]
+    assert (apart.runs, apart.equal, apart.kept) == (3, 0, False)
+    assert Equals("x", 20, 19, True).kept and not Equals("x", 20, 18, True).kept and Equals("x", 20, 2, False).kept
+    with pytest.raises(KvmnetError, match="no load of the record has 6 whole rounds"):
+        equals(record(5), 6)
+    alone = record()
+    alone.wish = Wish(tuple(matrix([], [], ["", "model=e1000", "model=pcnet"], twin=False)), tuple(ANSWERS), (Place.HOST,), 6)
+    with pytest.raises(KvmnetError, match="no twin"):
+        equals(alone, 6)
+    runner = CliRunner()
+    (tmp_path / "b").mkdir()
+    for made, folder, code in ((record(20), tmp_path, 0), (record(20, (1.0, 1.4, 1.0)), tmp_path / "b", 1)):
+        shown = runner.invoke(bench, ["equals", str(written(made, folder))], standalone_mode=False)
+        assert shown.return_value == code and "throughput" in shown.output
 
 
 def test_loads_are_chosen_by_name_and_family() -> None:
