@@ -26,7 +26,8 @@ if TYPE_CHECKING:
               help="Measure the proposals with real guests, and say which help beyond the noise (minutes).")
 @click.option("--machine", is_flag=True, help="With --prove: settings of the whole machine may be changed too, for their turns; they are "
               "given back after each, also when this is killed.")
-@click.option("--write", is_flag=True, help="Write the kernel settings into FILE, in its part tuning:; with --prove those that helped.")
+@click.option("--write", is_flag=True, help="Write the kernel settings into FILE, in its part tuning:; with --prove those that helped, and options of NICs and "
+              "guests that helped.")
 @click.option("--rounds", type=click.IntRange(6, 200), default=6, show_default=True, help="With --prove: turns of each.")
 @json_option
 def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: bool, machine: bool, write: bool,
@@ -41,7 +42,7 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
     from kvmnet.spec.knobs import Profile
     from kvmnet.tune import look
     from kvmnet.tune.proposals import fragment, left_alone, nics, pins, settings
-    from kvmnet.tune.prove import kept, prove
+    from kvmnet.tune.prove import kept, kept_options, prove
     from kvmnet.tune.uplinks import uplinks
     if write and file is None:
         raise click.UsageError("--write needs the FILE to write into")
@@ -62,7 +63,7 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
     if proved:
         part = {name: value for name, value in part.items() if name in helped}
     if write and file is not None:
-        written(file, part, {name: remark(proof) for name, proof in helped.items()})
+        written(file, part, {name: remark(proof) for name, proof in helped.items()}, kept_options(cards, proofs))
     if as_yaml:
         click.echo(fragment({**(spec.tuning if spec else {}), **part}), nl=False)
         return 0
@@ -95,16 +96,18 @@ def running() -> Mapping[str, Any]:
     return Host().running()
 
 
-def written(file: Path, part: dict[str, str], remarks: dict[str, str]) -> None:
-    """Write *part* into the document; nothing where there is nothing to write."""
+def written(file: Path, part: dict[str, str], remarks: dict[str, str], options: dict[str, str]) -> None:
+    """Write kernel settings and *options* by their paths into the document; nothing where there is nothing to write."""
     from kvmnet.host.files import write_durably
+    from kvmnet.tune.options import with_options
     from kvmnet.tune.written import with_tuning
-    if not part:
+    if not part and not options:
         say(f"nothing to write into {file}")
         return
     mode = file.stat().st_mode & 0o777
-    write_durably(file, with_tuning(file.read_text(encoding="utf-8"), part, remarks, str(file)), mode)
-    say(f"written into {file}: {', '.join(part)}; kvmnet apply {file} makes it so, kvmnet rollback takes it back")
+    text = with_options(file.read_text(encoding="utf-8"), options, str(file))
+    write_durably(file, with_tuning(text, part, remarks, str(file)) if part else text, mode)
+    say(f"written into {file}: {', '.join([*part, *options])}; kvmnet apply {file} makes it so, kvmnet rollback takes it back")
 
 
 def remark(proof: Proof) -> str:

@@ -119,6 +119,12 @@ def judged(record: Record, base: str, points: Sequence[str]) -> list[Proof]:
     return found
 
 
+def kept_options(proposals: Iterable[Proposal], proofs: Iterable[Proof]) -> dict[str, str]:
+    """Options of NICs and guests that helped, by their paths -> value."""
+    good = {(p.base, p.change) for p in proofs if p.kept}
+    return {p.name: p.proposed for p in proposals if not p.kernel and (p.base, p.point) in good and not p.name.endswith(".offloads")}
+
+
 def kept(proposals: Iterable[Proposal], proofs: Iterable[Proof]) -> dict[str, Proof]:
     """Kernel settings that helped -> what was measured."""
     good = {p.change: p for p in proofs if p.kept}
