@@ -23,8 +23,7 @@ PORT = 5199
 """Of the far end of every load, TCP and UDP."""
 GROUP = "239.255.51.99"
 """Multicast group of the fan-out (RFC 2365: administratively scoped)."""
-BONDS = ("active-backup", "802.3ad", "balance-xor")
-WAYS = (*BONDS, "rstp")
+WAYS = ("active-backup", "rstp")
 """How an uplink of two NICs is made: a bond of that mode, or both as ports of the bridge with RSTP."""
 OFFLOADS = ("csum", "tso4", "tso6", "ufo", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo")
 
@@ -289,9 +288,8 @@ def uplink(seat: Seat) -> str:
         return f"device: {seat.device}, redundant: {{{seat.members[1]}: {{}}}}"
     if not seat.ways:
         return f"device: {seat.device}"
-    options = ", options: {lacp_rate: fast}" if seat.ways == "802.3ad" else ""
     own = "" if seat.on_segment else f", addresses: [198.19.{seat.number}.2/24]"
-    return f"members: [{', '.join(seat.members)}], bond: {seat.ways}{options}{own}"
+    return f"members: [{', '.join(seat.members)}], bond: {seat.ways}{own}"
 
 
 def network(seat: Seat) -> str:

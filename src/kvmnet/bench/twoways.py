@@ -1,6 +1,6 @@
 """Uplinks of two ways: what they lead to, and the loss of the one that carries a load.
 
-A bond leads to one device of the outside: a bridge (active-backup), or a bond of the same mode. With RSTP the two ways lead to a switch,
+A bond (active-backup) leads to a bridge of the outside. With RSTP the two ways lead to a switch,
 which is a kvmnet host of its own with the same program, and is the root of the tree.
 """
 from __future__ import annotations
@@ -24,7 +24,7 @@ from kvmnet.host.run import ToolFailed, run
 from kvmnet.spec.names import bridge_name, uplink_name
 
 READY = 60.0
-"""Seconds for both ways to be usable: LACP and RSTP agree first."""
+"""Seconds for both ways to be usable: carriers are looked at, and RSTP agrees."""
 BEGIN = 60.0
 """Seconds for a load to be seen on a way."""
 WINDOW = 0.3
@@ -51,8 +51,7 @@ def beyond(seat: Seat, folder: Path, outside: str) -> str:
 def far_lines(seat: Seat) -> list[str]:
     """What makes the far end of a bond, for ``ip -batch`` in the outside; the ends are there and down. Its name is ``way`` and the seat's number."""
     device = f"way{seat.number}"
-    kind = {"active-backup": "bridge", "802.3ad": "bond mode 802.3ad miimon 100 lacp_rate fast"}.get(seat.ways, f"bond mode {seat.ways} miimon 100")
-    return [f"link add {device} mtu {seat.mtu} type {kind}", *(f"link set {end} master {device} up" for end in ends(seat)),
+    return [f"link add {device} mtu {seat.mtu} type bridge", *(f"link set {end} master {device} up" for end in ends(seat)),
             f"addr add {seat.outside}/24 dev {device}", f"link set {device} up"]
 
 

@@ -76,7 +76,7 @@ Prefix = Annotated[str, PlainValidator(prefix), _schema("string", pattern="^[0-9
 Range4 = Annotated[str, PlainValidator(range4), _schema("string", pattern=r"^[0-9.]+ *- *[0-9.]+$")]
 Range6 = Annotated[str, PlainValidator(range6), _schema("string", pattern="^[0-9A-Fa-f:.]+ *- *[0-9A-Fa-f:.]+$")]
 CpuSet = Annotated[str, PlainValidator(cpus), _NUMBER_OR_TEXT]
-CpuSets = Annotated[tuple[str, ...], PlainValidator(lists), WithJsonSchema({"type": ["string", "integer", "array"], "items": {"type": ["string", "integer"]}})]
+CpuSets = Annotated[tuple[str, ...], BeforeValidator(lists), WithJsonSchema({"type": ["string", "integer", "array"], "items": {"type": ["string", "integer"]}})]
 Duration = Annotated[int, PlainValidator(duration), _NUMBER_OR_TEXT]
 Size = Annotated[int, PlainValidator(size), _NUMBER_OR_TEXT]
 BitRate = Annotated[int, PlainValidator(bit_rate), _schema("string", pattern="^[0-9]+[kKmMgG][bB][iI][tT]$")]

@@ -10,6 +10,7 @@ from kvmnet.engine.resource import Key
 from kvmnet.facts.model import Facts
 from kvmnet.spec.checks import check, lacking
 from kvmnet.spec.cpus import cpus, from_mask, in_turn, joined, lists, numbers, to_mask
+from kvmnet.spec.guests import Run
 from kvmnet.spec.load import loads
 
 
@@ -54,3 +55,8 @@ def test_what_the_host_has_not_is_refused_with_its_place() -> None:
                            ("{interrupts: 0}", "steering.interrupts: eth0 has no interrupts"),
                            ("{interrupts: none}", "steering.interrupts: an interrupt goes to a CPU")):
         assert any(told in s for s in said(steering, seen)), (steering, said(steering, seen))
+
+
+def test_what_a_guest_was_started_with_is_kept_as_it_is() -> None:
+    run = Run.model_validate({"cpus": 2, "pin": {"vcpus": [1, 0], "qemu": "1,0"}})
+    assert Run.model_validate_json(run.model_dump_json()) == run and run.pin.vcpus == ("1", "0") and run.pin.qemu == ("0-1",)
