@@ -11,8 +11,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6
 WIDTH = 720
 LABELS = 210
 """Width of the column of names."""
-LETTERS = 34
-"""Letters that fit into it."""
+LETTERS = 28
+"""Letters that fit into it: 12 pixels high they are about 7 wide."""
 WIDEST = 110
 """Width of a cell of the heat map at most."""
 
@@ -50,11 +50,12 @@ def text(x: float, y: float, words: str, anchor: str = "start", kind: str = "") 
 
 
 def label(y: float, words: str) -> str:
-    """A name in the column of names, on two lines when it is long."""
+    """A name in the column of names, on two lines when it is long; tables have the whole of one that is longer still."""
     lines = wrapped(words, LETTERS)
+    rest = " ".join(lines[1:])
     if len(lines) == 1:
         return text(LABELS - 8, y + 4, words, "end")
-    return text(LABELS - 8, y - 2, lines[0], "end", "tick") + text(LABELS - 8, y + 10, " ".join(lines[1:]), "end", "tick")
+    return text(LABELS - 8, y - 2, lines[0], "end", "tick") + text(LABELS - 8, y + 10, rest if len(rest) <= LETTERS + 2 else f"{rest[:LETTERS]}…", "end", "tick")
 
 
 def line(x1: float, y1: float, x2: float, y2: float, kind: str) -> str:

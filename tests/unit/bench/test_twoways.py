@@ -5,6 +5,7 @@ import pytest
 
 from kvmnet.bench import sitting
 from kvmnet.bench.matrix import Seat, configuration
+from kvmnet.bench.plots import LETTERS, label
 from kvmnet.bench.record import Wish
 from kvmnet.bench.scenarios import SCENARIOS, Place, chosen
 from kvmnet.bench.sitting import check
@@ -61,3 +62,12 @@ def test_what_a_bond_leads_to() -> None:
     backup = Seat(3, configuration("uplink=active-backup"))
     assert ends(backup) == ("out3", "out3b") and ends(Seat(3, configuration(""))) == ("out3",)
     assert [line for line in far_lines(backup) if "master" in line] == [f"link set {end} master way3 up" for end in ends(backup)]
+
+
+def test_the_page_has_room_for_their_names() -> None:
+    """A name of 34 letters was cut off at its beginning on the page of this load."""
+    name = "memory=192 uplink=rstp mode=bridge"
+    drawn = label(20.0, name)
+    lines = [part.partition("<")[0] for part in drawn.split(">")[1::2]]
+    assert " ".join(line for line in lines if line) == name and all(len(line) <= LETTERS + 2 for line in lines)
+    assert "…" in label(20.0, f"{name} model=e1000 cpus=2 queues=2 mtu=9000") and "…" not in drawn
