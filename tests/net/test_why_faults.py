@@ -211,6 +211,19 @@ def test_a_packet_confirms_which_rule_ended_it(place: Paths, name: str) -> None:
         restore()
 
 
+def test_a_packet_shows_that_a_limit_is_reached(place: Paths) -> None:
+    try:
+        sh("nft 'add table inet wall; add chain inet wall c { type filter hook forward priority 0; policy drop; }; add rule inet wall c iifname \"u1\" accept; add rule inet wall c limit rate 1/day burst 1 packets accept'")
+        scene = read(capture(place))
+        report = why(scene, FIRST, FAR, PING)
+        assert report.state is State.OK and {f.code for f in report.findings} == {"limited"}
+        ping(G1, FAR)
+        first = prove(scene, report).findings[0]
+        assert (first.code, first.where, first.severity) == ("rule-drop", "inet wall c", Severity.BLOCKS), first
+    finally:
+        restore()
+
+
 def test_a_packet_settles_what_nobody_can_tell(place: Paths) -> None:
     try:
         sh("nft 'add table inet wall; add chain inet wall c { type filter hook forward priority 0; policy drop; }; add rule inet wall c quota 100 mbytes accept'")

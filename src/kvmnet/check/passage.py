@@ -165,6 +165,9 @@ def concluded(report: Report, target: str) -> Report:
         return report
     there, back = ([replace(hop, findings=[beside(f, live) for f in hop.findings]) for hop in hops] for hops in (report.there, report.back))
     told = [d for d in live.dropped if d.reason not in VAGUE]
+    if not live.answered and not report.blocking and live.ended:
+        there[-1].findings.append(by_trace(live))
+        return replace(report, there=there, back=back)
     if not live.answered and not report.blocking and told:
         first = told[0]
         there[-1].findings.append(Finding(
@@ -178,6 +181,13 @@ def concluded(report: Report, target: str) -> Report:
             code="no-answer", severity=Severity.BLOCKS, where=last, what=f"nothing on this host is in the way, but no answer comes; last seen at {last}",
             why=f"what is behind {last} loses it, or {target} does not answer: its own firewall, its route back, a program that does not listen", evidence=(str(live),), certainty=Certainty.LIKELY))
     return replace(report, there=there, back=back)
+
+
+def by_trace(live: Live) -> Finding:
+    """A rule that ended the packet although looking says that it may pass: a limit that was reached, a set that changed meanwhile."""
+    last = live.ended[-1]
+    return Finding(code="rule-drop", severity=Severity.BLOCKS, where=last.place, what=f"{last.text} {'rejects' if last.verdict == 'reject' else 'drops'} the packet", why="the rules let it pass as long as no limit is reached; the packet shows that one is",
+                   evidence=("nft monitor trace: the packet ended there", str(live)))
 
 
 def suspected(finding: Finding, live: Live) -> Finding:

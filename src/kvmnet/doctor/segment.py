@@ -38,6 +38,9 @@ def enter(trip: Trip, port: str) -> None:
         elif not vlan_of(trip, port):
             trip.blocks("vlan-none", port, "no VLAN takes its untagged frames: the port has no PVID", "a bridge that goes by VLANs drops what belongs to none",
                         fix=(f"bridge vlan add dev {port} vid 1 pvid untagged",))
+    if source == scene.mac(bridge):
+        trip.blocks("duplicate-mac", port, f"its MAC {source} is that of {bridge} itself", "the bridge takes frames for its own MAC up to the host, and sends none of them to the port (fdb_add_local())", f"ip link show {bridge}: {source}",
+                    fix=(f"ip link set {bridge} address ANOTHER   # or another MAC for the guest",))
     own = next((p for p in scene.members.get(bridge, ()) if p != port and scene.mac(p) == source and scene.kind(p) not in ("tun",)), "")
     if own and scene.kind(port) != "veth":
         trip.blocks("duplicate-mac", port, f"its MAC {source} is also that of {own}", "the bridge keeps frames for it to itself", certainty=Certainty.LIKELY)

@@ -109,6 +109,7 @@ BAD: dict[str, tuple[str, str, str, Callable[[Facts], Any]]] = {
     "detour-astray": ("vm1", "vm2", "t1", detoured("BROADCAST")),
     "guest-stopped": ("vm1", "vm2", "vm1", lambda f: f["guests"][0].update(status="paused")),
     "guest-link-off": ("vm1", "vm2", "vm1/nic0", lambda f: f["guests"][0]["nics"][0].update(link=False)),
+    "duplicate-mac": ("vm1", "vm2", "t1", lambda f: of(f, "br0").update(address="52:54:00:00:00:01")),
     "mtu-island": ("vm1", "vm2", "t2", lambda f: of(f, "t2").update(mtu=1400)),
     "conntrack-table": ("vm3", "outside", "conntrack", lambda f: f["sysctls"].update({"net/netfilter/nf_conntrack_count": "100"})),
     "no-nat": ("vm3", "outside", "outside", lambda f: f["nft"].pop()),

@@ -52,17 +52,30 @@ def in_vrf(view: View, link: Any) -> bool:
     return kind(view.links.get(link.get("master", ""), {})) == "vrf"
 
 
+def domain(view: View, name: str) -> str:
+    """The VRF that a device belongs to, by its bridge too; '' for none."""
+    for _ in range(3):
+        if kind(view.links.get(name, {})) == "vrf":
+            return name
+        name = view.links.get(name, {}).get("master", "")
+    return ""
+
+
 def address_twice(view: View) -> Iterator[Finding]:
-    """One address is on two devices of this host, or a guest has an address of the host."""
-    places: dict[str, list[str]] = defaultdict(list)
+    """One address is on two devices of this host, a guest has an address of the host, or another machine answers for one. Each VRF has its own."""
+    owned: dict[tuple[str, str], list[str]] = defaultdict(list)
     for link in view.links.values():
         for a in view.addresses(link):
-            places[str(a.ip)].append(link["ifname"])
+            owned[domain(view, link["ifname"]), str(a.ip)].append(link["ifname"])
     for n in view.rows("nics"):
         for address in (n.get("ip"), n.get("ip6")):
-            if address and address in places:
-                places[address].append(f"{n['vm']}/{n['nic']}")
-    for address, where in places.items():
+            if address and (key := (domain(view, n.get("tap", "")), address)) in owned:
+                owned[key].append(f"{n['vm']}/{n['nic']}")
+    macs = {link.get("address") for link in view.links.values()}
+    for n in view.rows("neighbours"):
+        if (key := (domain(view, n.get("dev", "")), n.get("dst", ""))) in owned and n.get("lladdr") and n["lladdr"] not in macs:
+            owned[key].append(f"{n['dev']}, behind it, at {n['lladdr']}")
+    for (_, address), where in owned.items():
         if len(set(where)) > 1:
             yield Finding(code="address-twice", severity=Severity.DEGRADES, where=where[-1], what=f"{address} is on {' and '.join(dict.fromkeys(where))}",
                           why="Who asks for it gets two answers, or the wrong one.", evidence=tuple(f"{address}: {w}" for w in where), fix=("take it from one of them",))
