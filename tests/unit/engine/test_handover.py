@@ -1,8 +1,9 @@
-"""What needs a NIC to be a port of a bridge comes after the NIC has joined it."""
+"""Where the order of a plan is another than that of references: what moves, and what goes last."""
 from __future__ import annotations
 
 from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, VlanMulticast, address_name
-from kvmnet.engine.plan import plan
+from kvmnet.drivers.stp.resources import SpanningTree, TreeGate
+from kvmnet.engine.plan import Delete, Update, plan
 from kvmnet.engine.resource import Absent, Key
 
 
@@ -18,3 +19,15 @@ def test_vlans_of_a_nic_wait_until_it_has_joined_the_bridge_with_its_addresses()
     wanted = {r.key: r for r in (bridge, new, vlan, asks, own, joins)} | {old.key: Absent(old.key)}
     steps = [s.key for s in plan({nic.key: nic, old.key: old}, wanted, set(), {nic.key, old.key})]
     assert steps == [bridge.key, own.key, old.key, Key("link", "eth1"), new.key, vlan.key, asks.key]
+
+
+def test_a_gate_goes_when_its_ports_have_left_and_the_bridge_speaks_for_itself() -> None:
+    gate = TreeGate(name="kvb-t", ports=("eth1", "eth2"), whole=True)
+    tree = SpanningTree(name="kvb-t", bridge="kvb-t", gate="kvb-t", protocol="rstp")
+    bridge = Link(name="kvb-t", type="bridge", stp=False, gate="kvb-t")
+    port = Link(name="eth2", type="physical", master="kvb-t")
+    seen = {r.key: r for r in (gate, tree, bridge, port)}
+    speaks, leaves = Link(name="kvb-t", stp=True, gate=""), Link(name="eth2", master="")
+    steps = plan(seen, {speaks.key: speaks, leaves.key: leaves}, {gate.key, tree.key, bridge.key}, {leaves.key})
+    assert [(type(s), s.key) for s in steps] == [(Delete, tree.key), (Update, leaves.key), (Update, bridge.key), (Delete, gate.key)]
+    assert [s.key for s in plan(seen, {}, {gate.key, tree.key, bridge.key})] == [tree.key, bridge.key, gate.key], "as the references say, too"
