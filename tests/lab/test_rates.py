@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from time import monotonic
 
 import pytest
@@ -12,6 +13,7 @@ from kvmnet.check.tags import heard
 from kvmnet.drivers.tc.driver import TcDriver
 from kvmnet.host.clock import wait_until
 from kvmnet.host.wire import AUXDATA, PACKET_AUXDATA, SOL_PACKET, VLAN_VALID
+from kvmnet.status import status as look
 from lib.frames import UDP, checksum, ether, ip4, udp
 from lib.netns import inside, sh
 from lib.tap import Tap
@@ -37,6 +39,12 @@ ROUTER = "52:54:00:00:00:01"
 
 def shop(pcp: int, rate: str, received: str = "", trust: str = "", mark: str = "") -> str:
     return DOCUMENT % (f", rate: {{{rate}}}, classes: {{video: {{dscp: af11, min: 64kbit, priority: 0, pcp: {pcp}{received}}}}}{trust}", mark)
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[World]:
+    with world() as made:
+        yield made
 
 
 class Wire:
@@ -110,30 +118,78 @@ def counted(wire: Wire, tap: Tap, pcp: int, dscp: int) -> bool:
     return TcDriver().queue_counts()[1][name].sent > before
 
 
-def test_fair_queues_and_priorities_in_tags() -> None:
-    with world() as here:
-        here.apply(shop(3, "out: 256kbit, in: 30mbit", VIDEO))
-        shown = sh("tc qdisc show")
-        # In the bucket of each of a's directions, and in each class: two NICs, one of traffic, the rest.
-        assert shown.count("fq_codel 6b77: ") == 2 and shown.count(" dev kvu-~shop parent 6") == 4
-        planned = here.plan(shop(5, "out: 256kbit, in: 30mbit", VIDEO))
-        assert [str(s.key) for s in planned.steps] == ["link kvu-~shop"], "nothing else differs"
-        assert not any("wait in one line" in note for note in planned.notes)
-        a, b, wire = Tap("kvt-a-0"), Tap("kvt-b-0"), Wire(here)
-        wait_until(lambda: sh("bridge link").count("state forwarding") >= 3, 20)
-        assert tag(wire, a, "52:54:00:00:00:0a", "10.100.0.9") == (100, 3)
-        assert tag(wire, b, "52:54:00:00:00:0b", "10.100.0.8") == (100, 0)
-        assert [counted(wire, b, pcp, dscp) for pcp, dscp in ((3, 0), (0, 10))] == [False, True], "by the DSCP"
-        began = monotonic()
-        passed = flood(wire, b, 1) * FRAME
-        allowed = RATE * 125 * (monotonic() - began) + BURST + FRAME
-        assert 0 < passed <= allowed < SENT * FRAME
-        sh("tc qdisc del dev kvu-~shop root")
-        assert flood(wire, b, SENT) == SENT, "the same frames without the queue"
-        here.apply(shop(3, "out: 10mbit, in: 30mbit", VIDEO, ", trust: pcp", ", mark: {pcp: 5}"))
-        assert [counted(wire, b, pcp, dscp) for pcp, dscp in ((3, 0), (0, 10))] == [True, False], "by the priority in the tag"
-        nonce = os.urandom(8)
-        assert heard("eth0", b.send, {nonce: ether(ROUTER, "52:54:00:00:00:0b", 0x0800, ip4("10.100.0.8", "10.100.0.1", UDP, udp(
-            "10.100.0.8", "10.100.0.1", 1, 2, nonce)))}) == {nonce: 5}
-        for opened in (a, b, wire.socket):
-            opened.close()
+def test_fair_queues_and_priorities_in_tags(here: World) -> None:
+    here.apply(shop(3, "out: 256kbit, in: 30mbit", VIDEO))
+    shown = sh("tc qdisc show")
+    # In the bucket of each of a's directions, and in each class: two NICs, one of traffic, the rest.
+    assert shown.count("fq_codel 6b77: ") == 2 and shown.count(" dev kvu-~shop parent 6") == 4
+    planned = here.plan(shop(5, "out: 256kbit, in: 30mbit", VIDEO))
+    assert [str(s.key) for s in planned.steps] == ["link kvu-~shop"], "nothing else differs"
+    assert not any("wait in one line" in note for note in planned.notes)
+    a, b, wire = Tap("kvt-a-0"), Tap("kvt-b-0"), Wire(here)
+    wait_until(lambda: sh("bridge link").count("state forwarding") >= 3, 20)
+    assert tag(wire, a, "52:54:00:00:00:0a", "10.100.0.9") == (100, 3)
+    assert tag(wire, b, "52:54:00:00:00:0b", "10.100.0.8") == (100, 0)
+    assert [counted(wire, b, pcp, dscp) for pcp, dscp in ((3, 0), (0, 10))] == [False, True], "by the DSCP"
+    began = monotonic()
+    passed = flood(wire, b, 1) * FRAME
+    allowed = RATE * 125 * (monotonic() - began) + BURST + FRAME
+    assert 0 < passed <= allowed < SENT * FRAME
+    sh("tc qdisc del dev kvu-~shop root")
+    assert flood(wire, b, SENT) == SENT, "the same frames without the queue"
+    here.apply(shop(3, "out: 10mbit, in: 30mbit", VIDEO, ", trust: pcp", ", mark: {pcp: 5}"))
+    assert [counted(wire, b, pcp, dscp) for pcp, dscp in ((3, 0), (0, 10))] == [True, False], "by the priority in the tag"
+    nonce = os.urandom(8)
+    assert heard("eth0", b.send, {nonce: ether(ROUTER, "52:54:00:00:00:0b", 0x0800, ip4("10.100.0.8", "10.100.0.1", UDP, udp(
+        "10.100.0.8", "10.100.0.1", 1, 2, nonce)))}) == {nonce: 5}
+    for opened in (a, b, wire.socket):
+        opened.close()
+
+
+TENANT = """
+version: 1
+networks:
+  lan: {mode: isolated, subnet: 10.0.0.0/24}
+vms:
+  a: {tenant: acme, nics: [{network: lan, mac: "52:54:00:00:00:0a", ip: 10.0.0.10%s}]}
+  b: {tenant: acme, nics: [{network: lan, mac: "52:54:00:00:00:0b", ip: 10.0.0.11}]}
+  c: {nics: [{network: lan, mac: "52:54:00:00:00:0c", ip: 10.0.0.12}]}
+tenants: {acme: {%s}}
+"""
+EACH, ALL = 128, 512
+"""kbit/s of the NIC and of the tenant."""
+
+
+def sent_to_c(a: Tap, b: Tap, c: Tap, least: int) -> tuple[int, int, float]:
+    """Bytes that c has of what a and b send at once, a frame each in turn, when it has *least* frames of b; and the seconds."""
+    nonces, began = (os.urandom(8), os.urandom(8)), monotonic()
+    frames = [ether("52:54:00:00:00:0c", f"52:54:00:00:00:0{n}", 0x0800, ip4(ip, "10.0.0.12", UDP, udp(
+        ip, "10.0.0.12", 1, 2, nonce + bytes(FRAME - 50)))) for n, ip, nonce in (("a", "10.0.0.10", nonces[0]), ("b", "10.0.0.11", nonces[1]))]
+    c.forget()
+    for _ in range(SENT):
+        for tap, frame in zip((a, b), frames, strict=True):
+            tap.send(frame)
+        c.drain()
+    wait_until(lambda: c.got(nonces[1]) >= least, 20)
+    of_a, of_b = (c.got(nonce) * FRAME for nonce in nonces)
+    return of_a, of_b, monotonic() - began
+
+
+def test_nics_of_a_tenant_have_classes_in_its_queue(here: World) -> None:
+    """A NIC's own ceiling holds beside what all of the tenant's get; without both all frames arrive. At once each class lets its burst pass."""
+    here.apply(TENANT % (f", rate: {{out: {EACH}kbit}}", f"rate: {{in: 50mbit, out: {ALL}kbit}}"))
+    assert here.drift() == []
+    shown = sh("tc filter show dev kvt-a-0 ingress; tc filter show dev kvt-a-0 egress; tc class show dev kvi-~o~acme")
+    assert shown.count("skbedit") == 2 and shown.count(" leaf ") == 3
+    taps = a, b, c = Tap("kvt-a-0"), Tap("kvt-b-0"), Tap("kvt-c-0")
+    wait_until(lambda: sh("bridge link").count("state forwarding") >= 3, 20)
+    of_a, of_b, seconds = sent_to_c(a, b, c, 40)
+    assert 0 < of_a <= EACH * 125 * seconds + BURST + FRAME
+    assert of_b > of_a and of_a + of_b <= ALL * 125 * seconds + 3 * BURST + 2 * FRAME
+    rates = {n.guest: n.rates for n in (look(here.host) or pytest.fail("no status")).nics}
+    assert rates["a"]["out"].rate == EACH * 1000 and "out" not in rates["b"]
+    here.apply(TENANT % ("", ""))
+    of_a, of_b, _ = sent_to_c(a, b, c, SENT)
+    assert (of_a, of_b) == (SENT * FRAME, SENT * FRAME)
+    for tap in taps:
+        tap.close()
