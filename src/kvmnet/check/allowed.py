@@ -25,8 +25,8 @@ class Allowed:
         if self.judge is None or tap not in self.nics:
             return True
         protocol, kind = ECHO[6 if ":" in target else 4]
-        zone = self.nics[tap].zone or 0
-        return self.judge.allows(Flow(zone if beside else 0, protocol, source, target, kind, target, kind))
+        zone = (self.nics[tap].zone if beside else self.nics[tap].routed) or 0
+        return self.judge.allows(Flow(zone, protocol, source, target, kind, target, kind))
 
     def sends_anything(self, tap: str) -> bool:
         """Whether no group limits what the NIC at *tap* sends."""

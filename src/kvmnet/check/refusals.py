@@ -190,7 +190,7 @@ class Try:
     frame: bytes
     nonce: bytes
     also_here: bool
-    """The address is one of the own network, too (another routing domain has equal ones): an answer proves nothing."""
+    """The address is one of the own routing domain, too (another has equal ones): an answer proves nothing."""
 
 
 def attempt(place: Place, there: Beyond, family: int) -> Try | None:
@@ -203,9 +203,9 @@ def attempt(place: Place, there: Beyond, family: int) -> Try | None:
     ping(there.far, gateway(there.segment, family))
     nonce = os.urandom(12)
     packet = frames.echo(station.address_for(target), target, secrets.randbits(16), nonce)
-    own = place.segment.network.subnet if family == 4 else place.segment.network.subnet6
+    own = [s.network.subnet if family == 4 else s.network.subnet6 for s in place.subject.segments.values() if s.vrf == place.segment.vrf]
     return Try(target, frames.ether(station.resolve(via), station.mac, frames.family(packet), packet), nonce,
-               bool(own) and ip_address(target) in ip_network(own or ""))
+               place.segment.vrf != there.segment.vrf and any(net and ip_address(target) in ip_network(net) for net in own))
 
 
 def judged(place: Place, there: Beyond, tried: Sequence[Try], deadline: float, since: int) -> Finding:

@@ -253,7 +253,7 @@ def host_to_guest(target: End, judge: Judge, witness: Witness) -> Pair:
             continue
         others = strangers(rules_between(judge.policy, None, target.nic), judge.sets, own, family)
         shots = shots_of(judge, None, target.nic, [(src, dst) for src in (address, *others)])
-        trials.append(Trial(family, [s for s in shots if target.station or not s.allowed], partial(send_raw, dst), [target.ear],
+        trials.append(Trial(family, [s for s in shots if target.station or not s.allowed], partial(send_raw, dst, vrf=target.segment.vrf), [target.ear],
                             [asked_by(witness, family, target)]))
     return Pair(target.segment.name, "host", target.name, trials, spared=target.station is None)
 

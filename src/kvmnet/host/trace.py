@@ -102,10 +102,12 @@ class RuleTrace:
         self.close()
 
 
-def send_raw(target: str, packet: bytes) -> None:
-    """Sends an IP packet as the host, with the header that it has. Lost where there is no route."""
+def send_raw(target: str, packet: bytes, vrf: str = "") -> None:
+    """Sends an IP packet as the host, with the header that it has; in a routing domain by its device *vrf*. Lost where there is no route."""
     six = ":" in target
     with socket.socket(socket.AF_INET6 if six else socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as out, suppress(OSError):
+        if vrf:
+            out.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, vrf.encode())
         out.sendto(packet, (target, 0))
 
 

@@ -109,7 +109,7 @@ class Judge:
 
     def __init__(self, policy: Policy, nics: Iterable[NicGroups], sets: Iterable[AddressSet],
                  owners: Mapping[tuple[int, str], str]):
-        """``owners``: (zone, address) -> the NIC's tap; zone 0 for what the host routes."""
+        """``owners``: (zone, address) -> the NIC's tap; zone 0, or its routing domain's, for what the host routes."""
         self.policy, self.owners = policy, owners
         self.nics = {nic.name: nic for nic in nics}
         self.sets = {s.name: networks(s.prefixes or ()) for s in sets}

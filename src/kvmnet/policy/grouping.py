@@ -18,6 +18,7 @@ from kvmnet.policy.groups import Ports, Tracking, bridge_text, host_chains
 from kvmnet.policy.guard import TABLE, link_local
 from kvmnet.policy.limits import has_flow_limits
 from kvmnet.policy.routed import Stretch, apart, routed_table
+from kvmnet.spec import domains as vrfs
 from kvmnet.spec.models import Spec
 from kvmnet.spec.networks import Mode
 from kvmnet.spec.policies import Traffic
@@ -55,11 +56,13 @@ def grouping(spec: Spec, facts: Facts, segments: Mapping[str, Segment], routers:
     if not is_needed(spec, segments):
         return None
     tracking = tracking_of(facts)
-    zones = numbers({s.domain for s in segments.values()})
+    domains = vrf_zones(spec, segments)
+    zones = numbers({s.domain for s in segments.values()}, domains.values())
     ports = Ports(frozenset({*routers, *adopted_macs(segments, facts)}),
-                  {s.bridge: zones[s.domain] for s in segments.values() if not s.vlan}, outer_ports(segments, zones, outer))
+                  {s.bridge: zones[s.domain] for s in segments.values() if not s.vlan}, outer_ports(segments, zones, outer),
+                  {bridge: zone for bridge, zone in domains.items() if zone})
     policy = policy_of(spec)
-    members = nic_groups(spec, segments, zones)
+    members = nic_groups(spec, segments, zones, domains)
     filtered = frozenset(s.bridge for s in segments.values() if not s.network.bridge) \
         if tracking is Tracking.NETFILTER else frozenset[str]()
     routed = routed_table(policy, tracking, ports.zones, spec.address_sets, apart(claims(segments, members))) \
@@ -78,10 +81,16 @@ def tracking_of(facts: Facts) -> Tracking:
     return Tracking.BRIDGE if facts.features.get("bridge-conntrack") == "" else Tracking.NETFILTER
 
 
-def numbers(names: Iterable[str]) -> dict[str, int]:
-    """A number for each name, 1 to 65535: the same for the same name, unless two meet."""
+def vrf_zones(spec: Spec, segments: Mapping[str, Segment]) -> dict[str, int]:
+    """Bridge -> conntrack zone of the routing domain that it is in, 0 for the host's own."""
+    zones = vrfs.zones(spec)
+    return {s.bridge: zones.get(s.vrf, 0) for s in segments.values()}
+
+
+def numbers(names: Iterable[str], others: Iterable[int] = ()) -> dict[str, int]:
+    """A number for each name, 1 to 65535 and none of *others*: the same for the same name, unless two meet."""
     found: dict[str, int] = {}
-    taken: set[int] = set()
+    taken = set(others)
     for name in sorted(names):
         number = crc32(name.encode()) % HIGHEST + 1
         while number in taken:
@@ -118,7 +127,7 @@ def rule(traffic: Traffic, peers: tuple[str, ...], to: str = "") -> Rule:
                 peers=() if "any" in peers else peers, to=to, log=traffic.log)
 
 
-def nic_groups(spec: Spec, segments: Mapping[str, Segment], zones: Mapping[str, int]) -> list[NicGroups]:
+def nic_groups(spec: Spec, segments: Mapping[str, Segment], zones: Mapping[str, int], domains: Mapping[str, int]) -> list[NicGroups]:
     number = numbers(nic.tap for s in segments.values() for nic in s.nics)
     owner = owners(spec)
     found = []
@@ -132,7 +141,7 @@ def nic_groups(spec: Spec, segments: Mapping[str, Segment], zones: Mapping[str, 
             judged = segment.with_host and (groups or tenant)
             found.append(NicGroups(
                 name=nic.tap, table=TABLE, number=number[nic.tap], groups=groups, zone=zones[segment.domain],
-                tenant=tenant,
+                routed=domains[segment.bridge], tenant=tenant,
                 macs=tuple(sorted({nic.mac, *nic.declared.extra.macs})), addresses=tuple(sorted(own)),
                 places=tuple(sorted(f"{segment.bridge} {a}" for a in (*own, *link_locals(nic, segment)) if (segment.bridge, a) not in shared))
                 if judged else (),

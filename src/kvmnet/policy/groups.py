@@ -43,6 +43,8 @@ class Ports:
     """Bridge -> connection tracking zone, for bridges that are one network."""
     outer: frozenset[tuple[str, int, int]] = frozenset()
     """(port to the outside, VLAN or 0, zone)."""
+    domains: Mapping[str, int] = field(default_factory=dict)
+    """Bridge in a routing domain -> zone of the domain, in which is what the host routes or takes there."""
 
 
 KNOWN_WORDS = {Tracking.BRIDGE: "ct state established,related",
@@ -202,7 +204,8 @@ def bridge_text(policy: Policy, tracking: Tracking, ports: Ports, sets: Iterable
         into="\n".join(f"    oifname vmap @in{n}" for n in slots),
         unsent=hand_over("", "iifname", 17) if tracking is Tracking.NETFILTER else "",
         refused="\n".join(refused_to(ports)) if tracking is Tracking.NETFILTER else "")
-    parts = [policy.line(), base, *set_lines(policy, sets), *group_chains(policy), *answer_chains(policy, tracking),
+    to = receiver_in_domains if ports.domains else receiver
+    parts = [policy.line(), base, *set_lines(policy, sets, ports), *group_chains(policy, to), *answer_chains(policy, tracking, to),
              *tenant_chains(policy)]
     if tracking is Tracking.BRIDGE:
         asked = "\n".join(f"    ct zone . ether daddr vmap @ask{n}" for n in slots)
@@ -230,13 +233,16 @@ def hand_over(condition: str, nic: str, reason: int) -> str:
             f"meta mark set {REJECTED:#010x} accept")
 
 
-def set_lines(policy: Policy, sets: Iterable[str]) -> Iterator[str]:
+def set_lines(policy: Policy, sets: Iterable[str], ports: Ports) -> Iterator[str]:
     for name in policy.groups:
         yield f"set g_{name} {{ typeof meta mark; }}"
         yield f"set h_{name} {{ typeof oifname; }}"
         yield f"set e_{name} {{ typeof ct zone . ether daddr; }}"
         yield f"set m4_{name} {{ type ipv4_addr; }}"
         yield f"set m6_{name} {{ type ipv6_addr; }}"
+        if ports.domains:
+            yield f"set d4_{name} {{ typeof ct zone . ip daddr; }}"
+            yield f"set d6_{name} {{ typeof ct zone . ip6 daddr; }}"
     for name in policy.tenants:
         yield f"set n_{name} {{ typeof meta mark; }}"
     for name in sets:
@@ -245,23 +251,26 @@ def set_lines(policy: Policy, sets: Iterable[str]) -> Iterator[str]:
 
 
 def zone_chain(ports: Ports) -> str:
-    """One zone per network, for what the host does not route: there equal addresses may occur."""
+    """One zone per network, for what the host does not route: there equal addresses may occur. What it routes is in the zone of
+    the routing domain, as in the host's own table, or in zone 0: a flow has one zone on both layers."""
     outer = [f'    iifname "{device}" {f"vlan id {vlan}" if vlan else "ether type != 8021q"} ct zone set {zone}'
              for device, vlan, zone in sorted(ports.outer)]
-    return "\n".join(("chain network {", "    type filter hook prerouting priority -300; policy accept;",
-                      "    ether daddr @routers return", "    ct zone set iifname map @ctzone", *outer, "}"))
+    zones = ", ".join(f'"{bridge}" : {zone}' for bridge, zone in sorted(ports.domains.items()))
+    routed = chain("routed", [f"ct zone set meta ibrname map {{ {zones} }}"]).splitlines() if zones else ()
+    return "\n".join((*routed, "chain network {", "    type filter hook prerouting priority -300; policy accept;",
+                      f"    ether daddr @routers {'goto routed' if zones else 'return'}", "    ct zone set iifname map @ctzone", *outer, "}"))
 
 
-def group_chains(policy: Policy) -> Iterator[str]:
+def group_chains(policy: Policy, to: Peer) -> Iterator[str]:
     for name, rules in policy.groups.items():
         yield chain(f"in_{name}", rule_lines(f"{name} ingress", rules.ingress, sender, "accept"))
         if rules.egress is None:
             yield chain(f"out_{name}", [f'counter goto received comment "{name} egress"'])
         else:
-            yield chain(f"out_{name}", rule_lines(f"{name} egress", rules.egress, receiver, "goto received"))
+            yield chain(f"out_{name}", rule_lines(f"{name} egress", rules.egress, to, "goto received"))
 
 
-def answer_chains(policy: Policy, tracking: Tracking) -> Iterator[str]:
+def answer_chains(policy: Policy, tracking: Tracking, to: Peer) -> Iterator[str]:
     """The rules once more, without counters, for those that are answered."""
     for name, rules in policy.groups.items():
         yield chain(f"ask_{name}", [f"{words} accept" for rule in rules.ingress for words in matches(rule, sender)])
@@ -271,7 +280,7 @@ def answer_chains(policy: Policy, tracking: Tracking) -> Iterator[str]:
             yield chain(f"tell_{name}", ["goto asked"])
         else:
             yield chain(f"tell_{name}", [
-                f"{words} goto asked".strip() for rule in rules.egress for words in matches(rule, addressee)])
+                f"{words} goto asked".strip() for rule in rules.egress for words in matches(rule, addressee(to))])
 
 
 def tenant_chains(policy: Policy) -> Iterator[str]:
@@ -360,16 +369,28 @@ def receiver(peer: str) -> Matches:
             (6, f"ether daddr @routers ip6 daddr @m6_{name}")]
 
 
-def addressee(peer: str) -> Matches:
-    """The same before it is known to which port a frame goes."""
+def receiver_in_domains(peer: str) -> Matches:
+    """The same where two routing domains may have equal addresses: a member is known by its own domain's zone."""
     kind, _, name = peer.partition(":")
-    return [(0, f"ct zone . ether daddr @e_{name}"), *receiver(peer)[1:]] if kind == "group" else receiver(peer)
+    if kind == "set":
+        return receiver(peer)
+    return [(0, f"oifname @h_{name}"),
+            (4, f"ether daddr @routers ct zone 0 ip daddr @m4_{name}"), (6, f"ether daddr @routers ct zone 0 ip6 daddr @m6_{name}"),
+            (4, f"ether daddr @routers ct zone . ip daddr @d4_{name}"), (6, f"ether daddr @routers ct zone . ip6 daddr @d6_{name}")]
+
+
+def addressee(to: Peer) -> Peer:
+    """The same before it is known to which port a frame goes."""
+    def known_by_mac(peer: str) -> Matches:
+        kind, _, name = peer.partition(":")
+        return [(0, f"ct zone . ether daddr @e_{name}"), *to(peer)[1:]] if kind == "group" else to(peer)
+    return known_by_mac
 
 
 def host_chains(tracking: Tracking, ports: Ports) -> str:
     """What the host's own table adds. Bridge netfilter: flows in their zones, told to the bridge by marks."""
     same = ", ".join(f'"{b}" . "{b}"' for b in sorted(ports.zones))
-    text = HAIRPIN.format(same=same, lone=LONE, rest=0xFFFF_FFFF ^ LONE)
+    text = HAIRPIN.format(same=same, lone=LONE, rest=0xFFFF_FFFF ^ LONE, domains=HAIRPIN_IN_DOMAINS if ports.domains else "")
     if tracking is Tracking.BRIDGE:
         return text
     zones = ", ".join(f'"{bridge}" : {zone}' for bridge, zone in sorted(ports.zones.items()))
@@ -385,10 +406,12 @@ elements = {{ {same} }}
 }}
 chain hairpin {{
 type filter hook forward priority -30; policy accept;
-iifname . oifname != @same meta mark & {lone:#010x} == {lone:#010x} meta mark set meta mark & {rest:#010x}
+{domains}iifname . oifname != @same meta mark & {lone:#010x} == {lone:#010x} meta mark set meta mark & {rest:#010x}
 }}
 """
 """Isolation is within a network: what leaves it by the host's router is no business of it."""
+HAIRPIN_IN_DOMAINS = 'iifname "kvr-*" meta sdifname . oifname @same accept\n'
+"""There the input device is the domain's (see policy/vrf.py)."""
 
 NETFILTER = """\
 set tracked {{

@@ -32,13 +32,14 @@ def cut_forbidden(table: NftTable | None, members: Collection[Member], guards: M
 
 def owners(nics: Iterable[NicGroups], guards: Mapping[str, NicGuard],
            memory: Mapping[str, Iterable[str]]) -> dict[tuple[int, str], str]:
-    """(zone, address) -> tap: addresses in the zone of the NIC's network, and in zone 0 those that the host routes."""
+    """(zone, address) -> tap: addresses in the zone of the NIC's network, and in that of its routing domain (0: the host's
+    own) those that the host routes."""
     found: dict[tuple[int, str], str] = {}
     zones = {nic.name: nic.zone or 0 for nic in nics}
     for nic in nics:
         guard = guards.get(nic.name)
         found |= {(zones[nic.name], a): nic.name for a in (guard.addresses if guard else None) or ()}
-        found |= {(0, a): nic.name for a in nic.addresses or ()}
+        found |= {(nic.routed or 0, a): nic.name for a in nic.addresses or ()}
     for item in memory.get(f"{GUARD} learned", ()):
         name, address = item.split(" timeout")[0].split(" . ")
         name = name.strip('"')

@@ -23,9 +23,9 @@ PLACED = frozenset({*(f"{name}{v}" for v in (4, 6) for name in ("nic", "tenant",
 """Sets of the table ``ROUTED`` that are keyed by bridge and address."""
 NAMES = frozenset({"ids", "ctzone", "tenant", "grouped", "lone", "logged", "answered", "rejecting",
                    *(f"{way}{n}" for way in ("in", "out", "ask", "tell") for n in SLOTS), *limits.NAMES, *PLACED})
-FAMILIES = ("g_", "h_", "e_", "m4_", "m6_", "n_", "a4_", "a6_", "r4_", "r6_")
+FAMILIES = ("g_", "h_", "e_", "m4_", "m6_", "d4_", "d6_", "n_", "a4_", "a6_", "r4_", "r6_")
 """Sets of these names are ours too, one for each group, tenant or address set."""
-SHARED = ("m4_", "m6_", "e_", "rejecting", "ask", limits.STATIONS)
+SHARED = ("m4_", "m6_", "d4_", "d6_", "e_", "rejecting", "ask", limits.STATIONS)
 """Sets in which two NICs may have the same element."""
 
 Member: TypeAlias = NicGroups | NicLimits | AddressSet
@@ -78,7 +78,8 @@ def _elements(item: Member) -> Iterator[tuple[str, str]]:
         yield f"h_{group}", nic
         yield from ((f"e_{group}", f"{zone} . {mac}") for mac in item.macs or ())
         for address in item.addresses or ():
-            yield f"m{ip_address(address).version}_{group}", address
+            version = ip_address(address).version
+            yield (f"d{version}_{group}", f"{item.routed} . {address}") if item.routed else (f"m{version}_{group}", address)
 
 
 def _routed(item: Member) -> Iterator[tuple[str, str]]:

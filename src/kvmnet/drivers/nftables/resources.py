@@ -61,6 +61,7 @@ class NicGroups(Resource):
     groups: tuple[str, ...] | None = option(doc="groups that it is in, sorted", guest="live")
     tenant: str | None = option(doc="tenant that it belongs to, or ''", guest="live")
     zone: int | None = option(doc="connection tracking zone of its network", guest="live")
+    routed: int | None = option(doc="connection tracking zone of what the host routes to it: its VRF's, or 0", guest="live")
     macs: tuple[str, ...] | None = option(doc="its MACs, sorted", guest="live")
     addresses: tuple[str, ...] | None = option(
         doc="its own addresses that the host routes to, sorted", guest="live")

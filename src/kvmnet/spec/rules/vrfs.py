@@ -84,27 +84,53 @@ def _forwards(spec: Spec, path: str, network: Network) -> Iterator[Problem]:
                         f"add address: here, or addresses: at uplinks.{network.uplink}")
 
 
-def policies(subject: Subject) -> Iterator[Problem]:
-    """Policies that are not enforced where there are domains: those that need a bridge to track flows. It would do so before a
-    packet gets the zone of its domain, and equal addresses of two domains would be one flow."""
+def tracked(subject: Subject) -> Iterator[Problem]:
+    """Policies that need a bridge to know flows: it alone can give what is routed the zone of its domain. Bridge netfilter hands such
+    frames to the IP hooks for the bridge and once more for the domain (ip_sabotage_in() in net/bridge/br_netfilter_hooks.c)."""
     spec = subject.spec
-    inside = {name for name, network in spec.networks.items() if network.vrf}
-    if not inside:
+    if not subject.links or not any(network.vrf for network in spec.networks.values()):
         return
+    users = list(_users(subject))
+    why = subject.facts.features.get("bridge-conntrack", "bridges cannot track flows") or subject.facts.features.get("nft-bridge-ibrname")
+    if why:
+        yield from (wrong(path, f"{what} in a document with networks in a VRF: {why}",
+                          "use a kernel with CONFIG_NF_CONNTRACK_BRIDGE (Linux 5.3) and CONFIG_NFT_BRIDGE_META, or remove vrf from the networks")
+                    for path, what in users)
+    for name, uplink in spec.uplinks.items():
+        if users and uplink.vrf and (bridge := _bridge_below(subject, name)):
+            yield wrong(f"uplinks.{name}.vrf", f"it is on the bridge {bridge}, and groups, tenants, isolation or limits of flows ({users[0][0]}) "
+                        "make bridges track flows: what comes in there would be in no VRF's zone", f"use an uplink that is not on {bridge}")
+
+
+def _users(subject: Subject) -> Iterator[tuple[str, str]]:
+    """(path, what is not done) of everything that makes bridges track flows."""
     for item in subject.nics:
+        network = subject.spec.networks.get(item.nic.network)
         if item.nic.groups:
-            yield wrong(f"{item.path}.groups", "groups are not enforced in a document with networks in a VRF",
-                        "remove groups, or vrf from the networks")
-        network = spec.networks.get(item.nic.network)
+            yield f"{item.path}.groups", "groups are not enforced"
         if network and effective(item.nic.limits, network.limits, 0)[0].keys() & FLOWS:
-            yield wrong(item.path, "limits of flows are not held in a document with networks in a VRF",
-                        "remove connections and concurrent from limits, or vrf from the networks")
+            yield item.path, "limits of flows are not held"
         if network and network.bridge and (network.isolated_ports if item.nic.isolated is None else item.nic.isolated):
-            yield wrong(item.path, "NICs on a bridge of the host's own are not kept apart in a document with networks in a VRF",
-                        "write isolated: false here, or remove vrf from the networks")
-    for name in spec.tenants:
-        yield wrong(f"tenants.{name}", "tenants are not kept apart by rules in a document with networks in a VRF: two VRFs are apart by themselves",
-                    "remove tenants, or vrf from the networks")
+            yield item.path, "NICs on a bridge of the host's own are not kept apart"
+    yield from ((f"tenants.{name}", "tenants are not kept apart by rules") for name in subject.spec.tenants)
+
+
+def _bridge_below(subject: Subject, uplink: str) -> str:
+    """Bridge that is the device of an uplink, or carries it; '' for none."""
+    spec, seen = subject.spec, set[str]()
+    name: str | None = uplink
+    while name in spec.uplinks and spec.uplinks[name].on and name not in seen and not ways.is_tunnel(spec.uplinks[name]):
+        seen.add(name)
+        name = spec.uplinks[name].on
+    if name not in spec.uplinks or ways.is_tunnel(spec.uplinks[name]):
+        return ""
+    device = ways.carrier(name, spec) or ways.device(name, spec)
+    while device not in seen and (link := subject.links.get(device)):
+        if link.type == "bridge":
+            return device
+        seen.add(device)
+        device = link.parent or ""
+    return ""
 
 
 def on_this_host(subject: Subject) -> Iterator[Problem]:
@@ -146,5 +172,5 @@ def _lived_by(subject: Subject) -> Iterator[Problem]:
                 break
 
 
-RULES = (named, members, policies)
-HOST_RULES = (on_this_host,)
+RULES = (named, members)
+HOST_RULES = (on_this_host, tracked)
