@@ -108,7 +108,7 @@ def of_nic(profile: Profile, path: str, vm: Vm, nic: Nic, base: str, vhost: bool
         yield proposal("queues", "1", "auto", f"one pair of queues for each of {cpus} vCPUs: several flows use several of them",
                        f"{VIRTIO_SPEC}.6.5.5", "one flow alone becomes no faster; more memory and interrupts",
                        f"queues={min(cpus, 8)}")
-    if fast and not nic.rss and not vhost and nic.vhost != "on" and cpus > 1 and nic.queues not in (1, "auto"):
+    if fast and not nic.rss and not vhost and nic.vhost != "on" and cpus > 1 and nic.queues != 1:
         yield proposal("rss", "false", "true", "the guest says which of its queues gets which flow", f"{VIRTIO_SPEC}.6.5.7", "QEMU hashes each packet, "
                        "which costs it time; Linux guests from 5.18 on", "rss=on")
     if nic.vhost == "off" and not nic.rss:

@@ -6,7 +6,7 @@ import pytest
 from kvmnet.bench.matrix import configuration
 from kvmnet.spec.knobs import KNOBS, REFUSED, Profile
 from kvmnet.spec.load import loads
-from kvmnet.tune.proposals import Proposal, changed, fragment, left_alone, nics, settings
+from kvmnet.tune.proposals import Proposal, changed, fragment, left_alone, nics, pins, settings
 
 EMPTY: dict[str, str | None] = dict.fromkeys((*KNOBS, *REFUSED), "0")
 
@@ -82,6 +82,32 @@ def test_nics_for_other_profiles() -> None:
     assert set(proposals(Profile.LATENCY)) == {"vms.a.nics[0].vhost", "vms.b.nics[0].model"}
     without = proposals(Profile.LATENCY, vhost=False)
     assert "no vhost-net" in without["vms.a.nics[0].vhost"].lacking and not without["vms.b.nics[0].model"].lacking
+
+
+PINNED = """
+version: 1
+networks: {n: {mode: isolated, subnet: 10.0.0.0/24}}
+vms:
+  a: {run: {image: tiny, cpus: 2}, nics: [{network: n, queues: auto}]}
+  b: {run: {image: tiny, pin: {vcpus: 0}}, nics: [{network: n}]}
+  c: {nics: [{network: n}]}
+"""
+
+
+def test_cpus_for_guests_that_kvmnet_runs_where_one_is_left_for_the_host() -> None:
+    spec = loads(PINNED).spec
+    (found,) = pins(Profile.LATENCY, spec, 4)
+    assert (found.name, found.proposed, found.point, found.base) == ("vms.a.run.pin.vcpus", "[1, 2]", "pin=1/2", "mode=isolated queues=2 cpus=2"), "b has its place"
+    assert configuration(changed(found.base, found.point)).settings["pin"] == "1/2"
+    assert list(pins(Profile.LATENCY, spec, 3)) == [] == list(pins(Profile.THROUGHPUT, spec, 8))
+
+
+def test_rss_where_qemu_moves_the_packets_of_several_queues() -> None:
+    def proposed(profile: Profile, vhost: bool) -> list[str]:
+        return [p.name for p in nics(profile, loads(PINNED).spec, vhost) if p.name.endswith(".rss")]
+
+    assert proposed(Profile.THROUGHPUT, False) == ["vms.a.nics[0].rss"]
+    assert proposed(Profile.THROUGHPUT, True) == [] == proposed(Profile.LATENCY, False)
 
 
 def test_every_point_is_one_that_bench_takes() -> None:
