@@ -119,7 +119,7 @@ def _used_twice(subject: Subject, users: dict[str, str]) -> Iterator[Problem]:
     for name, uplink in subject.spec.uplinks.items():
         for position, member in enumerate(uplink.members):
             path = f"uplinks.{name}.members[{position}]"
-            first = users[member]
+            first = users.get(member, path)    # unknown where what carries the bond is wrong
             if first.partition(".members")[0] != f"uplinks.{name}":
                 yield wrong(path, f"{member} is a member of {first.partition('.members')[0]} already",
                             "a NIC can be in one bond only")
