@@ -1,7 +1,11 @@
 """The nftables driver on the real kernel: what is planned is what is seen afterwards."""
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -15,6 +19,7 @@ from kvmnet.engine.plan import before_image, plan
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
+from kvmnet.host.side import Begun
 from kvmnet.policy.guard import guard_table, nic_guard
 from kvmnet.policy.keeper import guard_keeper
 from lib.netns import sh
@@ -188,6 +193,28 @@ def test_the_keeper_is_seen_restarted_and_ended(paths: Paths) -> None:
     finally:
         converge(driver, {})
     assert sh("nft list ruleset") == ""
+
+
+def test_a_keeper_waits_for_the_tables_of_one_that_was_killed(paths: Paths) -> None:
+    driver = NftablesDriver(paths)
+    wanted = state(guard_table(), PLAIN, guard_keeper())
+    try:
+        converge(driver, wanted)
+        pid = (driver.holder.record() or {})["pid"]
+        owner = int(sh(f"cat /proc/{pid}/task/{pid}/children"))
+        os.kill(owner, signal.SIGSTOP)          # so its tables stand, for now
+        sh(f"kill -9 {pid}")
+        wait_until(lambda: not driver.holder.alive(driver.holder.record() or {}), 20)
+        again = Begun(lambda: converge(NftablesDriver(paths), wanted))
+        with suppress(TimeoutError):            # one that does not wait has begun by then, and would take the old tables for its own
+            wait_until(lambda: not again.thread.is_alive(), 1)
+        os.kill(owner, signal.SIGCONT)
+        assert again.result() == 1
+        wait_until(lambda: not Path(f"/proc/{owner}").exists(), 20)
+        assert "kvmnet-keeper" in sh("nft list tables")
+        assert converge(driver, wanted) == 0
+    finally:
+        converge(driver, {})
 
 
 NICS = st.builds(

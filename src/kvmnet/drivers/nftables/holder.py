@@ -17,8 +17,8 @@ from kvmnet.engine.plan import Delete, Step
 from kvmnet.host.clock import wait_until
 from kvmnet.policy.keeper import HELD
 
-START_TIMEOUT = 30.0
-"""Seconds until the tables must be held."""
+START_TIMEOUT = 60.0
+"""Seconds until the tables must be held: the keeper itself waits twice, and says what for."""
 GONE = 30.0
 """Seconds until a keeper that was told to end is gone: on a busy machine it may be loading a table."""
 

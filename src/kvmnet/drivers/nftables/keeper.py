@@ -21,6 +21,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 NETLINK_NETFILTER = 12
@@ -111,24 +112,38 @@ class Keeper:
         sys.exit(0)
 
     def hold(self, events: socket.socket) -> int:
-        """Own the tables with one nft until it ends or we are told to."""
+        """Own the tables with one nft until it ends or we are told to.
+
+        Tables of a keeper that was killed stand until its nft has ended, too. Ours could not be made beside
+        them, and what is seen of them would soon be gone: they are waited for first.
+        """
+        if not self.until(lambda: not set(self.names) & self.tables()):
+            print("another process owns the tables to hold", flush=True)
+            return 4
         owner = subprocess.Popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
         assert owner.stdin is not None
         try:
             owner.stdin.write(self.held.encode())
             owner.stdin.flush()
-            deadline = time.monotonic() + PATIENCE
-            while not set(self.names) <= self.tables():
-                if owner.poll() is not None or time.monotonic() > deadline:
-                    print("nft did not take the tables to hold", flush=True)
-                    return 4
-                select.select([], [], [], 0.002)
+            if not self.until(lambda: set(self.names) <= self.tables() or owner.poll() is not None) or owner.poll() is not None:
+                print("nft did not take the tables to hold", flush=True)
+                return 4
             self.tell()
             self.watch(events, owner)
             return 0
         finally:
             owner.stdin.close()
             owner.wait()
+
+    @staticmethod
+    def until(condition: Callable[[], bool]) -> bool:
+        """Whether *condition* comes true within PATIENCE."""
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            select.select([], [], [], 0.002)
+        return True
 
     def tell(self) -> None:
         """Write the pid file: from here on we hold."""
