@@ -51,12 +51,15 @@ def test_a_spanning_tree_and_a_guest_that_wants_to_be_its_root() -> None:
         assert [shown[n] for n in ("stp_state", "priority", "hello_time", "forward_delay", "max_age")] == [1, 8192, 100, 400, 600]
         with Tap("kvt-a-0") as guest:
             wait_until(lambda: json.loads(sh("ip -d -j link show kvt-a-0"))[0]["linkinfo"]["info_slave_data"]["state"] != "disabled", 20)
-            guest.wait(b"\x42\x42\x03", 5)          # the bridge speaks, so it listens too
+            guest.wait(b"\x42\x42\x03", 20)          # the bridge speaks, so it listens too
             for _ in range(3):
                 guest.send(hello(MACS["a"]))
             assert root_port() == 0, "the root guard holds"
             sh("ip link set kvt-a-0 type bridge_slave root_block off")
             wait_until(lambda: guest.send(hello(MACS["a"])) or root_port() != 0, 20)
+            shown = bridge()
+            assert [shown[n] for n in ("forward_delay", "hello_time", "max_age")] == [1500, 200, 2000], "the root's"
+            assert host.drift() == ["update link kvt-a-0"], "the bridge's own times are not drift"
         assert host.drift() == ["update link kvt-a-0"]
         lines(host, document(""))
         assert (bridge()["stp_state"], bridge()["forward_delay"]) == (0, 0)

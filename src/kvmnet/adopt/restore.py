@@ -164,8 +164,8 @@ def bridging(ours: Ours, link: Link) -> Tree:
     if link.stp or spoken:
         usual = StpOptions()
         told = {name: getattr(spoken, name) for name in StpOptions.model_fields if name != "region"} if spoken else {
-            "priority": link.priority, "forward_delay": (link.forward_delay or 0) // 100,
-            "hello": (link.hello_time or 0) // 100, "max_age": (link.max_age or 0) // 100}
+            "priority": link.priority, **{name: value and value // 100 for name, value in (
+                ("forward_delay", link.forward_delay), ("hello", link.hello_time), ("max_age", link.max_age))}}
         own = {name: value for name, value in told.items() if value is not None and value != getattr(usual, name)}
         if spoken and spoken.protocol == "mstp":
             own["region"] = region(spoken)

@@ -38,7 +38,7 @@ class Key(NamedTuple):
 
 def option(default: Any = None, *, doc: str, recreate: bool = False, ref: str = "",
            on_delete: str = "detach", guest: str = "", once: bool = False, replaces: bool = False,
-           of: str = "", top_down: bool = False) -> Any:
+           of: str = "", top_down: bool = False, at_times: bool = False) -> Any:
     """Declare one setting of a resource.
 
     ``recreate``: it cannot be changed in place. ``ref``: the kind of resource it names.
@@ -47,11 +47,12 @@ def option(default: Any = None, *, doc: str, recreate: bool = False, ref: str = 
     ``replaces``: it names a resource of the same kind whose place this one takes (an address that
     moves to another link); the plan keeps the two together. ``of``: the field without whose target it is
     lost (a setting of a bridge port, when the link leaves the bridge). ``top_down``: a number that goes down on what
-    stands on a thing before it does on the thing (an MTU).
+    stands on a thing before it does on the thing (an MTU). ``at_times``: the system does not always tell it; while it
+    does not, it is taken to be as claimed.
     """
     return field(default=default, metadata={"doc": doc, "recreate": recreate, "ref": ref, "on_delete": on_delete,
                                             "guest": guest, "once": once, "replaces": replaces, "of": of,
-                                            "top_down": top_down})
+                                            "top_down": top_down, "at_times": at_times})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
@@ -180,6 +181,11 @@ def top_down_names(cls: type[Resource]) -> frozenset[str]:
 
 
 @cache
+def at_times_names(cls: type[Resource]) -> frozenset[str]:
+    return frozenset(f.name for f in fields(cls) if f.metadata.get("at_times"))
+
+
+@cache
 def recreate_names(cls: type[Resource]) -> frozenset[str]:
     return frozenset(f.name for f in fields(cls) if f.metadata.get("recreate"))
 
@@ -193,7 +199,8 @@ def diff(before: Resource, after: Resource) -> Changes:
     there, claimed = values(before), values(after)
     if there == claimed:
         return {}
-    return {name: (have, want) for name, have, want in zip(names, there, claimed, strict=True) if want is not None and want != have}
+    return {name: (have, want) for name, have, want in zip(names, there, claimed, strict=True)
+            if want is not None and want != have and not (have is None and name in at_times_names(type(after)))}
 
 
 def must_recreate(before: Resource, after: Resource) -> bool:

@@ -135,6 +135,9 @@ BRIDGE: dict[str, Attr] = {
     "nf_call_arptables": digit("nf_call_arptables"),
 }
 
+ROOTS_TIMERS = ("forward_delay", "hello_time", "max_age")
+"""While another bridge is the root of the tree the kernel shows that one's times, and nowhere our own."""
+
 PORT: dict[str, Attr] = {
     "isolated": switch("isolated", False),
     "learning": switch("learning", True),

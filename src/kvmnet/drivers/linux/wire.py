@@ -21,6 +21,7 @@ from kvmnet.drivers.linux.attrs import (
     MACVLANS,
     OURS,
     PORT,
+    ROOTS_TIMERS,
     VLAN,
     VRF,
     VXLAN,
@@ -74,6 +75,8 @@ def parse_links(items: Iterable[Json], uid_of: Callable[[str], int]) -> Iterator
         if kind == "bridge":
             found.update((n, read(data)) for n, read in BRIDGE_READS)
             found["gate"] = gate
+            if data.get("root_port"):
+                found.update(dict.fromkeys(ROOTS_TIMERS))
         elif kind == "tap":
             found["multi_queue"] = data.get("multi_queue")
             user = data.get("user")
