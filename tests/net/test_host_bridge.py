@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -208,7 +209,7 @@ def test_with_bridge_netfilter_on_a_foreign_firewall_also_stops_guests_among_the
 
 def test_two_hosts_on_one_machine_do_not_meet() -> None:
     """Each namespace with its own directories is a host of its own, also by the names of its things."""
-    with world() as first, named_netns("kvt-far-far") as far:
+    with world() as first, named_netns(f"kvt-far-{os.getpid()}") as far:
         first.apply(BRIDGED)
         with world() as second:
             second.apply(BRIDGED)

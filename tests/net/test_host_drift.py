@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -178,7 +179,7 @@ def test_destroy_leaves_nothing_of_ours_and_changes_nothing_of_others() -> None:
     with world() as net, ExitStack() as stack:
         for line in FOREIGN.strip().splitlines():
             sh(line)
-        other = stack.enter_context(named_netns("kvt-foreign"))
+        other = stack.enter_context(named_netns(f"kvt-foreign-{os.getpid()}"))
         sh(f"ip link add v0 type veth peer name eth0 netns {other}; ip link set v0 master br-other up; "
            f"ip -n {other} addr add 10.99.0.2/24 dev eth0; ip -n {other} link set eth0 up; "
            f"ip -n {other} route add default via 10.99.0.1; sysctl -qw net.ipv4.conf.br-other.forwarding=1 "

@@ -153,7 +153,7 @@ def no_macs(shot: dict[str, Any]) -> dict[str, Any]:
     for link in links:
         if link["ifname"].startswith("kvt-"):
             del link["address"]
-    settings = [x for x in shot["forwarding"] if ".kvb-" not in x]  # of bridges of ours, they stay as they were
+    settings = [x for x in shot["forwarding"] if "/kvb-" not in x]  # of bridges of ours, they stay as they were
     return {**shot, "links": links, "forwarding": settings}
 
 

@@ -5,6 +5,7 @@ import contextlib
 import difflib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,7 +28,7 @@ from lib.router import advertising, watching
 
 pytestmark = [pytest.mark.net, pytest.mark.usefixtures("netns")]
 
-NIC, BRIDGE, ISP = "eth9", "kvb-lan", f"isp{os.getpid()}"
+NIC, BRIDGE, ISP = "eth9", "kvb-lan", f"isp{os.getpid()}-{secrets.token_hex(2)}"
 PREFIX = "2001:db8:77::/64"
 MOMENT = 0.5
 """Seconds that a move may be felt on a busy machine: less than a neighbour that has to be asked for again costs. (Alone: 1 ms.)"""

@@ -1,6 +1,7 @@
 """Filters in the kernel: what they take, and what they leave, on real devices; questions and datagrams too."""
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -25,7 +26,7 @@ OTHER = frames.ether(frames.BROADCAST, MAC, 0x0800, frames.ip4("192.0.2.2", "192
 
 @pytest.fixture(autouse=True)
 def pair() -> Iterator[None]:
-    with new_netns(), named_netns("kvt-watch") as far:
+    with new_netns(), named_netns(f"kvt-watch-{os.getpid()}") as far:
         sh(f"ip link add v0 type veth peer name v1 netns {far}; ip -n {far} link set v1 up; ip link set v0 up; "
            f"ip addr add 192.0.2.2/24 dev v0; ip addr add 2001:db8::2/64 dev v0 nodad; "
            f"ip -n {far} addr add 192.0.2.1/24 dev v1; ip -n {far} addr add 2001:db8::1/64 dev v1 nodad")
