@@ -30,7 +30,8 @@ pytestmark = [pytest.mark.net, pytest.mark.usefixtures("netns")]
 
 NIC, BRIDGE, ISP = "eth9", "kvb-lan", f"isp{os.getpid()}-{secrets.token_hex(2)}"
 PREFIX = "2001:db8:77::/64"
-MOMENT = 0.5
+MOMENT = 2.5
+"""Seconds: the move itself takes milliseconds; a question for a neighbour that is lost in it is asked again after one."""
 """Seconds that a move may be felt on a busy machine: less than a neighbour that has to be asked for again costs. (Alone: 1 ms.)"""
 
 
