@@ -189,6 +189,9 @@ def leave(trip: Trip, bridge: str, port: str, out: str) -> None:
             trip.blocks("vlan-mismatch", out, f"{out} is not in VLAN {vlan} of the frame", "a bridge sends a frame to ports of its VLAN only",
                         f"bridge vlan show dev {out}: {', '.join(map(str, scene.vlans.get(out, {}))) or 'none'}; {port or bridge}: PVID {vlan}",
                         fix=(f"bridge vlan add dev {out} vid {vlan} pvid untagged",))
+        elif vlan:      # br_handle_vlan(): before the hook, and before filters at the port ask for the type
+            bare = "Egress Untagged" in scene.vlans[out][vlan]
+            trip.context.packet = trip.packet.untagged() if bare else trip.packet.tagged_with(vlan)
     trip.context.crossing = bool(port)
     trip.at_bridge("forward" if port else "output", bridge, port, out)
     trip.at_bridge("postrouting", bridge, "", out)

@@ -10,7 +10,7 @@ import pytest
 from kvmnet.doctor.packet import Context, made
 from kvmnet.doctor.routing import fib
 from kvmnet.doctor.scene import Scene, read
-from kvmnet.doctor.segment import enter
+from kvmnet.doctor.segment import enter, leave
 from kvmnet.doctor.trip import State, begin
 from kvmnet.doctor.why import Probe, why
 from kvmnet.errors import KvmnetError
@@ -390,6 +390,14 @@ def test_a_host_whose_address_is_not_on_the_bridge(settings: dict[str, str], whe
         f["sysctls"] |= {f"net/ipv4/conf/br1/{k}": v for k, v in settings.items()}
     report = why(scene(change), "vm3", "outside", Probe())
     assert {f.code for f in report.findings} == ({"arp-ignored"} if blocked else set()), report.findings
+
+
+def test_a_filter_at_a_port_sees_the_tag_that_the_frame_leaves_with() -> None:
+    drop = [{"dev": "t2", "direction": "egress", "filters": [{"protocol": "ip", "pref": 1, "kind": "matchall", "options": {"actions": [{"kind": "gact", "control_action": {"type": "drop"}}]}}]}]
+    for bare, codes in ((True, {"tc-filter"}), (False, set())):
+        trip = begin(scene(lambda f, bare=bare: (f.update(filters=drop), vlan("t2", 5, pvid=bare)(f))), made(("52:54:00:00:00:02", "52:54:00:00:00:01"), "10.0.0.11", "10.0.0.12", 1))
+        leave(trip, "br0", "t1", "t2")
+        assert {f.code for f in trip.findings} == codes
 
 
 def test_a_tag_is_taken_only_by_a_port_of_its_vlan() -> None:
