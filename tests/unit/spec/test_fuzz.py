@@ -130,7 +130,7 @@ def test_examples_with_other_values(index: int, data: st.DataObject) -> None:
 
 
 @given(st.integers(0, len(TREES) - 1), st.data())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=150, derandomize=True)
 def test_what_is_said_of_the_rest_is_true_without_the_damage_too(index: int, data: st.DataObject) -> None:
     """Nothing is said of a document of wrong form that is only a consequence of the form."""
     tree = copy.deepcopy(TREES[index])
@@ -148,5 +148,5 @@ def test_what_is_said_of_the_rest_is_true_without_the_damage_too(index: int, dat
 
 
 def without_figures(problem: Problem) -> tuple[str, str]:
-    """Sums are of what can be read."""
-    return problem.path, re.sub(r"[0-9]+", "N", problem.message)
+    """Sums are of what can be read; of what is wrong with several parts alike, the first is named."""
+    return problem.path.partition(".")[0], re.sub(r"[0-9]+[a-z]*", "N", problem.message)
