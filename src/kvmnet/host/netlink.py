@@ -8,6 +8,7 @@ import errno
 import os
 import socket
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
 
@@ -129,3 +130,13 @@ def generation_of(message: bytes) -> bytes:
 
 def nfgenmsg(family: int) -> bytes:
     return struct.pack("=BBH", family, 0, 0)
+
+
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """(type, value) of each attribute, the flags of its type left out; up to the first that is none."""
+    while len(data) >= 4:
+        length, kind = struct.unpack_from("=HH", data)
+        if not 4 <= length <= len(data):
+            return
+        yield kind & 0x3FFF, data[4:length]
+        data = data[length + 3 & ~3:]

@@ -5,9 +5,11 @@ Sources: rtnetlink(7), linux/if_addr.h, print_addrinfo() in iproute2's ip/ipaddr
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from socket import AF_INET, AF_INET6, inet_ntop
 from typing import Any
+
+from kvmnet.host.netlink import attributes
 
 ADDRESS, LOCAL, LABEL, BROADCAST, CACHEINFO, FLAGS = 1, 2, 3, 4, 6, 8
 """IFA_*. The address without an IFA_LOCAL is the host's own, beside one the other end's."""
@@ -53,12 +55,3 @@ def info(family: int, length: int, scope: int, flags: int, values: Mapping[int, 
     if CACHEINFO in values:
         shown["preferred_life_time"], shown["valid_life_time"] = struct.unpack_from("=II", values[CACHEINFO])
     return shown
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if not 4 <= length <= len(data):
-            return
-        yield kind & 0x3FFF, data[4:length]
-        data = data[length + 3 & ~3:]

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+from kvmnet.host.netlink import attributes
+
 NEWLINK, GETLINK, SETLINK, NEWVLAN, GETVLAN = 16, 18, 19, 112, 114
 ERROR, DONE = 2, 3
 REQUEST, ACK, DUMP = 1, 4, 0x300
@@ -171,12 +173,3 @@ def span_of(found: Mapping[int, bytes]) -> Iterator[Span]:
 
 def attribute(kind: int, value: bytes) -> bytes:
     return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
-
-
-def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    while len(data) >= 4:
-        length, kind = struct.unpack_from("=HH", data)
-        if not 4 <= length <= len(data):
-            return
-        yield kind & 0x3FFF, data[4:length]
-        data = data[length + 3 & ~3:]
