@@ -41,7 +41,8 @@ def version(address: str) -> int:
 
 def ping(station: Station, target: str, via: str = "", size: int = 0, patience: float = PATIENCE,
          nonce: bytes = b"") -> Echo:
-    """Echo with DF to *target* through neighbour *via* (else itself), *size* bytes of IP packet."""
+    """Echo with DF to *target* through neighbour *via* (else itself), *size* bytes of IP packet. Of an answer in fragments the first counts,
+    which bears the nonce: a later one may belong to the echo before."""
     src = station.address_for(target)
     if not src:
         return Echo(False, words=f"no IPv{version(target)} address to send from")
@@ -53,16 +54,12 @@ def ping(station: Station, target: str, via: str = "", size: int = 0, patience: 
     payload = nonce + bytes(max(0, size - HEADERS[version(target)] - len(nonce)))
     packet = frames.echo(src, target, secrets.randbits(16), payload)
     answer = station.ask(frames.ether(mac, station.mac, frames.family(packet), packet),
-                         lambda p: p.mac_src != station.mac and (nonce in p.raw or is_part(p, target, src)), patience)
+                         lambda p: p.mac_src != station.mac and nonce in p.raw, patience)
     if answer is None:
         return Echo(False, words=f"{target} does not answer within {patience:g} s")
     if is_error(answer):
         return Echo(False, words=f"{answer.src} says: {error_words(answer)}", refused=True)
     return Echo(True, whole=not answer.fragment)
-
-
-def is_part(packet: Packet, src: str, dst: str) -> bool:
-    return packet.fragment and packet.src == src and packet.dst == dst
 
 
 def error_words(packet: Packet) -> str:
