@@ -48,7 +48,7 @@ def test_it_says_what_it_is_and_needs(wheel: zipfile.ZipFile) -> None:
     about = Parser().parsestr(wheel.read(f"{VERSION}.dist-info/METADATA").decode())
     assert (about["Name"], about["License-Expression"], about["Requires-Python"]) == ("kvmnet", "Apache-2.0", ">=3.11")
     needs = {line.split(">")[0].split("<")[0] for line in about.get_all("Requires-Dist") or () if "extra" not in line}
-    assert needs == {"click", "pydantic", "pyyaml", "rich"}
+    assert needs == {"click", "pyyaml", "rich"}
     commands = configparser.ConfigParser()
     commands.read_string(wheel.read(f"{VERSION}.dist-info/entry_points.txt").decode())
     assert dict(commands["console_scripts"]) == {"kvmnet": "kvmnet.cli.main:main"}

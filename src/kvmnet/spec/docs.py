@@ -1,15 +1,14 @@
 """What an option means: the text below its field in the models. Pure.
 
-pydantic would read the source of the models each time they are imported; only the schema, the reference
-and errors need these texts.
+Only the schema, the reference and errors need these texts, so they are read from the source of the models then.
 """
 from __future__ import annotations
 
 import ast
 import inspect
-from functools import cache
 from textwrap import dedent
 
+from kvmnet.engine.resource import cache
 from kvmnet.spec.part import Part
 
 

@@ -6,11 +6,10 @@ from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from kvmnet.errors import Problem
 from kvmnet.spec import shape
 from kvmnet.spec.docs import doc
+from kvmnet.spec.form import KEY, ValidationError
 from kvmnet.spec.tree import Places, Tree, join
 from kvmnet.spec.values import shown
 
@@ -24,30 +23,26 @@ class Finding(NamedTuple):
     value: Any
     context: Mapping[str, Any]
     rest: Steps
-    """What the validator adds to the path: a missing field, a branch of a union, ``[key]``."""
+    """What the validator adds to the path: a missing option, what a short form stands for, ``[key]``."""
 
 
 def problems(error: ValidationError, data: Tree, places: Places) -> list[Problem]:
     """Every finding of *error* with its line, those of one path as one problem."""
     found: dict[Steps, list[Finding]] = {}
-    for item in error.errors(include_url=False):
-        steps, value, rest = _settle(item["loc"], data)
-        if item["type"] == "missing":
+    for loc, kind, context in error.findings:
+        steps, value, rest = _settle(loc, data)
+        if kind == "missing":
             steps, rest = (*steps, *rest), ()
-        found.setdefault(steps, []).append(Finding(item["type"], value, item.get("ctx") or {}, rest))
+        found.setdefault(steps, []).append(Finding(kind, value, context, rest))
     broken = {steps[:depth] for steps in found for depth in range(len(steps))}
-    out = []
-    for steps, findings in found.items():
-        if findings[0].type == "too_short" and steps in broken:
-            continue  # the list is only short because its items are wrong, which is said already
-        out.append(_problem(steps, findings, places))
-    return out
+    return [_problem(steps, findings, places) for steps, findings in found.items()
+            if not (findings[0].type == "too_short" and steps in broken)]  # only short because its items are wrong, which is said
 
 
 def wrong(error: ValidationError, data: Tree) -> Iterator[Steps]:
     """The places without which the findings of *error* would not be: where something is missing, that which lacks it."""
-    for item in error.errors(include_url=False, include_input=False, include_context=False):
-        yield _settle(item["loc"], data)[0]
+    for loc, _, _ in error.findings:
+        yield _settle(loc, data)[0]
 
 
 def _settle(loc: Iterable[str | int], data: Any) -> tuple[Steps, Any, Steps]:
@@ -55,7 +50,7 @@ def _settle(loc: Iterable[str | int], data: Any) -> tuple[Steps, Any, Steps]:
     loc = tuple(loc)
     for depth, step in enumerate(loc):
         match data:
-            case dict() if isinstance(step, str) and step in data and loc[depth:] != ("[key]",):
+            case dict() if isinstance(step, str) and step in data and loc[depth:] != (KEY,):
                 data = data[step]
             case list() if isinstance(step, int) and step < len(data):
                 data = data[step]
@@ -75,7 +70,7 @@ def _problem(steps: Steps, findings: list[Finding], places: Places) -> Problem:
             hint = hint or "or write " + " or ".join(words)
     else:
         message, hint = _choice(findings[0].value, words)
-    key_only = findings[0].type == "extra_forbidden" or findings[0].rest == ("[key]",)
+    key_only = findings[0].type == "extra_forbidden" or findings[0].rest == (KEY,)
     line, column = places.key(path) if key_only else places.value(path)
     return Problem(line, column, path, message, hint)
 
@@ -204,9 +199,7 @@ def _choice(value: Any, words: list[str]) -> tuple[str, str]:
 
 _MESSAGES: dict[str, Callable[[Finding, Steps], tuple[str, str]]] = {
     "extra_forbidden": _unknown, "missing": _missing, "value_error": _value,
-    "model_type": _mapping, "model_attributes_type": _mapping, "dict_type": _mapping, "mapping_type": _mapping,
-    "tuple_type": _list, "list_type": _list, "iterable_type": _list,
-    "int_type": _whole, "int_parsing": _whole, "int_from_float": _whole, "int_parsing_size": _whole,
+    "model_type": _mapping, "dict_type": _mapping, "tuple_type": _list, "int_type": _whole, "int_parsing": _whole,
     "bool_type": _bool, "bool_parsing": _bool, "string_type": _text,
     "greater_than_equal": _low, "less_than_equal": _high, "multiple_of": _step, "too_short": _short,
 }

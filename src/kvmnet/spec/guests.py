@@ -4,8 +4,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field
-
+from kvmnet.spec.form import Field
 from kvmnet.spec.limits import Limits
 from kvmnet.spec.part import Part
 from kvmnet.spec.rates import Mark, Rate

@@ -9,8 +9,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import Field
-
+from kvmnet.spec.form import Field
 from kvmnet.spec.part import Part
 from kvmnet.spec.types import BytesPerSecond, Count, PerSecond, Ports
 

@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from kvmnet.errors import KvmnetError, Problem, SpecError
 from kvmnet.spec import tree
+from kvmnet.spec.form import ValidationError
 from kvmnet.spec.models import Spec
 from kvmnet.spec.source import LARGEST, content
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
-
+from kvmnet.spec.form import Field, PlainValidator, WithJsonSchema
 from kvmnet.spec.part import Part
 from kvmnet.spec.types import (
     Address,
@@ -47,7 +46,6 @@ class Frames(Part):
     vlans: VlanRanges = ()
     """VLANs of the tag that the frame has."""
 
-    @model_validator(mode="before")
     @classmethod
     def short(cls, value: Any) -> Any:
         return {"expression": value} if isinstance(value, str) else value
@@ -104,7 +102,6 @@ class Record(Part):
     snap: Annotated[int, Field(ge=64, le=262144)] = 262144
     """Bytes of a frame that are kept at most."""
 
-    @model_validator(mode="before")
     @classmethod
     def short(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
@@ -126,7 +123,6 @@ class Receiver(Part):
     file: Record | None = None
     """Files on this host."""
 
-    @model_validator(mode="before")
     @classmethod
     def short(cls, value: Any) -> Any:
         return {"nic": value} if isinstance(value, str) else value
@@ -148,7 +144,7 @@ class Mirror(Part):
     """Copies of frames. A source never waits for its mirror: what the receiver has no room for is lost, and counted.
     Flows that are under way are copied from the next packet on."""
 
-    from_: Annotated[tuple[Source, ...], Field(alias="from", min_length=1)]
+    from_: Annotated[tuple[Source, ...], Field(min_length=1)]
     """Whose frames: a guest or GUEST/NIC; network:NAME, each frame once, where it enters the network on this host;
     group:NAME, its members' NICs; uplink:NAME, the wire; vlan:NUMBER@UPLINK, what has this tag on the wire."""
     to: Receiver

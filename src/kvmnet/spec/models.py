@@ -7,10 +7,9 @@ address ranges as two addresses, so that comparing is ``==``.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
-
+from kvmnet.spec.form import Field
 from kvmnet.spec.guests import Vm
 from kvmnet.spec.mirrors import Mirror
 from kvmnet.spec.networks import Mode, Network, Vrf
@@ -48,14 +47,12 @@ class Spec(Part):
     mirrors: dict[Name, Mirror] = Field(default_factory=dict)
     """Mirrors, by name."""
 
-    @model_validator(mode="after")
-    def tag_networks(self) -> Self:
-        """Networks whose VLAN needs a device of its own, because a NIC has a priority in its tags."""
+    def complete(self) -> None:
+        """Tags networks whose VLAN needs a device of its own, because a NIC has a priority in its tags."""
         for vm in self.vms.values():
             for nic in vm.nics:
                 if nic.mark.pcp is not None and nic.network in self.networks:
                     self.networks[nic.network].tag()
-        return self
 
     @cached_property
     def bridged(self) -> dict[str, dict[str, Network]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import Field, PrivateAttr
-
+from kvmnet.spec.form import Field
 from kvmnet.spec.limits import Limits
 from kvmnet.spec.part import Part
 from kvmnet.spec.rates import NetworkRate, TrafficClass
@@ -313,7 +312,7 @@ class Network(Part):
     trust: Literal["dscp", "pcp"] = "dscp"
     """By what the classes of what comes in are told: dscp, the packet's DSCP; pcp, the priority in the VLAN tag that the switch
     has given the frame, which is the class with that pcp. pcp only in mode bridge with vlan."""
-    _tagged: bool = PrivateAttr(default=False)
+    _tagged = False
 
     @property
     def has_queues(self) -> bool:
@@ -322,7 +321,7 @@ class Network(Part):
 
     def tag(self) -> None:
         """Some NIC of it has a priority in its tags."""
-        self._tagged = True
+        self.__dict__["_tagged"] = True
 
     @property
     def tree_is_ours(self) -> bool:

@@ -3,8 +3,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
-
+from kvmnet.spec.form import Field
 from kvmnet.spec.part import Part
 from kvmnet.spec.rates import TenantRate
 from kvmnet.spec.types import IcmpTypes, Name, Peer, Peers, Ports, Protocols
@@ -28,7 +27,7 @@ class Traffic(Part):
 class Ingress(Traffic):
     """What members may receive. Replies need no rule."""
 
-    from_: Annotated[Peers, Field(alias="from")] = ()
+    from_: Peers = ()
     """Senders: any, prefixes, group:NAME, set:NAME, tenant:NAME; anybody when not given."""
 
 
@@ -42,7 +41,7 @@ class Egress(Traffic):
 class Crossing(Traffic):
     """What guests of other tenants may send to this one. Groups of the receiver are asked as well."""
 
-    from_: Annotated[Peers, Field(alias="from", min_length=1)]
+    from_: Annotated[Peers, Field(min_length=1)]
     """Senders: tenant:NAME, group:NAME, or any guest."""
     to: Peer | None = None
     """group:NAME: only to NICs of the tenant that are in it, e.g. a service that all share."""

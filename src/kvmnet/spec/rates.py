@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
-
+from kvmnet.spec.form import Field
 from kvmnet.spec.part import Part
 from kvmnet.spec.types import BitRate, Burst, Dscp, Dscps
 
@@ -19,7 +18,7 @@ Priority = Annotated[int, Field(ge=0, le=7)]
 class Rate(Part):
     """How fast a NIC may be, seen from its guest. Frames beyond it wait, and are dropped when too many do."""
 
-    in_: Annotated[BitRate | None, Field(alias="in")] = None
+    in_: BitRate | None = None
     """Most that it receives, e.g. 2gbit, in bits of frames with their headers. Not in mode sriov."""
     out: BitRate | None = None
     """Most that it sends. mode sriov: whole Mbit/s, kept by the NIC's hardware."""
@@ -46,7 +45,7 @@ class TenantRate(Part):
     """How much all NICs of a tenant may send and receive together, on all networks of this host, to and from anybody: each other,
     other guests, the host, outside. Counted as the rate of a NIC."""
 
-    in_: Annotated[BitRate | None, Field(alias="in")] = None
+    in_: BitRate | None = None
     """Most that they receive together. A NIC's own rate.in holds beside it."""
     out: BitRate | None = None
     """Most that they send together. A NIC's own rate.out holds beside it where the kernel has act_skbedit, and is refused elsewhere."""
@@ -60,7 +59,7 @@ class NetworkRate(Part):
     """How much all guests of a network may send and receive together, seen from them, by its way out: to and from
     everybody but other guests of the network on this host. Modes nat, routed, vxlan and bridge; macvtap: what they send."""
 
-    in_: Annotated[BitRate | None, Field(alias="in")] = None
+    in_: BitRate | None = None
     """Most that they receive together. Not in mode macvtap, nor in mode bridge without vlan, where the host is on the same segment."""
     out: BitRate | None = None
     """Most that they send together."""
@@ -93,7 +92,7 @@ class TrafficClass(Part):
     """Who gets first what is left of rate.out, 0 before 7."""
     pcp: Priority | None = None
     """Priority in the VLAN tag (802.1Q PCP) of its frames. Only in mode bridge with vlan: other frames carry no tag."""
-    in_: Annotated[Inward | None, Field(alias="in")] = None
+    in_: Inward | None = None
     """What it gets of what the guests receive; when not given, packets that come in with its DSCPs are among those of their NIC."""
 
     @property

@@ -2,19 +2,16 @@
 from __future__ import annotations
 
 import sys
-import types
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-from pydantic import BeforeValidator, PlainValidator
-from pydantic.fields import FieldInfo
+from typing import Any, Literal, get_args, get_origin
 
 from kvmnet.spec import shape, values
 from kvmnet.spec.docs import doc
+from kvmnet.spec.form import BeforeValidator, Bounds, PlainValidator, is_union, unwrapped
 from kvmnet.spec.models import Spec
-from kvmnet.spec.part import Part
+from kvmnet.spec.part import Option, Part
 from kvmnet.spec.types import WORDS
 
 PAGE = Path("docs/reference.md")
@@ -49,10 +46,10 @@ def parts() -> Iterator[tuple[str, type[Part]]]:
 
 def _below(path: str, part: type[Part]) -> Iterator[tuple[str, type[Part]]]:
     yield path, part
-    for name, field in part.model_fields.items():
-        name = field.alias or name
+    for option in part.model_fields.values():
+        name = option.word
         here = f"{path}.{name}" if path else name
-        kind: Any = field.annotation
+        kind: Any = unwrapped(option.annotation)[0]
         inner = shape.part_of(kind)
         if inner is None and (items := shape.items_of(kind)) is not None:
             inner = shape.part_of(items)
@@ -66,8 +63,8 @@ def _section(path: str, part: type[Part]) -> Iterator[str]:
     yield _one_line(part.__doc__) + "\n"
     yield "| option | value | default | meaning |"
     yield "|---|---|---|---|"
-    for name, field in part.model_fields.items():
-        cells = (f"`{field.alias or name}`", _kind(field), _default(field), doc(part, name))
+    for name, option in part.model_fields.items():
+        cells = (f"`{option.word}`", _words(option.annotation), _default(option), doc(part, name))
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
     yield ""
 
@@ -76,21 +73,21 @@ def _one_line(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
-def _default(field: FieldInfo) -> str:
-    if field.is_required():
+def _default(option: Option) -> str:
+    if option.is_required:
         return "**required**"
-    value = field.get_default(call_default_factory=True, validated_data={})
+    value = option.get_default()
     if value is None or isinstance(value, (Part, dict, tuple)) or value == "":
         return ""
     if isinstance(value, bool):
         return f"`{str(value).lower()}`"
     if isinstance(value, Enum):
         value = value.value
-    return f"`{_as_written(value, field)}`"
+    return f"`{_as_written(value, option)}`"
 
 
-def _as_written(value: Any, field: FieldInfo) -> str:
-    validator = _validator(field.metadata)
+def _as_written(value: Any, option: Option) -> str:
+    validator = _validator(unwrapped(option.annotation)[1])
     if validator is values.duration and value % 3600 == 0:
         return f"{value // 3600}h"
     if validator is values.size:
@@ -98,24 +95,19 @@ def _as_written(value: Any, field: FieldInfo) -> str:
     return str(value)
 
 
-def _kind(field: FieldInfo) -> str:
-    return _words(field.annotation, field.metadata)
-
-
 def _validator(metadata: Any) -> Any:
     return next((item.func for item in metadata if isinstance(item, (PlainValidator, BeforeValidator))), None)
 
 
-def _words(annotation: Any, metadata: Any = ()) -> str:
+def _words(annotation: Any) -> str:
     """What may be written for *annotation*."""
+    annotation, metadata = unwrapped(annotation)
     validator = _validator(metadata)
     if validator is not None:
         return WORDS[validator]
     bounds = _bounds(metadata)
     origin, args = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _words(args[0], annotation.__metadata__)
-    if origin is Union or origin is types.UnionType:
+    if is_union(annotation):
         return " or ".join(word for arg in args if (word := _words(arg)))
     if origin is Literal:
         return " or ".join(f"`{arg}`" for arg in args)
@@ -135,20 +127,12 @@ def _plural(words: str) -> str:
 
 
 def _bounds(metadata: Any) -> str:
-    """Limits, which pydantic keeps as further Field()s of their own or as annotated_types."""
-    low = next((item.ge for item in _flat(metadata) if hasattr(item, "ge")), None)
-    high = next((item.le for item in _flat(metadata) if hasattr(item, "le")), None)
+    fields = [item for item in metadata if isinstance(item, Bounds)]
+    low = next((item.ge for item in fields if item.ge is not None), None)
+    high = next((item.le for item in fields if item.le is not None), None)
     if low is not None and high is not None:
         return f" {low} to {high}"
     return f" from {low}" if low is not None else ""
-
-
-def _flat(metadata: Any) -> Iterator[Any]:
-    for item in metadata:
-        if isinstance(item, FieldInfo):
-            yield from item.metadata
-        else:
-            yield item
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pydantic import ValidationError
-
 from kvmnet.errors import Problem
 from kvmnet.facts.model import Facts
 from kvmnet.spec import explain
+from kvmnet.spec.form import ValidationError
 from kvmnet.spec.models import Spec
 from kvmnet.spec.tree import join
 

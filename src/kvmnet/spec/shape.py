@@ -1,15 +1,13 @@
 """The models seen as a tree: which options a path of the document may have. Pure."""
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
 from functools import cache
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Any, get_args, get_origin
 
-from pydantic.fields import FieldInfo
-
+from kvmnet.spec.form import is_union, unwrapped
 from kvmnet.spec.models import Spec
-from kvmnet.spec.part import Part
+from kvmnet.spec.part import Option, Part
 
 
 def part_at(steps: Sequence[str | int]) -> type[Part] | None:
@@ -27,10 +25,9 @@ def part_at(steps: Sequence[str | int]) -> type[Part] | None:
     return part_of(here)
 
 
-@cache
-def options(part: type[Part]) -> dict[str, FieldInfo]:
+def options(part: type[Part]) -> dict[str, Option]:
     """The options of a part by the names that the document has for them."""
-    return {field.alias or name: field for name, field in part.model_fields.items()}
+    return {option.word: option for option in part.model_fields.values()}
 
 
 @cache
@@ -53,9 +50,7 @@ def items_of(annotation: Any) -> Any:
 
 
 def _options(annotation: Any) -> tuple[Any, ...]:
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return (get_args(annotation)[0],)
-    if origin is Union or origin is types.UnionType:
-        return get_args(annotation)
-    return ()
+    bare, metadata = unwrapped(annotation)
+    if metadata:
+        return (bare,)
+    return get_args(annotation) if is_union(annotation) else ()

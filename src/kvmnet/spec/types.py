@@ -4,9 +4,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator, WithJsonSchema
-
 from kvmnet.spec.cpus import cpus, lists
+from kvmnet.spec.form import BeforeValidator, Field, PlainValidator, WithJsonSchema
 from kvmnet.spec.values import (
     NAME_FORM,
     address,

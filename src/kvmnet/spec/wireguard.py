@@ -3,8 +3,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
-
+from kvmnet.spec.form import Field
 from kvmnet.spec.part import Part
 from kvmnet.spec.types import Endpoint, Name, PortNumber, Prefixes, SecretFile, WireguardKey
 

@@ -79,7 +79,7 @@ def test_schema_knows_every_option() -> None:
     assert set(made["properties"]) == set(Spec.model_fields)
     for _, part in parts():
         described: dict[str, Any] = made["properties"] if part is Spec else made["$defs"][part.__name__]["properties"]
-        assert set(described) == {field.alias or name for name, field in part.model_fields.items()}
+        assert set(described) == {option.word for option in part.model_fields.values()}
         assert all(option.get("description") for option in described.values())
         whole = made if part is Spec else made["$defs"][part.__name__]
         assert whole["additionalProperties"] is False

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from kvmnet.compile import compile_spec
 from kvmnet.drivers.linux.resources import Link
@@ -20,6 +19,7 @@ from kvmnet.errors import HostCannot, Problem, SpecError
 from kvmnet.facts.model import Facts
 from kvmnet.spec import checks, rest
 from kvmnet.spec.allocate import allocate
+from kvmnet.spec.form import ValidationError
 from kvmnet.spec.load import loads
 from kvmnet.spec.models import Spec
 from kvmnet.spec.tree import read
