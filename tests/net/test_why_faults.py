@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from kvmnet.check.passage import ask, prove
+from kvmnet.check.second_look import seek
 from kvmnet.doctor.finding import Severity
 from kvmnet.doctor.scene import read
 from kvmnet.doctor.trip import State
@@ -136,6 +137,7 @@ FAULTS = {
     "zone-of-one-direction": Fault("ct-zone-apart", "nft 'add table inet z; add chain inet z c { type filter hook prerouting priority -300; }; add rule inet z c iifname br0 ct zone set 5'", to=FAR, mends=False),
     "route-of-the-guests-gone": Fault("wrong-segment", "ip route del 10.66.0.0/24 dev br0", to=FAR),
     "queue-without-room": Fault("queue-too-small", "tc qdisc replace dev p2 root pfifo limit 0"),
+    "rate-without-its-unit": Fault("queue-too-slow", f"tc qdisc add dev p2 root handle 1: htb default 10; tc class add dev p2 parent 1: classid 1:10 htb rate 8bit burst 1b cburst 1b 2>/dev/null; ping -c 2 -i 0.2 -W 0.1 {SECOND} >/dev/null; true", to=f"p2@{SECOND}"),
     "arp-ignored": Fault("arp-ignored", f"sysctl -qw net.ipv4.conf.br0.arp_ignore=8; ip -n {G1} neigh flush all", to=FAR),
     "ipsec": Fault("ipsec-policy", f"ip xfrm policy add dir fwd src {FIRST}/32 dst {FAR}/32 action block", to=FAR),
     "bridge-learns-nothing": Fault("port-no-flood", "ip link set br0 type bridge ageing_time 0; bridge link set dev p2 flood off", to=f"p2@{SECOND}"),
@@ -270,6 +272,82 @@ def test_a_neighbour_that_somebody_wrote_is_suspected_where_no_answer_comes(plac
             proved = prove(scene, report)
             first = proved.findings[0]
             assert (proved.state, first.code, first.severity) == (state, "neighbour-written", severity), (proved.findings, str(proved.live))
+    finally:
+        restore()
+
+
+def proved(place: Paths, source: str, to: str) -> Report:
+    scene = read(capture(place))
+    return prove(scene, why(scene, source, to, PING))
+
+
+NO_NAT, DEFAULT = "nft flush chain ip mine post", f"ip -n {G1} route replace default via {HOST}"
+SILENCES = {
+    "far-end-knows-no-way": ("no-way-back", FIRST, NO_NAT, f"ip -n {U} route add 10.66.0.0/24 via {WAY_OUT}", f"ip -n {U} route del 10.66.0.0/24"),
+    "route-with-another-source": ("no-way-back", "host", f"{NO_NAT}; ip route add {FAR}/32 dev u1 src {HOST}", f"ip -n {U} route add 10.66.0.0/24 via {WAY_OUT}", f"ip -n {U} route del 10.66.0.0/24; ip route del {FAR}/32 dev u1"),
+    "translated-to-nowhere": ("no-way-back", FIRST, f"{NO_NAT}; nft 'add rule ip mine post oifname \"u1\" snat to 198.51.100.7'", f"ip -n {U} route add 198.51.100.7/32 via {WAY_OUT}", f"ip -n {U} route del 198.51.100.7/32"),
+    "guest-without-a-route": ("guest-without-route", FIRST, f"ip -n {G1} route del default", DEFAULT, ""),
+    "guest-with-a-neighbour-of-before": ("guest-wrong-neighbour", FIRST, f"ip -n {G1} neigh replace {HOST} lladdr 02:de:ad:00:00:09 dev eth0 nud permanent", f"ip -n {G1} neigh del {HOST} dev eth0", ""),
+    "guest-with-a-neighbour-of-before-beside-it": ("guest-wrong-neighbour", SECOND, f"ip -n {G1} neigh replace {SECOND} lladdr 02:de:ad:00:00:09 dev eth0 nud permanent", f"ip -n {G1} neigh del {SECOND} dev eth0", ""),
+    "guest-with-a-prefix-too-wide": ("guest-other-prefix", FIRST, f"ip -n {G1} route add 10.77.0.0/16 dev eth0", f"ip -n {G1} route del 10.77.0.0/16 dev eth0", ""),
+    "guest-with-a-router-of-before": ("guest-gateway-silent", FIRST, f"ip -n {G1} route replace default via 10.66.0.77", DEFAULT, ""),
+}
+"""Faults of which the host itself shows nothing -> code, who asks, how to inject and to mend it, and to clear up. Without an agent in the guest."""
+
+
+@pytest.mark.parametrize("name", SILENCES)
+def test_what_the_host_does_not_show_packets_do(place: Paths, name: str) -> None:
+    code, source, inject, mend, after = SILENCES[name]
+    to = FIRST if source == SECOND else FAR
+    works = (lambda: ping(G2, to)) if source == SECOND else (lambda: subprocess.run(["ping", "-n", "-c", "1", "-W", "0.3", to], capture_output=True, check=False).returncode == 0) if source == "host" else (lambda: ping(G1, to))
+    wait_until(works, 20)
+    try:
+        sh(inject)
+        assert not works()
+        report = proved(place, source, to)
+        first = report.findings[0]
+        assert report.state is State.BLOCKED and first.code == code and first.evidence and first.fix and [f.code for f in report.blocking] == [code], (report.findings, str(report.live))
+        assert why(read(capture(place)), source, to, PING).state is State.OK
+        sh(mend)
+        wait_until(works, 20)
+    finally:
+        sh(after, check=False)
+        restore()
+
+
+def test_a_route_of_which_one_next_hop_is_dead(place: Paths) -> None:
+    """Which flows fall to it only the kernel knows: unknown, until a packet shows it."""
+    targets = [f"198.51.100.{n}" for n in range(1, 25)]
+    try:
+        sh("; ".join(f"ip -n {U} addr add {t}/32 dev u0" for t in targets))
+        sh("ip neigh replace 10.77.0.99 dev u1 nud failed; ip route add 198.51.100.0/24 nexthop via 10.77.0.1 dev u1 nexthop via 10.77.0.99 dev u1")
+        by = {t: sh(f"ip route get {t} from {FIRST} iif br0") for t in targets}
+        living, dead = ([t for t in targets if f"via {via} " in by[t]] for via in ("10.77.0.1", "10.77.0.99"))
+        assert living and dead
+        for target, passes in ((living[0], True), (dead[0], False)):
+            assert ping(G1, target) is passes
+            scene = read(capture(place))
+            report = why(scene, FIRST, target, PING)
+            assert report.state is State.UNKNOWN and [f.code for f in report.findings] == ["multipath-hop"]
+            first = prove(scene, report).findings[0]
+            assert first.code == "multipath-hop" and first.severity is (Severity.DEGRADES if passes else Severity.BLOCKS), first
+        sh(report.findings[0].fix[0])
+        assert ping(G1, dead[0]) and why(read(capture(place)), FIRST, dead[0], PING).state is State.OK
+    finally:
+        sh("ip route del 198.51.100.0/24", check=False)
+        restore()
+
+
+def test_guests_are_found_on_a_bridge_on_which_the_host_has_nothing(place: Paths) -> None:
+    try:
+        sh("ip addr flush dev br0; ip neigh flush all")
+        scene = read(capture(place))
+        rows = seek(scene, (FIRST, SECOND, "10.66.0.99"))
+        assert {(r["dst"], r["dev"], r["lladdr"]) for r in rows} == {(FIRST, "br0", MACS["p1"]), (SECOND, "br0", MACS["p2"])}
+        report = why(read(capture(place) | {"neighbours": rows}), FIRST, SECOND, PING)
+        assert report.state is State.OK and (report.source.dev, report.target.dev) == ("p1", "p2")
+        sh("bridge link set dev p1 isolated on; bridge link set dev p2 isolated on")
+        assert [f.code for f in why(read(capture(place) | {"neighbours": rows}), FIRST, SECOND, PING).findings] == ["port-isolated"]
     finally:
         restore()
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field, replace
 from time import monotonic
 from typing import Any
 
+from kvmnet.check.second_look import FRAMES, PACKETS, SECONDS, inside, is_answer, way_back
 from kvmnet.doctor.asking import NOBODY
 from kvmnet.doctor.ends import Place
 from kvmnet.doctor.finding import Certainty, Finding, Severity
@@ -25,9 +27,6 @@ from kvmnet.host.packets import Capture
 from kvmnet.host.run import ToolFailed, run
 from kvmnet.host.trace import RuleTrace, Traced, entrance, inner_end, send_raw, stir
 
-SECONDS, PACKETS = 1.5, 3
-FRAMES = 500
-"""Read from one device at a time: a busy one must not hold up the others."""
 ENDS = ("drop", "reject")
 RULES = ("rule-drop", "arp-drop", "bridge-netfilter", "guest-firewall", "rule-unknown")
 """Codes of which there may be several for one packet: which of them a drop by netfilter was, only the trace of rules tells."""
@@ -85,7 +84,7 @@ def answers(address: str) -> bool:
 
 def prove(scene: Scene, report: Report) -> Report:
     """*report* with what packets showed: findings confirmed or refuted, and where the packet was last seen."""
-    live = Live()
+    live, more = Live(), []
     a, b = report.source, report.target
     if a.place is Place.OUTSIDE:
         live.impossible = "it would have to come from outside; ask the other way round"
@@ -96,9 +95,12 @@ def prove(scene: Scene, report: Report) -> Report:
     else:
         try:
             send(scene, report, live)
+            more = inside(scene, report)
+            if not live.answered and not report.blocking:
+                more += way_back(scene, report)
         except ToolFailed as failed:
             live.impossible = failed.detail or str(failed)
-    return concluded(replace(report, live=live), b.title)
+    return concluded(replace(report, live=live), b.title, more)
 
 
 def send(scene: Scene, report: Report, live: Live) -> None:
@@ -122,7 +124,7 @@ def send(scene: Scene, report: Report, live: Live) -> None:
                 last = monotonic()
                 live.sent += 1
                 with drops.sending():
-                    place.send(packet.frame) if place else send_raw(b.ip, packet.frame[14:])
+                    place.send(packet.frame) if place else send_raw(b.ip, packet.frame[14:], scene.domain_of(a.segment))
             for dev, capture in captures.items():
                 for _ in range(FRAMES):
                     if (frame := capture.receive()) is None:
@@ -148,23 +150,16 @@ def is_probe(frame: bytes, mark: int, number: int) -> bool:
     return found == mark and not (number not in (TCP, UDP) and packet.bits("th", 0, 8) not in (8, 128))
 
 
-def is_answer(frame: bytes, mark: int, number: int, asker: str) -> bool:
-    """An echo reply with the mark, or what TCP answers the SYN with, at the asker's address."""
-    packet = Packet(frame)
-    if packet.upper is None or packet.target != asker:
-        return False
-    if packet.upper[0] == TCP == number:
-        return packet.bits("th", 64, 32) == mark + 1
-    return packet.upper[0] == number and number != UDP and packet.bits("th", 64, 32) == mark and packet.bits("th", 0, 8) in (0, 129)
-
-
-def concluded(report: Report, target: str) -> Report:
-    """Every finding beside what the packets showed."""
+def concluded(report: Report, target: str, more: Sequence[Finding] = ()) -> Report:
+    """Every finding beside what the packets showed. ``more``: what other packets showed."""
     live: Live = report.live
     if live.impossible:
         return report
     there, back = ([replace(hop, findings=[beside(f, live) for f in hop.findings]) for hop in hops] for hops in (report.there, report.back))
     told = [d for d in live.dropped if d.reason not in VAGUE]
+    there[-1].findings.extend(more)
+    if more and any(f.severity is Severity.BLOCKS for f in more):
+        return replace(report, there=there, back=back)
     if not live.answered and not report.blocking and live.ended:
         there[-1].findings.append(by_trace(live))
         return replace(report, there=there, back=back)
@@ -199,6 +194,8 @@ def beside(finding: Finding, live: Live) -> Finding:
     """A finding as the packets confirm or refute it."""
     if finding.severity is not Severity.BLOCKS:
         return finding
+    if live.answered and finding.code == "multipath-hop":
+        return replace(finding, severity=Severity.DEGRADES, certainty=Certainty.PROVED, evidence=(*finding.evidence, "the flow of this packet falls to one that works: its answer came back"))
     if live.answered:
         return replace(finding, severity=Severity.NOTE, certainty=Certainty.UNKNOWN, evidence=(*finding.evidence, "refuted: a packet went there and its answer came back"))
     shown = [f"confirmed: the kernel dropped a packet{' in ' + d.where if d.where else ''}: {d.reason}, {meaning(d.reason)}" for d in live.dropped if confirms(d.reason, finding.code)]

@@ -54,6 +54,11 @@ def why(source: str, target: str, tcp: int | None, udp: int | None, icmp: bool, 
     if prove and file:
         raise click.UsageError("--prove sends packets on this host; a capture is of another time or host")
     scene = read(captured(file))
+    if prove:
+        from kvmnet.check.second_look import seek
+        if rows := seek(scene, (source, target)):
+            told = captured(None)
+            scene = read({**told, "neighbours": [*(told["neighbours"] or ()), *rows]})
     try:
         report = walk(scene, source, target, probe)
     except (LookupError, TypeError, ValueError, AttributeError) as error:

@@ -204,7 +204,7 @@ def by_address(scene: Scene, ip: str, domain: str | None = None) -> End:
     for nic in sorted(scene.nics, key=lambda n: scene.domain_of(scene.bridge_of(n["tap"])) != (domain or "")):
         if nic.get(field) and str(ip_address(nic[field])) == ip:
             return End(ip, Place.NIC, ip, nic["tap"], nic["mac"], scene.bridge_of(nic["tap"]))
-    segment = scene.on_link(ip, domain) or led_to(scene, ip, domain)
+    segment = scene.on_link(ip, domain) or led_to(scene, ip, domain) or next((dev for (dev, dst), n in scene.neighbours.items() if dst == ip and "lladdr" in n and scene.kind(dev) == "bridge"), "")
     for entry in candidates(scene, ip, segment):
         mac = entry.get("lladdr", entry.get("mac", ""))
         known = [(bridge, port) for (bridge, learned, _), (port, row) in scene.fdb.items() if learned == mac and scene.kind(port) != "bridge" and row.get("state") != "permanent"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
-from kvmnet.doctor.finding import Certainty, Severity
+from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.packet import ARP, IPV4, IPV6, VLAN, Packet, Special
-from kvmnet.doctor.rules.capacity import narrow, netem
+from kvmnet.doctor.rules.capacity import narrow, netem, slow
 from kvmnet.doctor.trip import Trip
 from kvmnet.doctor.view import Json
 from kvmnet.drivers.tc.resources import PREF
@@ -175,7 +175,7 @@ def filters(trip: Trip, dev: str, direction: str) -> None:
         program(trip, dev)
     else:
         for row in trip.scene.part("qdiscs"):
-            if row.get("dev") == dev and not trip.asked and (left := netem(row) if row.get("kind") == "netem" else narrow(row, trip.scene.mtu(dev), len(trip.packet.frame))):
+            if row.get("dev") == dev and not trip.asked and (left := stands(trip, row)):
                 trip.find(left)
     for place in trip.scene.part("filters"):
         if (place["dev"], place["direction"]) != (dev, direction):
@@ -183,6 +183,12 @@ def filters(trip: Trip, dev: str, direction: str) -> None:
         for found in parse_filters(dev, place["filters"], direction):
             detour(trip, dev, found.to or "", direction)
         said(trip, dev, direction, judge([f for f in place["filters"] if f.get("pref") != PREF], trip.packet))
+
+
+def stands(trip: Trip, row: Json) -> Finding | None:
+    """A queue that loses the packet, or keeps it."""
+    mtu, size = trip.scene.mtu(str(row["dev"])), len(trip.packet.frame)
+    return netem(row) if row.get("kind") == "netem" else narrow(row, mtu, size) or slow(trip.scene, row, mtu, size)
 
 
 def said(trip: Trip, dev: str, direction: str, outcome: Outcome) -> None:

@@ -32,6 +32,11 @@ class Policy:
     priority: int
     text: str
 
+    @property
+    def end(self) -> str:
+        """Command that takes it away."""
+        return f"ip xfrm policy delete dir {self.direction} src {self.source} dst {self.target}{''.join(f' {k} {v}' for k, v in self.more.items())}"
+
     def wants(self, packet: Packet) -> bool | None:
         """Whether the packet is one of its; None where it asks for what is not judged here."""
         for network, address in ((self.source, packet.source), (self.target, packet.target)):
@@ -101,7 +106,7 @@ def told(trip: Trip, found: Policy, *, sure: bool) -> None:
     shown = f"ip xfrm policy show: {found.text}"
     if found.blocks:
         trip.blocks("ipsec-policy", "ipsec", f"a policy of IPsec drops it (dir {found.direction}, action block)", "policies stand beside routes and firewalls, and no rule of either shows them", shown,
-                    fix=(f"ip xfrm policy delete dir {found.direction} src {found.source} dst {found.target}{''.join(f' {k} {v}' for k, v in found.more.items())}",), certainty=Certainty.PROVED if sure else Certainty.UNKNOWN)
+                    fix=(found.end,), certainty=Certainty.PROVED if sure else Certainty.UNKNOWN)
     elif found.direction == "out":
         trip.blocks("ipsec-policy", "ipsec", "a policy of IPsec wants it encrypted; whether the other end takes it is not seen from here", "without an association (ip xfrm state) it is lost", shown, certainty=Certainty.UNKNOWN)
     else:

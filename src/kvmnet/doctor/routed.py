@@ -11,7 +11,7 @@ from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.hooks import HOST, Passage
 from kvmnet.doctor.packet import ICMP, TCP, UDP, UNKNOWN
-from kvmnet.doctor.routing import ERRORS, Asked, Way, comes_back, look_up
+from kvmnet.doctor.routing import ERRORS, Asked, Way, comes_back, look_up, lost
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import device
 from kvmnet.doctor.trip import Trip
@@ -82,7 +82,7 @@ def routed(trip: Trip, way: Way, iif: str) -> None:
                     f"ip route get {target}", fix=(f"ip route add {target} via GATEWAY" if ip_address(target).version == 4 else f"ip -6 route add {target} via GATEWAY",))
     elif way.type in ERRORS:
         trip.blocks("route-error", way.route, f"a route of type {way.type} takes packets to {target}", f"the packet {ERRORS[way.type]}", f"ip route: {way.route}",
-                    fix=(f"ip route del {way.type if not way.dev else ''} {way.route.split(' ')[0]}".replace("  ", " "),) if not way.route.startswith("ip rule") else ())
+                    fix=(way.end,) if way.end else ())
     elif way.type == "unicast" and trip.scene.bridge_of(way.dev):
         bridge = trip.scene.bridge_of(way.dev)
         own = next((a for a in trip.scene.addresses_of(way.dev, trip.packet.version)), "ADDRESS/LENGTH")
@@ -255,6 +255,21 @@ def sent(trip: Trip, own: str, undo: Undo | None = None) -> Way:
     trip.at("ip", "output", oif=way.dev, above=DESTINATION)
     out_hooks(trip, "", way.dev, undo)
     return way
+
+
+def other_ways(trip: Trip, way: Way, target: str) -> None:
+    """The other next hops of the route: a flow that the kernel sends by one that is dead is lost, and which that is a hash says (fib_select_multipath())."""
+    scene = trip.scene
+    dead = {hop: reason for hop in way.others if (reason := lost(scene, hop[0], hop[1] or target))}
+    if not dead or lost(scene, way.dev, way.via or target):     # where none works, that is told of the first
+        return
+    living = [(way.dev, way.via), *(hop for hop in way.others if hop not in dead)]
+    table = way.route.rpartition("(table ")[2].rstrip(")")
+    words = ("" if table == "main" else f" table {table}") + "".join(f" {'nexthop ' if len(living) > 1 else ''}{'via ' + via + ' ' if via else ''}dev {dev}" for dev, via in living)
+    trip.hop("routing", "route", f"{len(dead)} of {len(way.others) + 1} next hops do not work")
+    trip.blocks("multipath-hop", way.route.partition(" ")[0], f"{len(dead)} of {len(way.others) + 1} next hops of the route do not work: some flows pass, others never do",
+                "the kernel spreads flows over all next hops by a hash of their addresses, also to one that nobody answers for (fib_multipath_use_neigh=0)", way.route, *dead.values(),
+                fix=(f"ip{' -6' if trip.packet.version == 6 else ''} route replace {way.route.partition(' ')[0]}{words}",), certainty=Certainty.UNKNOWN)
 
 
 def neighbour(trip: Trip, dev: str, target: str, expected: str) -> str:

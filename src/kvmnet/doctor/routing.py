@@ -31,6 +31,14 @@ class Way:
     """A rule that could not be judged, and might have sent it another way."""
     source: str = ""
     """Address that the host itself would send from."""
+    others: tuple[tuple[str, str], ...] = ()
+    """(device, next hop) of the other ways of a route that has several: the kernel takes one by a hash of the flow (fib_multipath_hash())."""
+    end: str = ""
+    """Command that takes the route or rule away, of one that refuses packets."""
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        return (self.dev, *(dev for dev, _ in self.others))
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,10 @@ class Asked:
     oif: str = ""
     mark: int = 0
     protocol: int = 0
+
+
+SILENT = frozenset({"FAILED", "INCOMPLETE"})
+"""States of neighbours that do not answer."""
 
 
 def look_up(view: Scene, asked: Asked) -> Way:
@@ -64,7 +76,7 @@ def look_up(view: Scene, asked: Asked) -> Way:
         if not applies:
             continue
         if rule.get("action") in ERRORS:
-            return Way(rule["action"], route=f"ip rule {rule.get('priority')}", unsure=unsure)
+            return Way(rule["action"], route=f"ip rule {rule.get('priority')}", unsure=unsure, end=f"ip{' -6' if version == 6 else ''} rule del priority {rule.get('priority')}")
         if "table" not in rule:
             continue
         found = in_table(view, version, str(rule["table"]), asked, rule.get("suppress_prefixlen"))
@@ -94,7 +106,7 @@ def inside(address: str, network: str) -> bool:
     return wanted.version == held.version and wanted in held
 
 
-def in_table(view: Scene, version: int, table: str, asked: Asked, suppress: int | None) -> dict[str, str] | None:
+def in_table(view: Scene, version: int, table: str, asked: Asked, suppress: int | None) -> dict[str, Any] | None:
     """The route of one table with the longest prefix, then the least metric."""
     best: tuple[tuple[int, int], Json] | None = None
     for route in routes(view, version, table):
@@ -108,9 +120,20 @@ def in_table(view: Scene, version: int, table: str, asked: Asked, suppress: int 
     if best is None or best[1].get("type") == "throw" or (suppress is not None and -best[0][0] <= int(suppress)):
         return None
     route = best[1]
-    hop: Json = next((h for h in route.get("nexthops", ()) if not dead(h)), route)
+    hops = sorted((h for h in route.get("nexthops", ()) if not dead(h)), key=lambda h: bool(lost(view, str(h.get("dev", "")), gateway(h) or asked.target)))
+    hop: Json = hops[0] if hops else route
     text = f"{route.get('dst')}{' via ' + str(gateway(hop)) if gateway(hop) else ''}{' dev ' + hop['dev'] if hop.get('dev') else ''} (table {table})"
-    return {"type": str(route.get("type", "unicast")), "dev": str(hop.get("dev", "")), "via": gateway(hop), "route": text, "source": str(route.get("prefsrc", ""))}
+    kind = str(route.get("type", "unicast"))
+    return {"type": kind, "dev": str(hop.get("dev", "")), "via": gateway(hop), "route": text, "source": str(route.get("prefsrc", "")), "others": tuple((str(h.get("dev", "")), gateway(h)) for h in hops[1:]),
+            "end": f"ip{' -6' if version == 6 else ''} route del {'' if hop.get('dev') else kind + ' '}{route.get('dst')}{'' if table == 'main' else ' table ' + table}" if kind in ERRORS else ""}
+
+
+def lost(view: Scene, dev: str, hop: str) -> str:
+    """Why what is sent to a next hop does not arrive there; '' where nothing says so."""
+    if dev in view.links and not (view.up(dev) and view.carrier(dev)):
+        return f"{dev} {'has no carrier' if view.up(dev) else 'is down'}"
+    states = view.neighbours.get((dev, hop), {}).get("state", ())
+    return f"nobody answers for {hop} on {dev} ({'/'.join(states)})" if SILENT & set(states) else ""
 
 
 def gateway(hop: Json) -> str:
@@ -175,4 +198,4 @@ def comes_back(scene: Scene, packet: Packet, iif: str, onward: Way, mark: int = 
         return ""
     if way.type != "unicast":
         return f"there is no route back to {source}"
-    return f"the way back to {source} is by {way.dev or 'another device'} ({way.route})" if strict == 1 and way.dev != iif and iif != scene.domain_of(way.dev) else ""
+    return f"the way back to {source} is by {way.dev or 'another device'} ({way.route})" if strict == 1 and iif not in way.devices and iif != scene.domain_of(way.dev) else ""

@@ -62,6 +62,8 @@ class Trip:
     """(destination, source) of the frame as the guest sends it."""
     out: str = ""
     """Device of the host that it left by; an answer is expected there."""
+    left: str = ""
+    """Device of the host's route that it was sent on by, a bridge, too."""
     translated: bool = False
     """Whether NAT has changed an address."""
     domain: str = ""

@@ -28,7 +28,17 @@ from kvmnet.doctor.packet import (
     Tracked,
     made,
 )
-from kvmnet.doctor.routed import Undo, come_up, first_port, forward, neighbour, sent, to_host, way_out
+from kvmnet.doctor.routed import (
+    Undo,
+    come_up,
+    first_port,
+    forward,
+    neighbour,
+    other_ways,
+    sent,
+    to_host,
+    way_out,
+)
 from kvmnet.doctor.routing import Asked, Way, look_up
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import cross, device, enter, leave
@@ -71,6 +81,14 @@ class Report:
     back: Sequence[Hop]
     macs: tuple[str, str] = (NO_MAC, NO_MAC)
     """(destination, source) of the frame that A sends."""
+    leaves_by: str = ""
+    """Device by which the host sends it on; '' where it does not."""
+    leaves_as: str = ""
+    """Its source address then."""
+    leaves_to: str = ""
+    """The MAC of its next hop."""
+    moved: bool = False
+    """Whether NAT sends it to another end than the one that was named."""
     live: Any = None
     """What packets showed; None where none were sent."""
 
@@ -120,7 +138,7 @@ def why(scene: Scene, source: str, target: str, probe: Probe) -> Report:
     back = journey(scene, reached, a, answer, flow or Tracked(state=STATES["established"], direction=1), undo, there.out)
     if reached is not b and a.segment == reached.segment and a.place is reached.place is Place.NIC and final.source == a.ip:
         hairpin(there, a, reached)
-    return Report(a, b, probe, there.hops, back.hops, there.macs if there.macs[0] else (NO_MAC, NO_MAC))
+    return Report(a, b, probe, there.hops, back.hops, there.macs if there.macs[0] else (NO_MAC, NO_MAC), there.left, final.source, final.macs[0], there.reached is not None)
 
 
 def faced(scene: Scene, end: End, other: End) -> End:
@@ -299,6 +317,8 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
     hop = way.via or trip.packet.target
     there = b if b.place is Place.NIC and hop == b.ip else None
     wrong_segment(trip, way, b, hop)
+    other_ways(trip, way, trip.packet.target)
+    trip.left = dev
     trip.context.linked = True
     asks = not (there is None and scene.kind(dev) in ("tun", "wireguard"))
     if asks and scene.kind(dev) != "bridge" and (own := scene.addresses_of(dev, trip.packet.version)):

@@ -160,7 +160,7 @@ def test_near_names() -> None:
 def test_codes_of_findings_on_a_path_are_those_that_there_are() -> None:
     """`why` writes its codes where it finds them."""
     home = Path(path_codes.__file__).parents[2]
-    text = "".join(file.read_text() for file in (*home.glob("doctor/*.py"), home / "check/passage.py"))
+    text = "".join(file.read_text() for file in (*home.glob("doctor/*.py"), *home.glob("check/*.py")))
     stale = [code for code in path_codes.CODES if f'"{code}"' not in text and code not in ("rule-drop", "arp-drop")]
     assert not stale and "{'arp' if asked else 'rule'}-drop" in text
     assert known("why said port-isolated").entry.name == "port-isolated"

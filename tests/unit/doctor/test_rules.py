@@ -78,8 +78,14 @@ def neighbour(ip: str, mac: str, state: str = "REACHABLE") -> Json:
     return {"ip": ip, "dev": "ens3", "mac": mac, "state": state}
 
 
-def tbf(burst: int) -> Json:
-    return {"kind": "tbf", "handle": "8001:", "dev": "eth0", "root": True, "options": {"rate": 125000, "burst": burst, "lat": 50000}}
+def htb(rate: str, default: str = "10") -> Json:
+    """Class 1:10 gets *rate*, class 1:20 borrows from its parent."""
+    text = f"qdisc htb 1: root refcnt 2\nclass htb 1:10 root prio 0 rate {rate} ceil 1Gbit burst 100b cburst 100b \nclass htb 1:1 root rate 1Gbit ceil 1Gbit burst 9Kb cburst 9Kb \nclass htb 1:20 parent 1:1 prio 0 rate 8bit ceil 1Gbit burst 9Kb cburst 9Kb \n"
+    return {"qdiscs": [{"kind": "htb", "handle": "1:", "dev": "eth0", "root": True, "options": {"default": f"0x{default}"}}], "classes": {"eth0": text}}
+
+
+def tbf(burst: int, rate: int = 125000) -> Json:
+    return {"kind": "tbf", "handle": "8001:", "dev": "eth0", "root": True, "options": {"rate": rate, "burst": burst, "lat": 50000}}
 
 
 def netem_of(options: Json) -> Json:
@@ -118,6 +124,23 @@ STRICT = [{"family": "inet", "interface": "all", "rp_filter": "strict"}]
 
 def at_eth0(*routes: Json) -> Json:
     return {"links": [link("eth0", at=("10.9.0.2/24",))], "routes4": [{"type": "local", "dst": "10.9.0.2", "dev": "eth0", "table": "local"}, *routes]}
+
+
+def several(*gateways: str) -> Json:
+    return {"dst": "default", "type": "unicast", "nexthops": [{"gateway": g, "dev": "eth0", "weight": 1, "flags": []} for g in gateways]}
+
+
+MAIN = ({"priority": 0, "src": "all", "table": "local"}, {"priority": 32766, "src": "all", "table": "main"})
+
+
+def refused(**route: Any) -> Json:
+    """The host routes for br0, and has one route more."""
+    here = [{"type": "unicast", "dst": "10.0.0.0/24", "dev": "br0", "metric": 9}, {"type": "unicast", "dst": "10.9.0.0/24", "dev": "eth0"}]
+    return ROUTED | {"routes4": [default("eth0", "10.9.0.1", metric=9), *here, route], "rules4": [*MAIN], "netconf": [{"family": "inet", "interface": "br0", "forwarding": True}]}
+
+
+def xfrm(selector: str, way: str, action: str = "block", priority: int = 9) -> Json:
+    return {"xfrm": f"{selector} \n\tdir {way} action {action} priority {priority} ptype main \n"}
 
 
 def vxlan(sent: int, now: int, came: int = 0) -> Json:
@@ -175,6 +198,12 @@ CASES: list[tuple[str, Json, Json]] = [
     ("gateway-silent", {"routes4": [default("eth0")], "neighbours": [{"dst": "10.0.0.254", "dev": "eth0", "state": ["FAILED"]}]},
      {"routes4": [default("eth0")], "neighbours": [{"dst": "10.0.0.254", "dev": "eth0", "lladdr": MAC, "state": ["STALE"]}]}),
     ("route-without-link", {"routes4": [default("eth0", flags=["dead", "linkdown"])]}, {"routes4": [default("eth0", flags=[])]}),
+    ("gateway-silent", {"routes4": [several("10.0.0.254", "10.0.0.253")], "neighbours": [{"dst": "10.0.0.253", "dev": "eth0", "state": ["FAILED"]}]}, {"routes4": [several("10.0.0.254", "10.0.0.253")]}),
+    ("route-error", refused(dst="10.0.0.0/24", type="blackhole"), refused(dst="10.0.0.0/16", type="blackhole")),
+    ("route-error", refused(dst="10.0.0.77", type="unreachable"), refused(dst="10.8.0.77", type="unreachable")),
+    ("route-error", refused(dst="1.1.0.0/16", type="prohibit"), refused(dst="1.1.0.0/16", type="prohibit", metric=4278198272)),
+    ("route-error", refused(dst="default", type="unreachable", table="9") | {"rules4": [{"priority": 1, "src": "10.0.0.0", "srclen": 24, "table": "9"}, *MAIN]}, refused(dst="default", type="unreachable", table="9")),
+    ("route-error", refused(dst="10.0.0.0/24", dev="br0") | {"rules4": [{"priority": 1, "src": "10.0.0.0", "srclen": 24, "action": "prohibit"}, *MAIN]}, refused(dst="10.0.0.0/24", dev="br0") | {"rules4": [{"priority": 1, "src": "10.7.0.0", "srclen": 24, "action": "prohibit"}, *MAIN]}),
     ("ra-ignored", {"links": [link("eth0", addresses=DYNAMIC)], "sysctls": {"net/ipv6/conf/all/forwarding": "1", IFS: "1"}},
      {"links": [link("eth0", addresses=DYNAMIC)], "sysctls": {"net/ipv6/conf/all/forwarding": "1", IFS: "2"}}),
     ("router-among-guests", {"links": [BR, T1, link("eth0", master="br0")], "routes6": [default("br0", "fe80::1", protocol="ra")], "neighbours": [{"dst": "fe80::1", "dev": "br0", "lladdr": MAC}], "fdb": [learned(MAC, "t1")]},
@@ -202,6 +231,8 @@ CASES: list[tuple[str, Json, Json]] = [
     ("log-complains", {"machine": {"uptime": 100.0, "log": [{"text": "nf_conntrack: nf_conntrack: table full, dropping packet", "times": 9, "last": 90.0}]}},
      {"machine": {"uptime": 9000.0, "log": [{"text": "nf_conntrack: nf_conntrack: table full, dropping packet", "times": 9, "last": 90.0}]}}),
     ("masquerade-everywhere", {"nft": chain("postrouting", "accept", [met("oifname", "lo", "!="), {"masquerade": None}])}, {"nft": chain("postrouting", "accept", [met("oifname", "eth0"), {"masquerade": None}])}),
+    ("ipsec-policy", ROUTED | xfrm("src 10.0.0.7/32 dst 0.0.0.0/0", "fwd"), ROUTED | xfrm("src 10.7.0.7/32 dst 10.8.0.0/16", "fwd")),
+    ("ipsec-policy", ROUTED | xfrm("src 10.9.9.0/24 dst 10.0.0.0/24 proto tcp", "fwd"), ROUTED | {"xfrm": xfrm("src 0.0.0.0/0 dst 0.0.0.0/0", "in", "allow", 1)["xfrm"] + xfrm("src 0.0.0.0/0 dst 0.0.0.0/0", "in")["xfrm"]}),
     ("bond-partner", {"links": [bond(partner="00:00:00:00:00:00"), link("e1", master="bond0")]}, {"links": [bond(), link("e1", master="bond0")]}),
     ("bond-member-down", {"links": [bond(), link("e1", master="bond0", port={"mii_status": "DOWN"}), link("e2", master="bond0", port={"mii_status": "UP"})]},
      {"links": [bond(), link("e1", master="bond0", port={"mii_status": "UP"}), link("e2", master="bond0", port={"mii_status": "UP"})]}),
@@ -233,6 +264,9 @@ CASES: list[tuple[str, Json, Json]] = [
     ("netem-left", {"qdiscs": [netem_of({"loss-random": {"loss": 0.1, "correlation": 0}})]}, {"qdiscs": [{"kind": "fq_codel", "dev": "eth0", "root": True, "options": {}}]}),
     ("queue-too-small", {"links": [link("eth0")], "qdiscs": [tbf(1000)]}, {"links": [link("eth0")], "qdiscs": [tbf(1600)]}),
     ("queue-too-small", {"qdiscs": [{"kind": "pfifo", "dev": "eth0", "root": True, "options": {"limit": 0}}]}, {"qdiscs": [{"kind": "pfifo", "dev": "eth0", "parent": "1:", "options": {"limit": 0}}]}),
+    ("queue-too-slow", {"links": [link("eth0")], **htb("8bit")}, {"links": [link("eth0")], **htb("1Mbit")}),
+    ("queue-too-slow", {"links": [link("eth0")], **htb("8bit")}, {"links": [link("eth0")], **htb("8bit", "20")}),
+    ("queue-too-slow", {"links": [link("eth0")], "qdiscs": [tbf(1600, 100)]}, {"links": [link("eth0")], "qdiscs": [tbf(1600)]}),
     ("netem-left", {"qdiscs": [netem_of({"delay": {"delay": 0.05}, "duplicate": {"duplicate": 0.5}})]}, {"qdiscs": [netem_of({"gap": 0})]}),
     ("netlink-lost", {"machine": {"netlink_drops": 1}, "later": later(netlink_drops=4)}, {"machine": {"netlink_drops": 4}, "later": later(netlink_drops=4)}),
     ("guest-stopped", {"guests": [qemu("a", status="io-error")]}, {"guests": [qemu("a", status="running")]}),

@@ -4,11 +4,14 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
+from itertools import islice
 from typing import Any
 
 from kvmnet.doctor.finding import Certainty, Finding, Severity
-from kvmnet.doctor.view import View, kind, owned, up
+from kvmnet.doctor.routing import ERRORS, Asked, look_up
+from kvmnet.doctor.scene import Scene
+from kvmnet.doctor.view import Json, View, kind, owned, up
 
 TAKES_ALL = ("bridge", "bond", "team", "openvswitch")
 """Kinds of master that take what their ports receive; a VRF does not."""
@@ -118,19 +121,64 @@ def wrong_neighbour(view: View) -> Iterator[Finding]:
 def gateway_silent(view: View) -> Iterator[Finding]:
     """The next hop of a default route does not answer ARP or ND."""
     states = {(n.get("dst"), n.get("dev")): set(n.get("state", ())) for n in view.rows("neighbours")}
-    for r in view.ways_out:
+    for r in (hop for way in view.ways_out for hop in hops(way)):
         if SILENT & states.get((r.get("gateway"), r.get("dev")), set()):
-            yield Finding(code="gateway-silent", severity=Severity.BLOCKS, where=r["dev"], certainty=Certainty.LIKELY, what=f"the gateway {r['gateway']} does not answer on {r['dev']}",
-                          why="Packets to the outside wait for its MAC and are dropped.", evidence=(f"neigh {r['gateway']} dev {r['dev']} {' '.join(states[r['gateway'], r['dev']])}",),
+            yield Finding(code="gateway-silent", severity=Severity.DEGRADES if r.get("weight") else Severity.BLOCKS, where=r["dev"], certainty=Certainty.LIKELY, what=f"the gateway {r['gateway']} does not answer on {r['dev']}",
+                          why="Packets to the outside wait for its MAC and are dropped." if not r.get("weight") else "It is one of several next hops: the flows that fall to it are lost, the others pass.", evidence=(f"neigh {r['gateway']} dev {r['dev']} {' '.join(states[r['gateway'], r['dev']])}",),
                           fix=(f"ip -br link show {r['dev']}", "VLAN of the switch port; is the address on the right device?"))
 
 
 def route_without_link(view: View) -> Iterator[Finding]:
     """A default route leads to a device that is down or has no carrier."""
-    for r in view.ways_out:
+    for r in (hop for way in view.ways_out for hop in hops(way)):
         if {"linkdown", "dead"} & set(r.get("flags", ())):
-            yield Finding(code="route-without-link", severity=Severity.BLOCKS, where=r["dev"], what=f"the default route by {r['dev']} leads nowhere: {', '.join(r['flags'])}",
+            yield Finding(code="route-without-link", severity=Severity.DEGRADES if r.get("weight") else Severity.BLOCKS, where=r["dev"], what=f"the default route by {r['dev']} leads nowhere: {', '.join(r['flags'])}",
                           why="Packets that take it are lost.", evidence=(f"default via {r.get('gateway', 'link')} dev {r['dev']} {' '.join(r['flags'])}",), fix=(f"ip link set {r['dev']} up",))
+
+
+def hops(route: Json) -> list[Json]:
+    """The next hops of a route that has several, which have a weight; or the route itself."""
+    return route.get("nexthops") or [route]
+
+
+def route_error(view: View) -> Iterator[Finding]:
+    """A route or policy rule refuses packets (blackhole, unreachable, prohibit) that another route would take: for a network of the host's guests, or for all
+    that they send outside. The last route of a VRF's table, which keeps from the other tables what it does not know, is no such one."""
+    for version in (4, 6):
+        routes, rules = f"routes{version}", f"rules{version}"
+        refusing = [r for r in view.rows(routes) if r.get("type") in ERRORS and r.get("metric") not in LAST]
+        if not refusing and not any(r.get("action") in ERRORS for r in view.rows(rules)):
+            continue
+        scene = Scene(view.facts)
+        opened = Scene({**view.facts, routes: [r for r in view.rows(routes) if r not in refusing], rules: [r for r in view.rows(rules) if r.get("action") not in ERRORS]})
+        for words, asked in wanted(view, version, refusing):
+            way = look_up(scene, asked)
+            if way.type in ERRORS and (meant := look_up(opened, asked)).type == "unicast":
+                yield Finding(code="route-error", severity=Severity.BLOCKS, where=way.route, certainty=Certainty.LIKELY, what=f"what is for {words} {ERRORS[way.type]}: {way.route} is {way.type}",
+                              why=f"Without it they would go by {meant.dev}. If that is meant, all is well.", evidence=(f"ip {'-6 ' if version == 6 else ''}route get {asked.target}: {way.type}", f"else: {meant.route}"), fix=(way.end,))
+
+
+LAST = (4278198272, 4294967295)
+"""Metrics of routes that are asked last: of a VRF's table (vrf.rst), and of the kernel's own for IPv6 (ip6_null_entry)."""
+FAR = {4: "1.1.1.1", 6: "2606:4700:4700::1111"}
+
+
+def wanted(view: View, version: int, refusing: list[Json]) -> Iterator[tuple[str, Asked]]:
+    """What guests need: to be found, and to be sent on."""
+    way = next((r["dev"] for r in view.ways_out if r.get("dev") and (":" in r.get("gateway", "")) == (version == 6)), "")
+    yield "the outside", Asked(FAR[version])
+    for bridge in view.bridges:
+        name = bridge["ifname"]
+        if not view.guest_ports(name):
+            continue
+        for own in view.addresses(bridge, "inet6" if version == 6 else "inet")[:1]:
+            guest = next((str(a) for a in islice(own.network.hosts(), 3) if a != own.ip), str(own.ip))
+            yield f"guests of {name}", Asked(guest, FAR[version], way)
+            for one in (str(r["dst"]).partition("/")[0] for r in refusing if r.get("dst") != "default"):
+                if ip_address(one) in own.network:
+                    yield f"{one}, a guest of {name},", Asked(one, FAR[version], way)
+            if view.routers.get(("inet6" if version == 6 else "inet", name)):
+                yield f"the outside, from guests of {name},", Asked(FAR[version], guest, name)
 
 
 def prefix_without_route(view: View) -> Iterator[Finding]:

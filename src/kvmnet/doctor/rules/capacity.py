@@ -96,6 +96,62 @@ def queue_too_small(view: View) -> Iterator[Finding]:
             yield found
 
 
+def queue_too_slow(view: View) -> Iterator[Finding]:
+    """The rate of a queue at a device (tbf, or the class of an htb for what nothing sorts) is so low that a packet waits for seconds: often bits were written for bytes, or the
+    unit was left out (`rate 8` is 8 bits a second)."""
+    for row in view.rows("qdiscs"):
+        if found := slow(view, row, int(view.links.get(row.get("dev", ""), {}).get("mtu", 0)), 60):
+            yield found
+
+
+UNITS = {"bit": 1, "Kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9, "Tbit": 10**12}
+CLASS = re.compile(r"^class htb (?P<id>\S+) (?:root|parent (?P<parent>\S+)) .*?\brate (?P<rate>\d+)(?P<unit>\w+) ceil (?P<ceil>\d+)(?P<cunit>\w+) ", re.M)
+
+
+def classes(view: View) -> dict[str, dict[str, tuple[str, int, int]]]:
+    """Device -> class of its htb -> (parent, rate, ceiling), in bits a second."""
+    if "classes" not in view.cached:
+        found: dict[str, dict[str, tuple[str, int, int]]] = {}
+        for dev, text in (view.facts.get("classes") or {}).items():
+            for told in CLASS.finditer(text):
+                found.setdefault(dev, {})[told["id"]] = (told["parent"] or "", int(told["rate"]) * UNITS.get(told["unit"], 1), int(told["ceil"]) * UNITS.get(told["cunit"], 1))
+        view.cached["classes"] = found
+    rows: dict[str, dict[str, tuple[str, int, int]]] = view.cached["classes"]
+    return rows
+
+
+def most(tree: dict[str, tuple[str, int, int]], name: str) -> int:
+    """What a class of htb gets at most: its own rate, and what its parents lend it up to its ceiling."""
+    parent, rate, ceil = tree[name]
+    return max(rate, min(ceil, most(tree, parent))) if parent in tree else rate
+
+
+def slow(view: View, row: Json, mtu: int, size: int) -> Finding | None:
+    """A queue in which a frame of *size*, or one of the device's MTU, waits for more than a second."""
+    options, dev, handle = row.get("options") or {}, row.get("dev", ""), str(row.get("handle", ""))
+    if not row.get("root") or row.get("kind") not in ("tbf", "htb"):
+        return None
+    place, certainty, fix = "root", Certainty.PROVED, f"tc qdisc del dev {dev} root"
+    if row["kind"] == "tbf":
+        rate = 8 * int(options.get("rate") or 0)
+    else:
+        tree, place = classes(view).get(dev, {}), f"class {handle}{int(str(options.get('default') or '0'), 16):x}"
+        name = place.removeprefix("class ")
+        if name not in tree:
+            return None
+        rate, fix = most(tree, name), f"{fix}   # or the rate that was meant: tc class change dev {dev} classid {name} htb rate 100mbit"
+        certainty = Certainty.PROVED if all(most(tree, n) <= rate for n in tree) else Certainty.LIKELY     # a filter may send it to another class
+    if not rate or 8 * (mtu + 14) <= rate * PATIENCE:
+        return None
+    return Finding(code="queue-too-slow", severity=Severity.BLOCKS if 8 * size > rate * PATIENCE else Severity.DEGRADES, where=dev, certainty=certainty,
+                   what=f"a packet of {mtu + 14} bytes waits {8 * (mtu + 14) / rate:.0f} s in the queue of {dev}: its rate is {rate} bit/s", why="The first packets pass by the burst, then each waits for its turn, and what comes meanwhile is dropped.",
+                   evidence=(f"tc qdisc show dev {dev}; tc -s class show dev {dev}: {row['kind']} {handle} {place} rate {rate} bit/s, {row.get('backlog', 0)} bytes wait, dropped {row.get('drops', 0)}",), fix=(fix,))
+
+
+PATIENCE = 1
+"""Seconds that a packet may wait for a rate: more than programs wait for an answer of their first packets."""
+
+
 def narrow(row: Json, mtu: int, size: int) -> Finding | None:
     """A queue that does not take a frame of *size*, or one of the device's MTU. Only where all packets meet it: at the root, or below a queue that has no other."""
     options, dev, kind = row.get("options") or {}, row.get("dev", ""), row.get("kind")

@@ -4,13 +4,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from itertools import islice
 from typing import Any
 
 from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.hooks import Passage, Rules, at_hook
+from kvmnet.doctor.ipsec import Policy, policies
 from kvmnet.doctor.judge import Verdict
-from kvmnet.doctor.packet import BROADCAST, STATES, TCP, UDP, Context, Packet, Tracked, made
+from kvmnet.doctor.packet import BROADCAST, ICMP, ICMP6, STATES, TCP, UDP, Context, Packet, Tracked, made
 from kvmnet.doctor.ruleset import parse
 from kvmnet.doctor.view import View, data, kind
 from kvmnet.doctor.xtables import LEGACY, with_xtables
@@ -21,6 +23,7 @@ OUTSIDE = "192.0.2.1"
 """An address of TEST-NET-1 (RFC 5737): no rule is about it."""
 GUEST, ROUTER = "02:00:00:00:00:01", "02:00:00:00:00:02"
 HTTPS = (40000, 443)
+FAR = {4: OUTSIDE, 6: "2001:db8::1"}
 
 
 def forward_dropped(view: View) -> Iterator[Finding]:
@@ -156,6 +159,29 @@ def masquerade_everywhere(view: View) -> Iterator[Finding]:
             if "-A POSTROUTING" in line and "-j MASQUERADE" in line and not re.search(r" -[od] ", line):
                 yield Finding(code="masquerade-everywhere", severity=Severity.RISK, where=f"{family} nat POSTROUTING", what="a rule of masquerade has no bounds: it translates what guests send each other, too",
                               why="Every forwarded packet gets the address of the host as its sender.", evidence=(line.strip(),), fix=("iptables -t nat: say -o UPLINK in that rule",))
+
+
+def ipsec_policy(view: View) -> Iterator[Finding]:
+    """A policy of IPsec with the action block loses what guests send or get, or what they and the host send each other: no route and no rule of a firewall shows it."""
+    known = policies(str(view.facts.get("xfrm") or ""))
+    for policy in (p for p in known if p.blocks):
+        for name, network in ((b["ifname"], a.network) for b in view.bridges if view.guest_ports(b["ifname"]) for a in view.addresses(b)):
+            packet = of_policy(policy, network)
+            if packet and next((p for p in known if p.direction == policy.direction and (p is policy or p.wants(packet))), None) is policy:
+                yield Finding(code="ipsec-policy", severity=Severity.BLOCKS, where="ipsec", certainty=Certainty.LIKELY, what=f"a policy of IPsec drops what goes from {policy.source} to {policy.target} (dir {policy.direction}), which guests of {name} need",
+                              why="Policies stand beside routes and firewalls. If that is meant, all is well.", evidence=(f"ip xfrm policy show: {policy.text}",), fix=(policy.end,))
+                break
+
+
+def of_policy(policy: Policy, network: IPv4Network | IPv6Network) -> Packet | None:
+    """A packet of a policy's that a guest of *network* sends or gets; None where it takes none."""
+    ends = [ip_network(end, strict=False) for end in (policy.source, policy.target)]
+    if ends[0].version != network.version or not any(end.overlaps(network) for end in ends):  
+        return None
+    near = next(n for n, end in enumerate(ends) if end.overlaps(network))    
+    far = ends[1 - near]
+    places = [str(next(islice(max(ends[near], network, key=lambda n: n.prefixlen).hosts(), 1, 2), ends[near].network_address)), str(far.network_address) if far.prefixlen else FAR[network.version]]
+    return made((ROUTER, GUEST), places[near], places[1 - near], ICMP if network.version == 4 else ICMP6, (7, 0))
 
 
 def bounds(expression: Any) -> bool:

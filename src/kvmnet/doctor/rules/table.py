@@ -27,15 +27,15 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
         bridges.bridge_mac_floats, bridges.bridge_full, bridges.ageing_short, bridges.proxy_arp),
     "Addresses and routes": (
         addresses.address_on_port, addresses.subnet_overlap, addresses.address_twice, addresses.duplicate_detected, addresses.address_moves,
-        addresses.wrong_neighbour, addresses.gateway_silent, addresses.route_without_link, addresses.prefix_without_route, addresses.ra_ignored, addresses.router_among_guests,
+        addresses.wrong_neighbour, addresses.gateway_silent, addresses.route_without_link, addresses.route_error, addresses.prefix_without_route, addresses.ra_ignored, addresses.router_among_guests,
         addresses.two_routers, addresses.reverse_path, addresses.forwarding_off),
     "MTU and offloads": (sizes.mtu_island, sizes.tunnel_mtu, sizes.way_out_mtu, sizes.merged_frames_forwarded, sizes.checksum_errors),
-    "Firewalls": (firewalls.forward_dropped, firewalls.bridge_netfilter, firewalls.input_dropped, firewalls.tunnel_blocked, firewalls.flows_half_seen, firewalls.masquerade_everywhere),
+    "Firewalls": (firewalls.forward_dropped, firewalls.bridge_netfilter, firewalls.input_dropped, firewalls.tunnel_blocked, firewalls.flows_half_seen, firewalls.masquerade_everywhere, firewalls.ipsec_policy),
     "Uplinks and tunnels": (uplinks.bond_partner, uplinks.bond_member_down, uplinks.bond_members_apart, uplinks.bond_unwatched, uplinks.bond_spreads_blindly,
                             uplinks.tunnel_without_peers, uplinks.tunnel_unanswered),
     "DHCP and DNS": (services.resolver_everywhere, services.pool_full, services.lease_limit, services.range_off_subnet, services.reserved_is_leased,
                      services.two_dhcp_servers),
-    "Tables and queues": (capacity.neighbour_table, capacity.conntrack_table, capacity.log_complains, capacity.backlog_overflow, capacity.port_overflow, capacity.netlink_lost, capacity.netem_left, capacity.queue_too_small),
+    "Tables and queues": (capacity.neighbour_table, capacity.conntrack_table, capacity.log_complains, capacity.backlog_overflow, capacity.port_overflow, capacity.netlink_lost, capacity.netem_left, capacity.queue_too_small, capacity.queue_too_slow),
     "Guests and the machine": (
         guests.guest_stopped, guests.iommu_missing, guests.iommu_group_shared, guests.cpu_stolen, guests.cpu_quota, guests.interrupts_on_one_cpu,
         guests.vhost_missing, guests.emulated_card, guests.queues_idle, guests.user_backend, guests.not_accelerated),
