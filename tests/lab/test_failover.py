@@ -5,15 +5,20 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kvmnet.bench.failover.bonds import read_bond
+from kvmnet.bench.matrix import PORT, Seat, configuration, uplink
+from kvmnet.bench.traffic.program import program
+from kvmnet.bench.twoways import FAR, both_usable, far_lines, losing, near_lines
 from kvmnet.cli.main import cli
 from kvmnet.errors import ConflictError
 from kvmnet.host.clock import wait_until
-from lib.netns import named_netns, sh
+from kvmnet.host.paths import Paths
+from lib.netns import batch, named_netns, sh
 from lib.world import World, world
 
 pytestmark = pytest.mark.lab
@@ -122,3 +127,30 @@ def test_lacp(host: World, bench: Bench) -> None:
     silent = bench("--times", "1", "--flows", "0", "--loss", "silent", "--member", "e0")
     assert 1000 <= silent["by"]["e0", "gap at silent loss"]["most"] <= 30_000
     assert silent["exit_code"] == 0 and "nft" not in host.drift() and host.drift() == []
+
+
+def test_each_way_of_bench_run_that_is_a_bond(tmp_path: Path) -> None:
+    """The load comes from the host itself: a guest's way to its uplink is the same for all."""
+    load = program(Paths(tmp_path, tmp_path))
+    seats = [Seat(n, configuration(f"uplink={way}")) for n, way in enumerate(FAR)]
+    with world() as host, named_netns(f"kvt-far-{os.getpid()}") as far:
+        batch(*(line for seat in seats for line in near_lines(seat, far)))
+        batch(*(line for seat in seats for line in far_lines(seat)), netns=far)
+        host.apply("version: 1\nuplinks:\n" + "".join(f"  u{s.number}: {{{uplink(s)}}}\n" for s in seats) + "networks: {}\n")
+        server = json.loads(sh(f"ip netns exec {far} {load} serve port={PORT} life=300"))["pid"]
+        try:
+            for seat in seats:
+                both_usable(seat, host.paths, tmp_path)
+                wait_until(lambda: steady(load, seat, 300)["lost"] == 0, 40)  # noqa: B023 (asked at once)
+                with losing(seat, host.paths, tmp_path, far):
+                    cut = steady(load, seat, 2000)
+                print(seat.ways, cut)
+                assert cut["lost"] > 0 and cut["over"] and 0.001 < cut["gap"] < cut["seconds"]
+            assert host.drift() == []
+        finally:
+            os.kill(server, signal.SIGKILL)
+
+
+def steady(load: Path, seat: Seat, milliseconds: int) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(sh(f"{load} steady ms={milliseconds} us=1000 to={seat.outside}"))
+    return told

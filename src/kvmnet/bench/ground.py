@@ -20,7 +20,7 @@ from kvmnet.bench.matrix import GROUP, PORT, Seat, document
 from kvmnet.bench.peers import seats as peers
 from kvmnet.bench.scenarios import Place
 from kvmnet.bench.traffic.program import NAME, initrd_with, program
-from kvmnet.bench.twoways import beyond, build_switch, ends, far_lines, losing, switch
+from kvmnet.bench.twoways import beyond, build_switch, far_lines, losing, near_lines, switch
 from kvmnet.bench.virtio import SCRIPT, read
 from kvmnet.drivers.qemu.arguments import TINY_WORDS
 from kvmnet.errors import KvmnetError
@@ -95,8 +95,7 @@ class Ground:
             netns = beyond(seat, self.folder, OUTSIDE)
             if seat.ways == "rstp":
                 switch(seat, self.folder).make()
-            here += [f"link add {member} mtu {seat.mtu} type veth peer name {out} mtu {seat.mtu} netns {netns}"
-                     for member, out in zip(seat.members, ends(seat), strict=True)]
+            here += near_lines(seat, netns)
             own = [f"link set {member} up" for member in seat.members]
             if not seat.ways:
                 there += [f"addr add {seat.outside}/24 dev out{seat.number}", f"link set out{seat.number} up"]

@@ -23,7 +23,7 @@ PORT = 5199
 """Of the far end of every load, TCP and UDP."""
 GROUP = "239.255.51.99"
 """Multicast group of the fan-out (RFC 2365: administratively scoped)."""
-WAYS = ("active-backup", "rstp")
+WAYS = ("active-backup", "802.3ad", "balance-xor", "rstp")
 """How an uplink of two NICs is made: a bond of that mode, or both as ports of the bridge with RSTP."""
 OFFLOADS = ("csum", "tso4", "tso6", "ufo", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo")
 

@@ -18,9 +18,14 @@ from kvmnet.bench.record import Pen, Record, Taken
 from kvmnet.bench.scenarios import SCENARIOS, Place, Scenario, arguments
 from kvmnet.bench.search import Trial, search
 from kvmnet.errors import KvmnetError
+from kvmnet.host.clock import wait_until
 
 LEAST_RATE, MOST_RATE = 100.0, 20e6
 """Packets per second between which the rate without loss is looked for."""
+SHORT = 300
+"""Milliseconds of load before a way is lost."""
+CALM = 60.0
+"""Seconds for one of those to lose nothing."""
 
 
 @dataclass
@@ -75,9 +80,19 @@ class Bench:
             if scenario.rate:
                 return self.searched(scenario, place, seat)
             if scenario.loses:
+                self.calm(scenario, place, seat)
                 with self.ground.losing(seat):
                     return self.answer(seat, arguments(scenario, self.ground.far_end(seat, place)), scenario)
             return self.answer(seat, arguments(scenario, self.ground.far_end(seat, place)), scenario)
+
+    def calm(self, scenario: Scenario, place: Place, seat: Seat) -> None:
+        """Wait until a short load loses nothing: what the return of a way costs, and what is learned by first packets, is no part of the next
+        loss. Raises KvmnetError."""
+        words = arguments(replace(scenario, options={**scenario.options, "ms": SHORT}), self.ground.far_end(seat, place))
+        try:
+            wait_until(lambda: not json.loads(self.ground.loaded(seat, words, SHORT / 1000))["lost"], CALM, 0.0)
+        except TimeoutError:
+            raise KvmnetError(f"{seat.configuration.name}: requests are lost though both ways are usable, for {CALM:g} s") from None
 
     def answer(self, seat: Seat, words: Sequence[str], scenario: Scenario) -> dict[str, Any]:
         before = self.ground.processor_time(seat)

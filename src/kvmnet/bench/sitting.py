@@ -68,7 +68,7 @@ def check_ways(c: Configuration, wish: Wish) -> None:
         raise KvmnetError(f"{c.name}: an uplink of two ways is one of kvmnet's, in the modes nat, routed, bridge and macvtap", f"leave uplink={seat.ways} away")
     if seat.ways == "rstp" and c.mode != "bridge":
         raise KvmnetError(f"{c.name}: RSTP is for networks of mode bridge", "write mode=bridge")
-    if seat.ways == "active-backup" and (lacks := features(Paths.from_environment().run / "features.json")["bond"]):
+    if seat.ways not in ("", "rstp") and (lacks := features(Paths.from_environment().run / "features.json")["bond"]):
         raise HostCannot(f"{c.name}: {lacks}", "uplink=rstp mode=bridge needs no bond")
     if not seat.ways and any(SCENARIOS[name].loses for name in wish.scenarios):
         raise KvmnetError(f"{c.name}: failover needs an uplink of two ways", f"write uplink=WAY in each configuration; WAY is one of {', '.join(WAYS)}")

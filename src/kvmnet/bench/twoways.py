@@ -1,12 +1,13 @@
 """Uplinks of two ways: what they lead to, and the loss of the one that carries a load.
 
-A bond (active-backup) leads to a bridge of the outside. With RSTP the two ways lead to a switch,
-which is a kvmnet host of its own with the same program, and is the root of the tree.
+A bond leads to what it needs at the other end: active-backup to a bridge of the outside; 802.3ad to a bond that speaks LACP, since
+members without a partner that says so are never used together; balance-xor to one of its own mode. With RSTP the two ways lead to a
+switch, which is a kvmnet host of its own with the same program, and is the root of the tree.
 """
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +24,14 @@ from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, run
 from kvmnet.spec.names import bridge_name, uplink_name
 
-READY = 60.0
-"""Seconds for both ways to be usable: carriers are looked at, and RSTP agrees."""
+READY = 90.0
+"""Seconds for both ways to be usable: carriers are looked at, RSTP agrees, and a slow LACP partner speaks every 30."""
+FAR = {"active-backup": "bridge", "802.3ad": "bond mode 802.3ad miimon 100 lacp_rate fast", "balance-xor": "bond mode balance-xor miimon 100"}
+"""Mode of a bond -> what makes one link of the far ends of its members."""
+INDEX = 1000
+"""Index of the first member; above those in the outside. The kernel tells the loss of a carrier at once only of a device whose other end has
+another index (linkwatch_urgent_event() in net/core/link_watch.c), otherwise up to a second late when another link has changed
+just before: of two equals one would be slower by that."""
 BEGIN = 60.0
 """Seconds for a load to be seen on a way."""
 WINDOW = 0.3
@@ -51,8 +58,15 @@ def beyond(seat: Seat, folder: Path, outside: str) -> str:
 def far_lines(seat: Seat) -> list[str]:
     """What makes the far end of a bond, for ``ip -batch`` in the outside; the ends are there and down. Its name is ``way`` and the seat's number."""
     device = f"way{seat.number}"
-    return [f"link add {device} mtu {seat.mtu} type bridge", *(f"link set {end} master {device} up" for end in ends(seat)),
+    return [f"link add {device} mtu {seat.mtu} type {FAR[seat.ways]}", *(f"link set {end} {words}" for end in ends(seat) for words in (f"master {device}", "up")),
             f"addr add {seat.outside}/24 dev {device}", f"link set {device} up"]
+
+
+def near_lines(seat: Seat, netns: str) -> list[str]:
+    """What makes its members, with their ends in *netns*, for ``ip -batch``."""
+    index = (f" index {INDEX + 2 * seat.number + n}" if seat.ways else "" for n in range(2))
+    return [f"link add {member}{own} mtu {seat.mtu} type veth peer name {out} mtu {seat.mtu} netns {netns}"
+            for member, out, own in zip(seat.members, ends(seat), index, strict=False)]
 
 
 def build_switch(seat: Seat, folder: Path, load: Path, life: int) -> None:
@@ -74,12 +88,18 @@ def build_switch(seat: Seat, folder: Path, load: Path, life: int) -> None:
     where.run([str(load), "serve", f"port={PORT}", f"life={life}"])
 
 
-def usable(seat: Seat, paths: Paths) -> bool:
+def roles(run_folder: Path, bridge: str, ports: Collection[str]) -> list[tuple[str, bool]]:
+    """What those ports are in their tree, as its process tells, and whether they forward."""
+    told = Speaking(run_folder / "trees" / bridge).state() or {"ports": {}}
+    trees = [port["trees"]["0"] for name, port in told["ports"].items() if name in ports]
+    return sorted((t["role"], t["state"] == "forwarding") for t in trees)
+
+
+def usable(seat: Seat, paths: Paths, folder: Path) -> bool:
     """Whether the one way carries traffic and the other would."""
     if seat.ways == "rstp":
-        told = Speaking(paths.run / "trees" / bridge_name(seat.network)).state() or {"ports": {}}
-        trees = [port["trees"]["0"] for name, port in told["ports"].items() if name in seat.members]
-        return sorted((t["role"], t["state"] == "forwarding") for t in trees) == [("alternate", False), ("root", True)]
+        return (roles(paths.run, bridge_name(seat.network), seat.members) == [("alternate", False), ("root", True)]
+                and roles(switch(seat, folder).folder / "run", bridge_name("far"), ends(seat)) == [("designated", True)] * 2)
     members = read_bond(uplink_name(f"u{seat.number}")).members
     return len(members) == len(seat.members) and all(m.usable for m in members)
 
@@ -88,7 +108,7 @@ def usable(seat: Seat, paths: Paths) -> bool:
 def losing(seat: Seat, paths: Paths, folder: Path, outside: str) -> Iterator[None]:
     """For a load in the body: as soon as it is seen on a way, that one loses its carrier, at its far end. It is given back when the load
     is over, and used again before this returns. Raises KvmnetError when no load was seen, or a way does not come back."""
-    both_usable(seat, paths)
+    both_usable(seat, paths, folder)
     netns, done = beyond(seat, folder, outside), Event()
     with ThreadPoolExecutor(1) as one:
         cutting = one.submit(cut, seat, netns, done)
@@ -101,12 +121,12 @@ def losing(seat: Seat, paths: Paths, folder: Path, outside: str) -> Iterator[Non
                 run(["ip", "-n", netns, "link", "set", "dev", lost, "up"])
     if not lost:
         raise KvmnetError(f"{seat.configuration.name}: no load was seen on {' or '.join(seat.members)}, so neither was taken away")
-    both_usable(seat, paths)
+    both_usable(seat, paths, folder)
 
 
-def both_usable(seat: Seat, paths: Paths) -> None:
+def both_usable(seat: Seat, paths: Paths, folder: Path) -> None:
     try:
-        wait_until(lambda: usable(seat, paths), READY, 0.1)
+        wait_until(lambda: usable(seat, paths, folder), READY, 0.1)
     except TimeoutError:
         raise KvmnetError(f"{seat.configuration.name}: {' and '.join(seat.members)} are not both usable within {READY:g} s") from None
 

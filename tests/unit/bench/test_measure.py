@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,33 @@ def test_a_group_is_as_fast_as_its_slowest_receiver(tmp_path: Path) -> None:
     made.run()
     assert all(26000 <= a["rate"] <= 29000 for a in made.record.answers("multicast", Place.GUEST, 0))
     assert {w for _, words in ground.asked for w in words if w.startswith("to=239")} == {"to=239.255.51.99"}
+
+
+class Settling(Answers):
+    """After each loss two short loads lose something still."""
+
+    owing = 2
+
+    def loaded(self, seat: Seat, words: Sequence[str], seconds: float) -> str:
+        super().loaded(seat, words, seconds)
+        lost = 0
+        if words[0] == "steady":
+            lost, self.owing = (1, self.owing - 1) if self.owing and "ms=300" in words else (0, self.owing)
+        return json.dumps({"seconds": 4.0, "busy_here": 0.1, "lost": lost, "gap": 0.02, "after": 0.3, "over": True})
+
+    @contextmanager
+    def losing(self, seat: Seat) -> Iterator[None]:
+        assert self.owing == 0, "nothing is lost any more when a way is"
+        yield
+        self.owing = 2
+
+
+def test_a_way_is_lost_when_nothing_else_is(tmp_path: Path) -> None:
+    made, before = bench(tmp_path, ("failover",), Place.OUTSIDE)
+    made.ground = ground = Settling(before.seats)
+    made.run()
+    steady = [next(w for w in words if w.startswith("ms=")) for _, words in ground.asked if words[0] == "steady"]
+    assert steady == (["ms=300"] * 3 + ["ms=4000"]) * 9
 
 
 @pytest.mark.parametrize("after", [15, 18, 19, 22])

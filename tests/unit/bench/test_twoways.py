@@ -4,12 +4,12 @@ from __future__ import annotations
 import pytest
 
 from kvmnet.bench import sitting
-from kvmnet.bench.matrix import Seat, configuration
+from kvmnet.bench.matrix import MOST, WAYS, Seat, configuration
 from kvmnet.bench.plots import LETTERS, label
 from kvmnet.bench.record import Wish
 from kvmnet.bench.scenarios import SCENARIOS, Place, chosen
 from kvmnet.bench.sitting import check
-from kvmnet.bench.twoways import CARRIED, WINDOW, ends, far_lines
+from kvmnet.bench.twoways import CARRIED, FAR, WINDOW, ends, far_lines, near_lines
 from kvmnet.errors import HostCannot, KvmnetError
 
 
@@ -61,7 +61,21 @@ def test_a_gap_that_nothing_ended_is_no_result() -> None:
 def test_what_a_bond_leads_to() -> None:
     backup = Seat(3, configuration("uplink=active-backup"))
     assert ends(backup) == ("out3", "out3b") and ends(Seat(3, configuration(""))) == ("out3",)
-    assert [line for line in far_lines(backup) if "master" in line] == [f"link set {end} master way3 up" for end in ends(backup)]
+    assert [line for line in far_lines(backup) if "master" in line] == [f"link set {end} master way3" for end in ends(backup)]
+    assert set(FAR) | {"rstp"} == set(WAYS)
+    for way in sorted(FAR):
+        first, *_ = lines = far_lines(Seat(3, configuration(f"uplink={way}")))
+        assert f"mode {way} " in f"{first} " or (way == "active-backup" and first.endswith("type bridge"))
+        assert all(lines.index(f"link set {end} master way3") < lines.index(f"link set {end} up") for end in ends(backup)), "a bond takes what is down"
+
+
+def test_no_member_has_the_index_of_its_other_end() -> None:
+    """The kernel would be slow to tell of the loss of one, and of two equals one would be slower."""
+    seats = [Seat(n, configuration("uplink=rstp mode=bridge")) for n in range(MOST)]
+    given = [int(line.split()[line.split().index("index") + 1]) for seat in seats for line in near_lines(seat, "there")]
+    assert len(set(given)) == 2 * MOST and min(given) > 2 * MOST + 100
+    plain, = near_lines(Seat(0, configuration("")), "there")
+    assert plain == "link add up0 mtu 1500 type veth peer name out0 mtu 1500 netns there"
 
 
 def test_the_page_has_room_for_their_names() -> None:

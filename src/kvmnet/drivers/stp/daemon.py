@@ -42,6 +42,10 @@ from kvmnet.stp.vectors import State
 
 LOOK_AGAIN = 5.0
 """Seconds after which ports are looked at again, though nothing was told of them."""
+GLANCE = 0.1
+"""Seconds between two looks at the carriers of ports, as a bond's miimon. The kernel tells of a lost one at once, or up to a second late when
+any other link of the machine, a guest's tap too, has changed within the last (linkwatch_schedule_work() in net/core/link_watch.c);
+what it says when asked is the truth, and since Linux 6.6 asking also makes it tell."""
 AT_ONCE = 16
 """Messages of one port that are read before the others get their turn: who floods one must not silence us."""
 GONE = (errno.ENETDOWN, errno.ENODEV, errno.EBUSY, errno.EINVAL, errno.ENOENT)
@@ -85,11 +89,19 @@ class Speaker:
             self.write()
 
     def wait(self) -> None:
-        now = time.monotonic()
+        """Until something comes in, is told or is due, or a port has lost its carrier."""
         due = [self.look_at, self.renew_at]
         if self.core is not None and (tick := self.core.deadline()) is not None:
             due.append(tick)
-        select.select([self.kernel.heard, *(w.socket for w in self.wirings.values())], [], [], max(0.0, min(due) - now) + 0.001)
+        until, sockets = min(due) + 0.001, [self.kernel.heard, *(w.socket for w in self.wirings.values())]
+        while (left := until - time.monotonic()) > 0:
+            if select.select(sockets, [], [], min(left, GLANCE))[0] or self.cut_off():
+                return
+
+    def cut_off(self) -> bool:
+        """Whether a port has lost its carrier, told of or not."""
+        up = [name for name, port in self.core.ports.items() if port.up] if self.core is not None else []
+        return any(seen is None or not seen.running for seen in map(self.kernel.look, up))
 
     def hear(self, now: float) -> None:
         for name, wiring in list(self.wirings.items()):
