@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from kvmnet.drivers.linux.driver import LinuxDriver
+from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.facts.capture import capture
 from kvmnet.facts.collect import facts_of, foreign_ruleset
 from kvmnet.facts.features import DEVICES, PROBES, features
@@ -47,10 +48,16 @@ def test_facts_of_a_host_name_what_hangs_on_its_devices(paths: Paths) -> None:
        "ip addr add 192.0.2.6/24 dev eth9 valid_lft 100 preferred_lft 100 && ip rule add iif eth9 table 7 &&"
        "nft 'add table inet theirs; add chain inet theirs c; add rule inet theirs c iifname \"eth9\" drop' &&"
        "nft 'add table inet kvmnet; add chain inet kvmnet c; add rule inet kvmnet c iifname \"eth8\" drop'")
-    facts = facts_of(LinuxDriver().observe({}), paths, uplinks=["eth9"], users=["root"])
+    seen = LinuxDriver().observe({})
+    seen.update(NftablesDriver(paths).observe({}))
+    facts = facts_of(seen, paths, uplinks=["eth9"], users=["root"])
     assert any(k.name == "net/ipv6/conf/eth9/accept_ra" for k in facts.state)
     assert any("iif eth9" in rule for rule in facts.rules)
     assert 'iifname "eth9"' in facts.ruleset and "eth8" not in facts.ruleset
     assert facts.cpus >= 1 and facts.users == {"root": 0} and facts.dhcp_clients == {}
-    assert facts_of(LinuxDriver().observe({}), paths).ruleset == ""
-    assert "eth8" in sh("nft list ruleset") and "eth8" not in foreign_ruleset()
+    assert facts_of(seen, paths).ruleset == "" == foreign_ruleset(LinuxDriver().observe({}))
+    assert "eth8" in sh("nft list ruleset")
+    sh("ip rule del iif eth9 table 7; ip -6 rule add to 2001:db8::/64 table 7")
+    assert facts_of(seen, paths, uplinks=["eth9"]).rules == ()
+    sh("ip -6 rule add oif eth9 table 8")
+    assert any("oif eth9" in rule for rule in facts_of(seen, paths, uplinks=["eth9"]).rules)

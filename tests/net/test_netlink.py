@@ -3,16 +3,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from socket import if_nametoindex
+from dataclasses import replace
+from socket import AF_INET, AF_INET6, if_nametoindex
 
 import pytest
 
+from kvmnet.drivers.linux import driver, routes
 from kvmnet.drivers.linux.addresses import SET, told
 from kvmnet.drivers.linux.driver import LinuxDriver
-from kvmnet.drivers.linux.resources import Neighbour, ProxyNeighbour
+from kvmnet.drivers.linux.resources import Neighbour, ProxyNeighbour, Route
+from kvmnet.drivers.linux.wire import parse_routes
 from kvmnet.drivers.mirror.driver import hooks
 from kvmnet.host.clock import wait_until
-from kvmnet.host.netlink import addresses, disciplines, proxied, settled
+from kvmnet.host.netlink import (
+    addresses,
+    disciplines,
+    proxied,
+    rules_name_devices,
+    settled,
+    tables,
+    transactions,
+)
+from kvmnet.host.netlink import routes as kernel_routes
 from lib.netns import sh
 
 pytestmark = [pytest.mark.net, pytest.mark.usefixtures("netns")]
@@ -55,6 +67,66 @@ def test_addresses_are_those_that_ip_shows() -> None:
     assert {key for item in shown for i in item["addr_info"] for key in i} == {*READ, *LIFETIMES} - {"temporary", "dadfailed", "optimistic", "tentative", "stable-privacy"}
     for one, other in zip((i for item in seen for i in item["addr_info"]), (i for item in shown for i in item["addr_info"]), strict=True):
         assert all(abs(one[k] - other[k]) < 60 for k in LIFETIMES)
+
+
+PLAIN = ("10.1.0.0/24 dev v0", "10.2.0.0/24 via 10.0.0.9", "default via 10.0.0.9 metric 7", "10.3.0.1 dev v1 scope link src 10.0.0.1", "10.4.0.0/16 dev v0 table 77 proto 87",
+         "10.5.0.0/16 via 10.9.9.9 dev v0 onlink table 777", "10.6.0.0/24 dev v0 mtu 1400", "0.0.0.0/1 dev v0 proto static", "10.7.0.0/24 dev v0 metric 3", "10.7.0.0/24 dev v1 metric 4")
+PLAIN6 = ("2001:db8:1::/64 dev v0", "default via 2001:db8::9 metric 9", "2001:db8:2::/64 via fe80::9 dev v0 proto ra expires 900", "2001:db8:3::1 dev v1 pref high", "::/1 dev v0",
+          "2001:db8:4::/64 dev v0 mtu 1400 hoplimit 9", "2001:db8:5::/64 dev v1 table 99 pref low", "default via fe80::9 dev v0 proto ra expires 1800 pref low")
+UNUSUAL = ("10.9.0.0/24 dev v0 tos 8", "10.9.0.0/24 nexthop via 10.0.0.8 nexthop via 10.0.0.9", "blackhole 10.9.0.0/24", "10.9.0.0/24 dev v0 advmss 1000", "10.9.0.0/24 dev v0 mtu lock 1400",
+           "10.9.0.0/24 via inet6 fe80::9 dev v0", "2001:db8:9::/64 dev v0 initcwnd 9", "unreachable 2001:db8:9::/64", "2001:db8:9::/64 from 2001:db8:8::/64 dev v0")
+
+
+def test_routes_are_those_that_ip_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plain ones of every kind without asking ip; of what is unusual nothing is said, and ip is asked."""
+    sh("for i in 0 1; do ip link add v$i type veth peer name w$i; ip link set v$i up; ip link set w$i up; done; ip addr add 10.0.0.1/24 dev v0; ip addr add 2001:db8::1/64 dev v0 nodad")
+    asked: list[tuple[str, ...]] = []
+    plainly = driver.ip_json
+    monkeypatch.setattr(driver, "ip_json", lambda *words, **rest: asked.append(words) or plainly(*words, **rest))
+    names = {item["ifindex"]: item["ifname"] for item in json.loads(sh("ip -json link"))}
+
+    def shown(version: int) -> dict[str, Route]:
+        items = json.loads(sh(f"ip -json -Numeric -{version} -details route show table all"))
+        return {r.name: replace(r, lifetime=None if r.lifetime is None else 1) for r in parse_routes(items, version)}
+
+    def seen() -> dict[str, Route]:
+        found = {r.name: r for r in LinuxDriver().observe({}).state.values() if isinstance(r, Route)}
+        assert all(r.lifetime is None or 700 < r.lifetime <= 1800 for r in found.values())
+        return {name: replace(r, lifetime=None if r.lifetime is None else 1) for name, r in found.items()}
+
+    def routes_were_asked_for() -> bool:
+        return any("route" in words for words in asked)
+    assert seen() == shown(4) | shown(6) == {} and not routes_were_asked_for()
+    for words in (*PLAIN, *PLAIN6):
+        sh(f"ip route add {words}")
+    assert seen() == shown(4) | shown(6) and len(seen()) == len(PLAIN) + len(PLAIN6) and not routes_were_asked_for()
+    assert sum(r.lifetime is not None for r in seen().values()) == 2
+    for words in UNUSUAL:
+        asked.clear()
+        sh(f"ip route add {words}")
+        assert routes.told(kernel_routes(AF_INET6 if "2001" in words else AF_INET), names) is None
+        assert seen() == shown(4) | shown(6) and routes_were_asked_for(), words
+        sh(f"ip route del {words}")
+    sh("ip link set w1 down; ip link set w0 down")
+    wait_until(lambda: "linkdown" in sh("ip route"), 20)
+    assert seen() == shown(4) | shown(6) and len(seen()) > 10
+
+
+def test_rules_and_tables_are_those_that_the_tools_show() -> None:
+    sh("ip rule add to 10.0.0.0/8 table 7; ip -6 rule add fwmark 7 table 7")
+    assert not rules_name_devices()
+    for command in ("ip rule add iif lo table 7", "ip -6 rule add oif lo table 7"):
+        sh(command)
+        assert rules_name_devices()
+        sh(command.replace(" add ", " del "))
+    assert tables() == set() and not rules_name_devices()
+    before = transactions()
+    assert before is not None
+    sh("nft 'add table ip a; add table bridge kvmnet; add table netdev b; add chain ip a c'; nft list ruleset; nft -c add table ip none")
+    assert tables() == {line.removeprefix("table ") for line in sh("nft list tables").splitlines()} == {"ip a", "bridge kvmnet", "netdev b"}
+    assert transactions() == before + 1
+    sh("nft delete table ip a; nft add rule bridge kvmnet none accept 2>/dev/null || true")
+    assert transactions() == before + 2
 
 
 @pytest.mark.parametrize(("command", "there", "kind"), [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvmnet.drivers.nftables import driver as module
-from kvmnet.drivers.nftables.driver import NftablesDriver
+from kvmnet.drivers.nftables.driver import NftablesDriver, Texts
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.plan import plan
@@ -48,10 +48,11 @@ def left(seen: Seen) -> list[Key]:
 
 @contextmanager
 def without_nft(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def refused(argv: list[str], **rest: object) -> str:
-        raise AssertionError(argv)
+    def refused(*asked: object, **rest: object) -> str:
+        raise AssertionError(asked)
     with monkeypatch.context() as patch:
         patch.setattr(module, "run", refused)
+        patch.setattr(module, "tables", refused)
         yield
 
 
@@ -157,3 +158,40 @@ def test_what_the_kernel_learned_is_not_lost_by_it(stands: Paths, monkeypatch: p
     more = NftTable(name="bridge kvmnet", text=f"{guard_table().text}chain more {{ counter; }}\n")
     driver.apply(plan(seen.state, {**WANTED, more.key: more}, seen.ours), lambda n: None)
     assert learned in sh("nft list set bridge kvmnet learned") and learned in (stands.guard / "ruleset.nft").read_text()
+
+
+LOADED = (guard_table(), HOST, NftTable(name="netdev kvmnet", text="chain drops { counter drop; }\n"))
+
+
+def learned(paths: Paths, monkeypatch: pytest.MonkeyPatch, behind: str = "") -> tuple[dict[str, str], list[str]]:
+    """What stands for each text after it was loaded, and the programs that were run for it. ``behind``: what somebody does after it."""
+    ran: list[str] = []
+    plainly = module.run
+
+    def run(argv: list[str], **rest: str) -> str:
+        ran.append(" ".join(argv))
+        out = plainly(argv, **rest)
+        if behind and argv[:2] == ["nft", "-f"]:
+            sh(behind)
+        return out
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run", run)
+        driver = NftablesDriver(paths)
+        wanted = {r.key: r for r in (*LOADED, *GUARDS)}
+        driver.apply(plan(driver.observe(wanted).state, wanted, set()), lambda n: None)
+    return {table.name: driver.texts.listing_of(table) for table in LOADED}, ran
+
+
+def test_what_nft_makes_of_a_text_is_seen_where_it_was_loaded(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is what it makes of it in an empty namespace, also beside elements."""
+    there, ran = learned(paths, monkeypatch)
+    assert not [line for line in ran if line.startswith("unshare")]
+    assert there == {table.name: Texts(paths.guard / "none").loaded(table) for table in LOADED}
+    assert "kvt-1" in sh("nft list set bridge kvmnet mac") and left(NftablesDriver(paths).observe(WANTED)) == [Key("nft-table", "netdev kvmnet")]
+
+
+def test_a_table_that_somebody_changed_meanwhile_is_none_of_ours(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, ran = learned(paths, monkeypatch, behind="nft add rule inet kvmnet forward drop")
+    assert len([line for line in ran if line.startswith("unshare")]) == len(LOADED)
+    assert there == {table.name: Texts(paths.guard / "none").loaded(table) for table in LOADED}
+    assert Key("nft-table", "inet kvmnet") in left(NftablesDriver(paths).observe(WANTED))

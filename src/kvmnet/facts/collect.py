@@ -4,7 +4,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from kvmnet.drivers.files.driver import services_in_use
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.linux.driver import LinuxDriver
 from kvmnet.drivers.linux.resources import Address, Link, Route, Sysctl
+from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.wireguard.secrets import trouble
 from kvmnet.engine.borrow import load_originals
 from kvmnet.engine.driver import Seen
@@ -22,6 +22,7 @@ from kvmnet.facts.features import features
 from kvmnet.facts.lldp import link_neighbours
 from kvmnet.facts.model import Facts
 from kvmnet.host import run as host
+from kvmnet.host.netlink import rules_name_devices
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import namespace_id
 from kvmnet.modes.uplink import uplink_sysctls
@@ -68,8 +69,8 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Co
         dhcp_clients=dhcp_clients(links) if any(
             isinstance(r, Address) and r.dynamic == "dhcp" for r in seen.state.values()) else {},
         link_neighbours=link_neighbours(paths),
-        rules=policy_rules() if uplinks else (),
-        ruleset=foreign_ruleset() if uplinks else "")
+        rules=policy_rules() if uplinks and rules_name_devices() else (),
+        ruleset=foreign_ruleset(seen) if uplinks else "")
 
 
 def cpu_numbers() -> int:
@@ -189,15 +190,10 @@ def policy_rules() -> tuple[str, ...]:
                  for line in host.run(("ip", family, "rule", "show")).splitlines())
 
 
-def foreign_ruleset() -> str:
-    """nftables of the host without our tables and without the contents of sets; '' when nft is not there."""
-    if host.missing("nft"):
-        return ""
-    try:
-        text = host.run(("nft", "--terse", "list", "ruleset"))
-    except host.ToolFailed:
-        return ""
-    return "".join(t for t in re.split(r"(?m)^(?=table )", text) if not re.match(r"table \w+ kvmnet", t))
+def foreign_ruleset(seen: Seen) -> str:
+    """nftables of the host without our tables and without the contents of sets."""
+    return "".join(f"table {r.name} {{\n{r.text}}}\n" for r in seen.state.values()
+                   if isinstance(r, NftTable) and not r.name.split()[1].startswith("kvmnet"))
 
 
 def default_device() -> str | None:

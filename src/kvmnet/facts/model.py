@@ -53,7 +53,7 @@ class Facts:
     """Device -> the daemon that gets its address by DHCP (``dhclient, pid 812``); '' names one that
     looks after every device (NetworkManager)."""
     rules: tuple[str, ...] = ()
-    """Policy rules as ``ip rule`` prints them, both families."""
+    """Policy rules as ``ip rule`` prints them, both families; none when none of them names a device."""
     lent: tuple[str, ...] = ()
     """Devices that had addresses or routes which stand elsewhere because of us, and get them back one day."""
     services: frozenset[str] = frozenset()
@@ -61,7 +61,7 @@ class Facts:
     link_neighbours: Mapping[str, tuple[LinkNeighbour, ...]] = field(default_factory=dict)
     """NIC -> who is at its other end, where lldpd runs."""
     ruleset: str = ""
-    """The nftables rules of the host as ``nft list ruleset`` prints them, without our own tables."""
+    """The nftables rules of the host as ``nft -s -t list ruleset`` prints them, without our own tables."""
     places: dict[str, list[Resource]] = field(init=False, repr=False, compare=False, default_factory=dict)
     """What ``standing_on`` has sorted."""
 

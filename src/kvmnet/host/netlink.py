@@ -18,17 +18,22 @@ NOOP, ERROR, DONE = 1, 2, 3
 REQUEST, DUMP, INTERRUPTED = 0x1, 0x300, 0x10
 TRIES = 10
 """Dumps that something changed meanwhile are asked for again this often."""
-GETADDR, GETNEIGH, GETQDISC = 22, 30, 38
+GETLINK, GETADDR, GETROUTE, GETNEIGH, GETRULE, GETQDISC = 18, 22, 26, 30, 34, 38
 PROXY, PERMANENT = 0x08, 0x80
 """NTF_PROXY, NUD_PERMANENT."""
 NETFILTER = 12
 NF_TABLES = 10 << 8
 GETTABLE, GETCHAIN, GETGEN = (NF_TABLES | n for n in (1, 4, 16))
+FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 FAMILY_NETDEV = 5
+TABLE_NAME, NUL = 1, b"\0"
+"""NFTA_TABLE_NAME."""
 GENERATION = 1
 """NFTA_GEN_ID, the first attribute of a generation (nf_tables_fill_gen_info() in net/netfilter/nf_tables_api.c)."""
 SO_NETNS_COOKIE = 71
 """asm-generic/socket.h; Linux 5.14."""
+DEVICES = frozenset({3, 17})
+"""FRA_IIFNAME, FRA_OIFNAME (linux/fib_rules.h)."""
 KIND = 1
 """TCA_KIND, the first attribute of a queueing discipline (tc_fill_qdisc() in net/sched/sch_api.c)."""
 
@@ -81,6 +86,16 @@ def addresses() -> list[bytes]:
     return routing(GETADDR, bytes(8))
 
 
+def routes(family: int) -> list[bytes]:
+    """All routes of AF_INET or AF_INET6, each as an rtmsg with its attributes (linux/rtnetlink.h). Raises OSError."""
+    return routing(GETROUTE, struct.pack("=B11x", family))
+
+
+def rules_name_devices() -> bool:
+    """Whether a policy rule of either family asks for a device. Raises OSError."""
+    return any(DEVICES & {kind for kind, _ in attributes(found[12:])} for found in routing(GETRULE, bytes(12)))
+
+
 def proxied() -> bool:
     """Whether the host answers for anybody as a proxy. Raises OSError."""
     return bool(routing(GETNEIGH, struct.pack("=BxxxiHBB", 0, 0, 0, PROXY, 0)))
@@ -118,6 +133,21 @@ def generation() -> str:
         parts = [boot_id().encode(), kernel.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), generation_of(count), *tables, *chains]
         return blake2b(b"".join(len(part).to_bytes(4, "big") + part for part in parts), digest_size=16).hexdigest()
     return ""
+
+
+def tables() -> set[str]:
+    """``FAMILY NAME`` of each table of nftables. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as kernel:
+        found = dump(kernel, GETTABLE, nfgenmsg(0))[1]
+    return {f"{FAMILIES.get(table[0], table[0])} {dict(attributes(table[4:]))[TABLE_NAME].rstrip(NUL).decode()}" for table in found}
+
+
+def transactions() -> int | None:
+    """How many transactions of nftables this network namespace has seen, in 32 bits; None where the kernel does not tell."""
+    with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as kernel:
+        _, (count,) = ask(kernel, GETGEN, nfgenmsg(0), REQUEST, 1)
+        return int.from_bytes(generation_of(count), "big")
+    return None
 
 
 def generation_of(message: bytes) -> bytes:

@@ -1,6 +1,6 @@
 """Links, addresses, routes, proxy neighbours and kernel settings by iproute2 and /proc/sys.
 
-Read: one ``ip -json`` dump per kind of thing; addresses by a dump of the kernel itself, for ``ip`` would read all links again. Written: one ``ip -batch`` per run of steps.
+Read: one ``ip -json`` dump per kind of thing; addresses and routes by dumps of the kernel itself, for ``ip`` would read all links again. Written: one ``ip -batch`` per run of steps.
 """
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
 
-from kvmnet.drivers.linux import wire
+from kvmnet.drivers.linux import routes, wire
 from kvmnet.drivers.linux.addresses import told
 from kvmnet.drivers.linux.resources import (
     PROTO,
@@ -70,12 +70,11 @@ CURES = (
 
 READS = (
     ("-details", "link"),
-    ("-Numeric", "-4", "-details", "route", "show", "table", "all"),
-    ("-Numeric", "-6", "-details", "route", "show", "table", "all"),
     ("-Numeric", "neigh", "show", "proxy"),
     ("-Numeric", "neigh", "show", "nud", "permanent"),
 )
 """What ``ip -json`` is asked for, side by side."""
+ROUTES = {4: socket.AF_INET, 6: socket.AF_INET6}
 IF_ANY: dict[tuple[str, ...], Callable[[], bool]] = {READS[-2]: netlink.proxied, READS[-1]: netlink.settled}
 """What there mostly is none of: the kernel is asked first, for ``ip neigh`` would read all links to name those of the neighbours."""
 
@@ -122,9 +121,11 @@ class LinuxDriver:
             return self.look(intent)
 
     def look(self, intent: Wanted) -> Seen:
-        with begun(netlink.addresses) as dump:
-            listed, routes4, routes6, proxies, neighbours = together([partial(read, words) for words in READS])
-        links, addresses = self.links_of(listed), told(dump.result(), {item["ifindex"]: item["ifname"] for item in listed if "ifname" in item})
+        with begun(lambda: (netlink.addresses(), {v: netlink.routes(family) for v, family in ROUTES.items()})) as dump:
+            listed, proxies, neighbours = together([partial(read, words) for words in READS])
+        names = {item["ifindex"]: item["ifname"] for item in listed if "ifname" in item}
+        held, ways = dump.result()
+        links, addresses = self.links_of(listed), told(held, names)
         seen = Seen()
         for link in links.values():
             seen.state[link.key] = link
@@ -134,8 +135,8 @@ class LinuxDriver:
             seen.state[address.key] = address
             if address.dev in own and (not address.dynamic or is_wanted(address.key, intent)):
                 seen.ours.add(address.key)
-        for family, routes in ((4, routes4), (6, routes6)):
-            for route in wire.parse_routes(routes, family):
+        for family, dumped in ways.items():
+            for route in wire.parse_routes(routes_of(dumped, family, names), family):
                 seen.state[route.key] = route
                 live = route.proto in LIVE or route.lifetime is not None
                 if route.proto == PROTO or (route.dev in own and (not live or is_wanted(route.key, intent))):
@@ -379,6 +380,12 @@ def read(words: tuple[str, ...]) -> list[dict[str, Any]]:
     """One of ``READS``."""
     there = IF_ANY.get(words)
     return ip_json(*words) if there is None or there() else []
+
+
+def routes_of(dumped: Iterable[bytes], family: int, names: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Routes of one IP version in the words of ``ip``, which is asked only if one of them is unusual."""
+    plain = routes.told(dumped, names)
+    return ip_json("-Numeric", f"-{family}", "-details", "route", "show", "table", "all") if plain is None else plain
 
 
 def ip_json(*words: str, tool: str = "ip") -> list[dict[str, Any]]:

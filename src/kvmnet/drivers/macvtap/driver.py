@@ -33,6 +33,9 @@ TOOLS = {Gate.kind: "tc", OpenPort.kind: "ip"}
 MACHINE = Path("/run/kvmnet")
 
 
+CLASSES = Path("/sys/class")
+
+
 class MacvtapDriver:
     kinds = frozenset({Gate.kind, OpenPort.kind, TapNode.kind})
 
@@ -44,7 +47,7 @@ class MacvtapDriver:
 
     def observe(self, intent: Wanted) -> Seen:
         seen = Seen()
-        links = [i for i in ip_json("link", "show", "type", "macvtap") if i.get("ifalias", "").startswith(OURS)]
+        links = [i for i in ip_json("link", "show", "type", "macvtap") if i.get("ifalias", "").startswith(OURS)] if have_macvtaps() else []
         found: list[Gate | OpenPort | TapNode] = [
             OpenPort(name=i["ifname"], gate=i["ifname"], hook=i["ifname"]) for i in links if "UP" in i["flags"]]
         found += gates([i["ifname"] for i in links])
@@ -104,6 +107,11 @@ class MacvtapDriver:
         number = f"$(tr : ' ' < /sys/class/net/{step.key.name}/tap*/dev)"
         owner = getattr(step.after, "user", 0) or 0
         return Command(("sh", "-c", f"mknod -m 600 {file} c {number} && chown {owner} {file}"), keys=(step.key,))
+
+
+def have_macvtaps() -> bool:
+    """Whether the kernel has macvtaps, as far as sysfs is there to tell: their class comes with them (macvtap_init() in drivers/net/macvtap.c)."""
+    return (CLASSES / "macvtap").exists() or not (CLASSES / "net").exists()
 
 
 def lines_of(step: Step) -> list[Line]:

@@ -1,9 +1,9 @@
 """Tables of rules, guards of NICs and their keeper: read in bulk, changed in one nft transaction.
 
-nft rewrites what it loads, so a table's text cannot be compared with its listing. Each text is
-therefore loaded once in an empty namespace, by the same kernel and the same nft, and what nft prints
-for it is remembered beside the text (``Texts``). On the host a listing that is known *is* its text;
-one that is not known has been changed by another hand, and stands for itself.
+nft rewrites what it loads, so a table's text cannot be compared with its listing. What nft prints for a
+text is therefore remembered beside it (``Texts``): of a table that is loaded whole when it is, if the kernel
+counts no transaction but ours, else from an empty namespace, by the same kernel and the same nft. On the host a
+listing that is known *is* its text; one that is not known has been changed by another hand, and stands for itself.
 """
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from kvmnet.drivers.nftables.wire import (
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Wanted
-from kvmnet.host.netlink import generation
+from kvmnet.host.netlink import generation, tables, transactions
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun, together
@@ -88,9 +88,21 @@ class Texts:
         return listing
 
     def loaded(self, table: NftTable) -> str:
-        script = f"nft -f - && nft -s {terse(table.name)} list table {table.name}"
+        """What nft prints for *table* in an empty namespace."""
+        script = f"nft -f - && nft -s {' '.join(terse(table.name))} list table {table.name}"
         out = run(["unshare", "-n", "sh", "-c", script], stdin="\n".join(table_lines(table)) + "\n")
         return canonical(read_tables(out)[table.name])
+
+    def standing(self, made: Sequence[NftTable], count: int | None) -> None:
+        """Have *made* known by what nft prints of them on this host, where they were just loaded, if nothing was changed behind it:
+        the kernel still counts *count* transactions."""
+        asked = [table for table in made if (table.name, table.text or "") not in self.listings]
+        with suppress(ToolFailed):
+            printed = together([partial(run, ["nft", "-s", *terse(table.name), "list", "table", *table.name.split()]) for table in asked])
+            if count is not None and transactions() == count:
+                for table, text in zip(asked, printed, strict=True):
+                    body = read_tables(text)[table.name]
+                    self.listings[table.name, table.text or ""] = canonical(take_hooks(table.name, body)[0] if table.name == EGRESS else body)
 
     def remember(self, table: NftTable) -> str:
         listing = self.listing_of(table)
@@ -179,10 +191,13 @@ class NftablesDriver:
 
     def look(self, known: Collection[Member]) -> Look:
         """What nft lists. *known*: the elements that should be there besides those of guards."""
+        there = tables()
+        if not there:
+            return Look({}, {}, memory={})
         likely = [GUARD, ROUTED] if any(isinstance(item, NicGroups) and item.places for item in known) else [GUARD]
         with ExitStack() as beside:
-            looks = {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely}
-            text = beside.enter_context(begun(partial(full_text, HOST)))
+            looks = {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely if table in there}
+            text = beside.enter_context(begun(partial(full_text, HOST))) if HOST in there else None
             listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
         filled = [name for name in FILLED if name in listings]
         found = [self.listing_after(table, looks.get(table)) for table in filled]
@@ -191,7 +206,7 @@ class NftablesDriver:
                    if not listing.flows_hold or listing.members != expected[name]}
         if found:
             self.listed = reduce(both, found)
-        texts = {HOST: text.result()}
+        texts = {HOST: text.result()} if text else {}
         return Look({name: whole(name, body, texts) for name, body in listings.items()}, self.listed.guards if found and self.listed else {},
                     frozenset(damaged), self.listed.memory if found and self.listed else {})
 
@@ -317,16 +332,19 @@ class NftablesDriver:
     def load(self, steps: Sequence[Step]) -> None:
         """The nft part of *steps*, and the file from which the keeper restores it."""
         assert self.standing is not None
-        self.under_way += [Begun(partial(self.learn, s.after)) for s in steps
-                           if isinstance(s, Create | Update) and isinstance(s.after, NftTable)]
         forgetful = any(touches_memory(s, self.standing) for s in steps)
         if forgetful or (not self.asked_memory and any(s.key.kind != GuardKeeper.kind for s in steps)):
             self.asked_memory = True
             sets = [(*table.split(), name) for table in GUARDS if table in self.standing.tables for name in MEMORY]
             self.standing.memory = read_memory(map(json.loads, together([partial(run, ["nft", "-j", "list", "set", *words]) for words in sets])))
         scripts, after = transaction(self.standing, steps)
+        made = [s.after for s in steps if isinstance(s, Create | Update) and isinstance(s.after, NftTable)]
+        whole = {table.name for table in scripts.whole}
+        beside = [Begun(partial(self.learn, table)) for table in made if table.name not in whole]
+        self.under_way += beside
         if not any(scripts):
             return
+        count = transactions()
         try:
             for script in scripts:
                 run(["nft", "-f", "-"], stdin=script, timeout=300)
@@ -334,10 +352,15 @@ class NftablesDriver:
             with suppress(ToolFailed):  # these sets are not there if it was they that were refused
                 run(["nft", "-f", "-"], stdin="\n".join((*scripts.unmake, "")))
             self.standing = None
-            self.wait()
+            for work in beside:
+                work.result()
+            for table in scripts.whole:    # says which it is
+                self.learn(table)
             raise StepFailed(steps[0].key if len(steps) == 1 else None, refused.detail,
                              "nothing of this transaction was made") from refused
         before, self.standing = self.standing, after
+        self.texts.standing(scripts.whole, None if count is None else count + len([*scripts]))
+        self.under_way += [Begun(partial(self.learn, table)) for table in scripts.whole]
         if (before.members, before.guards, before.tables.get(GUARD)) != (after.members, after.guards, after.tables.get(GUARD)):
             cut_forbidden(after.tables.get(GUARD), after.members.values(), after.guards, after.memory)
         if forgetful:
@@ -421,9 +444,9 @@ def full_text(name: str) -> str:
     return ""
 
 
-def terse(name: str) -> str:
+def terse(name: str) -> Sequence[str]:
     """The guard's elements are resources of their own; other tables' belong to their text."""
-    return "-t" if name in FILLED else ""
+    return ("-t",) if name in FILLED else ()
 
 
 def touches_memory(step: Step, standing: Standing) -> bool:

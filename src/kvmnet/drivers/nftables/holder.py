@@ -73,7 +73,7 @@ class Holder:
             child = subprocess.Popen(self.argv(keeper.version or ""), stdin=nothing, stdout=out, stderr=out,
                                      start_new_session=True, cwd="/")
         try:
-            wait_until(lambda: child.poll() is not None or self.holds(child.pid), START_TIMEOUT, 0.005)
+            wait_until(lambda: child.poll() is not None or self.holds(child.pid), START_TIMEOUT)
         except TimeoutError:
             child.kill()
         if child.poll() is not None or not self.holds(child.pid):

@@ -68,6 +68,8 @@ class Scripts:
     """The end of sets that no rule asks any more."""
     unmake: Sequence[str]
     """Takes back ``before``, if ``change`` is refused."""
+    whole: Sequence[NftTable]
+    """Tables that are put in the place of whatever bears their name."""
 
     def __iter__(self) -> Iterator[str]:
         """The text of each."""
@@ -129,7 +131,8 @@ def transaction(standing: Standing, steps: Sequence[Step]) -> tuple[Scripts, Sta
         if name not in dead:
             (filled if name in fresh else script).append(line)
     script += [line for way in edited for line in way.last]
-    return Scripts(filled, script, [line for way in edited for line in way.behind], [f"delete set {name}" for name in sorted(fresh)]), after
+    return Scripts(filled, script, [line for way in edited for line in way.behind], [f"delete set {name}" for name in sorted(fresh)],
+                   [*loaded.values()]), after
 
 
 def in_place(standing: NftTable | None, wanted: NftTable) -> Edit | None:
