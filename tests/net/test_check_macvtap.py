@@ -22,7 +22,7 @@ version: 1
 uplinks: {wan: {device: wan0}, second: {device: wan1}, third: {device: wan2}}
 networks:
   lan: {mode: macvtap, uplink: wan, subnet: 192.0.2.0/24, gateway: 192.0.2.1, address: 192.0.2.250, pool: 192.0.2.100-192.0.2.150,
-        subnet6: "2001:db8:1::/64", address6: "2001:db8:1::250"}
+        subnet6: "2001:db8:1::/64", address6: "2001:db8:1::250", limits: {receive: {syn: 100/s}}}
   bare: {mode: macvtap, uplink: second, subnet: 10.5.0.0/24}
   shy: {mode: macvtap, macvtap: private, uplink: third, subnet: 10.6.0.0/24}
 vms:
@@ -60,13 +60,15 @@ def test_sound_networks_pass_and_nothing_is_left(here: Applied) -> None:
     assert "guest-to-guest4" in names["bare"] and "apart from lan" in names["bare"]
     assert "guests-apart" in names["shy"] and "guest-to-guest4" not in names["shy"]
     assert ("lan", "web1/nic0", "drops spoofed-ip4") in found or any(k[1] == "web1/nic0" for k in found)
+    assert ("lan", "web1/nic0", "limit syn") in found
     assert here.left() == []
     assert (sh("ip -o link | cut -d: -f2"), sh("nft -s list ruleset")) == (links, rules)
 
 
 def test_without_the_judgement_every_forged_frame_is_reported(here: Applied) -> None:
-    sh(JUDGED)
+    sh(f"{JUDGED}; nft flush chain netdev kvmnet receipt")
     found = claims(here)
+    assert found["lan", "web1/nic0", "limit syn"].verdict is Verdict.FAIL
     for network in ("lan", "bare", "shy"):
         assert fallen(found, network) >= {n for _, by, n in found if by == "probe" and n in FORGED and _ == network}, network
 

@@ -415,6 +415,7 @@ vms:
   a: {nics: [{network: lan}]}
   free: {nics: [{network: lan, limits: {send: {packets: none}, storms: {broadcast: none}, neighbours: none}}]}
   sink: {nics: [{network: lan, limits: {send: {packets: none}}}]}
+  shy: {nics: [{network: lan, limits: {send: {packets: none}, receive: {packets: 40/s, syn: 15/s}}}]}
 """
 
 
@@ -436,3 +437,56 @@ def test_macvtaps_where_their_guests_send() -> None:
         assert [str(s.key) for s in planned.steps] == ["nic-limits kvt-a-0"]
         made.host.apply(planned)
         held(*ground.flood("a", "sink", datagrams(ground, "a", "sink", nonce), marked(nonce)), 40)
+
+
+def test_macvtaps_where_something_comes_to_their_guests() -> None:
+    """From another guest and from outside, by unicast, as a SYN and by broadcast. ARP is not counted, and another guest gets all of it."""
+    with world() as made, grounded(MACVTAPS, made) as ground, made.outside.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+        assert made.drift() == []
+        wire.bind(("segment", 0))
+        nonce, mac = os.urandom(12), wire.getsockname()[4].hex(":")
+
+        def plain(target: str) -> tuple[int, float]:
+            return ground.flood("free", target, datagrams(ground, "free", target, nonce), marked(nonce))
+
+        def from_outside(target: str) -> tuple[int, float]:
+            packet = ip4("192.0.2.9", ground.nics[target].ip, UDP, udp("192.0.2.9", ground.nics[target].ip, 1, 9, nonce))
+            ground.taps[target].forget()
+            started = time.monotonic()
+            for number in range(SENT):
+                wire.send(ether(ground.nics[target].mac, mac, IP4, packet))
+                if number % 50 == 0:
+                    ground.taps[target].drain()
+            took, mark = time.monotonic() - started, os.urandom(12)
+            wire.send(ether(ground.nics[target].mac, mac, 0x0806, arp(1, (mac, "192.0.2.9"), ("00:00:00:00:00:00", "192.0.2.9")) + mark))
+            ground.taps[target].wait(mark)
+            return sum(map(marked(nonce), ground.taps[target].drain())), took
+
+        arrived, took = plain("shy")
+        held(arrived, took, 40)
+        assert ground.refused("shy")["received: more packets than its limit"] == SENT - arrived
+        time_over()
+        held(*from_outside("shy"), 40)
+        assert plain("sink")[0] == from_outside("sink")[0] == SENT
+        question = ground.question("free", "shy", os.urandom(12))
+        assert ground.flood("free", "shy", [question] * SENT, lambda frame: frame == question)[0] == SENT
+        time_over()
+        for target in ("shy", "sink"):
+            begun = [ground.syn("free", target, 4000 + n) for n in range(SENT)]
+            arrived, took = ground.flood("free", target, begun, lambda f: f[23] == TCP and f[47] == 2)
+            held(arrived, took, 15) if target == "shy" else None
+            assert target == "shy" or arrived == SENT
+        time_over()
+        storm = ether(BROADCAST, ground.nics["free"].mac, IP4, ip4(ground.nics["free"].ip, "192.0.2.255", UDP, nonce))
+        held(*ground.flood("free", "shy", [storm] * SENT, marked(nonce)), 40)
+        sh("nft delete chain netdev kvmnet ingress_kvt-shy-0")
+        assert plain("shy")[0] == SENT, "nobody counts"
+        assert made.drift() == ["create guard-hook kvt-shy-0 in"]
+        made.apply(MACVTAPS)
+        held(*plain("shy"), 40)
+        sh("nft flush ruleset")
+        wait_until(lambda: "ingress_kvt" in sh("nft list table netdev kvmnet", check=False), 20)
+        held(*plain("shy"), 40)
+        made.apply(MACVTAPS.replace(", receive: {packets: 40/s, syn: 15/s}", ""))
+        assert made.drift() == [] and "ingress_kvt" not in sh("nft list table netdev kvmnet")
+        assert plain("shy")[0] == SENT

@@ -24,8 +24,9 @@ from kvmnet.modes.hosted import addresses, allow_services, ipv6_settings, stable
 from kvmnet.modes.links import Way, lend
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Part, Segment
-from kvmnet.policy.egress import guest_port, parent_hook
+from kvmnet.policy.egress import counting_hook, guest_port, parent_hook
 from kvmnet.policy.guard import zone_of
+from kvmnet.policy.limits import limits_receipts
 from kvmnet.policy.marking import mark_of
 from kvmnet.spec.models import Spec
 from kvmnet.spec.networks import MacvtapMode
@@ -125,7 +126,8 @@ def port(device: str, mac: str, segment: Segment, alias: str, to: str = "guest")
 
 def guest_ports(nic: NicOnNetwork, segment: Segment) -> list[Resource]:
     """A guest's macvtap."""
-    return port(nic.tap, nic.mac, segment, f"kvmnet nic {nic.vm}/{nic.nic}", mark_of(nic.declared.mark) or "guest")
+    made = port(nic.tap, nic.mac, segment, f"kvmnet nic {nic.vm}/{nic.nic}", mark_of(nic.declared.mark) or "guest")
+    return [*made, counting_hook(nic.tap)] if limits_receipts(nic, segment) else made
 
 
 def node(nic: NicOnNetwork, user: int) -> TapNode:

@@ -5,6 +5,8 @@ A macvtap's frames pass no hook of a bridge: the guest's transmit is the device'
 ``policy/guard.py``, word for word, but for the port's name, which is that of the device that the frame
 leaves by. It stands in a table of its own, since sets belong to one table and one family.
 
+What comes to a macvtap's guest comes in at the device: limits of it are counted there, by a hook of their own.
+
 A chain of family netdev hangs on a device, so each port has a hook of its own, a resource beside its
 guard: up to Linux 6.15 a device that is made anew has lost its chain without a word, from 6.16 on the
 chain finds it again by its name. A hook that hangs on nothing is seen and made anew.
@@ -16,11 +18,13 @@ sch_handle_egress() in net/core/dev.c).
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from kvmnet.drivers.macvtap.resources import Gate, OpenPort
-from kvmnet.drivers.nftables.resources import GuardHook, NftTable
+from kvmnet.drivers.nftables.resources import COMES_IN, GuardHook, NftTable
 from kvmnet.policy.guard import JUDGE, SETS, with_budget
+from kvmnet.policy.limits import RECEIPT
 from kvmnet.policy.marking import every_mark, mark_chain
 from kvmnet.policy.marks import GUEST
 
@@ -33,6 +37,9 @@ PROGRAM = ",".join((f"32 0 0 {MARK}", f"84 0 0 {GUEST}", "21 0 1 0", f"6 0 0 {SH
 """ld mark; and GUEST; if 0: drop; else: go on. As ``tc`` is told, without the number of instructions."""
 
 
+SIDES = re.compile(r"\b[io]ifname\b")
+UNCOUNTED = f"chain {RECEIPT} {{\n    accept\n}}\n"
+"""Where no NIC has limits of what comes to it. The chain is there always, as those of ``MARKS`` are."""
 MARKS = "".join(mark_chain(name, "goto guest") + "\n" for name in every_mark())
 """Chains that mark packets on their way to the guard. All there can be: a hook leads to one, and table and hooks change one after
 the other."""
@@ -43,8 +50,9 @@ def egress_table(zones: Iterable[int] = (), limits: str = "") -> NftTable:
 
     ``zones``: networks on whose parent routers are listened to. ``limits``: as in ``guard_table``.
     """
-    judge = with_budget(SETS + JUDGE, limits).replace("iifname", "oifname")
-    return NftTable(name=TABLE, text=judge + "".join(listening(zone) for zone in sorted(zones)) + MARKS)
+    judge = SIDES.sub(lambda side: {"iifname": "oifname", "oifname": "iifname"}[side[0]], with_budget(SETS + JUDGE, limits))
+    return NftTable(name=TABLE, text=judge + "".join(listening(zone) for zone in sorted(zones)) + MARKS
+                    + ("" if f"chain {RECEIPT} {{" in limits else UNCOUNTED))
 
 
 def listening(zone: int) -> str:
@@ -68,6 +76,12 @@ def guest_port(device: str, to: str = "guest") -> tuple[Gate, GuardHook, OpenPor
             OpenPort(name=device, gate=device, hook=device))
 
 
+def counting_hook(device: str) -> GuardHook:
+    """Where what comes to a macvtap is counted, from its parent or from another macvtap: macvlan_handle_frame() and macvlan_broadcast() in
+    drivers/net/macvlan.c hand both to ingress of the device."""
+    return GuardHook(name=device + COMES_IN, table=TABLE, dev=device, guard="", side="ingress", to=RECEIPT)
+
+
 def parent_hook(device: str, zone: int) -> GuardHook:
     """The ear at a parent of macvtaps."""
-    return GuardHook(name=device, table=TABLE, dev=device, guard="", side="ingress", to=outside_chain(zone))
+    return GuardHook(name=device + COMES_IN, table=TABLE, dev=device, guard="", side="ingress", to=outside_chain(zone))

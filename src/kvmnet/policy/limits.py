@@ -4,6 +4,7 @@ Frames that the guest sends are counted where its guard has judged them, before 
 connection tracking: forged frames use up nobody's budget, and what is over a limit costs no entry in any table of the
 kernel. What comes to a guest is counted where it leaves the bridge, after groups. Flows are counted in prerouting, behind
 connection tracking: a packet that is dropped there leaves no flow behind (it would be confirmed in postrouting).
+Macvtaps are the mirror image: ``policy/egress.py`` turns the sides of these texts round.
 
 Only limits that some NIC has are in the text, so the others cost nothing.
 """
@@ -50,7 +51,7 @@ class Limiting:
         if used & SENT:
             lines += sending(used)
         if used & RECEIVED:
-            lines += receiving(used)
+            lines += [*(RECEIPTS if self.table == TABLE else ()), *receiving(used)]
         if tracking is not None and used & FLOWS:
             lines += beginning(used, tracking)
         return "".join(f"{line}\n" for line in lines)
@@ -141,10 +142,14 @@ chain budget_unicast {
 """nft cannot ask a bridge's FDB, so a MAC is known when the document has it."""
 
 
+RECEIPT = "receipt"
+RECEIPTS = ("chain receipts {", "    type filter hook postrouting priority -10; policy accept;", f'    oifname "kvt-*" goto {RECEIPT}', "}")
+"""What leaves a bridge by a guest's port, whoever sent it. Macvtaps have a hook of their own each."""
+
+
 def receiving(used: AbstractSet[str]) -> Iterator[str]:
-    """What leaves a bridge by a guest's port, whoever sent it."""
-    yield from ("chain receipts {", "    type filter hook postrouting priority -10; policy accept;",
-                '    oifname "kvt-*" goto receipt', "}", "chain receipt {")
+    """What comes to a guest."""
+    yield f"chain {RECEIPT} {{"
     yield from (f"    {kind} accept" for kind in NEIGHBOURS)
     if "syn" in used:
         yield over("syn", "tcp flags & (syn | ack) == syn")
@@ -215,6 +220,11 @@ def nic_limits(nic: NicOnNetwork, table: str, values: Mapping[str, int], burst: 
     return NicLimits(name=nic.tap, table=table, burst=burst if values else 0, stations=stations, zone=zone,
                      counted=counted if values.get("concurrent") else "",
                      **{name: values.get(name, 0) for name in SETS})
+
+
+def limits_receipts(nic: NicOnNetwork, segment: Segment) -> bool:
+    """Whether something of what comes to a NIC is limited."""
+    return bool(effective(nic.declared.limits, segment.network.limits, segment.mtu)[0].keys() & RECEIVED)
 
 
 def has_flow_limits(networks: Mapping[str, Network], nics: Iterable[NicOnNetwork]) -> bool:

@@ -38,9 +38,14 @@ class NicGuard(Resource):
     zone: int | None = option(doc="number of its network: link-locals are claimed per network", guest="live")
 
 
+COMES_IN = " in"
+"""What the name of a hook at ingress ends in."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class GuardHook(Resource):
-    """The place where the guard sees the frames of a device that is no port of a bridge; named by the device."""
+    """The place where the guard sees the frames of a device that is no port of a bridge; named by the device, and where frames come in
+    `DEVICE in`."""
 
     kind: ClassVar[str] = "guard-hook"
     table: str | None = option(doc="the guard's table", ref="nft-table", on_delete="delete")

@@ -14,7 +14,7 @@ from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
 from typing import Any, TypeAlias
 
 from kvmnet.drivers.nftables import members
-from kvmnet.drivers.nftables.resources import GuardHook, NftTable, NicGroups, NicGuard
+from kvmnet.drivers.nftables.resources import COMES_IN, GuardHook, NftTable, NicGroups, NicGuard
 from kvmnet.drivers.nftables.tables import GUARD, table_of
 from kvmnet.policy.marks import NIC
 
@@ -109,7 +109,7 @@ HOOK_PRIORITY = -350
 
 def chain_name(hook: GuardHook) -> str:
     """Name of a hook's chain, from which the device can be read: nft takes few signs there."""
-    device = re.sub(r"[^A-Za-z0-9-]", lambda m: "".join(f"_{b:02x}" for b in m[0].encode()), hook.name)
+    device = re.sub(r"[^A-Za-z0-9-]", lambda m: "".join(f"_{b:02x}" for b in m[0].encode()), hook.name.removesuffix(COMES_IN))
     return f"{hook.side}_{device}"
 
 
@@ -137,7 +137,7 @@ def take_hooks(table: str, body: str) -> tuple[str, list[GuardHook]]:
         whole = (f'type filter hook {words[1]} device "{device}" priority {HOOK_PRIORITY}; '
                  f"policy {POLICIES[words[1]]};")
         to = rules[0].removeprefix("goto ") if len(rules) == 1 and rules[0].startswith("goto ") else ""
-        found.append(GuardHook(name=device, table=table, dev=device if head == whole else "", to=to, side=words[1],
+        found.append(GuardHook(name=device + (COMES_IN if words[1] == "ingress" else ""), table=table, dev=device if head == whole else "", to=to, side=words[1],
                                guard=device if words[1] == "egress" else ""))
         return ""
     rest = LISTED_CHAIN.sub(one, body)
