@@ -7,11 +7,13 @@ from itertools import permutations
 
 import pytest
 
+from kvmnet.doctor.finding import Severity
 from kvmnet.doctor.scene import Scene, read
 from kvmnet.doctor.trip import State
 from kvmnet.doctor.why import Probe, why
 from kvmnet.facts.capture import capture
 from kvmnet.host.clock import wait_until
+from lib.netns import sh
 from lib.world import OUTSIDE, OUTSIDE6, Guest, World, world
 
 pytestmark = pytest.mark.net
@@ -80,3 +82,33 @@ def test_a_refusal_of_ours_is_told_as_such(made: tuple[World, dict[str, Guest], 
 def test_a_spoofed_address_is_dropped_by_the_guard(made: tuple[World, dict[str, Guest], Scene]) -> None:
     report = why(made[2], "db1@192.168.100.77", "web1", Probe("tcp", 80))
     assert report.state is State.BLOCKED and any(f.where.startswith("bridge kvmnet") for f in report.findings)
+
+
+MACVTAPS = """
+version: 1
+uplinks: {wan: {device: eth0}}
+networks: {lan: {mode: macvtap, uplink: wan, subnet: 192.0.2.0/24, gateway: 192.0.2.1, pool: 192.0.2.100-192.0.2.150}}
+vms:
+  a: {nics: [{network: lan}]}
+  b: {nics: [{network: lan, limits: {receive: {syn: 100/s}}}]}
+"""
+
+
+def test_guests_behind_macvtaps() -> None:
+    """Their guards, a rule of somebody else's at the receiver's device, and a guard that has lost its hook."""
+    with world() as w:
+        w.apply(MACVTAPS)
+        a, b = w.guest("a").use("192.0.2.100/24"), w.guest("b").use("192.0.2.101/24")
+
+        def told(source: str) -> tuple[State, list[tuple[str, tuple[str, ...]]]]:
+            report = why(read(json.loads(json.dumps(capture(w.host.paths), default=list))), source, "b", Probe())
+            return report.state, [(f.code, f.fix) for f in report.findings if f.severity is Severity.BLOCKS]
+
+        assert (a.ip, b.ip) == ("192.0.2.100", "192.0.2.101") and told("a") == (State.OK, []) and a.pings(b.ip)
+        assert told("a@192.0.2.77") == (State.BLOCKED, [("rule-drop", ())])
+        sh('nft add table netdev theirs; nft "add chain netdev theirs in { type filter hook ingress device kvt-b-0 priority 0; }"; nft add rule netdev theirs in icmp type echo-request drop')
+        assert [code for code, _ in told("a")[1]] == ["rule-drop"] and not a.pings(b.ip, timeout=0.5)
+        sh("nft delete table netdev theirs; nft delete chain netdev kvmnet egress_kvt-a-0")
+        assert told("a") == (State.BLOCKED, [("gate-closed", ("kvmnet apply",))]) and not a.pings(b.ip, timeout=0.5)
+        w.apply(MACVTAPS)
+        assert told("a") == (State.OK, []) and a.pings(b.ip)

@@ -1,7 +1,7 @@
 """Filters of tc at a device, judged for one packet (net/sched/cls_api.c, tcf_classify()). Pure.
 
-Known are the classifiers u32 without hash tables of its own, matchall and flower, and the actions gact, mirred and police. A program of
-BPF, a chain, an action that changes the packet: unknown, followed both ways, and said where the ends differ.
+Known are the classifiers u32 without hash tables of its own, matchall, flower and programs of classic BPF, and the actions gact, mirred
+and police. A program of extended BPF, a chain, an action that changes the packet: unknown, followed both ways, and said where the ends differ.
 """
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
+from kvmnet.doctor.cbpf import carried_out
 from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.packet import ARP, IPV4, IPV6, VLAN, Packet, Special
 from kvmnet.doctor.rules.capacity import narrow, netem, slow
 from kvmnet.doctor.trip import Trip
 from kvmnet.doctor.view import Json
+from kvmnet.drivers.macvtap.resources import PROGRAM
 from kvmnet.drivers.tc.resources import PREF
 from kvmnet.drivers.tc.wire import parse_filters
 
@@ -34,20 +36,30 @@ class Outcome:
     """The filter that decided."""
     to: str = ""
     pref: int = 0
+    gate: bool = False
+    """It is a macvtap's gate, of kvmnet's own."""
     limits: tuple[str, ...] = ()
     """Policers that let it pass as long as their rate is not reached."""
 
 
-def judge(rows: Iterable[Json], packet: Packet) -> Outcome:
-    """The filters in their order, the first that decides. One of which nobody can tell whether it matches is followed both ways."""
+DIRECT = {0: "pass", 2: "drop", 4: "away", 7: "unknown", 8: "away"}
+"""What a program with direct action returns (TC_ACT_*, linux/pkt_cls.h); after all else the next filter decides (cls_bpf_exec_opcode())."""
+
+
+def judge(rows: Iterable[Json], packet: Packet, mark: int | None = None) -> Outcome:
+    """The filters in their order, the first that decides. One of which nobody can tell whether it matches is followed both ways.
+    ``mark``: the packet's, None where it is not known."""
     limits: list[str] = []
     doubts: list[Outcome] = []
     final = Outcome()
     for row in rows:
         if "options" not in row or not matches_protocol(row, packet) or is_table(row):
             continue
-        matched = CLASSIFIERS.get(str(row.get("kind")), unknown)(row["options"], packet)
-        found = acted(row, limits) if matched is not False else Outcome()
+        if row.get("kind") == "bpf":
+            matched, found = by_program(row, packet, mark, limits)
+        else:
+            matched = CLASSIFIERS.get(str(row.get("kind")), unknown)(row["options"], packet)
+            found = acted(row, limits) if matched is not False else Outcome()
         found = replace(found, pref=int(row.get("pref", 0)))
         if matched and found.end != "unknown" and found.text:
             final = found
@@ -68,10 +80,20 @@ def matches_protocol(row: Json, packet: Packet) -> bool:
     return wanted is None or wanted in (0, VLAN if packet.tagged else packet.protocol)
 
 
+def by_program(row: Json, packet: Packet, mark: int | None, limits: list[str]) -> tuple[bool | None, Outcome]:
+    """Whether a program matches, and what becomes of the packet; it may decide by itself (direct action)."""
+    insns = (row["options"].get("bytecode") or {}).get("insns") or ()
+    result = carried_out(insns, packet, mark)
+    if not row["options"].get("direct-action"):
+        return (None if result is None else bool(result)), acted(row, limits) if result != 0 else Outcome()
+    if result is None:
+        return None, Outcome("unknown", text(row))
+    gate = ",".join(f"{i['code']} {i['jt']} {i['jf']} {i['k']}" for i in insns) == PROGRAM
+    return (True, Outcome(DIRECT[result], text(row), gate=gate)) if result in DIRECT else (False, Outcome())
+
+
 def acted(row: Json, limits: list[str]) -> Outcome:
     """What the actions of a filter that matches do; without any it is classified, and passes. Without text: the next filter decides."""
-    if row.get("kind") == "bpf":
-        return Outcome("unknown", text(row))    # its program may decide by itself (direct action)
     for action in row["options"].get("actions", ()):
         kind, control = str(action.get("kind", "")), str((action.get("control_action") or {}).get("type", ""))
         if kind == "mirred":
@@ -182,7 +204,7 @@ def filters(trip: Trip, dev: str, direction: str) -> None:
             continue
         for found in parse_filters(dev, place["filters"], direction):
             detour(trip, dev, found.to or "", direction)
-        said(trip, dev, direction, judge([f for f in place["filters"] if f.get("pref") != PREF], trip.packet))
+        said(trip, dev, direction, judge([f for f in place["filters"] if f.get("pref") != PREF], trip.packet, trip.context.mark if isinstance(trip.context.mark, int) else None))
 
 
 def stands(trip: Trip, row: Json) -> Finding | None:
@@ -195,7 +217,10 @@ def said(trip: Trip, dev: str, direction: str, outcome: Outcome) -> None:
     shown = f"tc -s filter show dev {dev} {direction}: {outcome.text}"
     if outcome.limits and not trip.asked:
         trip.blocks("limited", dev, f"a policer at {direction} of {dev} lets the packet pass as long as its rate is not reached", "a rate is used up by other packets, which cannot be told from here", *outcome.limits, severity=Severity.NOTE)
-    if outcome.end == "drop":
+    if outcome.end == "drop" and outcome.gate:
+        trip.blocks("gate-closed", dev, f"no guard has judged what is sent by {dev}, so its gate drops it", "a macvtap's gate lets pass what rules at its egress have marked; their hook is gone, or hangs on another device of this name", shown,
+                    f"nft list chain netdev kvmnet egress_{dev}", fix=("kvmnet apply",))
+    elif outcome.end == "drop":
         trip.blocks("tc-filter", dev, f"a filter of tc drops it at {direction} of {dev}", "filters of tc stand before the bridge and every rule of a firewall at ingress, behind them at egress", shown,
                     fix=(f"tc filter del dev {dev} {direction} pref {outcome.pref}",))
     elif outcome.end == "away" and (not outcome.to or outcome.to == "*" or not trip.scene.up(outcome.to)):

@@ -8,11 +8,13 @@ from __future__ import annotations
 from kvmnet.doctor.ends import End, Place
 from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty
+from kvmnet.doctor.judge import Verdict
 from kvmnet.doctor.routed import come_up, to_host, way_out
 from kvmnet.doctor.routing import Way
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import device
 from kvmnet.doctor.trip import Trip
+from kvmnet.policy.marks import GUEST
 
 KINDS = ("macvtap", "macvlan")
 
@@ -33,10 +35,11 @@ def from_shared(trip: Trip, a: End, b: End) -> None:
     """A guest sends by its macvtap."""
     scene, lower = trip.scene, below(trip.scene, a.dev)
     device(trip, a.dev, "port")
+    judged(trip, a.dev)
     filters(trip, a.dev, "egress")
     if b.place is Place.NIC and is_shared(scene, b) and below(scene, b.dev) == lower:
         beside(trip, a.dev, b.dev, lower)
-        device(trip, b.dev, "port")
+        arrive(trip, b.dev)
         return
     if b.place is Place.HOST and b.segment == lower:
         device(trip, lower, "uplink")
@@ -52,6 +55,14 @@ def from_shared(trip: Trip, a: End, b: End) -> None:
     trip.hop("outside", "outside", f"by {lower}; what is beyond is not seen from here")
 
 
+def judged(trip: Trip, dev: str) -> None:
+    """What a guest sends passes rules before it comes to filters of tc (__dev_queue_xmit() in net/core/dev.c). Where a guard of ours refuses it, the
+    gate behind is asked as if it had not: that is the same refusal."""
+    found = trip.at("netdev", "egress", oif=dev, where=dev)
+    if any(p.verdict is not Verdict.ACCEPT for p in found) and isinstance(trip.context.mark, int):
+        trip.context.mark |= GUEST
+
+
 def to_shared(trip: Trip, way: Way, b: End) -> None:
     """The host sends to a guest behind a macvtap, by the device of its route."""
     scene, lower = trip.scene, below(trip.scene, b.dev)
@@ -64,7 +75,7 @@ def to_shared(trip: Trip, way: Way, b: End) -> None:
     else:
         way_out(trip, way.dev)
         trip.hop("outside", "outside", f"by {way.dev}; it may come back by {lower}, which is not seen from here")
-    device(trip, b.dev, "port")
+    arrive(trip, b.dev)
 
 
 def into_shared(trip: Trip, b: End) -> None:
@@ -73,7 +84,14 @@ def into_shared(trip: Trip, b: End) -> None:
     device(trip, lower, "uplink")
     filters(trip, lower, "ingress")
     trip.at("netdev", "ingress", iif=lower, where=lower)
-    device(trip, b.dev, "port")
+    arrive(trip, b.dev)
+
+
+def arrive(trip: Trip, dev: str) -> None:
+    """At the guest's own device, where it comes in once more (macvlan_handle_frame())."""
+    filters(trip, dev, "ingress")
+    trip.at("netdev", "ingress", iif=dev, where=dev)
+    device(trip, dev, "port")
 
 
 def host_below(trip: Trip, guest: End, lower: str) -> None:

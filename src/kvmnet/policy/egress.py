@@ -21,7 +21,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from kvmnet.drivers.macvtap.resources import Gate, OpenPort
+from kvmnet.drivers.macvtap.resources import PROGRAM, Gate, OpenPort
 from kvmnet.drivers.nftables.resources import COMES_IN, GuardHook, NftTable
 from kvmnet.policy.guard import JUDGE, SETS, with_budget
 from kvmnet.policy.limits import RECEIPT
@@ -29,14 +29,6 @@ from kvmnet.policy.marking import every_mark, mark_chain
 from kvmnet.policy.marks import GUEST
 
 TABLE = "netdev kvmnet"
-SHOT, UNSPEC = 2, 0xFFFF_FFFF
-"""TC_ACT_SHOT drops, TC_ACT_UNSPEC asks the next classifier (linux/pkt_cls.h)."""
-MARK = 0xFFFF_F014
-"""Where classic BPF finds the packet's mark: SKF_AD_OFF + SKF_AD_MARK (linux/filter.h)."""
-PROGRAM = ",".join((f"32 0 0 {MARK}", f"84 0 0 {GUEST}", "21 0 1 0", f"6 0 0 {SHOT}", f"6 0 0 {UNSPEC}"))
-"""ld mark; and GUEST; if 0: drop; else: go on. As ``tc`` is told, without the number of instructions."""
-
-
 SIDES = re.compile(r"\b[io]ifname\b")
 UNCOUNTED = f"chain {RECEIPT} {{\n    accept\n}}\n"
 """Where no NIC has limits of what comes to it. The chain is there always, as those of ``MARKS`` are."""

@@ -30,6 +30,7 @@ from zlib import crc32
 from kvmnet.bpf.code import as_text, program
 from kvmnet.bpf.tree import IP, IP6, Field, Is, Node, ethertype, every, some
 from kvmnet.drivers.linux.resources import Link
+from kvmnet.drivers.macvtap.resources import MARK
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.tc.resources import (
     LEAVES,
@@ -47,7 +48,6 @@ from kvmnet.drivers.tc.resources import (
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
-from kvmnet.policy.egress import MARK
 from kvmnet.policy.marking import mark_chain, mark_of
 from kvmnet.policy.marks import GUEST
 from kvmnet.policy.rates import FAIR, FLOWS, PACKETS, bucket, queue, usual_burst

@@ -34,7 +34,7 @@ def u32(*matches: tuple[str, str, int], actions: tuple[Json, ...] = (gact("drop"
 
 
 DROP = row("matchall", gact("drop"))
-BPF = row("bpf", handle="0x1", bpf_name="cls.o", direct_action=True)
+BPF = row("bpf", handle="0x1", bpf_name="cls.o", **{"direct-action": "true"})
 CASES: dict[str, tuple[str, list[Json]]] = {
     "nothing": ("pass", []),
     "the head of a list is no filter": ("pass", [{"protocol": "all", "pref": 10, "kind": "matchall", "chain": 0}, row("u32", fh="800:", ht_divisor=1)]),

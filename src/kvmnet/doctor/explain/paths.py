@@ -51,6 +51,7 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "nobody-listens": ("The packet arrives and no program listens there.", ("ss -ltunp",)),
     "bond-dead": ("No member of the bond works.", ("cat /proc/net/bonding/BOND",)),
     "macvtap-host": ("The host and a guest behind a macvtap on one of its devices do not reach each other by that device, in any mode.", ("ip link add link NIC name host0 type macvlan mode bridge   # and the host's address there",)),
+    "gate-closed": ("The gate of a macvtap drops what no guard has judged: the hook of the guard's rules is gone.", ("kvmnet apply",)),
     "macvtap-private": ("Two macvtaps share a device, and mode private keeps them apart.", ("ip link set DEV type macvtap mode bridge",)),
     "macvtap-vepa": ("Two macvtaps of mode vepa reach each other only by a switch that sends frames back.", ("ip link set DEV type macvtap mode bridge",)),
     "vf-link-off": ("The PF keeps the carrier of the guest's VF off.", ("ip link set PF vf N state auto",)),

@@ -5,6 +5,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
+from kvmnet.policy.marks import GUEST
+
+SHOT, UNSPEC = 2, 0xFFFF_FFFF
+"""TC_ACT_SHOT drops, TC_ACT_UNSPEC asks the next classifier (linux/pkt_cls.h)."""
+MARK = 0xFFFF_F014
+"""Where classic BPF finds the packet's mark: SKF_AD_OFF + SKF_AD_MARK (linux/filter.h)."""
+PROGRAM = ",".join((f"32 0 0 {MARK}", f"84 0 0 {GUEST}", "21 0 1 0", f"6 0 0 {SHOT}", f"6 0 0 {UNSPEC}"))
+"""ld mark; and GUEST; if 0: drop; else: go on. As ``tc`` is told, without the number of instructions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
