@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.paths import Paths
 from kvmnet.host.side import Begun, begun
 from kvmnet.planned import EMPTY, Planned, read_saved
+from kvmnet.records import dataclass, replace
 from kvmnet.spec import source
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import marshal
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +20,7 @@ from kvmnet.engine.resource import Absent, Key, Resource, Wanted, compared, sett
 from kvmnet.errors import HostCannot
 from kvmnet.facts.model import Allocations, Facts
 from kvmnet.host.files import write_durably
+from kvmnet.records import replace
 
 FORMAT = 4
 

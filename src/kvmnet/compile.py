@@ -6,7 +6,6 @@ NIC, describe the devices of guests that run, merge what the networks want of th
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from ipaddress import ip_network
 
 from kvmnet.drivers.files.resources import unmanaged
@@ -39,6 +38,7 @@ from kvmnet.policy.places import Layout
 from kvmnet.policy.pooled import classes_out, tenant_rates, tree_names
 from kvmnet.policy.shares import Shares, trees
 from kvmnet.policy.synproxy import synproxied
+from kvmnet.records import dataclass, field
 from kvmnet.spec import domains, overlays, pools, ways
 from kvmnet.spec.guests import Nic, Vm
 from kvmnet.spec.knobs import KNOBS

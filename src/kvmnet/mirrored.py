@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ from kvmnet.drivers.mirror.driver import MirrorDriver
 from kvmnet.drivers.mirror.resources import Copy
 from kvmnet.drivers.recorder.process import recording
 from kvmnet.engine.driver import Seen
+from kvmnet.records import dataclass
 from kvmnet.spec.mirrors import Mirror
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource, Wanted, cache
 from kvmnet.errors import KvmnetError
 from kvmnet.facts.model import Allocations
+from kvmnet.records import dataclass, fields
 
 if TYPE_CHECKING:
     from kvmnet.compile import Compiled

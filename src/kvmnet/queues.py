@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmnet.compile import limited_tenants, tenant_nics
@@ -14,6 +13,7 @@ from kvmnet.engine.resource import Key
 from kvmnet.facts.counters import Traffic
 from kvmnet.modes.segment import Segment
 from kvmnet.policy import shares
+from kvmnet.records import dataclass
 from kvmnet.spec.names import detour_name, tenant_queue
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn
@@ -25,6 +24,7 @@ from kvmnet.host.paths import Paths
 from kvmnet.host.process import Process, boot_id, namespace_id, this_process, uptime
 from kvmnet.host.put_back import detach
 from kvmnet.host.run import ToolFailed, run
+from kvmnet.records import asdict, dataclass, replace
 
 FOLDER = "doctor"
 LOOK = 0.3

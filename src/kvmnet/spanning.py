@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from kvmnet.drivers.stp.driver import StpDriver
 from kvmnet.drivers.stp.resources import SpanningTree
 from kvmnet.engine.resource import State
 from kvmnet.host.paths import Paths
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

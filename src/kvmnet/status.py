@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ from kvmnet.queues import (
     shared_rates,
     tenant_statuses,
 )
+from kvmnet.records import asdict, dataclass, field, replace
 from kvmnet.spanning import TreeStatus, apart, silent, tree_statuses
 from kvmnet.spec.limits import effective
 

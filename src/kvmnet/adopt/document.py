@@ -3,10 +3,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 
 from kvmnet.adopt.model import Bridge, Device, Element, GuestPort, Layout, Outcome
 from kvmnet.adopt.uplinks import Uplink, describe, flow, quoted, refusal, unusable, word
+from kvmnet.records import dataclass, replace
 
 WIDTH = 110
 """Columns of a line with an uplink on it."""

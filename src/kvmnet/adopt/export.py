@@ -6,7 +6,6 @@ until kvmnet has run. A host that shall come up with it has it in its own config
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -29,6 +28,7 @@ from kvmnet.adopt.networkd import BOND_WORDS, TIMES
 from kvmnet.drivers.linux import resources as linux
 from kvmnet.engine.resource import Key, State
 from kvmnet.modes.links import with_length
+from kvmnet.records import replace
 from kvmnet.spec import ways
 from kvmnet.spec.models import Spec
 from kvmnet.spec.names import BRIDGE as OWN_BRIDGE

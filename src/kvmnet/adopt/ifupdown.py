@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import PurePath
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 from kvmnet.adopt import bonds
 from kvmnet.adopt import verdicts as v
 from kvmnet.adopt.model import Address, Bond, Bridge, Draft, Dynamic, Layout, Nic, Place, Route, Source, Vlan
+from kvmnet.records import dataclass, field, replace
 
 OPTIONS: dict[str, v.Verdict] = {
     "mtu": v.MTU, "bridge_ports": v.PORTS, "bridge_vlan_aware": v.VLAN_FILTER, "bridge_vids": v.VLAN_FILTER,

@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from kvmnet.errors import KvmnetError, SpecError
 from kvmnet.facts.collect import command_lines, namespace_of, policy_rules, resolvers
 from kvmnet.host import run as tools
 from kvmnet.host.process import namespace_id
+from kvmnet.records import dataclass, replace
 from kvmnet.spec.load import loads
 
 MARKS = "marks on this host"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from kvmnet.adopt import bonds
@@ -30,6 +29,7 @@ from kvmnet.adopt.qemu_words import machine
 from kvmnet.drivers.linux import resources as linux
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.engine.driver import Seen
+from kvmnet.records import dataclass, field, replace
 
 if TYPE_CHECKING:
     from kvmnet.adopt.tap_holders import Holder

@@ -6,9 +6,10 @@ stood in the files. Nothing is dropped: a key that no table knows is an element 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
+
+from kvmnet.records import dataclass, field
 
 
 class Outcome(StrEnum):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import PurePath
 from typing import Any
@@ -28,6 +27,7 @@ from kvmnet.adopt.model import (
     Source,
     Vlan,
 )
+from kvmnet.records import dataclass, replace
 
 YES = {"yes": True, "true": True, "on": True, "1": True, "no": False, "false": False, "off": False, "0": False}
 JOINED = {"Bridge": v.PORTS, "Bond": v.MEMBERS, "VLAN": v.CARRIER, "MACVLAN": v.KIND, "MACVTAP": v.KIND, "VXLAN": v.KIND,

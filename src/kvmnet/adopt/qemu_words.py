@@ -4,9 +4,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import PurePath
+
+from kvmnet.records import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -23,6 +22,7 @@ from kvmnet.drivers.stp.resources import SpanningTree
 from kvmnet.drivers.stp.settings import port_words
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
+from kvmnet.records import dataclass, field
 from kvmnet.spec.guests import Offloads
 from kvmnet.spec.networks import StpOptions
 

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 from kvmnet.adopt import ifupdown, netplan, networkd, nmstate
 from kvmnet.adopt.model import Layout, Source
 from kvmnet.errors import KvmnetError
+from kvmnet.records import dataclass
 
 LARGEST = 16 * 2**20
 DEEPEST = 8

@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvmnet.host.process import namespace_id
+from kvmnet.records import dataclass
 
 PROC = Path("/proc")
 IFF = re.compile(r"^iff:\s*(\S+)", re.M)

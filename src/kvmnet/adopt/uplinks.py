@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 from kvmnet.adopt import verdicts as v
 from kvmnet.adopt.model import Bond, Bridge, Device, Element, Layout, Outcome, Route, Vlan
 from kvmnet.errors import Problem, SpecError
 from kvmnet.facts.model import Facts
+from kvmnet.records import dataclass, field
 from kvmnet.spec import checks
 from kvmnet.spec.load import loads
 from kvmnet.spec.names import BRIDGE, PROBE, TAP, UPLINK, uplink_name

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import NamedTuple
 
 from kvmnet.adopt.model import Draft, Element, Outcome, Place
+from kvmnet.records import replace
 
 
 class Verdict(NamedTuple):

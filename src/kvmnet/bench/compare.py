@@ -6,7 +6,6 @@ test (H. Mann, D. Whitney 1947; J. Hodges, E. Lehmann 1963).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache
 from math import exp, log
 from statistics import median
@@ -17,6 +16,7 @@ from kvmnet.bench.record import Record
 from kvmnet.bench.results import Result, results
 from kvmnet.bench.scenarios import Better
 from kvmnet.bench.statistics import LEAST_PAIRS, LEVEL, Ratio, Verdict
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
 from kvmnet.bench.matrix import PORT, Configuration, Seat
 from kvmnet.errors import KvmnetError
+from kvmnet.records import dataclass, field
 from kvmnet.spec import pools, tree
 from kvmnet.spec.load import loads
 from kvmnet.spec.models import Spec

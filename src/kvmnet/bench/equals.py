@@ -5,12 +5,12 @@ What a run says of a difference is worth what it says of none. A run of many rou
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from kvmnet.bench.record import Record
 from kvmnet.bench.scenarios import SCENARIOS
 from kvmnet.bench.statistics import LEAST_PAIRS, Verdict, ratio
 from kvmnet.errors import KvmnetError
+from kvmnet.records import dataclass
 
 PROMISED = 0.95
 """Share of runs in which equals are called equal."""

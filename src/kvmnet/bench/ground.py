@@ -9,7 +9,6 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -29,6 +28,7 @@ from kvmnet.guests.launch import execute, wait_for_agent
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, run
+from kvmnet.records import dataclass
 
 OUTSIDE = "outside"
 LIFE = 86400

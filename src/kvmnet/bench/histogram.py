@@ -6,8 +6,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from math import ceil
+
+from kvmnet.records import dataclass, field
 
 STEPS = 128
 BUCKETS = STEPS * 36

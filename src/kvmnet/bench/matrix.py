@@ -6,10 +6,10 @@ turns without a guest being started between two turns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from itertools import product
 
 from kvmnet.errors import KvmnetError
+from kvmnet.records import dataclass, field
 from kvmnet.spec import pools
 from kvmnet.spec.cpus import NONE, lists
 from kvmnet.spec.guests import Model, Nic, Vm

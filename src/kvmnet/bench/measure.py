@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import Any
 
@@ -19,6 +18,7 @@ from kvmnet.bench.scenarios import SCENARIOS, Place, Scenario, arguments
 from kvmnet.bench.search import Trial, search
 from kvmnet.errors import KvmnetError
 from kvmnet.host.clock import wait_until
+from kvmnet.records import dataclass, field, replace
 
 LEAST_RATE, MOST_RATE = 100.0, 20e6
 """Packets per second between which the rate without loss is looked for."""

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from statistics import median, quantiles
 from typing import Any
+
+from kvmnet.records import asdict, dataclass
 
 Progress = Callable[[str, int, int], None]
 """(what is done, steps done, steps in all; 0 when not known)."""

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, log10
+
+from kvmnet.records import dataclass
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b6b6b", "#7a5c00")
 """M. Okabe, K. Ito: told apart by all kinds of eyes, and in print."""

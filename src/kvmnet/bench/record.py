@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +14,7 @@ from kvmnet.bench.matrix import Configuration
 from kvmnet.bench.model import Machine
 from kvmnet.bench.scenarios import SCENARIOS, Place
 from kvmnet.errors import KvmnetError
+from kvmnet.records import asdict, dataclass, field
 
 FORMAT = 1
 

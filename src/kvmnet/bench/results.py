@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
@@ -13,6 +12,7 @@ from kvmnet.bench.record import Record
 from kvmnet.bench.scenarios import SCENARIOS, Better, Place, Quantity, Scenario
 from kvmnet.bench.statistics import LEAST_PAIRS, LEVEL, Ratio, Verdict, noise_of, ratio
 from kvmnet.bench.virtio import unmet
+from kvmnet.records import dataclass
 
 BUSY = 0.5
 """Load average per processor beyond which others weigh on what is measured, not only on how well."""

@@ -5,13 +5,13 @@ A scenario is one line of a table: what kvmnet-load is told, and what is read fr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from kvmnet.bench.histogram import Histogram
 from kvmnet.bench.statistics import fairness, imbalance
 from kvmnet.errors import KvmnetError
+from kvmnet.records import dataclass
 
 Answer = Mapping[str, Any]
 """What kvmnet-load printed, with ``busy_host``: seconds of processor time that QEMU took on the host."""

@@ -6,8 +6,9 @@ are short, and a rate that loses is tried once more before it counts as too high
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import sqrt
+
+from kvmnet.records import dataclass
 
 RESOLUTION = 0.08
 """Width of the last bracket, as a part of the rate."""

@@ -8,11 +8,12 @@ E. Lehmann 1963).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 from math import exp, log
 from statistics import median
+
+from kvmnet.records import dataclass
 
 LEVEL = 0.95
 """Share of intervals that hold the true ratio."""

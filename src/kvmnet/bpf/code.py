@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from kvmnet.bpf.tree import All, Any, Field, Is, Length, Node, Not
+from kvmnet.records import dataclass, field
 
 LOADS = {1: 0x30, 2: 0x28, 4: 0x20}
 """Bytes -> BPF_LD with BPF_ABS."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 
 from kvmnet.bpf import tree
 from kvmnet.bpf.tree import Field, Is, Length, Node, Not, every, some
+from kvmnet.records import dataclass, replace
 
 KINDS = {"ip": tree.IP, "ip6": tree.IP6, "arp": tree.ARP, "rarp": tree.RARP}
 CARRIED = {"tcp": 6, "udp": 17, "sctp": 132, "esp": 50, "ah": 51, "pim": 103, "vrrp": 112, "gre": 47}

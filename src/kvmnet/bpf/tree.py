@@ -7,9 +7,10 @@ tcpdump makes it, so that the same words mean the same frames.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TypeAlias
+
+from kvmnet.records import dataclass
 
 IP, ARP, RARP, IP6, VLAN, QINQ = 0x0800, 0x0806, 0x8035, 0x86DD, 0x8100, 0x88A8
 TCP, UDP, SCTP, ICMP, ICMP6, FRAGMENT = 6, 17, 132, 1, 58, 44

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 
 from kvmnet.bpf.code import packed, program
 from kvmnet.bpf.tree import ANCILLARY, EVERYTHING, Field, Is, Node, Not, every, some, untagged, vlan
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.places import Direction, Layout, NoSuchPlace, Place, chosen, of_uplink, places
+from kvmnet.records import dataclass
 
 OUTGOING = Is(Field(ANCILLARY + 4, 4), 4)
 """SKF_AD_PKTTYPE is PACKET_OUTGOING (linux/if_packet.h)."""

@@ -6,7 +6,6 @@ import signal
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic, time_ns
@@ -15,6 +14,7 @@ from typing import Protocol
 from kvmnet.capture import pcapng
 from kvmnet.capture.files import Files
 from kvmnet.host.ring import RETIRE, Frame, Rings, settle
+from kvmnet.records import dataclass, field
 
 HOLD = 2 * RETIRE / 1000
 """Seconds after which every device has handed over what it saw."""

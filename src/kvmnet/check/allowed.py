@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from kvmnet.drivers.nftables.cutting import owners
 from kvmnet.drivers.nftables.resources import AddressSet, NftTable, NicGroups, NicGuard
 from kvmnet.engine.resource import Absent, Key, Resource
 from kvmnet.policy.flows import ICMP, ICMP6, Flow, Judge, read
 from kvmnet.policy.guard import TABLE
+from kvmnet.records import dataclass, field
 
 ECHO = {4: (ICMP, 8), 6: (ICMP6, 128)}
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from kvmnet.check import frames
 from kvmnet.check.dhcp import COOKIE
 from kvmnet.check.frames import ARP, ICMP6, IP4, IP6, UDP, ether, ip4, ip6, mac, snap, tagged, udp
+from kvmnet.records import dataclass
 
 ALL_NODES = "ff02::1"
 DHCP_OFFER, DHCP_REQUEST = 2, 3

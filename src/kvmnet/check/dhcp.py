@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import secrets
 import struct
-from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
 from kvmnet.check import frames
 from kvmnet.check.frames import BROADCAST, IP4, IP6, UDP, Packet
 from kvmnet.check.station import PATIENCE, Station
+from kvmnet.records import dataclass, field
 
 COOKIE = b"\x63\x82\x53\x63"
 DISCOVER, OFFER, REQUEST, ACK, NAK, RELEASE = 1, 2, 3, 5, 6, 7

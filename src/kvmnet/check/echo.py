@@ -6,12 +6,12 @@ import secrets
 import struct
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 
 from kvmnet.check import frames
 from kvmnet.check.frames import IP4, TCP, UDP, Packet
 from kvmnet.check.station import PATIENCE, Station, is_error
+from kvmnet.records import dataclass
 
 HEADERS = {4: 28, 6: 48}
 """Bytes of IP and ICMP header."""

@@ -5,8 +5,9 @@ Addresses and MACs are text. Builders give whole frames or parts of them; ``read
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from kvmnet.records import dataclass
 
 BROADCAST = "ff:ff:ff:ff:ff:ff"
 NOBODY = "00:00:00:00:00:00"

@@ -10,7 +10,6 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 
 from kvmnet.check.echo import HEADERS
 from kvmnet.check.model import Claim, Execute, Finding, Subject, Verdict, failed, passed, skipped
@@ -19,6 +18,7 @@ from kvmnet.errors import KvmnetError
 from kvmnet.modes import services
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
+from kvmnet.records import dataclass, field, replace
 from kvmnet.spec.networks import CLOSED
 
 TIMEOUT = 20.0

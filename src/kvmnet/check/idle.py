@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 
 from kvmnet.check.attacks import ATTACKS
 from kvmnet.check.model import DROPS, Claim, Subject, Verdict, skipped
@@ -22,6 +21,7 @@ from kvmnet.host.packets import Tap, exists, has_carrier
 from kvmnet.host.run import ToolFailed
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
+from kvmnet.records import dataclass, replace
 
 MOST = 64
 """Idle NICs of a document that are tried; every network has an equal share, and one at least."""

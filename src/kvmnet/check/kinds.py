@@ -8,7 +8,6 @@ import os
 import secrets
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import count
 from typing import TypeAlias
@@ -16,6 +15,7 @@ from typing import TypeAlias
 from kvmnet.check import frames
 from kvmnet.drivers.nftables.resources import NicGroups
 from kvmnet.policy.flows import ICMP, ICMP6, TCP, UDP, Flow, Judge, Networks, Policy, Rule
+from kvmnet.records import dataclass
 from kvmnet.spec.values import ICMP_TYPES
 
 MOST = 24

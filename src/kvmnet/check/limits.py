@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from kvmnet.check import frames
 from kvmnet.check.attacks import PORTS, addresses
@@ -24,6 +23,7 @@ from kvmnet.check.station import Listener, Station
 from kvmnet.drivers.nftables.conntrack import cut
 from kvmnet.drivers.nftables.limits import ROOM
 from kvmnet.host.clock import wait_until
+from kvmnet.records import dataclass
 from kvmnet.spec.limits import HEADER, effective
 
 MOST, MOST_TO_ALL = 25_000, 1_000

@@ -10,7 +10,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from time import time_ns
 
 from kvmnet.bpf.code import EQUAL, LOADS, RETURN, Instruction, packed, program
@@ -24,6 +23,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import Tap
 from kvmnet.host.ring import Frame, Ring, settle
 from kvmnet.host.run import ToolFailed
+from kvmnet.records import dataclass, field
 
 OUTGOING = 4
 BLOCKS = 8

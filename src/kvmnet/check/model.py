@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from ipaddress import ip_address
 from itertools import groupby
@@ -14,6 +13,7 @@ from kvmnet.facts.model import Allocations
 from kvmnet.host.paths import Paths
 from kvmnet.modes.segment import Segment
 from kvmnet.modes.tunnel import TunnelWay
+from kvmnet.records import asdict, dataclass, field
 from kvmnet.spec.rates import TenantRate
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 
 from kvmnet.check import frames
 from kvmnet.check.model import Finding, failed, passed, skipped
@@ -17,6 +16,7 @@ from kvmnet.drivers.stp.settings import Wish
 from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import Capture, exists
 from kvmnet.modes.segment import Segment
+from kvmnet.records import dataclass, field
 from kvmnet.stp.vectors import State
 
 EVERYBODY = "ff02::1"

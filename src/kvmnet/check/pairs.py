@@ -3,13 +3,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from kvmnet.check.kinds import Kind, Shot
 from kvmnet.check.model import RULES, Claim, Finding, failed, passed, skipped
 from kvmnet.check.station import PATIENCE, Listener, is_error
 from kvmnet.drivers.nftables.conntrack import cut
 from kvmnet.host.clock import wait_until
+from kvmnet.records import dataclass, field
 
 TRIES = 3
 SOON = 0.25

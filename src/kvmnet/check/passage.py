@@ -9,7 +9,6 @@ import json
 import secrets
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, dataclass, field, replace
 from time import monotonic
 from typing import Any
 
@@ -26,6 +25,7 @@ from kvmnet.host.drops import Dropped, DropTrace
 from kvmnet.host.packets import Capture
 from kvmnet.host.run import ToolFailed, run
 from kvmnet.host.trace import RuleTrace, Traced, entrance, inner_end, send_raw, stir
+from kvmnet.records import asdict, dataclass, field, replace
 
 ENDS = ("drop", "reject")
 RULES = ("rule-drop", "arp-drop", "bridge-netfilter", "guest-firewall", "rule-unknown")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from hashlib import blake2s
 
 from kvmnet.check.model import Subject
@@ -37,6 +36,7 @@ from kvmnet.modes.segment import Segment
 from kvmnet.policy.egress import TABLE as EGRESS
 from kvmnet.policy.guard import TABLE, nic_guard
 from kvmnet.policy.limits import known_station
+from kvmnet.records import dataclass
 from kvmnet.spec import pools
 from kvmnet.spec.names import TAP
 from kvmnet.spec.pools import Family

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
 from kvmnet.check import dhcp
@@ -17,6 +16,7 @@ from kvmnet.check.station import Listener, Station
 from kvmnet.host.packets import device_mtu
 from kvmnet.modes import services
 from kvmnet.modes.segment import Segment
+from kvmnet.records import dataclass
 from kvmnet.spec.networks import CLOSED, Mode
 
 SHORT = 0.6

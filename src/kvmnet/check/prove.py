@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 
 from kvmnet.check import limits, rates, rules, synproxy, tags, tenants
@@ -29,6 +28,7 @@ from kvmnet.host.packets import Capture, device_mac, exists
 from kvmnet.host.run import ToolFailed, run
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.marks import REJECTED
+from kvmnet.records import dataclass, replace
 from kvmnet.spec.pools import Family
 
 LOCK_TIMEOUT = 10.0

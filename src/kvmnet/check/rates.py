@@ -9,7 +9,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -23,6 +22,7 @@ from kvmnet.host.packets import Capture, Stamped, device_mac, steady
 from kvmnet.modes.segment import Segment
 from kvmnet.policy import shares
 from kvmnet.policy.rates import queue, usual_burst
+from kvmnet.records import dataclass
 from kvmnet.spec.guests import Nic
 from kvmnet.spec.networks import Mode
 

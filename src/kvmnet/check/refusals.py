@@ -9,7 +9,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
 from kvmnet.check import frames
@@ -20,6 +19,7 @@ from kvmnet.check.promises import SHORT, Place, Prove, gateway, own_address, sin
 from kvmnet.check.station import PATIENCE, Listener, Station, is_error
 from kvmnet.host.packets import Capture
 from kvmnet.modes.segment import Segment
+from kvmnet.records import dataclass
 from kvmnet.spec.networks import CLOSED
 
 SOMEWHERE = {4: "198.51.100.1", 6: "2001:db8::1"}

@@ -12,7 +12,6 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from ipaddress import ip_interface
 from typing import Protocol
@@ -44,6 +43,7 @@ from kvmnet.host.trace import send_raw
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.flows import UDP, Judge
+from kvmnet.records import dataclass
 from kvmnet.spec.limits import effective
 from kvmnet.spec.networks import Mode
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_interface
 from time import monotonic
 
@@ -23,6 +22,7 @@ from kvmnet.doctor.why import Report
 from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import Capture
 from kvmnet.host.trace import send_raw
+from kvmnet.records import dataclass, field
 
 SECONDS, PACKETS = 1.5, 3
 FRAMES = 500

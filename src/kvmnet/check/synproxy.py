@@ -11,7 +11,6 @@ import secrets
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 
 from kvmnet.check import frames
 from kvmnet.check.frames import IP4, IP6, TCP, Packet, checksum, ether, ip4, ip6, pseudo
@@ -29,6 +28,7 @@ from kvmnet.host.run import ToolFailed, run
 from kvmnet.host.wire import asks_neighbours
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.policy.flows import Flow
+from kvmnet.records import dataclass
 from kvmnet.spec.limits import proxied
 
 MANY = 20

@@ -88,7 +88,7 @@ def plan(file: Path | None, commands: bool, everything: bool, out: Path | None, 
 
 def with_guard(here: Host, planned: Planned, reach: Sequence[str], within: float | None) -> Planned:
     """*planned* with notes on who must answer after it."""
-    from dataclasses import replace
+    from kvmnet.records import replace
     return replace(planned, notes=(*planned.notes, *here.guarded(planned, reach, within)))
 
 

@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
 from kvmnet.cli.output import json_option, print_json, say, table
+from kvmnet.records import asdict
 
 if TYPE_CHECKING:
     from kvmnet.api import Host

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -19,6 +18,7 @@ from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.engine.resource import Resource
 from kvmnet.errors import ApplyFailed, ConflictError, HostCannot, KvmnetError, RollbackFailed, SpecError
+from kvmnet.records import fields
 from kvmnet.spec.guests import Nic
 
 MAN = Path("docs/kvmnet.8")

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import click
+
+from kvmnet.records import dataclass, field
 
 MOST = 8
 """Children of one node that are drawn; the rest is counted."""

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from enum import StrEnum
 from ipaddress import ip_address, ip_interface
@@ -12,6 +11,7 @@ from kvmnet.doctor.routing import Asked, look_up
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.view import Json
 from kvmnet.errors import KvmnetError
+from kvmnet.records import dataclass, replace
 
 MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 FAR = {4: "1.1.1.1", 6: "2606:4700:4700::1111"}

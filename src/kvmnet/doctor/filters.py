@@ -6,7 +6,6 @@ and police. A program of extended BPF, a chain, an action that changes the packe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
@@ -19,6 +18,7 @@ from kvmnet.doctor.view import Json
 from kvmnet.drivers.macvtap.resources import PROGRAM
 from kvmnet.drivers.tc.resources import PREF
 from kvmnet.drivers.tc.wire import parse_filters
+from kvmnet.records import dataclass, replace
 
 PROTOCOLS = {"all": 0, "ip": IPV4, "ipv6": IPV6, "arp": ARP, "802.1Q": VLAN}
 NUMBERS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58, "sctp": 132}

@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
+
+from kvmnet.records import asdict, dataclass, replace
 
 
 class Severity(StrEnum):

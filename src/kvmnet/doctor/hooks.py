@@ -9,12 +9,12 @@ blocker wants to know of the next.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from kvmnet.doctor.judge import LIMIT, Judgement, Step, Verdict, judge
 from kvmnet.doctor.packet import ICMP, ICMP6, STATES, TCP, UNKNOWN, Context, Packet, Tracked
 from kvmnet.doctor.ruleset import Ruleset
+from kvmnet.records import dataclass, field, replace
 
 CONNTRACK = -200
 """NF_IP_PRI_CONNTRACK."""

@@ -5,7 +5,6 @@ The same judgements serve the path of one packet and the look at the whole host.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_interface, ip_network
 from typing import Any
 
@@ -18,6 +17,7 @@ from kvmnet.doctor.packet import TCP, UDP, UNKNOWN, Context, Packet
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.trip import Trip
 from kvmnet.doctor.view import Inner, Json, View, carrier, up
+from kvmnet.records import replace
 
 DEAD = ("FAILED", "INCOMPLETE")
 Judge = Callable[[View, Inner], Iterable[Finding]]

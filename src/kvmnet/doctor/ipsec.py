@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
 from kvmnet.doctor.finding import Certainty
 from kvmnet.doctor.packet import ICMP, ICMP6, TCP, UDP, Packet
 from kvmnet.doctor.trip import Trip
+from kvmnet.records import dataclass
 
 PROTOCOLS: Mapping[str, int] = {"tcp": TCP, "udp": UDP, "icmp": ICMP, "ipv6-icmp": ICMP6}
 SELECTOR = re.compile(r"^src (\S+) dst (\S+)(.*)$")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -28,6 +27,7 @@ from kvmnet.doctor.ruleset import (
     pattern,
     unclear,
 )
+from kvmnet.records import dataclass, field
 
 Json = Any
 DEPTH = 16

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from kvmnet.doctor.finding import Certainty, Finding
 from kvmnet.doctor.view import View, data, owned, up
+from kvmnet.records import asdict, dataclass
 
 Argv = tuple[str, ...]
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from ipaddress import ip_address
 from typing import Final, Literal, TypeAlias
+
+from kvmnet.records import dataclass, field
 
 ARP, IPV4, IPV6, VLAN, QINQ = 0x0806, 0x0800, 0x86DD, 0x8100, 0x88A8
 ICMP, TCP, UDP, ICMP6 = 1, 6, 17, 58

@@ -1,7 +1,6 @@
 """A packet at the host's IP: up from a device, through routing, NAT and rules, to the host itself or out again. Pure."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
@@ -15,6 +14,7 @@ from kvmnet.doctor.routing import ERRORS, Asked, Way, comes_back, look_up, lost
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import device
 from kvmnet.doctor.trip import Trip
+from kvmnet.records import dataclass
 
 DESTINATION, SOURCE = -100, 100
 """Priorities of NAT: NF_IP_PRI_NAT_DST, NF_IP_PRI_NAT_SRC."""

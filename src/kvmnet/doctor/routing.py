@@ -2,12 +2,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any
 
 from kvmnet.doctor.packet import ABSENT, Context, Packet, Value
 from kvmnet.doctor.scene import Scene
+from kvmnet.records import dataclass, replace
 
 Json = Mapping[str, Any]
 MATCHED = frozenset({"priority", "src", "srclen", "dst", "dstlen", "iif", "oif", "fwmark", "fwmask", "table", "action", "not", "protocol", "suppress_prefixlen",

@@ -3,13 +3,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import ip_network
 from typing import Any, TypeAlias
 
 from kvmnet.doctor.fields import WIDTHS, WORDS, scalar
 from kvmnet.doctor.packet import UNKNOWN, Scalar, Special, Value
+from kvmnet.records import dataclass, field
 
 Json = Any
 Kind = str | tuple[str, ...]

@@ -5,7 +5,6 @@ A blocker does not end the walk: the packet is taken further as if it had passed
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from enum import StrEnum
 
 from kvmnet.doctor.blame import by_limit, by_rule
@@ -16,6 +15,7 @@ from kvmnet.doctor.judge import Verdict
 from kvmnet.doctor.packet import Context, Packet, Tracked
 from kvmnet.doctor.routing import fib
 from kvmnet.doctor.scene import Scene
+from kvmnet.records import dataclass, field
 
 
 class State(StrEnum):

@@ -3,11 +3,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from itertools import pairwise
 from typing import Any
+
+from kvmnet.records import dataclass, field
 
 Json = Mapping[str, Any]
 OWN_PREFIXES = ("kvb-", "kvt-", "kvm-")

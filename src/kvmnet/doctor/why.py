@@ -6,7 +6,6 @@ packet of a flow goes there, its answer comes back with the flow known to conntr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
 from ipaddress import ip_address, ip_interface
 from typing import Any
 
@@ -45,6 +44,7 @@ from kvmnet.doctor.segment import cross, device, enter, leave
 from kvmnet.doctor.trip import Hop, State, Trip, begin, state_of
 from kvmnet.doctor.vfs import at_switch, at_vf, in_switch, is_vf
 from kvmnet.errors import KvmnetError
+from kvmnet.records import asdict, dataclass, replace
 
 SPORT = 40000
 WRITTEN = frozenset({"PERMANENT", "NOARP"})

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +16,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.files import make_directory
 from kvmnet.host.process import start_time
 from kvmnet.host.watched import CONFIG, LOG, RECORD, STATE
+from kvmnet.records import dataclass
 
 START_TIMEOUT = 30.0
 """Seconds until the process must have its work in hand."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -28,6 +27,7 @@ from kvmnet.engine.resource import (
 from kvmnet.errors import KvmnetError
 from kvmnet.host.files import readable_errors, write_durably
 from kvmnet.host.process import boot_id, namespace_id
+from kvmnet.records import dataclass, field, replace
 
 FORMAT = 1
 

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import Protocol
 
 from kvmnet.engine.plan import Step
 from kvmnet.engine.resource import Key, Resource, Wanted
+from kvmnet.records import dataclass, field
 
 
 @dataclass(slots=True)

@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Set
-from dataclasses import dataclass
 
 from kvmnet.engine.resource import Absent, Key, State, Wanted, compared_names
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

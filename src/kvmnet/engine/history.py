@@ -14,7 +14,6 @@ import shutil
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.facts.model import Allocation, Allocations
 from kvmnet.host.files import make_directory, readable_errors
+from kvmnet.records import dataclass, field
 
 if TYPE_CHECKING:
     import sqlite3

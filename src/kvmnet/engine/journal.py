@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Set
-from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from kvmnet.engine.resource import Absent, Key, Resource, State, Wanted
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.host.files import readable_errors, remove_durably, write_durably
 from kvmnet.host.process import Process
+from kvmnet.records import asdict, dataclass, fields
 
 FORMAT = 1
 

@@ -18,7 +18,6 @@ the very end.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeAlias
 
@@ -38,6 +37,7 @@ from kvmnet.engine.resource import (
     replaces_name,
     top_down_names,
 )
+from kvmnet.records import dataclass, replace
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ holder when its target is deleted:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+
+from kvmnet.records import dataclass, field, fields, replace
 
 F = TypeVar("F")
 if TYPE_CHECKING:

@@ -1,12 +1,12 @@
 """What a transaction says: events while it is at work, and how it ended. Pure."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.plan import Step
 from kvmnet.engine.resource import Key
+from kvmnet.records import dataclass
 
 
 class Doing(StrEnum):

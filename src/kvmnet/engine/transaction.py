@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +52,7 @@ from kvmnet.host.files import remove_durably, rename_durably
 from kvmnet.host.lock import exclusive
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import boot_id, namespace_id, this_process, uptime
+from kvmnet.records import dataclass, replace
 
 SETTLE = 5.0
 """Seconds that a host gets to become as wanted after the last step."""

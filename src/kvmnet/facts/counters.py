@@ -4,11 +4,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kvmnet.host.clock import wait_until
 from kvmnet.host.run import run
+from kvmnet.records import dataclass
 
 SAMPLE = 0.3
 """Seconds between the two readings of a rate."""

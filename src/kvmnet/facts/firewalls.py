@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.nftables.wire import CHAIN, HOOK, base_chains
 from kvmnet.engine.driver import Seen
 from kvmnet.modes.segment import Segment
+from kvmnet.records import dataclass
 from kvmnet.spec.names import BRIDGE
 from kvmnet.spec.networks import Mode
 

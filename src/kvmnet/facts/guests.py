@@ -4,12 +4,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from kvmnet.facts import inside
 from kvmnet.facts.processes import Processes
 from kvmnet.host.paths import Paths
+from kvmnet.records import asdict
 
 if TYPE_CHECKING:
     from kvmnet.drivers.qemu.folder import GuestFolder

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from kvmnet.engine.resource import Resource, State
+from kvmnet.records import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)

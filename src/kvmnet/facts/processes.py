@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
-from dataclasses import dataclass, field
 from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from kvmnet.facts.secrets import scrubbed_words
 from kvmnet.host.process import namespace_id
+from kvmnet.records import dataclass, field
 
 Json = dict[str, Any]
 IFF = re.compile(r"^iff:\s*(\S+)", re.M)

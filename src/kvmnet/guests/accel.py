@@ -11,7 +11,6 @@ import json
 import os
 import struct
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -20,6 +19,7 @@ from kvmnet.drivers.qemu.folder import replace
 from kvmnet.drivers.qemu.process import KVM, account, finish, group_name, spawn
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import boot_id
+from kvmnet.records import dataclass
 
 DEADLINE = 3.0
 """Seconds that the probe guest gets."""

@@ -6,7 +6,8 @@ root and have time 0, so that equal contents give equal bytes.
 from __future__ import annotations
 
 import stat
-from dataclasses import dataclass, field
+
+from kvmnet.records import dataclass, field
 
 MAGIC = b"070701"
 TRAILER = "TRAILER!!!"

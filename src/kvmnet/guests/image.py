@@ -9,7 +9,6 @@ from __future__ import annotations
 import lzma
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from hashlib import blake2s
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +19,7 @@ from kvmnet.guests.cpio import Archive
 from kvmnet.guests.kernel import load_order, module_needs, vmlinux
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, find, run
+from kvmnet.records import dataclass
 
 FORMAT = 1
 """Raised when the code below makes something else of the same files."""

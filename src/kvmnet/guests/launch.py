@@ -6,7 +6,6 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
@@ -43,6 +42,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import Process
 from kvmnet.modes.device import threads
+from kvmnet.records import dataclass
 from kvmnet.spec.cpus import joined
 from kvmnet.spec.guests import Run, Vm
 

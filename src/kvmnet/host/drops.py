@@ -12,8 +12,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from kvmnet.records import dataclass
 
 MOUNTED = Path("/sys/kernel/tracing")
 INSTANCE = "kvmnet-why-"

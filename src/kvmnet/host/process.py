@@ -5,8 +5,9 @@ import os
 import signal
 import time
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
+
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

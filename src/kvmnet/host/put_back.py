@@ -13,13 +13,13 @@ import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import NoReturn
 
 from kvmnet.errors import HostCannot
 from kvmnet.host import lock
 from kvmnet.host.clock import wait_until
 from kvmnet.host.run import ToolFailed, run
+from kvmnet.records import dataclass
 
 PATIENCE = 10.0
 """Seconds for which commands that fail are tried again."""

@@ -13,11 +13,11 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import Capture
 from kvmnet.host.run import SEARCH_PATH, ToolFailed, find, run
+from kvmnet.records import dataclass
 
 TABLE = "why-probe"
 FIRST = -2000000

@@ -11,7 +11,6 @@ their network has no VLAN.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
 
 from kvmnet.drivers.linux.resources import Address, BridgeVlan, Link, VlanMulticast, vlan_name
 from kvmnet.engine.resource import Key
@@ -20,6 +19,7 @@ from kvmnet.modes.hosted import addresses, allow_services, neighbours, own_bridg
 from kvmnet.modes.links import Way, vlan_link
 from kvmnet.modes.segment import Part, Segment
 from kvmnet.modes.uplink import join, move_host
+from kvmnet.records import dataclass, replace
 from kvmnet.spec import ways
 from kvmnet.spec.guests import Nic
 from kvmnet.spec.names import carrier_name

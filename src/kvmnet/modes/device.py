@@ -1,14 +1,13 @@
 """The device that a guest gets for one NIC of the document: every property decided. Pure."""
 from __future__ import annotations
 
-from dataclasses import replace
-
 from kvmnet.drivers.qemu.devices import VF
 from kvmnet.drivers.qemu.resources import GuestNic, GuestThreads
 from kvmnet.drivers.sriov.resources import Vf
 from kvmnet.engine.resource import Key, must_recreate
 from kvmnet.facts.model import Facts
 from kvmnet.modes.model import NicOnNetwork
+from kvmnet.records import replace
 from kvmnet.spec.guests import Model, Nic, Offloads, Pin, Run, Vm
 
 VIRTIO = frozenset({Model.VIRTIO, Model.VIRTIO_TRANSITIONAL})

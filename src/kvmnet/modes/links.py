@@ -11,8 +11,6 @@ kvmnet makes it, have the same document.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from kvmnet.drivers.linux.resources import PROTO, Address, Link, Route, Sysctl, address_name, route
 from kvmnet.engine.resource import Key, Resource, narrow
 from kvmnet.facts.model import Facts
@@ -20,6 +18,7 @@ from kvmnet.modes import vrf
 from kvmnet.modes.segment import Part
 from kvmnet.modes.tunnel import wire_tunnel
 from kvmnet.modes.uplink import link_local_mode, move_host
+from kvmnet.records import dataclass
 from kvmnet.spec import domains, ways
 from kvmnet.spec.hardware import tune
 from kvmnet.spec.models import Spec

@@ -11,7 +11,6 @@ by the parent, where guests do not answer: the macvlan gets no route of its own 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
 from kvmnet.drivers.linux.resources import Address, Link, Route, Sysctl, route
@@ -28,6 +27,7 @@ from kvmnet.policy.egress import counting_hook, guest_port, parent_hook
 from kvmnet.policy.guard import zone_of
 from kvmnet.policy.limits import limits_receipts
 from kvmnet.policy.marking import mark_of
+from kvmnet.records import replace
 from kvmnet.spec.models import Spec
 from kvmnet.spec.networks import MacvtapMode
 

@@ -1,8 +1,9 @@
 """One guest NIC as the compiler places it on a network. Pure."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from kvmnet.records import dataclass
 
 if TYPE_CHECKING:
     from kvmnet.spec.guests import Nic

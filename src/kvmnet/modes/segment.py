@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from ipaddress import ip_interface, ip_network
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvmnet.engine.resource import Absent, Key, Resource
+from kvmnet.records import dataclass, field
 
 if TYPE_CHECKING:
     from kvmnet.modes.model import NicOnNetwork

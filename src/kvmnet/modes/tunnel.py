@@ -5,12 +5,12 @@ alone (``allowed``), and routes lead into it like into any other device.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvmnet.drivers.linux.resources import Link
 from kvmnet.drivers.wireguard.resources import Tunnel, TunnelPeer, peer_name, tunnel_of
 from kvmnet.facts.model import Facts
+from kvmnet.records import dataclass
 from kvmnet.spec import tunnels, ways
 from kvmnet.spec.models import Spec
 from kvmnet.spec.wireguard import Wireguard

@@ -17,7 +17,6 @@ Time bombs, each of which would cut the host off minutes later:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
 from ipaddress import ip_interface, ip_network
 from itertools import pairwise
 
@@ -34,6 +33,7 @@ from kvmnet.engine.resource import Absent, Key, Resource
 from kvmnet.errors import ConflictError
 from kvmnet.facts.model import Facts
 from kvmnet.modes.forwarding import accepts_advertisements
+from kvmnet.records import dataclass, field, replace
 
 COPIED = (
     *(f"ipv4 {n}" for n in ("rp_filter", "arp_announce", "arp_filter", "arp_ignore", "accept_local", "proxy_arp",

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 
 from kvmnet.drivers.nftables.resources import AddressSet, NicGroups
+from kvmnet.records import dataclass, field, fields
 from kvmnet.spec.values import ICMP_TYPES
 
 HEAD = "# flows: "

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import collapse_addresses, ip_network
 from zlib import crc32
 
@@ -18,6 +17,7 @@ from kvmnet.policy.groups import Ports, Tracking, bridge_text, host_chains
 from kvmnet.policy.guard import TABLE, link_local
 from kvmnet.policy.limits import has_flow_limits
 from kvmnet.policy.routed import Stretch, apart, routed_table
+from kvmnet.records import dataclass, replace
 from kvmnet.spec import domains as vrfs
 from kvmnet.spec.models import Spec
 from kvmnet.spec.networks import Mode

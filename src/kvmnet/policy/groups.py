@@ -12,7 +12,6 @@ to the IP hooks, where ``host_chains`` writes what conntrack says into the mark.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import collapse_addresses, ip_network
 from string import Template
@@ -20,6 +19,7 @@ from typing import TypeAlias
 
 from kvmnet.policy.flows import Policy, Rule
 from kvmnet.policy.marks import FRESH, GUEST, KNOWN, LONE, NIC, REJECTED
+from kvmnet.records import dataclass, field
 from kvmnet.spec.bounds import MOST_GROUPS
 from kvmnet.spec.values import ALL_PORTS, ICMP_TYPES
 

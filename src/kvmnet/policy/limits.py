@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
 from string import Template
 
 from kvmnet.drivers.nftables.limits import SETS, STATIONS, WATCHED, words
@@ -22,6 +21,7 @@ from kvmnet.modes.segment import Segment
 from kvmnet.policy.groups import ALWAYS, Tracking
 from kvmnet.policy.guard import TABLE, zone_of
 from kvmnet.policy.marks import BEGINS, EXCESS, GUEST, NIC
+from kvmnet.records import dataclass
 from kvmnet.spec.limits import FLOWS, RECEIVED, SENT, effective
 from kvmnet.spec.models import Spec
 from kvmnet.spec.networks import Network

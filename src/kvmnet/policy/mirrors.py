@@ -10,7 +10,6 @@ copies the tunnel packets of any mirror, whatever way they take.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from zlib import crc32
 
@@ -24,6 +23,7 @@ from kvmnet.engine.resource import Resource
 from kvmnet.modes.hosted import stable_mac
 from kvmnet.policy.places import Direction, Layout, Place, places
 from kvmnet.policy.rates import bucket
+from kvmnet.records import dataclass, replace
 from kvmnet.spec.frames import FOUND, condition
 from kvmnet.spec.mirrors import ErspanTunnel, GreTunnel, Mirror, Record, VxlanTunnel
 from kvmnet.spec.models import Spec

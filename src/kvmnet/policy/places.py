@@ -7,11 +7,11 @@ or where the host itself sends it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
+from kvmnet.records import dataclass
 from kvmnet.spec import ways
 from kvmnet.spec.models import Spec
 

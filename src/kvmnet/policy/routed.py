@@ -12,7 +12,6 @@ are few. NICs that share one must be judged alike (``spec.rules.groups.told_apar
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network
 from string import Template
 from typing import TypeAlias
@@ -23,6 +22,7 @@ from kvmnet.drivers.nftables.tables import ROUTED
 from kvmnet.policy.flows import Policy, Rule
 from kvmnet.policy.groups import ALWAYS, LOGGED, Matches, Tracking, chain, ends, kinds, sender
 from kvmnet.policy.marks import GUEST, NIC
+from kvmnet.records import dataclass, replace
 from kvmnet.spec.bounds import MOST_GROUPS
 
 FAMILIES = ((4, "ip"), (6, "ip6"))

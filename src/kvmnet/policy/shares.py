@@ -23,7 +23,6 @@ program of classic BPF for each class looks at the DSCP, and a hash finds the NI
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 from zlib import crc32
 
@@ -51,6 +50,7 @@ from kvmnet.modes.segment import Segment
 from kvmnet.policy.marking import mark_chain, mark_of
 from kvmnet.policy.marks import GUEST
 from kvmnet.policy.rates import FAIR, FLOWS, PACKETS, bucket, queue, usual_burst
+from kvmnet.records import dataclass, field, replace
 from kvmnet.spec.names import pool_name
 from kvmnet.spec.networks import Mode
 from kvmnet.spec.rates import Rate, TrafficClass

@@ -11,9 +11,9 @@ filter: the host's own rules and the firewall of the host see what comes before 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 from kvmnet.modes.segment import Segment
+from kvmnet.records import dataclass, field
 from kvmnet.spec.limits import proxied
 
 RAW, BEHIND = -300, 10

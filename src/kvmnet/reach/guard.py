@@ -3,7 +3,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from time import monotonic
 
 from kvmnet.drivers.linux.driver import ip_json
@@ -24,6 +23,7 @@ from kvmnet.reach.targets import (
     gateways,
     patience,
 )
+from kvmnet.records import dataclass
 
 BEFORE = 1.0
 """Seconds that a target gets to answer before the change."""

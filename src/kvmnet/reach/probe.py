@@ -11,7 +11,6 @@ import select
 import struct
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic
 
@@ -20,6 +19,7 @@ from kvmnet.errors import HostCannot
 from kvmnet.host.packets import has_carrier
 from kvmnet.host.wire import Pinger, Wire, asks_neighbours, entropy, own_address6, way_to
 from kvmnet.reach.targets import Target
+from kvmnet.records import dataclass, field
 
 AGAIN = 0.2
 """Seconds until a question is asked once more."""

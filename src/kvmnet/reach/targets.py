@@ -7,7 +7,6 @@ addresses and routes on these, and default routes of its family anywhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 from itertools import pairwise
 
@@ -17,6 +16,7 @@ from kvmnet.drivers.stp.resources import SpanningTree
 from kvmnet.drivers.wireguard.resources import Tunnel, TunnelPeer, tunnel_of
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource, State
+from kvmnet.records import dataclass
 
 GATEWAY, NAMED, SESSION = "gateway", "named by reach", "this session comes from it"
 """Why a target is one."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
+
+from kvmnet.records import dataclass
 
 Check: TypeAlias = Callable[[Any], Any]
 Loc: TypeAlias = tuple[Any, ...]

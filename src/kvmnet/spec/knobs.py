@@ -6,8 +6,9 @@ storage, backups), not what guests send. What carries guests' packets is said to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from enum import StrEnum
+
+from kvmnet.records import dataclass, field
 
 NET = "Linux, Documentation/admin-guide/sysctl/net.rst"
 IP = "Linux, Documentation/networking/ip-sysctl.rst"

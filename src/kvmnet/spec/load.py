@@ -4,10 +4,10 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvmnet.errors import KvmnetError, Problem, SpecError
+from kvmnet.records import dataclass, field, replace
 from kvmnet.spec import tree
 from kvmnet.spec.form import ValidationError
 from kvmnet.spec.models import Spec

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, TypeAlias
 
+from kvmnet.records import dataclass
 from kvmnet.spec.guests import Nic, Vm
 from kvmnet.spec.models import Spec
 from kvmnet.spec.names import nic_name, standby_name

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import yaml
@@ -27,6 +26,7 @@ from yaml.events import (
 )
 
 from kvmnet.errors import Problem
+from kvmnet.records import dataclass, field
 
 DEEPEST = 32
 """Levels of nesting that a document may have; the models need 8."""

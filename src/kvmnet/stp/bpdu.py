@@ -8,9 +8,9 @@ from __future__ import annotations
 import hmac
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from kvmnet.records import dataclass
 from kvmnet.stp.vectors import ADDRESS, CIST, PORT_NUMBER, Protocol, Role, Times, Vector
 
 DESTINATION = bytes.fromhex("0180c2000000")

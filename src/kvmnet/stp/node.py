@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from kvmnet.records import dataclass, field
 from kvmnet.stp.bpdu import Bpdu, Region, digest
 from kvmnet.stp.port import NEVER, UNTOLD, Port, TreePort
 from kvmnet.stp.vectors import CIST, Protocol, Role, State, Times, Vector, bridge_id, port_id

@@ -4,9 +4,9 @@ Timers are the moment at which they run out, in seconds of the caller's clock; w
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
 
+from kvmnet.records import dataclass
 from kvmnet.stp.bpdu import Message
 from kvmnet.stp.vectors import CIST, Role, State, Times, Vector
 

@@ -5,10 +5,10 @@ A proposal is no promise: ``kvmnet tune --prove`` measures those of NICs, and ke
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from kvmnet.bench.matrix import switched_off, words_of
+from kvmnet.records import asdict, dataclass, replace
 from kvmnet.spec.guests import Model, Nic, Pin, Vm
 from kvmnet.spec.knobs import KNOBS, REFUSED, Knob, Profile
 from kvmnet.spec.models import Spec

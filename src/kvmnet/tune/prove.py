@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +11,7 @@ from kvmnet.bench.record import Record, read
 from kvmnet.bench.results import notes, results, words
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.host.run import ToolFailed, run
+from kvmnet.records import dataclass
 from kvmnet.spec.knobs import Profile
 from kvmnet.tune.proposals import Proposal, changed
 

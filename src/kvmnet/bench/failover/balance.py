@@ -5,13 +5,13 @@ import random
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 
 from kvmnet.bench.failover.bonds import Bond
 from kvmnet.host.askers import Datagrams
 from kvmnet.host.clock import wait_until
 from kvmnet.host.filters import marked_sent
 from kvmnet.host.watch import Watch
+from kvmnet.records import dataclass
 
 DISCARD = 9
 """UDP port of the discard service (RFC 863): an end without it answers some of them with an ICMP error."""

@@ -3,11 +3,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kvmnet.errors import KvmnetError
 from kvmnet.host.run import ToolFailed, run
+from kvmnet.records import dataclass
 
 LACP = "802.3ad"
 DISTRIBUTING = 0x20

@@ -5,7 +5,6 @@ import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from functools import partial
 
 from kvmnet.bench.failover.bonds import Bond, devices_below
@@ -15,6 +14,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.filters import marked
 from kvmnet.host.run import ToolFailed, run
 from kvmnet.host.watch import Watch
+from kvmnet.records import dataclass
 
 FLOWS = 32
 """Pings with different identifiers that are tried: with a fair hash and 4 members one is left out in 1 of 2,000."""

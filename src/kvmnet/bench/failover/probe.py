@@ -4,7 +4,6 @@ from __future__ import annotations
 import select
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from time import monotonic
 
@@ -15,6 +14,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.filters import announcements
 from kvmnet.host.side import begun
 from kvmnet.host.watch import Watch
+from kvmnet.records import dataclass, field
 
 SOLICITED = 0x40
 """Flag of a neighbour advertisement that answers a question (RFC 4861, 4.4)."""

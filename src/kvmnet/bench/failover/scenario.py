@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from time import monotonic
 
 from kvmnet.bench.failover.balance import WANTED, Share, share, spreads
@@ -21,6 +20,7 @@ from kvmnet.bench.model import Figures, Progress, Report, Row
 from kvmnet.errors import ConflictError, KvmnetError
 from kvmnet.host.clock import wait_until
 from kvmnet.host.put_back import lit
+from kvmnet.records import dataclass, field
 
 CALM = 0.5
 """Seconds in which every probe is answered before a turn begins, and before it is over."""

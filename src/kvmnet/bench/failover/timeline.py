@@ -1,7 +1,7 @@
 """Probes over time: which were answered, and how long none were. Pure."""
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from kvmnet.records import dataclass, field
 
 LATE = 1.0
 """Seconds after which an answer is of no use: its probe counts as lost."""

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 
 from kvmnet.bench.model import Figures, Report, Row
 from kvmnet.bench.peers.tasks import TASKS
@@ -10,6 +9,7 @@ from kvmnet.bench.record import Record
 from kvmnet.bench.results import Result, results
 from kvmnet.bench.scenarios import Better
 from kvmnet.bench.statistics import Ratio, Verdict, ratio
+from kvmnet.records import replace
 
 WHO: Mapping[str, str] = {"kvmnet": "kvmnet", "bare": "the bare tools", "libvirt": "libvirt", "ovs": "Open vSwitch"}
 """Who configures -> in words."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from xml.sax.saxutils import quoteattr
 
@@ -15,6 +14,7 @@ from kvmnet.bench.peers.space import Space
 from kvmnet.errors import HostCannot
 from kvmnet.host.clock import wait_until
 from kvmnet.host.run import ToolFailed, find, run
+from kvmnet.records import dataclass
 
 TOOLS = ("libvirtd", "virsh", "dnsmasq", "iptables", "ebtables", "nsenter")
 INSTALL = "apt-get install libvirt-daemon-system libvirt-clients"

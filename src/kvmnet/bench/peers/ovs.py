@@ -6,12 +6,12 @@ Its kernel datapath where the kernel has it, otherwise the one in user space, wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvmnet.bench.peers.space import Space
 from kvmnet.errors import HostCannot
 from kvmnet.host.run import ToolFailed, find, run
+from kvmnet.records import dataclass
 
 TOOLS = ("ovsdb-tool", "ovsdb-server", "ovs-vsctl", "ovs-ofctl")
 DAEMONS = ("/usr/sbin/ovs-vswitchd", "/usr/lib/openvswitch-switch/ovs-vswitchd")

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvmnet.host.files import make_directory
 from kvmnet.host.run import ToolFailed, run
+from kvmnet.records import dataclass
 
 QUIET = ("iptables", "ip6tables", "arptables")
 PATIENCE = 300.0

@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address
 
 from kvmnet.bench.peers import bare, ovs
 from kvmnet.bench.peers.libvirt import Libvirt
 from kvmnet.bench.peers.ovs import OpenVswitch
 from kvmnet.bench.peers.space import Space
+from kvmnet.records import dataclass
 from kvmnet.spec.names import bridge_name, tap_name
 
 DEVICE, LAN, BRIDGE = "up0", "10.200.0", "br0"

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from kvmnet.doctor.view import View
+from kvmnet.records import dataclass
 
 
 class Holds(StrEnum):

@@ -5,7 +5,6 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from difflib import SequenceMatcher, get_close_matches
 
 from kvmnet.doctor.explain.cures import CURES
@@ -17,6 +16,7 @@ from kvmnet.doctor.explain.own import CODES, FINDINGS
 from kvmnet.doctor.explain.paths import PATHS
 from kvmnet.doctor.explain.services import DNSMASQ, FIREWALL, OVS
 from kvmnet.doctor.view import View
+from kvmnet.records import dataclass
 
 ENTRIES: tuple[Entry, ...] = (*CODES, *FINDINGS, *PATHS, *CURES, *LINES, *QEMU, *LIBVIRT, *DNSMASQ, *OVS, *FIREWALL, *ERRORS)
 """Everything that is known; of equally good matches the earlier one counts."""

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from itertools import islice
 from typing import Any
@@ -18,6 +17,7 @@ from kvmnet.doctor.view import View, data, kind
 from kvmnet.doctor.xtables import LEGACY, with_xtables
 from kvmnet.drivers.nftables.wire import CHAIN
 from kvmnet.facts import firewalls
+from kvmnet.records import replace
 
 OUTSIDE = "192.0.2.1"
 """An address of TEST-NET-1 (RFC 5737): no rule is about it."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from hashlib import blake2s
 from pathlib import Path
@@ -30,6 +29,7 @@ from kvmnet.host.files import make_directory, readable_errors
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, together
+from kvmnet.records import dataclass, field
 
 LANES = 4
 """Networks whose servers are started or told at a time."""

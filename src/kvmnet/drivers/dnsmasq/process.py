@@ -12,7 +12,6 @@ import select
 import signal
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvmnet.drivers.dnsmasq import wire
@@ -21,6 +20,7 @@ from kvmnet.engine.resource import Key
 from kvmnet.host.clock import wait_until
 from kvmnet.host.run import ToolFailed, find, run
 from kvmnet.host.sockets import bind_raw
+from kvmnet.records import dataclass
 
 LOG_LIMIT = 8 * 2**20
 """Bytes after which the log is emptied at the next reload, and (twice that) never grows: a guest can

@@ -1,10 +1,10 @@
 """DHCP, router advertisements and DNS of one network, by one dnsmasq process. Pure."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 
 from kvmnet.drivers.dnsmasq.resources import Reservation
+from kvmnet.records import dataclass
 
 MARK = "# kvmnet: written by kvmnet, which replaces it; do not edit"
 """First line of every file that we write."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvmnet.drivers.files.resources import MARK, NETWORK_MANAGER, NETWORKD, UNMANAGED, File
@@ -19,6 +18,7 @@ from kvmnet.errors import HostCannot
 from kvmnet.host.files import remove_durably, write_durably
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, find, run
+from kvmnet.records import dataclass
 
 ETC = Path("/etc")
 MACHINE = Path("/run/kvmnet")

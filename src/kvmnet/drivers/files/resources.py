@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
+from kvmnet.records import dataclass
 from kvmnet.spec.names import BRIDGE, DETOUR, PROBE, TAP
 
 MARK = "# kvmnet: written by kvmnet, which replaces and removes it; do not edit"

@@ -11,7 +11,6 @@ import pwd
 import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +37,7 @@ from kvmnet.errors import HostCannot
 from kvmnet.host import netlink
 from kvmnet.host import run as host
 from kvmnet.host.side import begun, together
+from kvmnet.records import dataclass, replace
 
 PROC_SYS = Path("/proc/sys")
 BONDING = Path("/sys/module/bonding")

@@ -2,11 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from typing import ClassVar
 
 from kvmnet.engine.resource import Key, Resource, State, option
+from kvmnet.records import dataclass
 
 PROTO = "87"
 """Routing protocol number that marks our routes and proxy neighbours (rtnetlink(7): above RTPROT_STATIC

@@ -7,7 +7,6 @@ outlives the address that is moved away from its link.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -44,6 +43,7 @@ from kvmnet.drivers.linux.resources import (
     vlan_name,
 )
 from kvmnet.engine.resource import Key, Resource
+from kvmnet.records import replace
 
 Json = Mapping[str, Any]
 FOREVER = 4294967295

@@ -1,11 +1,11 @@
 """What stands at a macvtap beside the link itself: its gate, that it is up, its device file. Pure."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
 from kvmnet.policy.marks import GUEST
+from kvmnet.records import dataclass
 
 SHOT, UNSPEC = 2, 0xFFFF_FFFF
 """TC_ACT_SHOT drops, TC_ACT_UNSPEC asks the next classifier (linux/pkt_cls.h)."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from socket import if_indextoname
 from typing import Any
 
@@ -21,6 +20,7 @@ from kvmnet.engine.plan import Delete, Step
 from kvmnet.engine.resource import Key, Wanted
 from kvmnet.host import netlink
 from kvmnet.host.run import ToolFailed, missing, run
+from kvmnet.records import replace
 
 Filters = list[Mapping[str, Any]]
 

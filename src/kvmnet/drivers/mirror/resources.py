@@ -4,10 +4,10 @@ Both are classifiers of ``tc`` on the device itself, and go with it. A copy bear
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
+from kvmnet.records import dataclass
 
 SIDES = ("ingress", "egress")
 SHUT = 1

@@ -13,7 +13,6 @@ import shutil
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from hashlib import sha256
 from pathlib import Path
@@ -56,6 +55,7 @@ from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun, together
 from kvmnet.policy.keeper import HELD
+from kvmnet.records import dataclass, field, replace
 
 OF_NICS = frozenset({NicGuard.kind, GuardHook.kind})
 TEXTS_KEPT = 20

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from kvmnet.drivers.nftables import keeper as program
@@ -16,6 +15,7 @@ from kvmnet.engine.driver import Command, StepFailed
 from kvmnet.engine.plan import Delete, Step
 from kvmnet.host.clock import wait_until
 from kvmnet.policy.keeper import HELD
+from kvmnet.records import dataclass
 
 START_TIMEOUT = 60.0
 """Seconds until the tables must be held: the keeper itself waits twice, and says what for."""

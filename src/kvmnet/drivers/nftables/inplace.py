@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
 from kvmnet.policy.flows import HEAD
+from kvmnet.records import dataclass
 
 Blocks: TypeAlias = Mapping[tuple[str, str], str]
 """(chain, set or map; its name) -> the declaration with its rules."""

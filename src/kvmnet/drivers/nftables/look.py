@@ -10,7 +10,6 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.drivers.nftables.wire import Elements
 from kvmnet.engine.resource import setting_names
+from kvmnet.records import dataclass
 
 FORMAT = 1
 

@@ -1,10 +1,10 @@
 """Tables of rules and the guards of guest NICs. Pure."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

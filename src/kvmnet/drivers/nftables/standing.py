@@ -6,7 +6,6 @@ removed behind: neither is asked by any rule then, so nothing that passes or is 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, replace
 
 from kvmnet.drivers.nftables import members
 from kvmnet.drivers.nftables.inplace import Edit, edit
@@ -27,6 +26,7 @@ from kvmnet.drivers.nftables.wire import (
 )
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, merge
+from kvmnet.records import dataclass, field, replace
 
 
 @dataclass(slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_network, summarize_address_range
 from socket import AF_INET, AF_INET6, inet_ntop, inet_pton
@@ -17,6 +16,7 @@ from kvmnet.drivers.nftables import members
 from kvmnet.drivers.nftables.resources import COMES_IN, GuardHook, NftTable, NicGroups, NicGuard
 from kvmnet.drivers.nftables.tables import GUARD, table_of
 from kvmnet.policy.marks import NIC
+from kvmnet.records import dataclass, field
 
 ROLE_SETS = {"dhcp-server": "dhcp_server", "router": "router", "querier": "querier"}
 MEMORY = ("claimed", "learned")

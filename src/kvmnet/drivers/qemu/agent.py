@@ -12,7 +12,6 @@ import json
 import secrets
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -20,6 +19,7 @@ from typing import Any, NamedTuple, Self
 
 from kvmnet.drivers.qemu.sockets import connect
 from kvmnet.host.clock import wait_until
+from kvmnet.records import dataclass, field
 
 DELIMITER = b"\xff"
 """A byte that no JSON has: the agent drops what came before it, and puts it before its sync answer."""

@@ -11,7 +11,6 @@ document gives; q35 cannot hot-plug those.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from kvmnet.drivers.qemu.devices import (
@@ -27,6 +26,7 @@ from kvmnet.drivers.qemu.devices import (
 )
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.errors import HostCannot
+from kvmnet.records import dataclass, field
 
 if TYPE_CHECKING:
     from kvmnet.spec.guests import Run

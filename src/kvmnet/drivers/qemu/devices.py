@@ -6,10 +6,10 @@ plugged in live is the one that a restart would give.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TypeAlias
 
 from kvmnet.drivers.qemu.resources import GuestNic
+from kvmnet.records import dataclass
 
 Value: TypeAlias = str | int | bool
 Properties: TypeAlias = dict[str, Value]

@@ -11,7 +11,6 @@ import shlex
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from kvmnet.drivers.qemu import passed
@@ -39,6 +38,7 @@ from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import missing
+from kvmnet.records import dataclass, field, replace
 
 OBSERVE_TIMEOUT = 2.0
 """Seconds that a QEMU gets to answer before its last known NICs are taken instead."""

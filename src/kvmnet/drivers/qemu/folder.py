@@ -4,7 +4,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import Process
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

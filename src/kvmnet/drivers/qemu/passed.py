@@ -10,7 +10,6 @@ import os
 import resource
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 
 from kvmnet.drivers.qemu.resources import GuestNic
@@ -18,6 +17,7 @@ from kvmnet.drivers.sriov import sysfs
 from kvmnet.drivers.sriov.resources import VFIO, split_name
 from kvmnet.engine.driver import StepFailed
 from kvmnet.errors import HostCannot
+from kvmnet.records import replace
 
 GROUPS = Path("/dev/vfio")
 SPARE = 2**30

@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from hashlib import blake2s
 from pathlib import Path
 from typing import TypeAlias
@@ -18,6 +17,7 @@ from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.host.clock import wait_until
 from kvmnet.host.process import Process, start_time
 from kvmnet.host.run import find, missing
+from kvmnet.records import dataclass, replace
 
 KVM = Path("/dev/kvm")
 SHARED = "nobody"

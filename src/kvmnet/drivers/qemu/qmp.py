@@ -7,13 +7,13 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 
 from kvmnet.drivers.qemu.sockets import connect
+from kvmnet.records import dataclass, field
 
 T = TypeVar("T")
 

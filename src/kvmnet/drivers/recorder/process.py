@@ -3,12 +3,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from kvmnet.capture import pcapng
 from kvmnet.drivers.supervised import Supervised
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

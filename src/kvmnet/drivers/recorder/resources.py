@@ -1,10 +1,10 @@
 """Processes that keep the copies of a mirror in files. Pure."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from kvmnet.drivers.linux.driver import batch_text, run_batch
@@ -22,6 +21,7 @@ from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Wanted
 from kvmnet.host import run as host
 from kvmnet.host.paths import Paths
+from kvmnet.records import replace
 
 REFUSALS = ("Operation not supported", "Not supported", "Invalid argument")
 """How drivers answer what they do not do to a VF."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvmnet.host.files import write_durably
 from kvmnet.host.process import boot_id
+from kvmnet.records import dataclass, field
 
 
 @dataclass(slots=True)

@@ -6,10 +6,10 @@ number changes, and each VF hangs on it.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Key, Resource, State, option
+from kvmnet.records import dataclass
 
 VFIO = "vfio-pci"
 """Driver that hands a PCI device to a guest."""

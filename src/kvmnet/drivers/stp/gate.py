@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
+
+from kvmnet.records import dataclass, field
 
 CIST = 0
 """Number of the common tree (stp/vectors.py; commands start without the protocol)."""

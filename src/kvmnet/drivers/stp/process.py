@@ -1,11 +1,11 @@
 """The process of a bridge's spanning tree (``daemon.py``)."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from kvmnet.drivers.supervised import Supervised
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
 """Spanning trees that kvmnet speaks itself: the process of a bridge, and the gate that shuts what it has not opened. Pure."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

@@ -2,10 +2,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvmnet.drivers.stp.gate import Lanes, lanes_of, spans
+from kvmnet.records import dataclass
 
 if TYPE_CHECKING:  # only the process itself needs the protocol: commands start without it
     from kvmnet.stp.node import BridgeConfig

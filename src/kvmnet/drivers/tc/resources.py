@@ -5,10 +5,10 @@ below it, counted up); nobody writes such numbers by hand, and where somebody di
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Resource, option
+from kvmnet.records import dataclass
 
 MAJOR = 0x6B76
 """Handle of our root on a device: ``kv``."""

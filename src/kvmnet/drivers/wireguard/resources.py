@@ -5,10 +5,10 @@ in the file. What is public stands there as it is.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from kvmnet.engine.resource import Key, Resource, State, option
+from kvmnet.records import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)

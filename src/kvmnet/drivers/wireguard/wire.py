@@ -5,7 +5,8 @@ The dump holds secrets: what is read from it stays in memory, and nothing here h
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+
+from kvmnet.records import dataclass, field
 
 NONE = "(none)"
 

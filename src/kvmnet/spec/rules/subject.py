@@ -1,12 +1,12 @@
 """What the rules look at: a document with its names resolved, and the host. Pure."""
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 
 from kvmnet.drivers.linux.resources import Address, Link, Route
 from kvmnet.errors import Problem
 from kvmnet.facts.model import Facts
+from kvmnet.records import dataclass
 from kvmnet.spec import overlays, pools, ways
 from kvmnet.spec.guests import Model
 from kvmnet.spec.models import Spec
