@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
+from typing import TYPE_CHECKING
 
 from kvmnet.drivers.files.resources import unmanaged
 from kvmnet.drivers.linux.resources import Link, Sysctl
@@ -33,8 +34,6 @@ from kvmnet.policy.guard import TABLE, guard_table, nic_guard, zone_of
 from kvmnet.policy.host import host_table
 from kvmnet.policy.keeper import guard_keeper
 from kvmnet.policy.limits import Limiting, limiting
-from kvmnet.policy.mirrors import Wired, wire_mirrors
-from kvmnet.policy.places import Layout
 from kvmnet.policy.pooled import classes_out, tenant_rates, tree_names
 from kvmnet.policy.shares import Shares, trees
 from kvmnet.policy.synproxy import synproxied
@@ -46,6 +45,9 @@ from kvmnet.spec.models import Spec
 from kvmnet.spec.names import carrier_name, overlay_name, standby_name, tap_name
 from kvmnet.spec.networks import SHARED, Mode, Network
 from kvmnet.spec.tenancy import owners, tenant_of
+
+if TYPE_CHECKING:
+    from kvmnet.policy.mirrors import Wired
 
 ROOT = 0
 """uid that owns a tap which nobody else shall open: one without an owner can be opened by every user
@@ -147,6 +149,9 @@ def compile_spec(spec: Spec, facts: Facts, allocations: Allocations) -> Compiled
     limited = any(n.tap and n.declared.rate.limited for here in nics.values() for n in here) or any(t.rate.limited for t in spec.tenants.values())
     out.notes += rates.notes(limited, facts.features)
     if spec.mirrors:
+        from kvmnet.policy.mirrors import wire_mirrors
+        from kvmnet.policy.places import Layout
+
         made, out.mirrors = wire_mirrors(Layout(spec, out.segments, out.outer))
         out.add(*made)
     return out

@@ -8,14 +8,18 @@ not have the file, one is made for the moment of opening. Whoever opened asks th
 """
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import ctypes
 
 TUNSETIFF, TUNGETIFF = 0x400454CA, 0x800454D2
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE = 0x0002, 0x1000, 0x4000, 0x0100
@@ -25,7 +29,12 @@ CONFIG_CREATE = 6
 """FSCONFIG_CMD_CREATE (linux/mount.h)."""
 DEV = Path("/dev")
 
-libc = ctypes.CDLL(None, use_errno=True)
+
+@cache
+def libc() -> ctypes.CDLL:
+    import ctypes  # where there is no macvtap, nobody needs it
+
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def numbers() -> dict[str, int]:
@@ -46,10 +55,10 @@ def numbers() -> dict[str, int]:
 def sysfs() -> Iterator[str]:
     """A folder with the sysfs of this network namespace: that at /sys shows the one where it was mounted."""
     mount = -1
-    context = libc.syscall(FSOPEN, b"sysfs", 1)
+    context = libc().syscall(FSOPEN, b"sysfs", 1)
     if context >= 0:
-        if libc.syscall(FSCONFIG, context, CONFIG_CREATE, None, None, 0) == 0:
-            mount = libc.syscall(FSMOUNT, context, 1, 0)
+        if libc().syscall(FSCONFIG, context, CONFIG_CREATE, None, None, 0) == 0:
+            mount = libc().syscall(FSMOUNT, context, 1, 0)
         os.close(context)
     try:
         yield f"/proc/self/fd/{mount}" if mount >= 0 else "/sys"
@@ -120,7 +129,7 @@ def device_of(pid: int, descriptor: int) -> str:
     except OSError:
         return ""
     try:
-        copy = libc.syscall(PIDFD_GETFD, handle, descriptor, 0)
+        copy = libc().syscall(PIDFD_GETFD, handle, descriptor, 0)
         if copy < 0:
             return ""
         try:

@@ -1,7 +1,6 @@
 """Sockets of other processes, which only root may touch."""
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 from collections.abc import Iterator
@@ -37,6 +36,8 @@ def sockets(pid: int) -> Iterator[socket.socket]:
 @contextmanager
 def taken(handle: int, number: int) -> Iterator[socket.socket]:
     """A duplicate of a descriptor of another process (pidfd_getfd(2)), as a socket."""
+    import ctypes  # servers of few networks need it
+
     fd = ctypes.CDLL(None, use_errno=True).syscall(PIDFD_GETFD, handle, number, 0)
     if fd < 0:
         raise OSError(ctypes.get_errno(), "cannot take a socket of another process")

@@ -1,15 +1,14 @@
 """What is wrong with a document, in words: the validator's findings become problems. Pure."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from difflib import get_close_matches
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from kvmnet.errors import Problem
 from kvmnet.spec import shape
 from kvmnet.spec.docs import doc
 from kvmnet.spec.form import KEY, ValidationError
+from kvmnet.spec.nearest import nearest
 from kvmnet.spec.tree import Places, Tree, join
 from kvmnet.spec.values import shown
 
@@ -81,25 +80,6 @@ def path_of(steps: Iterable[str | int]) -> str:
     for step in steps:
         path = join(path, step)
     return path
-
-
-@lru_cache(maxsize=1024)
-def nearest(word: str, known: tuple[str, ...]) -> str:
-    """The one of *known* that *word* was probably meant to be, or ''."""
-    lower = word.lower().replace("-", "_")
-    close = get_close_matches(lower, known, 1, 0.6) or get_close_matches(word, known, 1, 0.6)
-    return close[0] if close else ""
-
-
-def meant(word: str, known: Sequence[str], what: str) -> str:
-    """A hint for a *word* that is not among *known*: the nearest, else all of them."""
-    near = nearest(word, tuple(known))
-    if near:
-        return f"did you mean {near}?"
-    if not known:
-        return f"there are no {what}"
-    listed = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return f"{what}: {listed}"
 
 
 RENAMED = {"max_rate": "write rate: {out: ...}", "min_rate": "write rate: {min: ...}"}

@@ -13,19 +13,21 @@ import re
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
-import yaml
-from yaml.events import (
-    AliasEvent,
-    DocumentStartEvent,
-    Event,
-    MappingEndEvent,
-    MappingStartEvent,
-    ScalarEvent,
-    SequenceEndEvent,
-    SequenceStartEvent,
-)
-
 from kvmnet.errors import Problem
+from kvmnet.spec.patterns import compiled_later
+
+with compiled_later("yaml"):
+    import yaml
+    from yaml.events import (
+        AliasEvent,
+        DocumentStartEvent,
+        Event,
+        MappingEndEvent,
+        MappingStartEvent,
+        ScalarEvent,
+        SequenceEndEvent,
+        SequenceStartEvent,
+    )
 from kvmnet.records import dataclass, field
 
 DEEPEST = 32

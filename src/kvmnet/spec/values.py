@@ -11,8 +11,6 @@ from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from ipaddress import AddressValueError, IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 
-from kvmnet.bpf.language import parse
-
 INFINITE = 2**32 - 1
 """Duration of ``infinite``, in seconds: what DHCP sends for a lease without an end (RFC 2131, 3.3)."""
 
@@ -586,8 +584,10 @@ def mirrored(value: object) -> str:
 def expression(value: object) -> str:
     """An expression in the language of pcap-filter, as kvmnet knows it."""
     text = line(value)
+    from kvmnet.bpf import language  # few documents have one
+
     try:
-        parse(text)
+        language.parse(text)
     except ValueError as wrong:
         raise ValueError(f"{shown(text)}: {wrong}; see pcap-filter(7), or write fields such as {{tcp: 80}}") from None
     return text

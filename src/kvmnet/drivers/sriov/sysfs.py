@@ -5,7 +5,6 @@ has sriov_numvfs (netdevsim) has VFs that are no devices: they can be told setti
 """
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import socket
 import struct
@@ -60,6 +59,8 @@ def device_of(dev: str, sys: Path = SYS) -> Path:
 
 def bus_name(dev: str) -> str:
     """Name of a link's device on its bus, '' for none. ethtool(8) -i, bus-info (struct ethtool_drvinfo)."""
+    import ctypes  # few hosts have VFs
+
     answer = ctypes.create_string_buffer(struct.pack("I", ETHTOOL_GDRVINFO), DRVINFO_SIZE)
     with socket.socket() as any_socket, suppress(OSError):
         fcntl.ioctl(any_socket, SIOCETHTOOL, struct.pack("16sP16x", dev.encode(), ctypes.addressof(answer)))

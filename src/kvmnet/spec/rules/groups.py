@@ -8,7 +8,7 @@ from itertools import pairwise
 from kvmnet.errors import Problem
 from kvmnet.spec import pools
 from kvmnet.spec.bounds import MOST_GROUPS
-from kvmnet.spec.explain import meant
+from kvmnet.spec.nearest import meant
 from kvmnet.spec.pools import Family, PlacedNic
 from kvmnet.spec.rules.subject import Subject, wrong
 from kvmnet.spec.tenancy import BLIND, owners, tenant_of

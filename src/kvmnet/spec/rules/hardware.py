@@ -7,8 +7,8 @@ from kvmnet.drivers.ethtool.resources import GROUPS, NicFeature, NicTuning, feat
 from kvmnet.engine.resource import Key
 from kvmnet.errors import Problem
 from kvmnet.spec.cpus import NONE, numbers
-from kvmnet.spec.explain import meant
 from kvmnet.spec.hardware import changeable, claims, tuned_nics
+from kvmnet.spec.nearest import meant
 from kvmnet.spec.rules.subject import Subject, wrong
 
 PLACES = {"rx_ring": "ethtool.rings.rx", "tx_ring": "ethtool.rings.tx", "combined": "ethtool.channels.combined",

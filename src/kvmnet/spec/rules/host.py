@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
-from kvmnet.spec.explain import nearest
+from kvmnet.spec.nearest import nearest
 from kvmnet.spec.networks import SHARED, Mode
 from kvmnet.spec.pools import Family
 from kvmnet.spec.rules.subject import RESERVED, VIRTIO, Subject, wrong

@@ -7,10 +7,10 @@ from ipaddress import ip_address, ip_network
 from kvmnet.bpf.code import program
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
-from kvmnet.spec.explain import meant
 from kvmnet.spec.frames import FOUND, condition
 from kvmnet.spec.mirrors import Receiver
 from kvmnet.spec.names import UPLINK
+from kvmnet.spec.nearest import meant
 from kvmnet.spec.networks import Mode
 from kvmnet.spec.pools import PlacedNic
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong

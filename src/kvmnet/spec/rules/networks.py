@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kvmnet.errors import Problem
 from kvmnet.spec import domains, pools, ways
-from kvmnet.spec.explain import nearest
+from kvmnet.spec.nearest import nearest
 from kvmnet.spec.networks import CLOSED, Mode, Network
 from kvmnet.spec.pools import Family, Span
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong

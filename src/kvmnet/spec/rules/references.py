@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
-from kvmnet.spec.explain import meant
 from kvmnet.spec.names import UPLINK, tap_name
+from kvmnet.spec.nearest import meant
 from kvmnet.spec.networks import Mode
 from kvmnet.spec.pools import Family
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from kvmnet.drivers.linux.resources import Sysctl
 from kvmnet.engine.resource import Key
 from kvmnet.errors import Problem
-from kvmnet.spec.explain import meant
 from kvmnet.spec.knobs import KNOBS, reason
+from kvmnet.spec.nearest import meant
 from kvmnet.spec.rules.subject import Subject, wrong
 
 

@@ -7,7 +7,7 @@ from ipaddress import ip_address
 from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
-from kvmnet.spec.explain import meant
+from kvmnet.spec.nearest import meant
 from kvmnet.spec.rules.subject import RESERVED, Subject, wrong
 from kvmnet.spec.uplinks import BondMode, BondOptions, Uplink
 

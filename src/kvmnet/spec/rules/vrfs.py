@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from kvmnet.drivers.linux.resources import PROTO, Address, Route
 from kvmnet.errors import Problem
 from kvmnet.spec import domains, ways
-from kvmnet.spec.explain import meant
 from kvmnet.spec.limits import FLOWS, effective
 from kvmnet.spec.models import Spec
+from kvmnet.spec.nearest import meant
 from kvmnet.spec.networks import Mode, Network
 from kvmnet.spec.pools import Family
 from kvmnet.spec.rules.subject import Subject, wrong
