@@ -166,7 +166,7 @@ def limits_of(spec: Spec, facts: Facts, segments: Mapping[str, Segment], policy:
 def place_nics(spec: Spec, facts: Facts, allocations: Allocations) -> dict[str, list[NicOnNetwork]]:
     """Every NIC with its addresses, by network."""
     placed: dict[str, list[NicOnNetwork]] = {}
-    for item in pools.nics(spec):
+    for item in spec.placed:
         vm, nic, got = item.vm, item.nic, allocations[item.key]
         network = spec.networks[nic.network]
         vf = vf_name(ways.device(network.uplink, spec), got.vf) if network.mode is Mode.SRIOV and network.uplink else ""
@@ -331,8 +331,9 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
         for nic in placed:
             devices.setdefault(nic.vm, []).append(guest_nic(nic, spec.vms[nic.vm], facts))
     for name, found in devices.items():
-        order = {item.name: i for i, item in enumerate(pools.nics_of(name, spec.vms[name]))}
-        found.sort(key=lambda d: order[d.name.partition("/")[2]])
+        if len(found) > 1:
+            order = {item.name: i for i, item in enumerate(pools.nics_of(name, spec.vms[name]))}
+            found.sort(key=lambda d: order[d.name.partition("/")[2]])
         out.guest_nics[name] = tuple(found)
         if name in facts.running and spec.vms[name].run is not None:
             out.add(*found, *threads(name, spec.vms[name].run, facts))

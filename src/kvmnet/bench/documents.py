@@ -13,7 +13,7 @@ from typing import Any
 from kvmnet.bench.matrix import PORT, Configuration, Seat
 from kvmnet.errors import KvmnetError
 from kvmnet.records import dataclass, field
-from kvmnet.spec import pools, tree
+from kvmnet.spec import tree
 from kvmnet.spec.load import loads
 from kvmnet.spec.models import Spec
 from kvmnet.spec.networks import Mode
@@ -39,10 +39,10 @@ class Subject:
 def subject(spec: Spec, name: str = "") -> Subject:
     """The NIC ``VM`` or ``VM/NIC``; the first that can be measured when none is named. Raises KvmnetError."""
     vm, _, wanted = name.partition("/")
-    found = [i for i in pools.nics(spec) if not name or (i.vm == vm and wanted in ("", i.name))]
+    found = [i for i in spec.placed if not name or (i.vm == vm and wanted in ("", i.name))]
     if not found:
         raise KvmnetError(f"the document has no NIC {name}" if name else "the document has no NIC",
-                          f"it has {', '.join(f'{i.vm}/{i.name}' for i in pools.nics(spec)) or 'none'}")
+                          f"it has {', '.join(f'{i.vm}/{i.name}' for i in spec.placed) or 'none'}")
     can = [i for i in found if i.nic.network in spec.networks and not (why_not(spec, i.nic.network) or i.nic.failover or i.primary)]
     if not can:
         first = found[0]

@@ -10,7 +10,6 @@ from itertools import product
 
 from kvmnet.errors import KvmnetError
 from kvmnet.records import dataclass, field
-from kvmnet.spec import pools
 from kvmnet.spec.cpus import NONE, lists
 from kvmnet.spec.guests import Model, Nic, Vm
 from kvmnet.spec.knobs import KNOBS
@@ -162,14 +161,14 @@ def nic_of(spec: Spec, name: str) -> str:
     """The same of the NIC ``VM`` or ``VM/NIC`` of *spec*. Raises KvmnetError for one that it has not, or that cannot be made
     again here."""
     vm, _, wanted = name.partition("/")
-    for item in pools.nics(spec):
+    for item in spec.placed:
         if item.vm == vm and wanted in ("", item.name):
             mode = spec.networks[item.nic.network].mode
             if mode in (Mode.SRIOV, Mode.VXLAN):
                 raise KvmnetError(f"{name} is on a network of mode {mode}, which cannot be made again for a measurement",
                                   f"take a NIC of mode {', '.join(m for m in Mode if m not in (Mode.SRIOV, Mode.VXLAN))}")
             return words_of(spec.vms[vm], item.nic, spec)
-    raise KvmnetError(f"the document has no NIC {name}", f"it has {', '.join(f'{i.vm}/{i.name}' for i in pools.nics(spec)) or 'none'}")
+    raise KvmnetError(f"the document has no NIC {name}", f"it has {', '.join(f'{i.vm}/{i.name}' for i in spec.placed) or 'none'}")
 
 
 # The document ----------------------------------------------------------------------------------

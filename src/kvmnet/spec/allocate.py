@@ -28,7 +28,7 @@ def allocate(spec: Spec, existing: Allocations, rooms: Rooms | None = None) -> A
 
     The order is that of *existing*, oldest first, then new NICs in the document's order. For a document
     that passed ``checks`` every NIC finds an address; otherwise raises SpecError (without lines)."""
-    placed = list(pools.nics(spec))
+    placed = spec.placed
     macs = _macs(placed, existing)
     by_network: dict[str, list[PlacedNic]] = {}
     for item in placed:

@@ -100,6 +100,8 @@ HEADER = 18
 
 def declared(limits: Limits) -> Iterator[tuple[str, str, int]]:
     """(limit, its place, value) of what is written; the value 0 is none."""
+    if not limits.model_fields_set:
+        return
     for name, (part, field) in PLACES.items():
         value = getattr(getattr(limits, part) if part else limits, field)
         if value is not None:

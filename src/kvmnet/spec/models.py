@@ -7,7 +7,7 @@ address ranges as two addresses, so that comparing is ``==``.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from kvmnet.spec.form import Field
 from kvmnet.spec.guests import Vm
@@ -17,6 +17,9 @@ from kvmnet.spec.part import Part
 from kvmnet.spec.policies import NicGroup, Tenant
 from kvmnet.spec.types import Address, Line, Name, NetworkName, Prefix, Setting
 from kvmnet.spec.uplinks import Uplink
+
+if TYPE_CHECKING:
+    from kvmnet.spec.pools import PlacedNic
 
 
 class Spec(Part):
@@ -74,6 +77,13 @@ class Spec(Part):
     def untagged(self) -> dict[str, str]:
         """Uplink -> the network of mode bridge that is on none of its VLANs."""
         return {uplink: name for uplink, here in self.bridged.items() for name, n in reversed(here.items()) if not n.vlan}
+
+    @cached_property
+    def placed(self) -> tuple[PlacedNic, ...]:
+        """Every NIC, in the order of the document."""
+        from kvmnet.spec.pools import nics_of
+
+        return tuple(placed for name, vm in self.vms.items() for placed in nics_of(name, vm))
 
     @cached_property
     def trunked(self) -> dict[str, set[int]]:

@@ -24,6 +24,7 @@ from kvmnet.spec.form import (
     wrong,
 )
 
+NOTHING: frozenset[str] = frozenset()
 REQUIRED: Any = object()
 """In place of a default: there is none."""
 
@@ -144,6 +145,8 @@ class Part:
     @property
     def model_fields_set(self) -> frozenset[str]:
         """Names of the options that were written."""
+        if not self.__dict__:
+            return NOTHING
         given: frozenset[str] | None = self.__dict__.get("_given")
         return self.model_fields.keys() & self.__dict__.keys() if given is None else given    # type: ignore[return-value]
 

@@ -9,7 +9,6 @@ from typing import NamedTuple, TypeAlias
 
 from kvmnet.records import dataclass
 from kvmnet.spec.guests import Nic, Vm
-from kvmnet.spec.models import Spec
 from kvmnet.spec.names import nic_name, standby_name
 from kvmnet.spec.networks import SHARED, Network
 from kvmnet.spec.rates import Rate
@@ -46,12 +45,6 @@ class PlacedNic(NamedTuple):
     @property
     def key(self) -> tuple[str, str, str]:
         return self.vm, self.name, self.nic.network
-
-
-def nics(spec: Spec) -> Iterator[PlacedNic]:
-    """Every NIC, in the order of the document."""
-    for vm, declared in spec.vms.items():
-        yield from nics_of(vm, declared)
 
 
 def nics_of(vm: str, declared: Vm) -> Iterator[PlacedNic]:

@@ -15,6 +15,7 @@ UNANSWERED = {Mode.BRIDGE: BRIDGED, Mode.VXLAN: BRIDGED, Mode.MACVTAP: "frames t
               Mode.SRIOV: "a VF's frames pass no rules of the host", Mode.ISOLATED: "nobody outside reaches its guests",
               Mode.NAT: "what comes from outside (forwards) is translated, and connections must be tracked for that"}
 """Modes without synproxy -> why."""
+NONE = Limits()
 
 
 def enforceable(subject: Subject) -> Iterator[Problem]:
@@ -51,7 +52,7 @@ def answered(subject: Subject) -> Iterator[Problem]:
     places += [(f"{item.path}.limits", item.nic.limits, subject.spec.networks[item.nic.network]) for item in subject.nics
                if item.nic.network in subject.spec.networks]
     for path, limits, network in places:
-        ports, _ = proxied(limits, Limits())
+        ports, _ = proxied(limits, NONE)
         if limits.receive.window_scale is not None and not proxied(limits, network.limits)[0]:
             yield wrong(f"{path}.receive.window_scale", "it is what synproxy says to others, and there is none", "write synproxy beside it")
         if ports and (why := UNANSWERED.get(network.mode) or ("packets of a routing domain come in by it, not by the uplink" if network.vrf else "")):
@@ -106,7 +107,7 @@ def proxying(subject: Subject) -> Iterator[Problem]:
         return
     places = [(f"networks.{name}.limits", network.limits) for name, network in subject.spec.networks.items()]
     for path, limits in (*places, *((f"{item.path}.limits", item.nic.limits) for item in subject.nics)):
-        if proxied(limits, Limits())[0]:
+        if proxied(limits, NONE)[0]:
             yield wrong(f"{path}.receive.synproxy", f"this host cannot answer connections: {why}",
                         "remove it; limits.receive.syn limits them" if "twice" in why else
                         "install the distribution's full kernel, or remove it; limits.receive.syn limits them")

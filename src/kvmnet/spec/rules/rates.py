@@ -24,7 +24,7 @@ def nics(subject: Subject) -> Iterator[Problem]:
     for item in subject.nics:
         network = subject.spec.networks.get(item.nic.network)
         rate, path = item.nic.rate, f"{item.path}.rate"
-        if network is None or item.primary:
+        if network is None or item.primary or not rate.model_fields_set:
             continue
         if network.mode is Mode.SRIOV:
             yield from _vf(path, rate)

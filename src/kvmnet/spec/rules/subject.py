@@ -28,7 +28,7 @@ class Subject:
 
     @cached_property
     def nics(self) -> tuple[PlacedNic, ...]:
-        return tuple(pools.nics(self.spec))
+        return self.spec.placed
 
     @cached_property
     def members(self) -> dict[str, list[PlacedNic]]:
