@@ -22,6 +22,7 @@ from kvmnet.errors import KvmnetError
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, run
+from kvmnet.host.watched import STATE
 from kvmnet.spec.names import bridge_name, uplink_name
 
 READY = 90.0
@@ -80,17 +81,22 @@ def build_switch(seat: Seat, folder: Path, load: Path, life: int) -> None:
                     f"subnet: {seat.prefix}.0/24, address: {seat.outside}, pool: {seat.prefix}.200-{seat.prefix}.209, "
                     "dhcp: {enabled: false}, dns: {enabled: false}, "
                     f"allow: [{{protocol: tcp, port: {PORT}}}, {{protocol: udp, port: {PORT}}}]}}\n")
-    environment = [f"KVMNET_{name}_DIR={where.folder / name.lower()}" for name in ("STATE", "RUN", "ETC")]
     try:
-        where.run(["env", *environment, sys.executable, "-m", "kvmnet.cli.main", "apply", str(file), "--yes", "--reach", "none"])
+        kvmnet_of(where, "apply", str(file), "--yes", "--reach", "none")
     except ToolFailed as failed:
         raise KvmnetError(f"{seat.configuration.name}: its switch: {failed.detail}") from failed
     where.run([str(load), "serve", f"port={PORT}", f"life={life}"])
 
 
+def kvmnet_of(where: Space, *words: str) -> str:
+    """kvmnet for the host there, with directories of its own. Raises ToolFailed."""
+    environment = [f"KVMNET_{name}_DIR={where.folder / name.lower()}" for name in ("STATE", "RUN", "ETC")]
+    return where.run(["env", *environment, sys.executable, "-m", "kvmnet.cli.main", *words])
+
+
 def roles(run_folder: Path, bridge: str, ports: Collection[str]) -> list[tuple[str, bool]]:
-    """What those ports are in their tree, as its process tells, and whether they forward."""
-    told = Speaking(run_folder / "trees" / bridge).state() or {"ports": {}}
+    """What those ports are in their tree, as its process has told, which may be in another network namespace; and whether they forward."""
+    told = Speaking(run_folder / "trees" / bridge).read(STATE) or {"ports": {}}
     trees = [port["trees"]["0"] for name, port in told["ports"].items() if name in ports]
     return sorted((t["role"], t["state"] == "forwarding") for t in trees)
 
