@@ -137,7 +137,13 @@ def test_fair_queues_and_priorities_in_tags(here: World) -> None:
     assert 0 < passed <= allowed < SENT * FRAME
     sh("tc qdisc del dev kvu-~shop root")
     assert flood(wire, b, SENT) == SENT, "the same frames without the queue"
-    here.apply(shop(3, "out: 10mbit, in: 30mbit", VIDEO, ", trust: pcp", ", mark: {pcp: 5}"))
+    chosen = shop(3, "out: 10mbit, in: 30mbit", VIDEO, ", trust: pcp", ", mark: {pcp: 5}, qdisc: fq")
+    here.apply(chosen.replace("{device: eth0}", "{device: eth0, qdisc: fq_codel}").replace("mark: {dscp: af11}", "mark: {dscp: af11}, qdisc: cake"))
+    assert here.drift() == []
+    shown = sh("tc qdisc show")
+    assert "qdisc fq_codel 6b76: dev eth0 root" in shown and "qdisc fq 6b76: dev kvt-b-0 root" in shown
+    leaves = sorted(line.split()[1] for line in shown.splitlines() if " dev kvu-~shop parent 6" in line)
+    assert shown.count("qdisc cake 6b77: ") == 2 and leaves == ["cake", "fq", "fq_codel", "fq_codel"]
     assert [counted(wire, b, pcp, dscp) for pcp, dscp in ((3, 0), (0, 10))] == [True, False], "by the priority in the tag"
     nonce = os.urandom(8)
     assert heard("eth0", b.send, {nonce: ether(ROUTER, "52:54:00:00:00:0b", 0x0800, ip4("10.100.0.8", "10.100.0.1", UDP, udp(

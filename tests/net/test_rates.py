@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 
-from kvmnet.errors import ApplyFailed
+from kvmnet.errors import ApplyFailed, HostCannot
 from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import Stamped, steady
 from kvmnet.status import status as look
@@ -188,6 +188,29 @@ def test_a_queue_of_somebody_else_stays(ground: World) -> None:
     assert sh("tc qdisc show dev kvt-b-0 root") == theirs and ground.drift() == []
     assert "kvi-b-0" not in sh("ip -br link")
     sh("tc qdisc del dev kvt-b-0 root")
+
+
+def test_how_frames_wait_is_chosen_and_given_back(ground: World) -> None:
+    ground.apply(FREE)
+    before = sh("tc qdisc show")
+    chosen = FREE.replace("{device: eth0}", "{device: eth0, qdisc: noqueue}").replace("b: {nics: [{network: lan", "b: {nics: [{network: lan, qdisc: noqueue")
+    ground.apply(chosen)
+    assert all(f"qdisc noqueue 6b76: dev {dev} root" in sh("tc qdisc show") for dev in ("eth0", "kvt-b-0"))
+    assert ground.plan(chosen).steps == ()
+    sent, heard = passed(ground.guest("a"), ground.guest("b"))
+    assert 0 < heard.octets <= sent
+    sh("tc qdisc del dev kvt-b-0 root")
+    assert ground.drift() == ["create qdisc kvt-b-0 6b76:"]
+    ground.apply(chosen)
+    sh("tc qdisc del dev eth0 root; tc qdisc add dev eth0 root handle 7: pfifo limit 99")
+    with pytest.raises(HostCannot, match=r"uplinks\.wan\.qdisc: eth0 has a queue that somebody else has set: pfifo 7:"):
+        ground.plan(chosen)
+    sh("tc qdisc del dev eth0 root")
+    ground.apply(limited("b", "in: 4mbit"))
+    assert "tbf 6b76:" in sh("tc qdisc show dev kvt-b-0"), "a rate takes its place"
+    ground.apply(chosen)
+    ground.apply(FREE)
+    assert sh("tc qdisc show") == before
 
 
 def test_status_tells_rates_and_what_was_dropped(ground: World) -> None:

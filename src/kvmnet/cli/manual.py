@@ -91,7 +91,7 @@ HOST_OPTIONS: dict[str, str] = {
     "ip6": "live, as ip",
     "hostname": "live: DNS at once, the guest's own name with its next lease",
     "guard": "live", "extra": "live", "trunk": "live", "untagged": "live", "isolated": "live",
-    "rate": "live, without a lost packet", "mark": "live", "trust": "live", "groups": "live", "limits": "live", "receives": "live",
+    "rate": "live, without a lost packet", "qdisc": "live; frames that wait are lost", "mark": "live", "trust": "live", "groups": "live", "limits": "live", "receives": "live",
     "name": "another NIC: the old one is unplugged, the new one is plugged in",
 }
 """Options that only the host's side knows."""

@@ -43,6 +43,7 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
     from kvmnet.tune import look
     from kvmnet.tune.proposals import fragment, left_alone, nics, pins, settings
     from kvmnet.tune.prove import kept, kept_options, prove
+    from kvmnet.tune.queueing import queueing, queues
     from kvmnet.tune.uplinks import uplinks
     if write and file is None:
         raise click.UsageError("--write needs the FILE to write into")
@@ -55,7 +56,9 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
         below = look.hardware(spec)
         cards += uplinks(wanted, spec, below, len(os.sched_getaffinity(0)))
         about += look.placement(below)
-        about += look.queues(below, Paths.from_environment())
+        listed, lacks = look.disciplines(), look.lacks_fair(Paths.from_environment())
+        cards += queues(wanted, spec, listed, lacks)
+        about += queueing(below, listed, lacks)
     about += look.guests({name: status.pid for name, status in running().items()})
     part = {p.name.removeprefix("tuning."): p.proposed for p in here if not p.lacking}
     proofs = prove([*here, *cards], wanted, rounds, say, machine) if proved else []

@@ -42,6 +42,10 @@ PROBES: dict[str, str] = {
     "tc-tbf": "tc qdisc add dev t0 root handle 1: tbf rate 1mbit burst 16k limit 64k && tc qdisc del dev t0 root",
     "tc-htb": "tc qdisc add dev t0 root handle 1: htb && tc qdisc del dev t0 root",
     "tc-fq-codel": "tc qdisc add dev t0 root handle 1: fq_codel && tc qdisc del dev t0 root",
+    "tc-fq": "tc qdisc add dev t0 root handle 1: fq && tc qdisc del dev t0 root",
+    "tc-cake": "tc qdisc add dev t0 root handle 1: cake && tc qdisc del dev t0 root",
+    "tc-noqueue": "tc qdisc add dev t0 root handle 1: noqueue && tc qdisc del dev t0 root",
+    "tc-mq": "ip link add q0 numtxqueues 2 type veth peer name q1 && tc qdisc add dev q0 root handle 1: mq",
     "tc-redirect": "tc qdisc replace dev t0 clsact && tc filter add dev t0 ingress protocol all prio 2 u32 match u32 0 0 "
                    "action mirred egress redirect dev b0",
     "tc-skbedit": "tc qdisc replace dev t0 clsact && tc filter add dev t0 ingress protocol all prio 3 u32 match u32 0 0 "
@@ -85,6 +89,10 @@ MISSING: dict[str, str] = {
     "tc-tbf": "the kernel lacks the token bucket filter (CONFIG_NET_SCH_TBF), or tc is missing",
     "tc-htb": "the kernel lacks hierarchical token buckets (CONFIG_NET_SCH_HTB), or tc is missing",
     "tc-fq-codel": "the kernel lacks fair queues (CONFIG_NET_SCH_FQ_CODEL), or tc is missing",
+    "tc-fq": "the kernel lacks queues for each flow (CONFIG_NET_SCH_FQ), or tc is missing",
+    "tc-cake": "the kernel lacks cake (CONFIG_NET_SCH_CAKE), or tc is missing",
+    "tc-noqueue": "the kernel cannot be told to have no queue (Linux 4.3), or tc is missing",
+    "tc-mq": "the kernel cannot be told to have a queue of its own for each of a NIC's, or tc is missing",
     "tc-redirect": "the kernel lacks redirection of frames (CONFIG_NET_CLS_U32, CONFIG_NET_ACT_MIRRED), or tc is missing",
     "tc-skbedit": "the kernel cannot write a class into frames (CONFIG_NET_ACT_SKBEDIT)",
     "tc-mirror": "the kernel lacks BPF classifiers or mirrors (CONFIG_NET_CLS_BPF, CONFIG_NET_ACT_MIRRED), or tc is missing",

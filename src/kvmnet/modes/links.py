@@ -20,6 +20,7 @@ from kvmnet.modes.tunnel import wire_tunnel
 from kvmnet.modes.uplink import link_local_mode, move_host
 from kvmnet.records import dataclass
 from kvmnet.spec import domains, ways
+from kvmnet.spec.disciplines import uplink_queues
 from kvmnet.spec.hardware import tune
 from kvmnet.spec.models import Spec
 from kvmnet.spec.uplinks import BondMode, BondOptions, Uplink
@@ -98,6 +99,7 @@ def wire_uplinks(spec: Spec, facts: Facts, found: dict[str, Way]) -> Part:
         part.notes += outside_the_trunk(name, spec, facts)
         for setting in tune(uplink, facts.state):
             lend(part, setting)
+        part.resources += uplink_queues(uplink)
         claim_host(part, ways.way_out(name, spec, facts.features), uplink, facts,
                    str(domains.table(uplink.vrf, spec)) if uplink.vrf else "main")
     return part

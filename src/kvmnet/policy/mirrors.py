@@ -65,7 +65,7 @@ def wire_mirrors(layout: Layout) -> tuple[list[Resource], dict[str, Wired]]:
         if mirror.to.file:
             found += recorded(name, mirror.to.file)
         if mirror.limit:
-            found += bucket(wired[name].to, mirror.limit, None, fair=False)
+            found += bucket(wired[name].to, mirror.limit, None)
         found += copies(wired[name], condition(mirror.filter), ours)
     found += (Shut(name=tap, dev=tap, whole=True) for tap in taps_of_copies(spec))
     return found, wired

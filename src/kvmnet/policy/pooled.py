@@ -13,7 +13,7 @@ from kvmnet.drivers.tc.resources import EGRESS, INGRESS, class_name, detour
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
-from kvmnet.policy.rates import FAIR, bucket
+from kvmnet.policy.rates import bucket, own_leaf, usual_leaf
 from kvmnet.policy.shares import LITTLE, MINORS, REST, numbers, tree
 from kvmnet.spec.names import tenant_queue
 from kvmnet.spec.rates import Rate, TenantRate
@@ -48,7 +48,7 @@ def queued(members: Iterable[tuple[NicOnNetwork, Segment]]) -> list[tuple[NicOnN
 def tenant_rates(name: str, rate: TenantRate, members: Iterable[tuple[NicOnNetwork, Segment]], majors: Mapping[str, int],
                  features: Mapping[str, str]) -> Iterator[Resource]:
     """What limits all NICs of a tenant, which are taps of bridges (spec/rules/groups.py). ``majors``: of ``tree_names``."""
-    fair, classed, nics = features.get(FAIR) == "", features.get(CLASSED) == "", queued(members)
+    inner, classed, nics = usual_leaf(features), features.get(CLASSED) == "", queued(members)
     ids = numbers((nic.tap for nic, _ in nics), MINORS)
     for direction, most, side in (("in", rate.in_, EGRESS), ("out", rate.out, INGRESS)):
         if not most or not nics:
@@ -57,10 +57,10 @@ def tenant_rates(name: str, rate: TenantRate, members: Iterable[tuple[NicOnNetwo
         yield Link(name=device, type="ifb", mtu=max(mtu for _, mtu in nics), up=True, master="", alias=f"kvmnet rate of tenant {name}",
                    addrgenmode="none")
         if not classed:
-            yield from bucket(device, most, None, fair=fair)
+            yield from bucket(device, most, None, inner)
             yield from (detour(nic.tap, device, side) for nic, _ in nics)
             continue
         own = {ids[nic.tap]: (LITTLE, min(most, nic.declared.rate.out or most) if direction == "out" else most, Rate().priority)
                for nic, _ in nics}
-        yield from tree(device, major, most, {REST: (LITTLE, most, Rate().priority)} | own, default=REST, fair=fair)
+        yield from tree(device, major, most, {REST: (LITTLE, most, Rate().priority)} | own, {ids[nic.tap]: own_leaf(nic) for nic, _ in nics}, inner, default=REST)
         yield from (detour(nic.tap, device, side, f"{major:x}:{ids[nic.tap]:x}") for nic, _ in nics)

@@ -17,6 +17,7 @@ from kvmnet.drivers.tc.resources import MAJOR, Qdisc, detour, in_steps, qdisc_na
 from kvmnet.engine.resource import Resource
 from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
+from kvmnet.spec.disciplines import NO_LEAF, root_queue
 from kvmnet.spec.names import detour_name
 from kvmnet.spec.rates import Rate
 
@@ -39,25 +40,42 @@ def nic_rates(nic: NicOnNetwork, segment: Segment, features: Mapping[str, str], 
     """What limits one NIC; nothing for one without rates. ``pooled``: taps with a class for what they send in the queue of their tenant."""
     rate: Rate = nic.declared.rate
     sent, detoured = (rate.out, rate.in_) if segment.parent else (rate.in_, rate.out)
-    fair = features.get(FAIR) == ""
+    inner = own_leaf(nic) or usual_leaf(features)
     if sent:
-        yield from bucket(nic.tap, sent, rate.burst, fair=fair)
+        yield from bucket(nic.tap, sent, rate.burst, inner)
+    elif nic.declared.qdisc:
+        yield root_queue(nic.tap, nic.declared.qdisc)
     if detoured and nic.tap not in pooled:
         device = detour_name(nic.vm, nic.nic)
         yield Link(name=device, type="ifb", mtu=segment.mtu, up=True, master="", alias=f"kvmnet rate {nic.vm}/{nic.nic}",
                    addrgenmode="none")
-        yield from bucket(device, detoured, rate.burst, fair=fair)
+        yield from bucket(device, detoured, rate.burst, inner)
         yield detour(nic.tap, device)
 
 
-def bucket(dev: str, rate: int, burst: int | None, *, fair: bool) -> Iterator[Qdisc]:
-    """A token bucket as the root of *dev*. ``rate``: kbit/s. ``fair``: with a queue in it that is fair among flows."""
+def usual_leaf(features: Mapping[str, str]) -> str:
+    """How frames wait inside of a rate; '' for one line."""
+    return "fq_codel" if features.get(FAIR) == "" else ""
+
+
+def own_leaf(nic: NicOnNetwork) -> str:
+    """How those of a NIC wait there, as the document says; '' when it does not."""
+    chosen = nic.declared.qdisc or ""
+    return "" if chosen in NO_LEAF else chosen
+
+
+def sizes(discipline: str) -> dict[str, int]:
+    """What of its settings is ours to say: where there is one for each NIC the kernel's own sizes are large."""
+    return {"packets": PACKETS, "flows": FLOWS} if discipline == "fq_codel" else {}
+
+
+def bucket(dev: str, rate: int, burst: int | None, inner: str = "") -> Iterator[Qdisc]:
+    """A token bucket as the root of *dev*. ``rate``: kbit/s. ``inner``: how frames wait in it; '' for one line."""
     root = qdisc_name(dev)
     yield Qdisc(name=root, dev=dev, parent="root", below="", of="", discipline="tbf", rate=rate,
                 burst=burst or usual_burst(rate), limit=queue(rate))
-    if fair:
-        yield Qdisc(name=qdisc_name(dev, MAJOR + 1), dev=dev, parent=f"{MAJOR:x}:1", below=root, of="", discipline="fq_codel",
-                    packets=PACKETS, flows=FLOWS)
+    if inner:
+        yield Qdisc(name=qdisc_name(dev, MAJOR + 1), dev=dev, parent=f"{MAJOR:x}:1", below=root, of="", discipline=inner, **sizes(inner))
 
 
 def usual_burst(rate: int) -> int:

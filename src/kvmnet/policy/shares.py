@@ -49,8 +49,8 @@ from kvmnet.modes.model import NicOnNetwork
 from kvmnet.modes.segment import Segment
 from kvmnet.policy.marking import mark_chain, mark_of
 from kvmnet.policy.marks import GUEST
-from kvmnet.policy.rates import FAIR, FLOWS, PACKETS, bucket, queue, usual_burst
-from kvmnet.records import dataclass, field, replace
+from kvmnet.policy.rates import bucket, own_leaf, queue, sizes, usual_burst, usual_leaf
+from kvmnet.records import dataclass, field
 from kvmnet.spec.names import pool_name
 from kvmnet.spec.networks import Mode
 from kvmnet.spec.rates import Rate, TrafficClass
@@ -109,7 +109,7 @@ class Shares:
             self.marks |= {nic.tap: chain for nic in segment.nics if nic.tap and (chain := mark_of(nic.declared.mark))}
         if not segment.network.has_queues:
             return
-        ids, major, fair = minors(segment), majors[segment.name], features.get(FAIR) == ""
+        ids, major, inner = minors(segment), majors[segment.name], usual_leaf(features)
         way, port = ways(segment), segment.port
         tags = {nic.tap: nic.declared.mark.pcp for nic in segment.nics if nic.tap and nic.declared.mark.pcp is not None}
         if (segment.network.rate.out or tags) and not segment.parent:
@@ -119,11 +119,11 @@ class Shares:
             if on_uplink(segment):
                 self.notes.append(f"network {segment.name} shares out what its guests send at {port}: a queue of ours takes the place of "
                                   "the kernel's, one for all queues of the NIC")
-            self.resources += outward(segment, way, major, ids, fair=fair)
+            self.resources += outward(segment, way, major, ids, inner)
         if segment.parent:    # no hook of a bridge sees them
             return
         if segment.network.rate.in_:
-            self.receive(segment, way, port, majors[segment.name + INWARD], fair=fair)
+            self.receive(segment, way, port, majors[segment.name + INWARD], inner)
         if segment.network.classes:
             self.classes[segment.name] = tuple(class_rules(segment.network.classes, major, ids))
             self.members |= {nic.tap: segment.name for nic in segment.nics if nic.tap}
@@ -132,10 +132,10 @@ class Shares:
         if any(tagged.values()):
             self.qos[port] = tuple(sorted(f"{number}:{pcp}" for number, pcp in tagged.items() if pcp))
 
-    def receive(self, segment: Segment, way: Ways, port: str, major: int, *, fair: bool) -> None:
+    def receive(self, segment: Segment, way: Ways, port: str, major: int, inner: str) -> None:
         """What a network receives."""
         ids, mine = receiving(segment), own_classes(segment)
-        self.resources += inward(segment, way, major, ids, fair=fair)
+        self.resources += inward(segment, way, major, ids, inner)
         if not way.in_from:    # the host itself sends it, and knows to whom
             self.receivers |= {(segment.bridge, address): major << 16 | ids[nic.tap] for nic in segment.nics if nic.tap in ids
                                for address in addresses(nic)}
@@ -203,7 +203,7 @@ Leaves: TypeAlias = Mapping[int, tuple[int, int, int]]
 """Minor number -> least and most in kbit/s, and priority."""
 
 
-def outward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, fair: bool) -> Iterator[Resource]:
+def outward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], inner: str) -> Iterator[Resource]:
     """The htb of what a network sends."""
     rate = segment.network.rate.out or 0
     leaves = {REST: (LITTLE, rate, Rate().priority)}
@@ -215,7 +215,7 @@ def outward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, 
         leaves[ids[name]] = (group.min or LITTLE, group.max or rate, group.priority)
     if way.out_from:
         yield aside(segment, way.out)
-    yield from tree(way.out, major, rate, leaves, default=0 if on_uplink(segment) else REST, fair=fair)
+    yield from tree(way.out, major, rate, leaves, chosen(segment, ids), inner, default=0 if on_uplink(segment) else REST)
     if segment.parent:
         yield from of_macvtaps(segment, way.out, major, ids)
     if way.out_from:
@@ -231,8 +231,14 @@ def of_macvtaps(segment: Segment, dev: str, major: int, ids: Mapping[str, int]) 
                      into=class_name(dev, major, REST))
 
 
-def tree(dev: str, major: int, rate: int, leaves: Leaves, *, default: int, fair: bool) -> Iterator[Resource]:
-    """An htb: a class that has *rate*, and *leaves* that borrow from it. ``default``: class of frames in no other."""
+def chosen(segment: Segment, ids: Mapping[str, int]) -> dict[int, str]:
+    """Minor number -> how the frames of that NIC wait, where the document says so."""
+    return {ids[nic.tap]: own_leaf(nic) for nic in segment.nics if nic.tap in ids}
+
+
+def tree(dev: str, major: int, rate: int, leaves: Leaves, own: Mapping[int, str], inner: str, *, default: int) -> Iterator[Resource]:
+    """An htb: a class that has *rate*, and *leaves* that borrow from it. ``default``: class of frames in no other. How they wait: ``own`` by
+    minor number, else ``inner``; '' for one line."""
     root = qdisc_name(dev, major)
     yield Qdisc(name=root, dev=dev, parent="root", below="", of="", discipline="htb", default=default)
     whole = class_name(dev, major, WHOLE)
@@ -244,12 +250,12 @@ def tree(dev: str, major: int, rate: int, leaves: Leaves, *, default: int, fair:
         yield TcClass(name=name, qdisc=root, parent=whole, rate=least, ceil=most, burst=usual_burst(least), cburst=usual_burst(most),
                       priority=priority, quantum=TURN)
         # Without a queue of its own a class would have one of so many packets as the device has, a second or more.
-        waiting = Qdisc(name=qdisc_name(dev, handles[f"{minor:x}"]), dev=dev, parent=name.split(" ")[1], below=root, of=name,
-                        discipline="bfifo", limit=queue(most))
-        yield replace(waiting, discipline="fq_codel", limit=None, packets=PACKETS, flows=FLOWS) if fair else waiting
+        kind = own.get(minor) or inner
+        yield Qdisc(name=qdisc_name(dev, handles[f"{minor:x}"]), dev=dev, parent=name.split(" ")[1], below=root, of=name,
+                    discipline=kind or "bfifo", limit=None if kind else queue(most), **sizes(kind))
 
 
-def inward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, fair: bool) -> Iterator[Resource]:
+def inward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], inner: str) -> Iterator[Resource]:
     """The queue of what a network receives, or a class of it for each NIC and each class of traffic in *ids*."""
     if way.in_from:
         yield aside(segment, way.inward)
@@ -259,13 +265,13 @@ def inward(segment: Segment, way: Ways, major: int, ids: Mapping[str, int], *, f
         leaves = {REST: (LITTLE, rate, Rate().priority)}
         leaves |= {ids[nic.tap]: (nic.declared.rate.min_in or LITTLE, rate, nic.declared.rate.priority_in) for nic in segment.nics if nic.tap in ids}
         leaves |= {ids[name]: (part.min or LITTLE, part.max or rate, part.priority) for name, group in mine.items() if (part := group.in_)}
-        yield from tree(way.inward, major, rate, leaves, default=REST, fair=fair)
+        yield from tree(way.inward, major, rate, leaves, chosen(segment, ids), inner, default=REST)
         if way.in_from and segment.network.trust == "dscp":
             yield from sorters(way.inward, major, mine, ids)
         if way.in_from:
             yield from of_receivers(way.inward, major, segment, ids)
     else:
-        yield from bucket(way.inward, rate, None, fair=fair)
+        yield from bucket(way.inward, rate, None, inner)
     if way.in_from:
         yield detour(way.in_from, way.inward)
 

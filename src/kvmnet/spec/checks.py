@@ -13,6 +13,7 @@ from kvmnet.spec.load import Document
 from kvmnet.spec.models import Spec
 from kvmnet.spec.rules import (
     addresses,
+    disciplines,
     groups,
     guests,
     hardware,
@@ -38,10 +39,10 @@ Rule = Callable[[Subject], Iterator[Problem]]
 
 OF_DOCUMENT: tuple[Rule, ...] = (*references.RULES, *uplinks.RULES, *tunnels.RULES, *vrfs.RULES, *hardware.RULES, *networks.RULES, *macvtap.RULES,
                                  *sriov.RULES, *vlans.RULES, *trees.RULES, *overlays.RULES, *addresses.RULES, *guests.RULES, *groups.RULES,
-                                 *rates.RULES, *limits.RULES, *tuning.RULES, *mirrors.RULES, host.ports)
+                                 *rates.RULES, *disciplines.RULES, *limits.RULES, *tuning.RULES, *mirrors.RULES, host.ports)
 OF_HOST: tuple[Rule, ...] = (*host.RULES, *uplinks.HOST_RULES, *tunnels.HOST_RULES, *vrfs.HOST_RULES, *hardware.HOST_RULES,
                              *macvtap.HOST_RULES, *sriov.HOST_RULES, *vlans.HOST_RULES, *trees.HOST_RULES, *overlays.HOST_RULES,
-                             *guests.HOST_RULES, *groups.HOST_RULES, *rates.HOST_RULES, *limits.HOST_RULES, *tuning.HOST_RULES,
+                             *guests.HOST_RULES, *groups.HOST_RULES, *rates.HOST_RULES, *disciplines.HOST_RULES, *limits.HOST_RULES, *tuning.HOST_RULES,
                              *mirrors.HOST_RULES)
 
 

@@ -114,6 +114,9 @@ class Nic(Part):
     """mode sriov: number of the VF; a free one, the same for ever, when not given."""
     rate: Rate = Rate()
     """How fast it may be."""
+    qdisc: Literal["fq_codel", "fq", "cake", "noqueue"] | None = None
+    """How frames wait at its host side: those that its tap sends to the guest, in mode macvtap those that the guest sends. With a rate, or a share
+    of its network's or tenant's, it is how they wait there, in both directions. The kernel's own when not given, with a rate fq_codel."""
     mark: Mark = Mark()
     """What its packets are marked with."""
     trust: bool = False

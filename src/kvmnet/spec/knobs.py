@@ -121,7 +121,7 @@ REFUSED: Mapping[str, str] = {
     "net.ipv4.tcp_max_orphans": "counts closed connections of the host's own programs; guests' connections are not the host's",
     "net.core.netdev_max_backlog": "the queue of RPS, veth and loopback: NICs with NAPI and taps do not use it, and it has nothing to do "
                                    "with the MTU",
-    "net.core.default_qdisc": "counts only for links that are made later, and BBR needs no fq since Linux 4.13; write rate: at a NIC",
+    "net.core.default_qdisc": "counts only for links that are made later, and BBR needs no fq since Linux 4.13; write qdisc: at an uplink or a NIC",
     "net.core.rps_sock_flow_entries": "steers to the CPU of the host's program that reads: packets of guests have none",
     "net.core.somaxconn": "the host's own listening sockets; 4096 since Linux 5.4",
     "net.ipv4.tcp_tw_reuse": "the host's own connections; guests' connections are not the host's",

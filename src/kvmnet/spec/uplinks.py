@@ -227,6 +227,11 @@ class Uplink(Part):
     """Next hop of the host's IPv6 default route."""
     routes: tuple[UplinkRoute, ...] = ()
     """Further routes of the host."""
+    qdisc: Literal["fq_codel", "fq", "cake", "noqueue", "mq"] | None = None
+    """How frames wait that the NIC sends, of a bond: each member's, with redundant: all of them. fq_codel: flows take turns and none waits long;
+    cake: the same, also among hosts, for more processor time; fq: flows take turns; noqueue: they do not wait, what does not fit is lost; mq:
+    each queue of the NIC by itself, below as net.core.default_qdisc says, which is what the kernel does with a NIC of several queues.
+    Left alone when not given; the kernel's own comes back when it is taken away."""
     ethtool: Ethtool = Ethtool()
     """Hardware settings of the NIC, or of every member of the bond."""
     steering: Steering = Steering()

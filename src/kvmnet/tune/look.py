@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from kvmnet.drivers.ethtool.resources import NicTuning
 from kvmnet.drivers.ethtool.wire import read as told
@@ -16,7 +17,6 @@ from kvmnet.host.run import missing
 from kvmnet.spec.hardware import tuned_nics
 from kvmnet.spec.knobs import KNOBS, REFUSED
 from kvmnet.spec.models import Spec
-from kvmnet.tune.queueing import queueing
 
 PROC_SYS = Path("/proc/sys")
 CPU = Path("/sys/devices/system/cpu")
@@ -72,10 +72,14 @@ def placement(devices: Iterable[str]) -> Iterator[tuple[str, str, str]]:
         yield f"{dev}: txqueuelen", read(SYS_NET / dev / "tx_queue_len") or "", "used by pfifo queues only: fq_codel, fq and noqueue have limits of their own"
 
 
-def queues(devices: Iterable[str], paths: Paths) -> Iterator[tuple[str, str, str]]:
-    """Disciplines by which frames of *devices* wait; nothing where there is no tc."""
-    if not missing("tc") and (wanted := list(devices)):
-        yield from queueing(wanted, tc_json("qdisc", "show"), features(paths.run / "features.json")["tc-fq-codel"])
+def disciplines() -> list[dict[str, Any]]:
+    """All queueing disciplines; none where there is no tc."""
+    return [] if missing("tc") else tc_json("qdisc", "show")
+
+
+def lacks_fair(paths: Paths) -> str:
+    """Why the kernel has no fq_codel, '' when it has."""
+    return features(paths.run / "features.json")["tc-fq-codel"]
 
 
 def guests(pids: Mapping[str, int]) -> Iterator[tuple[str, str, str]]:

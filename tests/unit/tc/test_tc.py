@@ -38,6 +38,8 @@ from kvmnet.drivers.tc.words import lines_of
 from kvmnet.engine.plan import Create, Delete, Update
 from kvmnet.policy import shares
 from kvmnet.policy.rates import bucket, usual_burst
+from kvmnet.spec.disciplines import FEATURES, root_queue, uplink_queues
+from kvmnet.spec.uplinks import Uplink
 from kvmnet.spec.values import bit_rate, burst, dscps
 from lib.bpf import run as run_bpf
 from lib.frames import ether, ip4, ip6
@@ -62,6 +64,10 @@ CLASSED = Detour(name="kvt-a-0", dev="kvt-a-0", to="kvi-~o~acme", into="6c01:10"
     (Update(TBF, replace(TBF, rate=7)), ["qdisc change dev kvt-a-0 root handle 6b76: tbf rate 7kbit burst 262144b limit 1000001b"]),
     (Delete(TBF), ["qdisc del dev kvt-a-0 root handle 6b76:"]),
     (Create(CODEL), ["qdisc add dev kvt-a-0 parent 6b76:1 handle 6b77: fq_codel limit 1024 flows 128"]),
+    (Create(root_queue("eth0", "fq_codel")), ["qdisc add dev eth0 root handle 6b76: fq_codel limit 10240 flows 1024"]),
+    (Create(root_queue("eth0", "noqueue")), ["qdisc add dev eth0 root handle 6b76: noqueue"]),
+    (Create(root_queue("eth0", "mq")), ["qdisc add dev eth0 root handle 6b76: mq"]),
+    (Delete(root_queue("eth0", "cake")), ["qdisc del dev eth0 root handle 6b76:"]),
     (Create(HTB), ["qdisc add dev eth0 root handle 6b76: htb default 0x1f"]),
     (Create(LEAF), ["class add dev eth0 parent 6b76:1 classid 6b76:1a htb rate 1234000kbit ceil 2000000kbit burst 65536b cburst 102400b "
                     "prio 3 quantum 3000"]),
@@ -120,6 +126,30 @@ def test_what_is_read_back_is_what_was_told() -> None:
     assert [is_ours(name.split()[1]) for name in found] == [True, True, True, True, False]
     root, leaf = parse_classes("eth0", CLASSES)
     assert leaf == LEAF and (root.parent, root.rate, root.ceil, root.priority) == ("", 10_000_000, 10_000_000, None)
+
+
+@pytest.mark.parametrize("kind", FEATURES)
+def test_a_discipline_that_was_chosen_is_read_back(kind: str) -> None:
+    options = {"limit": 10240, "flows": 1024, "quantum": 1514} if kind == "fq_codel" else {"bands": 3}
+    shown = [{"kind": kind, "handle": "6b76:", "dev": "eth0", "root": True, "options": options},
+             {"kind": "fq_codel", "handle": "0:", "dev": "eth0", "parent": "6b76:1", "options": {}}]
+    assert list(parse_qdiscs(shown)) == [root_queue("eth0", kind)]
+
+
+def test_how_the_frames_of_a_nic_wait_in_a_tree_is_its_own() -> None:
+    leaves = {0x10: (64, 1000, 4), 0x11: (64, 1000, 4), shares.REST: (64, 1000, 4)}
+    for inner, usual in (("fq_codel", "fq_codel"), ("", "bfifo")):
+        made = [r for r in shares.tree("eth0", 0x6C01, 1000, leaves, {0x10: "cake", 0x11: ""}, inner, default=shares.REST) if isinstance(r, Qdisc)]
+        assert {q.parent: q.discipline for q in made} == {"root": "htb", "6c01:10": "cake", "6c01:11": usual, f"6c01:{shares.REST:x}": usual}
+        assert all((q.limit is None) == (q.discipline in ("cake", "htb", "fq_codel")) for q in made)
+
+
+def test_which_nics_of_an_uplink_have_the_queue() -> None:
+    def of(**words: object) -> list[str]:
+        return [q.dev or "" for q in uplink_queues(Uplink.model_validate({"qdisc": "fq", **words}))]
+    assert of(device="e0") == ["e0"] and of(members=["e0", "e1"], device="bond0") == ["e0", "e1"]
+    assert of(device="e0", redundant={"e1": {}}) == ["e0", "e1"] and of(device="e0", vlan=9) == [] == of(on="wan", vlan=9)
+    assert list(uplink_queues(Uplink(device="e0"))) == []
 
 
 def test_a_detour_that_leads_elsewhere_is_none() -> None:
@@ -216,8 +246,9 @@ def test_bursts() -> None:
 
 
 def test_a_bucket_is_complete_and_its_burst_grows_with_the_rate() -> None:
-    (plain,) = bucket("kvt-a-0", 100_000, None, fair=False)
-    root, queue = bucket("kvt-a-0", 100_000, 65536, fair=True)
+    (plain,) = bucket("kvt-a-0", 100_000, None)
+    root, queue = bucket("kvt-a-0", 100_000, 65536, "fq_codel")
+    assert queue == CODEL and [q.packets for q in bucket("kvt-a-0", 100_000, None, "cake")] == [None, None]
     assert (plain.burst, root.burst, root.limit, queue.name) == (131072, 65536, in_steps(625_000), f"kvt-a-0 {MAJOR + 1:x}:")
     bursts = [usual_burst(rate) for rate in (64, 50_000, 1_000_000, 10_000_000, 100_000_000)]
     assert bursts == sorted(bursts) and bursts[0] == 16384 and bursts[1] == 131072 and all(b % STEP == 0 for b in bursts)

@@ -40,6 +40,7 @@ CURES = (
     ("Specified qdisc kind is unknown", "the kernel lacks this discipline: install the distribution's full kernel"),
     ("TC classifier not found", "the kernel lacks this classifier: install the distribution's full kernel"),
     ("Failed to load TC action module", "the kernel lacks this action: install the distribution's full kernel"),
+    ("Operation not supported", "the device cannot do that: mq is for NICs with several transmit queues"),
     ("Operation not permitted", "run as root (CAP_NET_ADMIN in this network namespace)"),
 )
 """Part of the tool's message -> what to do."""

@@ -48,7 +48,7 @@ class Qdisc(Resource):
                                recreate=True)
     of: str | None = option(doc="class that it is the queue of, where classes are things of their own", ref="tc-class",
                             on_delete="cascade", recreate=True)
-    discipline: str | None = option(doc="tbf: one rate; htb: classes; fq_codel: fair among flows, short; bfifo: one line", recreate=True)
+    discipline: str | None = option(doc="tbf: one rate; htb: classes; fq_codel: fair among flows, short; bfifo: one line; fq, cake, noqueue, mq: the document's choice", recreate=True)
     rate: int | None = option(doc="tbf: most, kbit/s, in bytes of frames without their checksum", guest="live")
     burst: int | None = option(doc="tbf: bytes that may pass at once", guest="live")
     limit: int | None = option(doc="tbf, bfifo: bytes that may wait", guest="live")

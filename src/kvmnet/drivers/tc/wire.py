@@ -29,8 +29,8 @@ from kvmnet.drivers.tc.resources import (
 )
 
 Json = Mapping[str, Any]
-BUILT_IN = frozenset({"ingress", "clsact", "noqueue"})
-"""No queues: places for filters, or nothing."""
+BUILT_IN = frozenset({"ingress", "clsact"})
+"""No queues: places for filters."""
 UNITS = {"bit": 0.001, "Kbit": 1, "Mbit": 1000, "Gbit": 1_000_000, "Tbit": 1_000_000_000}
 CLASS = re.compile(r"class htb (?P<id>[0-9a-f]+:[0-9a-f]+) (?:root|parent (?P<parent>[0-9a-f]+:[0-9a-f]*)) .*?"
                    r"(?:prio (?P<prio>\d+) )?(?:quantum (?P<quantum>\d+) )?rate (?P<rate>\d+)(?P<unit>\w+) "
