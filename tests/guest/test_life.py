@@ -48,7 +48,7 @@ FIRST, LAST = min(os.sched_getaffinity(0)), max(os.sched_getaffinity(0))
 def vm(disk: Path | None = None) -> Vm:
     return Vm.model_validate({"nics": [{"network": "lan"}], "run": {
         "memory": "384M", "cpus": 2, "append": "kvmnet.dhcp=0", "accel": "tcg", "image": "tiny",
-        "disk": str(disk) if disk else None, "pin": {"vcpus": [LAST, FIRST], "qemu": FIRST}}})
+        "disk": str(disk) if disk else None, "nodes": 0, "pin": {"vcpus": [LAST, FIRST], "qemu": FIRST}}})
 
 
 def nic(name: str, number: int, model: str = "virtio", **settings: object) -> GuestNic:
@@ -142,6 +142,11 @@ def test_threads_are_placed_and_let_go(web: Paths) -> None:
     driver.apply([Update(first, moved)], lambda n: None)
     driver.apply([Delete(moved)], lambda n: None)
     assert driver.observe({}).state == {} and set(places().values()) == {every}
+
+
+def test_its_memory_is_of_the_node_that_was_asked_for(web: Paths) -> None:
+    kept = [line for line in Path(f"/proc/{running(web)['web'].pid}/numa_maps").read_text().splitlines() if " bind:" in line]
+    assert len(kept) == 1 and " bind:0 " in kept[0], "the guest's memory, and nothing else of QEMU"
 
 
 def test_the_guest_sees_what_was_asked_for(web: Paths) -> None:

@@ -22,4 +22,5 @@ def test_a_guest_runs_under_kvm(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> No
     assert met.host_pings and " 0% packet loss" in met.outside
     assert met.read_back == {"nic0": "vhost", "nic1": "qemu"}
     assert met.copied[0] == met.copied[1] > 3, "each packet is copied, from the first on"
+    assert met.huge.split() == ["HugetlbPages:", "262144", "kB"]
     assert met.early == [] and met.drift == ()

@@ -23,6 +23,7 @@ from lib.world import OUTSIDE, world
 
 DOCUMENT = """
 version: 1
+tuning: {vm.nr_hugepages: 130}
 uplinks:
   wan: {device: eth0}
 networks:
@@ -30,7 +31,7 @@ networks:
   cell: {mode: isolated, subnet: 10.10.0.0/24, dhcp: {enabled: false}, dns: {enabled: false}}
 vms:
   web:
-    run: {memory: 256M, image: tiny}
+    run: {memory: 256M, image: tiny, hugepages: true}
     nics: [{network: lan, vhost: "on"}, {network: cell, vhost: "off"}]
 mirrors:
   eye: {from: [web/nic0], direction: sent, to: {file: %s/eye.pcapng}}
@@ -61,6 +62,8 @@ class Met:
     """Backend threads that are still there when it has ended."""
     copied: tuple[int, int]
     """Packets that the guest has sent by its first NIC since it was there, by its own count, and those of them in the files of a mirror."""
+    huge: str
+    """Memory of its QEMU in huge pages, as the kernel says it."""
     seconds: dict[str, float]
 
 
@@ -85,7 +88,7 @@ def meet() -> Met:
         early = made.drift()
         wait_for_agent("web", made.paths, PATIENCE)
         seconds["guest"], began = monotonic() - began, monotonic()
-        threads = backends(status.pid)
+        threads, memory = backends(status.pid), read(Path(f"/proc/{status.pid}/status"))
         nic = made.host.in_force()[1].segments["lan"].nics[0]
         address = nic.ip
         host_pings = wait_until(lambda: made.here.pings(address, timeout=2), PATIENCE, 0.2)
@@ -105,7 +108,8 @@ def meet() -> Met:
         assert shown is not None
         made.host.stop_guests(["web"], lambda line: None, 1)
         return Met(accel.name, accel.reason, threads, host_pings, outside, early, shown.drift,
-                   {n.nic: n.backend for n in shown.nics}, backends(status.pid), copied, seconds)
+                   {n.nic: n.backend for n in shown.nics}, backends(status.pid), copied,
+                   next((line for line in memory.splitlines() if line.startswith("HugetlbPages:")), ""), seconds)
 
 
 @contextmanager

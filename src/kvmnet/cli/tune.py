@@ -38,9 +38,11 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
     the document: kernel settings to tuning: (--yaml prints it), the others to the NIC or the uplink. So plan shows it, apply makes it in one
     transaction, status sees drift, rollback and destroy give it back.
     """
+    from kvmnet.guests import hugepages
     from kvmnet.host.paths import Paths
     from kvmnet.spec.knobs import Profile
     from kvmnet.tune import look
+    from kvmnet.tune.memory import memory
     from kvmnet.tune.proposals import fragment, left_alone, nics, pins, settings
     from kvmnet.tune.prove import kept, kept_options, prove
     from kvmnet.tune.queueing import queueing, queues
@@ -56,6 +58,7 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
         below = look.hardware(spec)
         cards += uplinks(wanted, spec, below, len(os.sched_getaffinity(0)))
         about += look.placement(below)
+        cards += memory(wanted, spec, *hugepages.seen(), *look.nodes(spec))
         listed, lacks = look.disciplines(), look.lacks_fair(Paths.from_environment())
         cards += queues(wanted, spec, listed, lacks)
         about += queueing(below, listed, lacks)

@@ -26,7 +26,7 @@ from kvmnet.host.netlink import rules_name_devices
 from kvmnet.host.paths import Paths
 from kvmnet.host.process import namespace_id
 from kvmnet.modes.uplink import uplink_sysctls
-from kvmnet.spec.cpus import joined, numbers
+from kvmnet.spec.cpus import cpus, joined, numbers
 
 LIMITS = {
     "gc_thresh3": "net/ipv4/neigh/default/gc_thresh3",
@@ -59,6 +59,7 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Co
         cpus=len(os.sched_getaffinity(0)),
         cpu_set=joined(os.sched_getaffinity(0)),
         cpu_numbers=cpu_numbers(),
+        nodes=memory_nodes(),
         running=dict(running or {}),
         resolvers=resolvers(),
         users=uids(users),
@@ -78,6 +79,13 @@ def cpu_numbers() -> int:
     with contextlib.suppress(OSError, ValueError):
         return max(numbers(Path("/sys/devices/system/cpu/possible").read_text().strip())) + 1
     return 0
+
+
+def memory_nodes() -> str:
+    """NUMA nodes that have memory; 0 of a kernel that knows none."""
+    with contextlib.suppress(OSError, ValueError):
+        return cpus(Path("/sys/devices/system/node/has_memory").read_text().strip())
+    return "0"
 
 
 def device_settings(links: Mapping[str, Link], seen: Seen, uplinks: Set[str]) -> dict[Key, Resource]:

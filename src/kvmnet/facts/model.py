@@ -37,6 +37,8 @@ class Facts:
     """Those CPUs, as 0-3,8."""
     cpu_numbers: int = 0
     """One more than the largest number of a CPU; 0 when not known."""
+    nodes: str = "0"
+    """NUMA nodes with memory, as 0-1."""
     running: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Guests that kvmnet runs now -> names of the NICs that they have."""
     resolvers: tuple[str, ...] = ()

@@ -35,6 +35,7 @@ from kvmnet.drivers.qemu.threads import place
 from kvmnet.engine.driver import StepFailed
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.facts.model import Facts
+from kvmnet.guests import hugepages
 from kvmnet.guests.accel import Accel, blocked
 from kvmnet.guests.image import build
 from kvmnet.host import counter
@@ -104,6 +105,7 @@ def start(name: str, vm: Vm, nics: Sequence[GuestNic], paths: Paths, accel: Acce
         return status_of(home)
     if vm.run is None:
         raise KvmnetError(f"guest {name} is not run by kvmnet", hint=f"vms.{name}.run says how to run it")
+    hugepages.require(name, vm.run)
     chosen = accelerator(vm.run, accel)
     boot = boot_files(vm.run, nics, paths, progress, name, chosen)
     who = apart(account(vm.run.user), home.path)

@@ -18,6 +18,17 @@ def cpus(value: object) -> str:
     return NONE if text == NONE else joined(numbers(text))
 
 
+def nodes(value: object) -> str:
+    """NUMA nodes, written alike; there is no ``none``. Raises ValueError."""
+    try:
+        found = cpus(value)
+    except ValueError:
+        found = NONE
+    if found == NONE:
+        raise ValueError("write NUMA nodes as 0 or 0-1")
+    return found
+
+
 def numbers(text: str) -> set[int]:
     """The processors that ``0-3,8`` names; none of ``none`` and an empty text. Raises ValueError."""
     found: set[int] = set()

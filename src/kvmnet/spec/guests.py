@@ -16,6 +16,7 @@ from kvmnet.spec.types import (
     Mac,
     Name,
     NetworkName,
+    Nodes,
     PciSlot,
     Prefix,
     Size,
@@ -161,6 +162,10 @@ class Run(Part):
 
     memory: Size = 256 * 2**20
     """Memory, e.g. 256M or 2G."""
+    hugepages: bool = False
+    """Its memory is of the host's huge pages, taken whole when it starts; tuning: {vm.nr_hugepages: ...} sets them aside."""
+    nodes: Nodes | None = None
+    """NUMA nodes of the host that its memory is from, and from no others, e.g. 0 or 0-1; any when not given."""
     cpus: Annotated[int, Field(ge=1, le=255)] = 1
     """Virtual CPUs."""
     image: Literal["tiny"] | None = None

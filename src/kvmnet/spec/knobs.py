@@ -97,6 +97,9 @@ KNOBS: Mapping[str, Knob] = {k.name: k for k in (
       for family, what in (("ipv4", "ARP"), ("ipv6", "ND"))
       for number, words, value in ((1, "that are never cleared away", "4096"), (2, "from which on clearing begins after 5 s", "8192"),
                                    (3, "at most", "16384"))),
+    Knob("vm.nr_hugepages", "memory in large pages that is set aside for guests (run: {hugepages: true}): fewer TLB misses",
+         "it is taken from everything else of the host; less than asked for when memory is in pieces: then the change is taken back",
+         "Linux, Documentation/admin-guide/mm/hugetlbpage.rst", {}),
     Knob("net.core.rmem_max", "receive buffer in bytes that a program of the host may ask for: UDP servers, tunnels in user space",
          "memory of programs that ask for much", NET, {T: "16777216"}, least=4096, raise_only=True),
     Knob("net.core.wmem_max", "send buffer of the same", "memory of programs that ask for much", NET, {T: "16777216"}, least=4096,

@@ -4,7 +4,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from kvmnet.spec.cpus import cpus, lists
+from kvmnet.spec.cpus import cpus, lists, nodes
 from kvmnet.spec.form import BeforeValidator, Field, PlainValidator, WithJsonSchema
 from kvmnet.spec.values import (
     NAME_FORM,
@@ -75,6 +75,7 @@ Prefix = Annotated[str, PlainValidator(prefix), _schema("string", pattern="^[0-9
 Range4 = Annotated[str, PlainValidator(range4), _schema("string", pattern=r"^[0-9.]+ *- *[0-9.]+$")]
 Range6 = Annotated[str, PlainValidator(range6), _schema("string", pattern="^[0-9A-Fa-f:.]+ *- *[0-9A-Fa-f:.]+$")]
 CpuSet = Annotated[str, PlainValidator(cpus), _NUMBER_OR_TEXT]
+Nodes = Annotated[str, PlainValidator(nodes), _NUMBER_OR_TEXT]
 CpuSets = Annotated[tuple[str, ...], BeforeValidator(lists), WithJsonSchema({"type": ["string", "integer", "array"], "items": {"type": ["string", "integer"]}})]
 Duration = Annotated[int, PlainValidator(duration), _NUMBER_OR_TEXT]
 Size = Annotated[int, PlainValidator(size), _NUMBER_OR_TEXT]
@@ -119,7 +120,7 @@ WORDS: dict[Callable[[object], Any], str] = {
     bit_rate: "rate (500kbit, 100mbit, 2gbit)", burst: "bytes (64k, 1m)", per_second: "rate (20000/s, 20k/s) or `none`",
     bytes_per_second: "rate (100MB/s) or `none`", count: "number or `none`", pci_slot: "SLOT or SLOT.FUNCTION", vlan_ranges: "list of VLAN ids and ranges",
     wireguard_key: "public key", endpoint: "ADDRESS:PORT", secret_file: "path of a file", record_file: "path of a file", prefixes: "list of prefixes",
-    cpus: "CPUs (0-3,8) or `none`", lists: "CPUs (0-3,8), `none`, or a list of these",
+    cpus: "CPUs (0-3,8) or `none`", nodes: "NUMA nodes", lists: "CPUs (0-3,8), `none`, or a list of these",
     dscp: "DSCP (10, ef)", dscps: "list of DSCPs",
     ports: "list of ports and ranges, or `any`", icmp_types: "`true` or list of types", protocols: "list of protocols",
     expression: "expression", mirrored: "GUEST, GUEST/NIC, `network:`, `group:`, `uplink:` NAME or `vlan:`NUMBER`@`UPLINK",

@@ -22,6 +22,7 @@ PROC_SYS = Path("/proc/sys")
 CPU = Path("/sys/devices/system/cpu")
 SYS_NET = Path("/sys/class/net")
 PROC = Path("/proc")
+NODES = Path("/sys/devices/system/node")
 
 
 def values() -> dict[str, str | None]:
@@ -50,6 +51,16 @@ def hardware(spec: Spec) -> dict[str, NicTuning]:
     """NICs below the uplinks of *spec* that are there -> what their drivers say."""
     devices = dict.fromkeys(nic for uplink in spec.uplinks.values() for nic in tuned_nics(uplink))
     return {r.name: r for r in told(devices, dict.fromkeys(devices, frozenset())) if isinstance(r, NicTuning)}
+
+
+def nodes(spec: Spec) -> tuple[int, dict[str, int]]:
+    """How many NUMA nodes there are, and on which each uplink's first NIC is, where the machine tells."""
+    placed = {}
+    for name, uplink in spec.uplinks.items():
+        for nic in tuned_nics(uplink)[:1]:
+            if (told := read(SYS_NET / nic / "device/numa_node")) and told.isdigit():    # -1: of none
+                placed[name] = int(told)
+    return len(list(NODES.glob("node[0-9]*"))), placed
 
 
 def placement(devices: Iterable[str]) -> Iterator[tuple[str, str, str]]:
@@ -136,18 +147,17 @@ def vhost() -> bool:
 def machine(paths: Paths) -> Iterator[tuple[str, str, str]]:
     """(what, value, what it means here). What the kernel does not show is left out."""
     yield "processors", f"{len(os.sched_getaffinity(0))} of {os.cpu_count()}", "guests, their vhost threads and the host share them"
-    nodes = list(Path("/sys/devices/system/node").glob("node[0-9]*"))
-    if len(nodes) > 1:
-        yield "NUMA nodes", str(len(nodes)), "a guest, its memory and its NIC are best on one node: numactl, or libvirt's numatune"
+    if (found := len(list(NODES.glob("node[0-9]*")))) > 1:
+        yield "NUMA nodes", str(found), "a guest, its memory and its NIC are best on one node: run: {nodes: ..., pin: ...} of the document, libvirt's numatune"
     if governor := read(CPU / "cpu0/cpufreq/scaling_governor"):
-        yield "governor", governor, "performance for latency" if governor != "performance" else "as latency wants it"
+        yield "governor", governor, "performance for latency, in the host's own configuration: kvmnet does not set it" if governor != "performance" else "as latency wants it"
     if idle := read(CPU / "cpuidle/current_driver"):
         yield "idle states", idle, "deep ones add tens of microseconds to a wake-up: /dev/cpu_dma_latency"
     accel = probe(paths)
     yield "accelerator", accel.name, accel.reason if accel.name != "kvm" else "guests run on the processor"
     yield "vhost-net", "there" if vhost() else "none", "carries virtio's packets in the kernel: modprobe vhost_net"
     if pages := read(PROC_SYS / "vm/nr_hugepages"):
-        yield "huge pages", pages, "memory of guests in them: fewer TLB misses; none is made by kvmnet"
+        yield "huge pages", pages, "memory of guests in them: fewer TLB misses; tuning: {vm.nr_hugepages: ...}, run: {hugepages: true}"
     groups = list(Path("/sys/kernel/iommu_groups").glob("*"))
     yield "IOMMU groups", str(len(groups)), "needed for VFs in guests (mode sriov)" if not groups else "VFs can be handed to guests"
     if (count := read(PROC_SYS / "net/netfilter/nf_conntrack_count")) and (most := read(PROC_SYS / "net/netfilter/nf_conntrack_max")):

@@ -85,3 +85,14 @@ def test_slots_of_the_machine_are_refused(address: str) -> None:
     with pytest.raises(HostCannot, match="taken by the guest's own devices") as caught:
         places(RUN, [nic(0, pci=address)])
     assert "02 to 0f" in caught.value.hint
+
+
+def test_memory_of_huge_pages_and_of_a_node() -> None:
+    def told(**given: object) -> tuple[list[str], list[str]]:
+        line = words(Run(memory=256 * 2**20, **given))    # type: ignore[arg-type]
+        return [w for w in after(line, "-object") if "ram" in w], after(line, "-machine")
+    assert told() == ([], ["q35,usb=off,graphics=off"])
+    used = ["q35,usb=off,graphics=off,memory-backend=ram"]
+    assert told(hugepages=True) == (["memory-backend-memfd,id=ram,size=268435456b,hugetlb=on,prealloc=on"], used)
+    assert told(nodes="0,2-3") == (["memory-backend-ram,id=ram,size=268435456b,host-nodes=0,host-nodes=2-3,policy=bind"], used)
+    assert told(hugepages=True, nodes="1") == (["memory-backend-memfd,id=ram,size=268435456b,hugetlb=on,prealloc=on,host-nodes=1,policy=bind"], used)

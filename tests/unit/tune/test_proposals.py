@@ -13,8 +13,9 @@ EMPTY: dict[str, str | None] = dict.fromkeys((*KNOBS, *REFUSED), "0")
 
 @pytest.mark.parametrize("knob", KNOBS.values(), ids=lambda k: k.name)
 def test_every_knob_is_explained_and_takes_what_is_proposed(knob) -> None:  # type: ignore[no-untyped-def]
-    assert knob.why and knob.risk and knob.source.startswith("Linux, Documentation/") and knob.proposed
-    assert {knob.wrong(value) for value in knob.proposed.values()} == {""}
+    assert knob.why and knob.risk and knob.source.startswith("Linux, Documentation/")
+    assert bool(knob.proposed) is (knob.name != "vm.nr_hugepages"), "how many pages there should be only the document knows"
+    assert {knob.wrong(value) for value in knob.proposed.values()} <= {""}
     assert knob.name not in REFUSED
     assert knob.wrong("nonsense") and knob.wrong("") and knob.wrong("-1")
 

@@ -70,14 +70,25 @@ def arguments(name: str, run: Run, nics: Sequence[GuestNic], accel: str, files: 
     """
     return [
         PROGRAM, "-name", keyval({"guest": name, "debug-threads": True}), "-S", "-no-user-config", "-nodefaults", "-display", "none",
-        "-machine", f"{run.machine},usb=off,graphics=off", "-accel", accel, "-cpu", CPU[accel],
-        "-smp", str(run.cpus), "-m", f"size={run.memory}b", "-sandbox", SANDBOX,
+        "-machine", f"{run.machine},usb=off,graphics=off{',memory-backend=ram' if backend(run) else ''}", "-accel", accel, "-cpu", CPU[accel],
+        "-smp", str(run.cpus), "-m", f"size={run.memory}b", *backend(run), "-sandbox", SANDBOX,
         *chardev("monitor", files.monitor), "-mon", "chardev=monitor,mode=control",
         "-add-fd", f"fd={files.console_log},set=1",
         *chardev("console", files.console, ",logfile=/dev/fdset/1,logappend=on"), "-serial", "chardev:console",
         *agent_port(run, files), *boot(files, append), *disk(run, files, disk_format),
         *slots(run, nics), *cards(run, nics, files),
     ]
+
+
+def backend(run: Run) -> tuple[str, ...]:
+    """Where the guest's memory is from; nothing for any memory. Huge pages are taken at once: one that is missing later would kill the guest
+    (SIGBUS) where memory is bound to a node."""
+    if not run.hugepages and run.nodes is None:
+        return ()
+    kind = "memory-backend-memfd" if run.hugepages else "memory-backend-ram"
+    huge = ",hugetlb=on,prealloc=on" if run.hugepages else ""
+    bound = "".join(f",host-nodes={span}" for span in run.nodes.split(",")) + ",policy=bind" if run.nodes else ""
+    return "-object", f"{kind},id=ram,size={run.memory}b{huge}{bound}"
 
 
 def chardev(name: str, listening: int, more: str = "") -> tuple[str, str]:

@@ -176,6 +176,13 @@ def cpus(subject: Subject) -> Iterator[Problem]:
             yield wrong(path, f"there is no CPU {min(beyond)} here", f"write CPUs of {subject.facts.cpu_set}")
 
 
+def nodes(subject: Subject) -> Iterator[Problem]:
+    """NUMA nodes that this machine has not."""
+    for name, vm in subject.spec.vms.items():
+        if vm.run and vm.run.nodes and (beyond := numbers(vm.run.nodes) - numbers(subject.facts.nodes)):
+            yield wrong(f"vms.{name}.run.nodes", f"there is no NUMA node {min(beyond)} with memory here", f"write nodes of {subject.facts.nodes}, or remove it")
+
+
 def _pinned(subject: Subject) -> Iterator[tuple[str, tuple[str, ...]]]:
     for name, vm in subject.spec.vms.items():
         for kind in Pin.model_fields if vm.run else ():
@@ -184,4 +191,4 @@ def _pinned(subject: Subject) -> Iterator[tuple[str, tuple[str, ...]]]:
 
 
 RULES = (pins, models, mtus, slots, drivers, trunks)
-HOST_RULES = (cpus,)
+HOST_RULES = (cpus, nodes)
