@@ -24,7 +24,13 @@ GROUP = "239.255.51.99"
 """Multicast group of the fan-out (RFC 2365: administratively scoped)."""
 WAYS = ("active-backup", "802.3ad", "balance-xor", "rstp")
 """How an uplink of two NICs is made: a bond of that mode, or both as ports of the bridge with RSTP."""
+GROUP_RULES = f"ingress: [{{tcp: {PORT}}}, {{udp: {PORT}}}, {{icmp: [echo-request]}}]"
+"""Of the group in which NICs with groups=on are: what the loads need."""
 OFFLOADS = ("csum", "tso4", "tso6", "ufo", "guest_csum", "guest_tso4", "guest_tso6", "guest_ufo")
+
+
+SWITCHES = (*OFFLOADS, "mrg_rxbuf")
+"""What can be switched off of a virtio card; mergeable receive buffers are no offload, and go with none of them."""
 
 
 def one_of(*words: str) -> Callable[[str], str | None]:
@@ -32,9 +38,9 @@ def one_of(*words: str) -> Callable[[str], str | None]:
 
 
 def offloads_wrong(value: str) -> str | None:
-    if value in ("all", "none") or set(value.split("+")) <= set(OFFLOADS):
+    if value in ("all", "none") or set(value.split("+")) <= set(SWITCHES):
         return None
-    return f"all, none, or those that are switched off, joined by +: {', '.join(OFFLOADS)}"
+    return f"all, none, or those that are switched off, joined by +: {', '.join(SWITCHES)}"
 
 
 def placed(value: str) -> str | None:
@@ -55,6 +61,7 @@ AXES: Mapping[str, Callable[[str], str | None]] = {
     "uplink": one_of("nic", *WAYS),
     "by": one_of("kvmnet", "bare", "libvirt", "clean-traffic", "ovs"),
     "guard": one_of("full", "mac", "off"),
+    "groups": one_of("on", "off"),
     "mtu": number(576, 9000),
     "queues": number(1, 16),
     "vhost": one_of("on", "off"),
@@ -138,7 +145,7 @@ def matrix(base: Iterable[str], vary: Sequence[str], points: Sequence[str], twin
 
 def switched_off(nic: Nic) -> list[str]:
     """Offloads that the NIC must not use."""
-    return [name for name in OFFLOADS if getattr(nic.offloads, name) is False]
+    return [name for name in SWITCHES if getattr(nic.offloads, name) is False]
 
 
 def words_of(vm: Vm, nic: Nic, spec: Spec) -> str:
@@ -151,7 +158,7 @@ def words_of(vm: Vm, nic: Nic, spec: Spec) -> str:
              f"mtu={nic.mtu or network.mtu}" if nic.mtu or network.mtu else "",
              f"queues={queues}" if (queues := min(cpus, 8) if nic.queues == "auto" else nic.queues) > 1 else "",
              f"vhost={nic.vhost}" if nic.vhost != "auto" else "",
-             f"offloads={'none' if len(off) == len(OFFLOADS) else '+'.join(off)}" if (off := switched_off(nic)) else "",
+             f"offloads={'none' if tuple(off) == OFFLOADS else '+'.join(off)}" if (off := switched_off(nic)) else "",
              "packed=on" if nic.packed else "", "rss=on" if nic.rss else "", f"rx_ring={nic.rx_ring}" if nic.rx_ring else "", f"cpus={cpus}" if cpus > 1 else "",
              f"pin={'/'.join(vm.run.pin.vcpus)}" if vm.run and vm.run.pin.vcpus else ""]
     return " ".join(filter(None, words))
@@ -239,6 +246,11 @@ class Seat:
         return {k: v.replace("/", " ") for k, v in self.configuration.settings.items() if k in KNOBS}
 
     @property
+    def grouped(self) -> bool:
+        """Whether its NICs are in a group, whose rules are judged for each packet."""
+        return self.configuration.settings.get("groups") == "on"
+
+    @property
     def uplinked(self) -> bool:
         """Whether the document has an uplink for it."""
         return self.configuration.mode != "isolated" and not self.apart
@@ -278,6 +290,8 @@ def document(seats: Sequence[Seat], guests: int, kernel: str, initrd: str, words
             run = (f"{{kernel: {kernel}, initrd: {initrd}, cpus: {chosen.get('cpus', 1)}, memory: {chosen.get('memory', 256)}M, "
                    f"append: '{words} kvmnet.name={seat.guest(which)} kvmnet.dhcp=0'{pin}}}")
             lines += [f"  {seat.guest(which)}:", f"    run: {run}", f"    nics: [{{{nic(seat, which)}}}]"]
+    if any(s.grouped for s in seats):
+        lines.append(f"groups: {{bench: {{{GROUP_RULES}}}}}")
     return "\n".join(lines) + "\n"
 
 
@@ -310,6 +324,8 @@ def nic(seat: Seat, which: int) -> str:
     parts += [f"{name}: {chosen[name]}" for name in ("model", "queues", "rx_ring") if name in chosen]
     if "guard" in chosen:
         parts.append(f"guard: '{chosen['guard']}'")
+    if seat.grouped:
+        parts.append("groups: [bench]")
     if "vhost" in chosen:
         parts.append(f"vhost: '{chosen['vhost']}'")
     parts += [f"{name}: {'true' if chosen[name] == 'on' else 'false'}" for name in ("packed", "rss") if name in chosen]

@@ -50,6 +50,8 @@ def check(wish: Wish) -> None:
             raise KvmnetError(f"{c.name}: others than kvmnet are compared in modes nat, routed and isolated", "write mode=nat")
         if by != "kvmnet" and (said := LACKING[by]()):
             raise HostCannot(f"{c.name}: {said}", "leave it out; nothing is simulated")
+        if by != "kvmnet" and c.settings.get("groups") == "on":
+            raise KvmnetError(f"{c.name}: groups are kvmnet's", "leave by away")
         if by != "kvmnet" and any(name in KNOBS for name in c.settings):
             raise KvmnetError(f"{c.name}: kernel settings are varied on kvmnet's host only", "leave by away")
     left = [s for s in map(SCENARIOS.__getitem__, wish.scenarios) if not set(s.places) & set(wish.places)]

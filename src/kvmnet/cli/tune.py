@@ -57,12 +57,13 @@ def tune(file: Path | None, profile: str, as_yaml: bool, refused: bool, proved: 
         cards += pins(wanted, spec, len(os.sched_getaffinity(0)))
         below = look.hardware(spec)
         cards += uplinks(wanted, spec, below, len(os.sched_getaffinity(0)))
-        about += look.placement(below)
+        about += [*look.placement(below), *look.offloads(below), *look.softirqs()]
         cards += memory(wanted, spec, *hugepages.seen(), *look.nodes(spec))
         listed, lacks = look.disciplines(), look.lacks_fair(Paths.from_environment())
         cards += queues(wanted, spec, listed, lacks)
         about += queueing(below, listed, lacks)
     about += look.guests({name: status.pid for name, status in running().items()})
+    about += look.inside(Paths.from_environment())
     part = {p.name.removeprefix("tuning."): p.proposed for p in here if not p.lacking}
     proofs = prove([*here, *cards], wanted, rounds, say, machine) if proved else []
     helped = kept(here, proofs)

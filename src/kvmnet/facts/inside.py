@@ -23,6 +23,8 @@ SECONDS = 3.0
 MARK = "@@kvmnet"
 MOST = 400_000
 """Bytes of a guest's firewall rules."""
+SETTINGS = ("net/ipv4/tcp_congestion_control", "net/core/default_qdisc", "net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem")
+"""Of the guest's kernel, below /proc/sys."""
 SCRIPT = f"""\
 PATH=$PATH:/sbin:/usr/sbin
 has() {{ command -v "$1" > /dev/null 2>&1; }}
@@ -46,6 +48,7 @@ if has ip; then
   echo "{MARK} tools"; echo ip
 fi 2> /dev/null
 for p in tcp:0A tcp6:0A udp:07 udp6:07; do echo "{MARK} listen ${{p%:*}}"; grep " ${{p#*:}} " "/proc/net/${{p%:*}}" | head -n 500; done 2> /dev/null
+echo "{MARK} settings"; for s in {" ".join(SETTINGS)}; do get $s "/proc/sys/$s"; done
 echo "{MARK} resolver"; cat /etc/resolv.conf 2> /dev/null
 if has nft; then echo "{MARK} nft"; nft -j list ruleset; echo "{MARK} nft_text"; nft -a -t list ruleset; fi 2> /dev/null | head -c {MOST}
 echo
@@ -105,6 +108,8 @@ def parse(text: str) -> Json:
         found["routes"] = [r for version in (4, 6) for line in parts.get(f"route{version}", ()) if (r := route(line.split(), version))]
         found["neighbours"] = [n for line in parts.get("neigh", ()) if (n := neighbour(line.split()))]
         found["rules"] = len([line for line in parts.get("rule", ()) if line.strip()])
+    if settings := {name.replace("/", "."): " ".join(value.split()) for name, _, value in (line.partition(" ") for line in parts.get("settings", ())) if value.strip()}:
+        found["settings"] = settings
     found["listening"] = [row for name, body in parts.items() if name.startswith("listen ") for row in sockets(name.partition(" ")[2], body)]
     for name in ("nft_text", "xtables"):
         if any(parts.get(name, ())):

@@ -3,23 +3,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from kvmnet.drivers.ethtool.resources import NicTuning
+from kvmnet.drivers.ethtool.wire import active_features
 from kvmnet.drivers.ethtool.wire import read as told
+from kvmnet.drivers.qemu.folder import running_folders
 from kvmnet.drivers.tc.driver import tc_json
 from kvmnet.facts.features import features
+from kvmnet.facts.guests import MOST, asked
 from kvmnet.guests.accel import probe
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import missing
 from kvmnet.spec.hardware import tuned_nics
 from kvmnet.spec.knobs import KNOBS, REFUSED
 from kvmnet.spec.models import Spec
+from kvmnet.tune.inside import rows
 
 PROC_SYS = Path("/proc/sys")
 CPU = Path("/sys/devices/system/cpu")
+OFFLOADS = ("rx-gro", "tx-generic-segmentation", "tx-tcp-segmentation", "tx-scatter-gather", "rx-checksum")
+"""Features by the kernel's names that carry most (net/ethtool/common.c)."""
 SYS_NET = Path("/sys/class/net")
 PROC = Path("/proc")
 NODES = Path("/sys/devices/system/node")
@@ -109,6 +116,35 @@ def guests(pids: Mapping[str, int]) -> Iterator[tuple[str, str, str]]:
                 yield f"{name}: {kind}", f"{len(places)} on CPUs {' '.join(sorted(set(places)))}", (
                     "not pinned: the scheduler moves them; for latency give each a CPU of its own (run: {pin: ...} of the document, libvirt's cputune), on the NIC's NUMA node"
                     if free else "pinned")
+
+
+def inside(paths: Paths) -> Iterator[tuple[str, str, str]]:
+    """What running guests see themselves; all are asked at the same time, for some seconds at most."""
+    folders = running_folders(paths)
+    if folders:
+        with ThreadPoolExecutor(min(MOST, len(folders))) as pool:
+            for folder, told in zip(folders, pool.map(asked, folders), strict=True):
+                yield from rows(folder.name, told)
+
+
+def softirqs() -> Iterator[tuple[str, str, str]]:
+    """How packets that came in have been spread over CPUs since boot (proc(5), /proc/softirqs)."""
+    for line in read_lines(PROC / "softirqs"):
+        if line.strip().startswith("NET_RX:"):
+            counts = [int(word) for word in line.split()[1:] if word.isdigit()]
+            if total := sum(counts):
+                most = max(counts) * 100 // total
+                yield "softirqs (NET_RX)", " ".join(f"{count * 100 // total}%" for count in counts), (
+                    f"{most}% on one CPU: steering: {{receive: ..., interrupts: ...}} of the uplink spreads them"
+                    if len(counts) > 1 and most > 100 // len(counts) * 2 else "spread over the CPUs since boot")
+
+
+def offloads(devices: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """Offloads of NICs that are off and could be on."""
+    for dev, on in active_features(list(devices), OFFLOADS).items():
+        off = [word for word in OFFLOADS if word not in on]
+        yield f"{dev}: offloads off", " ".join(off) or "none", ("each packet costs the host more; where the NIC has it: ethtool: {features: {NAME: true}} of the uplink"
+                                                                if off else "segments and checksums are the NIC's work")
 
 
 def allowed(task: Path) -> str:

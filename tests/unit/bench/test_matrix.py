@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 
-from kvmnet.bench.matrix import AXES, Configuration, Seat, configuration, document, matrix, nic_of
+from kvmnet.bench.matrix import AXES, PORT, Configuration, Seat, configuration, document, matrix, nic_of
 from kvmnet.errors import KvmnetError
 from kvmnet.facts.model import Facts
 from kvmnet.spec.checks import require
@@ -38,7 +38,8 @@ def test_what_cannot_be_varied_is_said(words: list[str], said: str) -> None:
 
 POINTS = ("", "model=e1000", "model=rtl8139", "mode=bridge", "mode=macvtap", "mode=routed", "mode=isolated", "guard=off", "guard=mac",
           "mtu=9000", "queues=2 cpus=2 rss=on", "vhost=off", "offloads=none", "packed=on", "rx_ring=1024", "memory=512 by=bare offloads=tso4+tso6",
-          "uplink=rstp mode=bridge pin=0-1/1", "uplink=active-backup", "uplink=active-backup mode=bridge", "uplink=active-backup mode=macvtap")
+          "uplink=rstp mode=bridge pin=0-1/1", "uplink=active-backup", "uplink=active-backup mode=bridge", "uplink=active-backup mode=macvtap",
+          "groups=on offloads=mrg_rxbuf")
 
 
 @pytest.mark.parametrize("guests", [1, 2])
@@ -57,6 +58,8 @@ def test_the_document_of_everything_is_one(guests: int) -> None:
     assert [made.spec.uplinks[f"u{n}"].bond for n in (0, 17, 18, 19)] == [None, *["active-backup"] * 3]
     assert made.spec.uplinks["u17"].addresses and not made.spec.uplinks["u18"].addresses
     assert made.spec.vms["c16g1"].run.pin.vcpus == ("0-1", "1")  # type: ignore[union-attr]
+    assert nics["c20g1"].groups == ("bench",) and nics["c20g1"].offloads.mrg_rxbuf is False and nics["c12g1"].offloads.mrg_rxbuf is None
+    assert [rule.tcp or rule.udp for rule in made.spec.groups["bench"].ingress or ()][:2] == [(str(PORT),), (str(PORT),)] and not nics["c0g1"].groups
     assert made.spec.networks["c9"].mtu == 9000 and made.spec.vms["c10g1"].run.cpus == 2  # type: ignore[union-attr]
 
 
