@@ -34,6 +34,17 @@ class RateStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Waiting:
+    """The queue of a device that the document has chosen (``qdisc``)."""
+
+    discipline: str
+    dropped: int
+    """Packets that found it full, or that were dropped to keep it short."""
+    waiting: int
+    """Bytes in it now."""
+
+
+@dataclass(frozen=True, slots=True)
 class ClassStatus:
     """One part of what the guests of a network send, or receive, together."""
 
@@ -105,6 +116,16 @@ def buckets(devices: Iterable[tuple[str, str]], seen: Seen, queues: Mapping[str,
     return found
 
 
+def chosen_queues(devices: Iterable[str], seen: Seen, queues: Mapping[str, Counts]) -> dict[str, Waiting]:
+    """Device -> its queue, where it is there."""
+    found = {}
+    for device in devices:
+        queue, counts = seen.state.get(Key(Qdisc.kind, qdisc_name(device))), queues.get(device)
+        if isinstance(queue, Qdisc) and queue.discipline:
+            found[device] = Waiting(queue.discipline, counts.dropped if counts else 0, counts.backlog if counts else 0)
+    return found
+
+
 def of_root(device: str, seen: Seen, queues: Mapping[str, Counts]) -> RateStatus | None:
     """The rate of a device's queue, be it one line or a tree of classes."""
     queue = next((q for q in seen.state.values() if isinstance(q, Qdisc) and (q.dev, q.parent) == (device, "root")), None)
@@ -168,6 +189,6 @@ def class_status(direction: str, shown: str, key: str, seen: Seen, before: Queue
 
 
 def is_limited(spec: Spec) -> bool:
-    """Whether some network, tenant or NIC of the document has a rate."""
-    return any(n.has_queues for n in spec.networks.values()) or any(t.rate.limited for t in spec.tenants.values()) or any(
+    """Whether some network, tenant or NIC of the document has a rate, or an uplink a queue that it has chosen."""
+    return any(u.qdisc for u in spec.uplinks.values()) or any(n.has_queues for n in spec.networks.values()) or any(t.rate.limited for t in spec.tenants.values()) or any(
         nic.rate.limited for vm in spec.vms.values() for nic in vm.nics)

@@ -13,6 +13,7 @@ from kvmnet.drivers.linux.resources import Address, Link
 from kvmnet.drivers.qemu.resources import GuestNic
 from kvmnet.drivers.sriov.resources import VFIO, Vf, pf_of, pool_of, vfs_of
 from kvmnet.drivers.tc.driver import TcDriver
+from kvmnet.drivers.tc.wire import Counts
 from kvmnet.drivers.wireguard.driver import dump
 from kvmnet.engine.driver import Seen
 from kvmnet.engine.resource import Key
@@ -30,6 +31,8 @@ from kvmnet.queues import (
     Queues,
     RateStatus,
     TenantStatus,
+    Waiting,
+    chosen_queues,
     class_statuses,
     is_limited,
     rates_of,
@@ -38,6 +41,7 @@ from kvmnet.queues import (
 )
 from kvmnet.records import asdict, dataclass, field, replace
 from kvmnet.spanning import TreeStatus, apart, silent, tree_statuses
+from kvmnet.spec.disciplines import queued_nics
 from kvmnet.spec.limits import effective
 
 if TYPE_CHECKING:
@@ -67,6 +71,8 @@ class UplinkStatus:
     """NIC -> who is at its other end, where lldpd runs."""
     vfs: str = ""
     """VFs that it has, of how many, and its NUMA node; '' for a NIC that is not split."""
+    queues: Mapping[str, Waiting] = field(default_factory=dict)
+    """NIC -> how its frames wait, where the document says it (qdisc)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +229,7 @@ def status(host: Host) -> Status | None:
         revision=last.number, source=last.source, applied=last.created, by=last.who,
         unconfirmed=host.unconfirmed(),
         drift=tuple(f"{type(s).__name__.lower()} {s.key}" for s in steps), notes=notes,
-        uplinks=uplink_statuses(document.spec, seen, now, link_neighbours(host.paths)),
+        uplinks=uplink_statuses(document.spec, seen, now, link_neighbours(host.paths), queues),
         networks=tuple(network_status(host, s, seen, now, shared_rates(s, document.spec, seen, queues),
                                       classes.get(s.name, ())) for s in segments.values()),
         nics=tuple(nic for s in segments.values() for nic in nic_statuses(host, s, seen, now, dropped, after, pooled)),
@@ -237,7 +243,7 @@ def status(host: Host) -> Status | None:
 
 
 def uplink_statuses(spec: Spec, seen: Seen, now: Mapping[str, Traffic],
-                    heard: Mapping[str, tuple[LinkNeighbour, ...]]) -> tuple[UplinkStatus, ...]:
+                    heard: Mapping[str, tuple[LinkNeighbour, ...]], queues: Mapping[str, Counts]) -> tuple[UplinkStatus, ...]:
     found = []
     for name, uplink in spec.uplinks.items():
         device = ways.device(name, spec)
@@ -246,7 +252,8 @@ def uplink_statuses(spec: Spec, seen: Seen, now: Mapping[str, Traffic],
         found.append(UplinkStatus(
             name, device, link_state(device, seen, now), link.mtu or 0 if isinstance(link, Link) else 0,
             addresses_on(device, seen), {nic: link_state(nic, seen, now) for nic in nics},
-            {nic: heard[nic] for nic in nics if nic in heard}, split(device, seen)))
+            {nic: heard[nic] for nic in nics if nic in heard}, split(device, seen),
+            chosen_queues(queued_nics(uplink), seen, queues) if uplink.qdisc else {}))
     return tuple(found)
 
 

@@ -197,6 +197,8 @@ def test_how_frames_wait_is_chosen_and_given_back(ground: World) -> None:
     ground.apply(chosen)
     assert all(f"qdisc noqueue 6b76: dev {dev} root" in sh("tc qdisc show") for dev in ("eth0", "kvt-b-0"))
     assert ground.plan(chosen).steps == ()
+    (wan,) = (look(ground.host) or pytest.fail("no status")).uplinks
+    assert [(nic, q.discipline) for nic, q in wan.queues.items()] == [("eth0", "noqueue")]
     sent, heard = passed(ground.guest("a"), ground.guest("b"))
     assert 0 < heard.octets <= sent
     sh("tc qdisc del dev kvt-b-0 root")

@@ -1,6 +1,7 @@
 """Commands that look: status, history, check."""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
@@ -11,7 +12,7 @@ from kvmnet.cli.picture import Node, picture
 if TYPE_CHECKING:
     from kvmnet.api import Host
     from kvmnet.queues import ClassStatus, RateStatus
-    from kvmnet.status import NetworkStatus, NicStatus, Status, TunnelPeerStatus
+    from kvmnet.status import NetworkStatus, NicStatus, Status, TunnelPeerStatus, UplinkStatus
 
 SIGNS = {"ok": "up", "up": "up", "idle": "idle", "running": "up", "stopped": "idle"}
 CLIPPED = 40
@@ -82,7 +83,7 @@ def trees(found: Status) -> list[Node]:
     """Uplinks with their networks below, then networks without one."""
     roots = []
     for uplink in found.uplinks:
-        node = Node("uplink", uplink.device, (f"uplink {uplink.name}", *uplink.addresses, f"mtu {uplink.mtu}", uplink.vfs),
+        node = Node("uplink", uplink.device, (f"uplink {uplink.name}", *uplink.addresses, f"mtu {uplink.mtu}", uplink.vfs, *queue_words(uplink)),
                     "up" if uplink.state == "up" else "broken")
         node.children = [Node("nic", nic, ("member of the bond",), "up" if state == "up" else "broken")
                          for nic, state in uplink.members.items() if nic != uplink.device]
@@ -95,6 +96,12 @@ def trees(found: Status) -> list[Node]:
         roots.append(node)
     roots += [network_node(n, found) for n in found.networks if not n.uplink]
     return roots
+
+
+def queue_words(uplink: UplinkStatus) -> Iterator[str]:
+    """How frames wait at its NICs, where the document says it."""
+    for nic, queue in uplink.queues.items():
+        yield f"{queue.discipline}{f' of {nic}' if len(uplink.queues) > 1 else ''}" + (f", {queue.dropped} dropped" if queue.dropped else "")
 
 
 def peer_node(peer: TunnelPeerStatus) -> Node:
