@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import MISSING, Field, FrozenInstanceError, asdict, field, fields, replace
+from dataclasses import MISSING, Field, FrozenInstanceError, asdict, field, fields
 from operator import attrgetter
 from reprlib import recursive_repr
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dataclasses import dataclass
+    from dataclasses import dataclass, replace
 else:
+    def replace(made, /, **changes):
+        said = SAID.get(type(made)) or said_of(type(made))
+        if not said:
+            return dataclasses.replace(made, **changes)
+        names, values = said
+        return type(made)(**{**dict(zip(names, values(made), strict=True)), **changes})
+
     def dataclass(cls=None, /, *, frozen=False, slots=False, kw_only=False, eq=True, repr=True, order=False):
         if order or not slots:
             return dataclasses.dataclass(cls, frozen=frozen, slots=slots, kw_only=kw_only, eq=eq, repr=repr, order=order)
@@ -131,6 +138,20 @@ def compiled(cls: Any) -> Callable[..., None]:
     made: Callable[..., None] = names["__init__"]
     made.__qualname__ = f"{cls.__qualname__}.__init__"
     return made
+
+
+SAID: dict[type, tuple[tuple[str, ...], Callable[[Any], Any]]] = {}
+"""Class -> what its ``__init__`` takes, and a function that gives all of it at once."""
+
+
+def said_of(cls: Any) -> Any:
+    """The same of *cls*; empty for one that ``dataclasses`` shall see to."""
+    told = list(cls.__dataclass_fields__.values())
+    if len(told) < 2 or not all(f.init for f in told) or "__dataclass_fields__" not in vars(cls):
+        return ()
+    names = tuple(f.name for f in told)
+    SAID[cls] = found = names, attrgetter(*names)
+    return found
 
 
 VALUES: dict[type, Callable[[Any], Any]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple, TypeAlias
 
@@ -64,6 +65,7 @@ def standby(nic: Nic) -> Nic:
                rate=Rate(out=nic.rate.out))
 
 
+@lru_cache(maxsize=50_000)
 def number(text: str) -> int:
     """An address as a number."""
     return int(IPv6Address(text)) if ":" in text else int(IPv4Address(text))
@@ -74,6 +76,7 @@ def address(value: int, family: Family) -> str:
     return str(_ADDRESS[family](value))
 
 
+@lru_cache(maxsize=50_000)
 def span(text: str, family: Family) -> Span:
     """First and last of an address, of a prefix or of FIRST-LAST."""
     if "-" in text:
