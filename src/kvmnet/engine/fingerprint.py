@@ -4,9 +4,9 @@ Only claimed settings count: never counters, carrier, leases or lifetimes.
 """
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Set
 
+from kvmnet.digests import blake2b, sha256
 from kvmnet.engine.resource import Absent, Key, State, Wanted, compared_names
 from kvmnet.records import dataclass
 
@@ -21,7 +21,7 @@ class Fingerprint:
     @property
     def digest(self) -> str:
         text = "\n".join(f"{key} {part}" for key, part in sorted(self.parts.items()))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return sha256(text.encode()).hexdigest()
 
     def moved(self, since: Fingerprint) -> list[str]:
         """Names of what is different now from what it was in *since*."""
@@ -41,7 +41,7 @@ def fingerprint(seen: State, wanted: Wanted, ours: Set[Key]) -> Fingerprint:
         else:
             values = repr([getattr(resource, n) for n in compared_names(type(claim))
                            if getattr(claim, n) is not None])
-        parts[str(key)] = hashlib.blake2b(values.encode(), digest_size=8).hexdigest()
+        parts[str(key)] = blake2b(values.encode(), digest_size=8).hexdigest()
     return Fingerprint(parts)
 
 

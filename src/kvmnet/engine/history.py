@@ -6,7 +6,6 @@ read no history start faster.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import pwd
@@ -19,6 +18,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from kvmnet.digests import sha256
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.facts.model import Allocation, Allocations
 from kvmnet.host.files import make_directory, readable_errors
@@ -98,7 +98,7 @@ class History:
             return int(db.execute(
                 "INSERT INTO revisions (created, who, source, document, sha256, summary, status, finished)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (now(), who(), change.source, blob, sha256(change.document), json.dumps(dict(summary)),
+                (now(), who(), change.source, blob, digest(change.document), json.dumps(dict(summary)),
                  status.value, finished)).lastrowid or 0)
 
     def finish(self, number: int, status: Status, message: str = "") -> None:
@@ -262,8 +262,8 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def sha256(document: str) -> str:
-    return hashlib.sha256(document.encode()).hexdigest()
+def digest(document: str) -> str:
+    return sha256(document.encode()).hexdigest()
 
 
 def counts(steps: Any) -> dict[str, int]:

@@ -33,7 +33,7 @@ from kvmnet.engine.borrow import (
 from kvmnet.engine.dispatch import Dispatch
 from kvmnet.engine.driver import Driver, Progress, Seen, StepFailed
 from kvmnet.engine.fingerprint import Fingerprint, fingerprint
-from kvmnet.engine.history import Change, History, Status, counts, sha256
+from kvmnet.engine.history import Change, History, Status, counts, digest
 from kvmnet.engine.journal import Codec, Image, Journal, Phase, read_journal, remove_journal
 from kvmnet.engine.plan import Conflict, Step, plan
 from kvmnet.engine.resource import Key, Wanted
@@ -184,7 +184,7 @@ class Engine:
         """Nothing to do on the host; a document that differs from the last one is recorded all the same."""
         last = self.history.last_confirmed()
         number = None
-        if last is None or last.sha256 != sha256(change.document):
+        if last is None or last.sha256 != digest(change.document):
             number = self.history.begin(change, counts(()), Status.CONFIRMED)
         elif change.allocations.items() - self.history.allocations().items():
             self.history.save_allocations(change.allocations)

@@ -6,8 +6,7 @@ closed at once, and when the keeper dies the guard itself still stands.
 """
 from __future__ import annotations
 
-from hashlib import sha256
-
+from kvmnet.digests import sha256
 from kvmnet.drivers.nftables.resources import GuardKeeper
 from kvmnet.policy.guard import PRIORITY
 from kvmnet.policy.marks import GUEST, ROUTED

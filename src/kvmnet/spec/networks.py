@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Literal
 
 from kvmnet.spec.form import Field
@@ -322,6 +323,7 @@ class Network(Part):
     def tag(self) -> None:
         """Some NIC of it has a priority in its tags."""
         self.__dict__["_tagged"] = True
+        self.__dict__.pop("needs_device", None)
 
     @property
     def tree_is_ours(self) -> bool:
@@ -334,7 +336,7 @@ class Network(Part):
         return bool((self.subnet and self.address not in (None, "none"))
                     or (self.subnet6 and self.address6 not in (None, "none")))
 
-    @property
+    @cached_property
     def needs_device(self) -> bool:
         """Whether a VLAN must have a device of its own: for an address of the host, and for the neighbour table
         that answers for its guests (br_do_proxy_suppress_arp() in net/bridge/br_arp_nd_proxy.c), and for queues of its own."""

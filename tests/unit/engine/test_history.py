@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvmnet.engine import history
-from kvmnet.engine.history import Change, History, Status, sha256
+from kvmnet.engine.history import Change, History, Status, digest
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.facts.model import Allocation
 from lib.fork import in_child
@@ -30,7 +30,7 @@ def test_a_revision_says_who_when_and_from_where(book: History, monkeypatch: pyt
     [row] = book.revisions()
     assert (row.number, row.who, row.source, row.status, row.finished) == (
         number, "alice", "/etc/kvmnet.yaml", Status.PENDING, "")
-    assert row.summary == COUNTS and row.sha256 == sha256(DOCUMENT) and row.created.endswith("+00:00")
+    assert row.summary == COUNTS and row.sha256 == digest(DOCUMENT) and row.created.endswith("+00:00")
     assert book.document(number) == DOCUMENT
     assert book.last_confirmed() is None
     book.finish(number, Status.CONFIRMED, "fine")
