@@ -3,22 +3,29 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from kvmnet.drivers.linux.driver import LinuxDriver
+from kvmnet.drivers.linux.resources import Sysctl
 from kvmnet.drivers.nftables import driver as module
-from kvmnet.drivers.nftables.driver import NftablesDriver, Texts
+from kvmnet.drivers.nftables import texts
+from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.nftables.resources import NftTable
+from kvmnet.drivers.nftables.texts import Texts
+from kvmnet.engine.dispatch import Dispatch
 from kvmnet.engine.driver import Seen
-from kvmnet.engine.plan import plan
+from kvmnet.engine.plan import Create, Step, plan
 from kvmnet.engine.resource import Key, Resource
 from kvmnet.host.clock import wait_until
-from kvmnet.host.netlink import generation
+from kvmnet.host.netlink import generation, tables
 from kvmnet.host.paths import Paths
 from kvmnet.policy.guard import guard_table, nic_guard
+from kvmnet.policy.keeper import HELD, guard_keeper
 from lib.netns import sh
 
 pytestmark = [pytest.mark.net, pytest.mark.usefixtures("netns")]
@@ -53,6 +60,7 @@ def without_nft(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         patch.setattr(module, "run", refused)
         patch.setattr(module, "tables", refused)
+        patch.setattr(texts, "run", refused)
         yield
 
 
@@ -161,37 +169,75 @@ def test_what_the_kernel_learned_is_not_lost_by_it(stands: Paths, monkeypatch: p
 
 
 LOADED = (guard_table(), HOST, NftTable(name="netdev kvmnet", text="chain drops { counter drop; }\n"))
+UNHELD: dict[Key, Resource] = {r.key: r for r in (*LOADED, *GUARDS)}
+KEPT: dict[Key, Resource] = {**UNHELD, guard_keeper().key: guard_keeper()}
 
 
-def learned(paths: Paths, monkeypatch: pytest.MonkeyPatch, behind: str = "") -> tuple[dict[str, str], list[str]]:
-    """What stands for each text after it was loaded, and the programs that were run for it. ``behind``: what somebody does after it."""
+def made(paths: Paths, monkeypatch: pytest.MonkeyPatch, wanted: dict[Key, Resource], behind: str = "") -> tuple[NftablesDriver, list[str]]:
+    """All of it, step by step as a transaction makes it, and the programs that were run for it. ``behind``: what somebody does after each load."""
     ran: list[str] = []
     plainly = module.run
 
-    def run(argv: list[str], **rest: str) -> str:
+    def run(argv: list[str], **rest: Any) -> str:
         ran.append(" ".join(argv))
         out = plainly(argv, **rest)
         if behind and argv[:2] == ["nft", "-f"]:
             sh(behind)
         return out
     with monkeypatch.context() as patch:
-        patch.setattr(module, "run", run)
+        for place in (module, texts):
+            patch.setattr(place, "run", run)
         driver = NftablesDriver(paths)
-        wanted = {r.key: r for r in (*LOADED, *GUARDS)}
-        driver.apply(plan(driver.observe(wanted).state, wanted, set()), lambda n: None)
-    return {table.name: driver.texts.listing_of(table) for table in LOADED}, ran
+        steps = plan(driver.observe(wanted).state, wanted, set())
+        Dispatch([driver, LinuxDriver()]).apply([step for part in by_kind(steps) for step in part], lambda n: None)
+        assert driver.ahead
+        driver.ahead.thread.join()
+    return driver, ran
 
 
+def by_kind(steps: Sequence[Step]) -> Iterator[list[Step]]:
+    """Something else behind each kind, so that the driver is given its steps in parts."""
+    for number, kind in enumerate(("guard-keeper", "nft-table", "nic-guard")):
+        yield [step for step in steps if step.key.kind == kind]
+        yield [Create(Sysctl(name="net/ipv4/ip_forward", value=str(number % 2)))]
+
+
+@pytest.fixture
+def gone(paths: Paths) -> Iterator[None]:
+    """The keeper's end."""
+    yield
+    NftablesDriver(paths).holder.stop()
+
+
+@pytest.mark.usefixtures("gone")
 def test_what_nft_makes_of_a_text_is_seen_where_it_was_loaded(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is what it makes of it in an empty namespace, also beside elements."""
-    there, ran = learned(paths, monkeypatch)
-    assert not [line for line in ran if line.startswith("unshare")]
-    assert there == {table.name: Texts(paths.guard / "none").loaded(table) for table in LOADED}
-    assert "kvt-1" in sh("nft list set bridge kvmnet mac") and left(NftablesDriver(paths).observe(WANTED)) == [Key("nft-table", "netdev kvmnet")]
+    """It is what it makes of it in an empty namespace, also beside elements, and with a keeper that makes its tables meanwhile. The look
+    ahead is the only one."""
+    driver, ran = made(paths, monkeypatch, KEPT)
+    monkeypatch.setattr(driver, "found", None)
+    seen = driver.observe(KEPT)
+    assert plan(seen.state, KEPT, seen.ours) == ()
+    assert not [line for line in ran if line.startswith("unshare")] and ran.count("nft -s -t list ruleset") == 1
+    assert {t.name: driver.texts.listing_of(t) for t in LOADED} == {t.name: Texts(paths.guard / "none").loaded(t) for t in LOADED}
+    assert "kvt-1" in sh("nft list set bridge kvmnet mac") and set(HELD) < tables()
 
 
+@pytest.mark.usefixtures("gone")
 def test_a_table_that_somebody_changed_meanwhile_is_none_of_ours(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    there, ran = learned(paths, monkeypatch, behind="nft add rule inet kvmnet forward drop")
+    driver, ran = made(paths, monkeypatch, KEPT, behind="nft add rule inet kvmnet forward drop")
+    seen = driver.observe(KEPT)
+    assert [step.key for step in plan(seen.state, KEPT, seen.ours)] == [HOST.key]
     assert len([line for line in ran if line.startswith("unshare")]) == len(LOADED)
-    assert there == {table.name: Texts(paths.guard / "none").loaded(table) for table in LOADED}
-    assert Key("nft-table", "inet kvmnet") in left(NftablesDriver(paths).observe(WANTED))
+    assert {t.name: driver.texts.listing_of(t) for t in LOADED} == {t.name: Texts(paths.guard / "none").loaded(t) for t in LOADED}
+
+
+@pytest.mark.parametrize("what", ["", "an element goes", "a rule comes", "a table goes", "the memberships", "a change that was cut off"])
+def test_what_changes_after_a_look_ahead_is_seen(what: str, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, _ = made(paths, monkeypatch, UNHELD)
+    command, ours = CHANGES.get(what, ("true", False))
+    sh(command.replace("FOLDER", str(paths.guard)))
+    asked: list[str] = []
+    plainly = driver.found
+    monkeypatch.setattr(driver, "found", lambda: asked.append(what) or plainly())
+    seen = driver.observe(UNHELD)
+    assert (bool(plan(seen.state, UNHELD, seen.ours)), asked) == (ours, [what] if what else [])

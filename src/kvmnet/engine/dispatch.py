@@ -33,6 +33,14 @@ class WorksBeside(Protocol):
 
 
 @runtime_checkable
+class LooksAhead(Protocol):
+    """A driver that can look at what its steps made while those of other drivers go on."""
+
+    def look_ahead(self) -> None:
+        """Begin with it. What it finds counts at the next ``observe`` if nothing has changed by then."""
+
+
+@runtime_checkable
 class SeesWithoutTool(Protocol):
     """A driver that looks into files and sockets, so that it sees what is there when its tool is gone, too."""
 
@@ -117,8 +125,10 @@ class Dispatch:
     def apply(self, steps: Sequence[Step], progress: Progress) -> None:
         """Make *steps* in their order. Raises what drivers raise: StepFailed, KvmnetError, OSError."""
         beside: dict[int, WorksBeside] = {}
+        runs = [*self.runs(steps)]
+        last = {id(driver): at for at, (driver, _) in enumerate(runs)}
         try:
-            for driver, run in self.runs(steps):
+            for at, (driver, run) in enumerate(runs):
                 if reason := self.reason(driver):
                     raise HostCannot(reason)
                 if isinstance(driver, WorksBeside):
@@ -126,6 +136,8 @@ class Dispatch:
                     driver.begin(run, progress)
                 else:
                     driver.apply(run, progress)
+                if isinstance(driver, LooksAhead) and last[id(driver)] == at < len(runs) - 1:
+                    driver.look_ahead()
         finally:
             for worker in beside.values():
                 worker.wait()

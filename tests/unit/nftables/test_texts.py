@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from kvmnet.drivers.nftables import driver
-from kvmnet.drivers.nftables.driver import Texts, touches_memory
+from kvmnet.drivers.nftables import texts as module
+from kvmnet.drivers.nftables.driver import touches_memory
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.nftables.standing import Standing
 from kvmnet.drivers.nftables.tables import GUARD
+from kvmnet.drivers.nftables.texts import Texts
 from kvmnet.engine.plan import Update
 
 OLD = NftTable(name=GUARD, text="chain a { counter accept; }\n")
@@ -25,7 +26,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def run(argv: list[str], *, stdin: str) -> str:
         asked.append(stdin)
         return f"table {GUARD} {{\n\tchain a {{\n\t\t{len(asked)}\n\t}}\n}}\n"
-    monkeypatch.setattr(driver, "run", run)
+    monkeypatch.setattr(module, "run", run)
     return asked
 
 

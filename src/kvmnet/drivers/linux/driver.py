@@ -36,7 +36,7 @@ from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.errors import HostCannot
 from kvmnet.host import netlink
 from kvmnet.host import run as host
-from kvmnet.host.side import begun, together
+from kvmnet.host.side import Begun, begun, together
 from kvmnet.records import dataclass, replace
 
 PROC_SYS = Path("/proc/sys")
@@ -77,6 +77,9 @@ READS = (
 ROUTES = {4: socket.AF_INET, 6: socket.AF_INET6}
 IF_ANY: dict[tuple[str, ...], Callable[[], bool]] = {READS[-2]: netlink.proxied, READS[-1]: netlink.settled}
 """What there mostly is none of: the kernel is asked first, for ``ip neigh`` would read all links to name those of the neighbours."""
+
+OF_VLANS = {BridgeVlan.kind: ("-compressvlans", "vlan", "show"), VlanMulticast.kind: ("vlan", "global", "show")}
+"""What ``bridge -json`` is asked for, beside ``ip`` where the plan has such things."""
 
 GONE = ("No such process", "Cannot find device", "Cannot find bridge device", "Cannot assign requested address", "No such device",
         "No such file or directory")
@@ -121,7 +124,10 @@ class LinuxDriver:
             return self.look(intent)
 
     def look(self, intent: Wanted) -> Seen:
-        with begun(lambda: (netlink.addresses(), {v: netlink.routes(family) for v, family in ROUTES.items()})) as dump:
+        with contextlib.ExitStack() as beside:
+            dump = beside.enter_context(begun(lambda: (netlink.addresses(), {v: netlink.routes(family) for v, family in ROUTES.items()})))
+            likely = {key.kind for key in intent} & OF_VLANS.keys()
+            early = {kind: beside.enter_context(begun(partial(of_vlans, kind))) for kind in likely}
             listed, proxies, neighbours = together([partial(read, words) for words in READS])
         names = {item["ifindex"]: item["ifname"] for item in listed if "ifname" in item}
         held, ways = dump.result()
@@ -154,7 +160,7 @@ class LinuxDriver:
             if setting.dev in own:
                 seen.ours.add(setting.key)
         if any(link.vlan_filtering for link in links.values()):
-            self.look_at_vlans(seen, links, own)
+            self.look_at_vlans(seen, links, own, early)
         if any(link.type == "vxlan" for link in links.values()):
             for entry in wire.parse_fdb(ip_json("fdb", "show", tool="bridge"), links):
                 seen.state[entry.key] = entry
@@ -162,14 +168,16 @@ class LinuxDriver:
                     seen.ours.add(entry.key)
         return seen
 
-    def look_at_vlans(self, seen: Seen, links: Mapping[str, Link], own: Set[str]) -> None:
-        """VLANs of ports, and how bridges handle multicast on each: two dumps, whatever their number."""
-        for vlan in wire.parse_vlans(ip_json("-compressvlans", "vlan", "show", tool="bridge"), links):
+    def look_at_vlans(self, seen: Seen, links: Mapping[str, Link], own: Set[str], early: Mapping[str, Begun[list[dict[str, Any]]]]) -> None:
+        """VLANs of ports, and how bridges handle multicast on each: two dumps, whatever their number. ``early``: those that were begun already."""
+        def asked(kind: str) -> list[dict[str, Any]]:
+            return early[kind].result() if kind in early else of_vlans(kind)
+        for vlan in wire.parse_vlans(asked(BridgeVlan.kind), links):
             seen.state[vlan.key] = vlan
             if vlan.bridge in own:
                 seen.ours.add(vlan.key)
         if any(link.mcast_vlan_snooping for link in links.values()):
-            for multicast in wire.parse_multicast(ip_json("vlan", "global", "show", tool="bridge"), seen.state):
+            for multicast in wire.parse_multicast(asked(VlanMulticast.kind), seen.state):
                 seen.state[multicast.key] = multicast
                 if multicast.bridge in own:
                     seen.ours.add(multicast.key)
@@ -386,6 +394,11 @@ def routes_of(dumped: Iterable[bytes], family: int, names: Mapping[int, str]) ->
     """Routes of one IP version in the words of ``ip``, which is asked only if one of them is unusual."""
     plain = routes.told(dumped, names)
     return ip_json("-Numeric", f"-{family}", "-details", "route", "show", "table", "all") if plain is None else plain
+
+
+def of_vlans(kind: str) -> list[dict[str, Any]]:
+    """One of ``OF_VLANS``."""
+    return ip_json(*OF_VLANS[kind], tool="bridge")
 
 
 def ip_json(*words: str, tool: str = "ip") -> list[dict[str, Any]]:

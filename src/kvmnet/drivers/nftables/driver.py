@@ -1,10 +1,4 @@
-"""Tables of rules, guards of NICs and their keeper: read in bulk, changed in one nft transaction.
-
-nft rewrites what it loads, so a table's text cannot be compared with its listing. What nft prints for a
-text is therefore remembered beside it (``Texts``): of a table that is loaded whole when it is, if the kernel
-counts no transaction but ours, else from an empty namespace, by the same kernel and the same nft. On the host a
-listing that is known *is* its text; one that is not known has been changed by another hand, and stands for itself.
-"""
+"""Tables of rules, guards of NICs and their keeper: read in bulk, changed in one nft transaction."""
 from __future__ import annotations
 
 import fcntl
@@ -14,9 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial, reduce
-from pathlib import Path
 
-from kvmnet.digests import sha256
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.nftables import members
 from kvmnet.drivers.nftables.cutting import cut_forbidden
@@ -34,6 +26,7 @@ from kvmnet.drivers.nftables.resources import (
 )
 from kvmnet.drivers.nftables.standing import Standing, in_place, transaction
 from kvmnet.drivers.nftables.tables import EGRESS, FILLED, GUARD, GUARDS, HOST, OURS, ROUTED
+from kvmnet.drivers.nftables.texts import Texts
 from kvmnet.drivers.nftables.wire import (
     MEMORY,
     Listing,
@@ -44,7 +37,6 @@ from kvmnet.drivers.nftables.wire import (
     read_passed,
     read_tables,
     read_withheld,
-    table_lines,
     take_hooks,
 )
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
@@ -55,73 +47,21 @@ from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun, together
 from kvmnet.policy.keeper import HELD
-from kvmnet.records import dataclass, field, replace
+from kvmnet.records import dataclass, replace
 
 OF_NICS = frozenset({NicGuard.kind, GuardHook.kind})
-TEXTS_KEPT = 20
 
 
-@dataclass(slots=True)
-class Texts:
-    """What nft prints for each text that was ever loaded, as files under ``guard/texts``."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A look, and what it holds for."""
 
-    folder: Path
-    listings: dict[tuple[str, str], str] = field(default_factory=dict)
-    """(table, text) -> listing, as far as this process has met it."""
-
-    def text_of(self, name: str, listing: str) -> str:
-        """The text that was loaded, if *listing* is known, else the listing itself."""
-        try:
-            text = str(json.loads(self.file(name, listing).read_text())["text"])
-        except (OSError, ValueError, KeyError):
-            return listing
-        self.listings[name, text] = listing
-        return text
-
-    def listing_of(self, table: NftTable) -> str:
-        """What nft prints for *table*; loads it in an empty namespace, once. Raises ToolFailed."""
-        known = table.name, table.text or ""
-        if (listing := self.listings.get(known)) is None:
-            if len(self.listings) > TEXTS_KEPT:
-                self.listings.clear()
-            self.listings[known] = listing = self.loaded(table)
-        return listing
-
-    def loaded(self, table: NftTable) -> str:
-        """What nft prints for *table* in an empty namespace."""
-        script = f"nft -f - && nft -s {' '.join(terse(table.name))} list table {table.name}"
-        out = run(["unshare", "-n", "sh", "-c", script], stdin="\n".join(table_lines(table)) + "\n")
-        return canonical(read_tables(out)[table.name])
-
-    def standing(self, made: Sequence[NftTable], count: int | None) -> None:
-        """Have *made* known by what nft prints of them on this host, where they were just loaded, if nothing was changed behind it:
-        the kernel still counts *count* transactions."""
-        asked = [table for table in made if (table.name, table.text or "") not in self.listings]
-        with suppress(ToolFailed):
-            printed = together([partial(run, ["nft", "-s", *terse(table.name), "list", "table", *table.name.split()]) for table in asked])
-            if count is not None and transactions() == count:
-                for table, text in zip(asked, printed, strict=True):
-                    body = read_tables(text)[table.name]
-                    self.listings[table.name, table.text or ""] = canonical(take_hooks(table.name, body)[0] if table.name == EGRESS else body)
-
-    def remember(self, table: NftTable) -> str:
-        listing = self.listing_of(table)
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_whole(self.file(table.name, listing), json.dumps({"table": table.name, "text": table.text}))
-        self.forget_oldest()
-        return listing
-
-    def forget_oldest(self) -> None:
-        """Keep the newest texts. Another table's text may be written at the same time."""
-        ages = []
-        for file in self.folder.iterdir():
-            with suppress(FileNotFoundError):
-                ages.append((file.stat().st_mtime, file))
-        for _, file in sorted(ages)[:-TEXTS_KEPT]:
-            file.unlink(missing_ok=True)
-
-    def file(self, name: str, listing: str) -> Path:
-        return self.folder / sha256(f"{name}\n{listing}".encode()).hexdigest()[:32]
+    moment: str
+    """As ``generation`` tells it; '' where the kernel does not."""
+    noted: str
+    known: dict[Key, Member]
+    """The memberships of ``noted``."""
+    look: Look
 
 
 class NftablesDriver:
@@ -141,6 +81,14 @@ class NftablesDriver:
         self.written: tuple[str, Mapping[Key, Member]] = ("", {})
         self.under_way: list[Begun[None]] = []
         """What goes on beside the changes of other drivers, and has ended before we look or change again."""
+        self.starting: Begun[None] | None = None
+        """The start of a keeper among these."""
+        self.ahead: Begun[Found] | None = None
+        """A look beside those changes."""
+        self.fresh: list[NftTable] = []
+        """Tables that were loaded whole and have not been looked at yet."""
+        self.count: int | None = None
+        """Transactions that the kernel has counted when nothing of ours is under way, if nobody but us has made one since they were loaded."""
 
     def unavailable(self) -> str | None:
         return missing("nft", "unshare")
@@ -148,7 +96,8 @@ class NftablesDriver:
     def observe(self, intent: Wanted) -> Seen:
         """Every table, foreign ones without the elements of their sets; every guard; the keeper."""
         self.wait()
-        seen, known, look = Seen(), *self.found()
+        seen, found = Seen(), self.found_ahead() or self.found()
+        known, look = found.known, found.look
         standing, self.asked_memory = Standing(memory=look.memory or {}), look.memory is not None
         for name, body in look.listings.items():
             if name in HELD:
@@ -178,7 +127,7 @@ class NftablesDriver:
             self.catch_up()
         return seen
 
-    def found(self) -> tuple[dict[Key, Member], Look]:
+    def found(self) -> Found:
         """What was loaded, and what there is: by a look of before, if the kernel says that nothing was changed since."""
         noted, file, moment = self.noted(), self.paths.guard / "look.json", generation()
         known = self.remembered(noted)
@@ -187,17 +136,45 @@ class NftablesDriver:
             look = self.look(known.values())
             if self.paths.guard.is_dir() and generation() == moment:
                 keep(file, moment, noted, look)
-        return known, look
+        self.learn_from(look)
+        return Found(moment, noted, known, look)
+
+    def look_ahead(self) -> None:
+        """Look while other drivers go on: nothing of ours is to be changed any more."""
+        begun_before = list(self.under_way)
+
+        def after() -> Found:
+            for work in begun_before:
+                work.thread.join()
+            return self.found()
+        self.ahead = Begun(after)
+
+    def found_ahead(self) -> Found | None:
+        """What a look ahead found, if nothing was changed since. What packets write into sets was seen too early."""
+        ahead, self.ahead = self.ahead, None
+        with suppress(ToolFailed):
+            if ahead and (found := ahead.result()).moment and not self.cut_off() and (found.moment, found.noted) == (generation(), self.noted()):
+                return replace(found, look=replace(found.look, memory=None))
+        return None
+
+    def learn_from(self, look: Look) -> None:
+        """Have what nft prints of fresh tables known as what it makes of their texts, unless somebody else may have changed them."""
+        fresh, self.fresh = [table for table in self.fresh if table.name in look.listings], []
+        if fresh and self.count is not None and transactions() == self.count:
+            for table in fresh:
+                self.texts.meet(table, look.listings[table.name])
+        for table in fresh:
+            self.learn(table)
 
     def look(self, known: Collection[Member]) -> Look:
         """What nft lists. *known*: the elements that should be there besides those of guards."""
-        there = tables()
-        if not there:
+        some = there()
+        if some is not None and not some:
             return Look({}, {}, memory={})
         likely = [GUARD, ROUTED] if any(isinstance(item, NicGroups) and item.places for item in known) else [GUARD]
         with ExitStack() as beside:
-            looks = {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely if table in there}
-            text = beside.enter_context(begun(partial(full_text, HOST))) if HOST in there else None
+            looks = {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely if some is None or table in some}
+            text = beside.enter_context(begun(partial(full_text, HOST))) if some is None or HOST in some else None
             listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
         filled = [name for name in FILLED if name in listings]
         found = [self.listing_after(table, looks.get(table)) for table in filled]
@@ -301,10 +278,15 @@ class NftablesDriver:
         """Make *steps* as one nft transaction; the keeper starts after it and ends before it."""
         self.begin(steps, progress)
         self.wait()
+        if self.fresh:
+            self.found()
 
     def begin(self, steps: Sequence[Step], progress: Progress) -> None:
-        """As ``apply``, but listings of new texts may still be under way, and a keeper's start while there is
+        """As ``apply``, but new texts are learned at the next look or are under way, and so may be a keeper's start while there is
         no guard yet: it has ended before the transaction that makes the first guard of a NIC."""
+        if self.ahead:
+            self.ahead.thread.join()
+            self.ahead = None
         if self.standing is None or GUARD in self.standing.tables or any(s.key.kind in OF_NICS for s in steps):
             self.wait()
         if self.standing is None:
@@ -321,8 +303,10 @@ class NftablesDriver:
                 case Create(GuardKeeper() as keeper) | Update(_, GuardKeeper() as keeper):
                     if GUARD in self.standing.tables:
                         self.holder.start(keeper)
+                        self.count = None if self.count is None else self.count + len(HELD)
                     else:
-                        self.under_way.append(Begun(partial(self.holder.start, keeper)))
+                        self.starting = Begun(partial(self.holder.start, keeper))
+                        self.under_way.append(self.starting)
                 case _:
                     pass
         if not self.under_way:
@@ -345,6 +329,7 @@ class NftablesDriver:
         if not any(scripts):
             return
         count = transactions()
+        awaited = len(HELD.keys() - (there() or set())) if self.starting in self.under_way else 0
         try:
             for script in scripts:
                 run(["nft", "-f", "-"], stdin=script, timeout=300)
@@ -359,8 +344,11 @@ class NftablesDriver:
             raise StepFailed(steps[0].key if len(steps) == 1 else None, refused.detail,
                              "nothing of this transaction was made") from refused
         before, self.standing = self.standing, after
-        self.texts.standing(scripts.whole, None if count is None else count + len([*scripts]))
-        self.under_way += [Begun(partial(self.learn, table)) for table in scripts.whole]
+        others = [table for table in self.fresh if table.name not in {other.name for other in made}]
+        if self.count != count:    # somebody else was there
+            self.under_way += [Begun(partial(self.learn, table)) for table in others]
+            others = []
+        self.fresh, self.count = [*others, *scripts.whole], None if count is None else count + len([*scripts]) + awaited
         if (before.members, before.guards, before.tables.get(GUARD)) != (after.members, after.guards, after.tables.get(GUARD)):
             cut_forbidden(after.tables.get(GUARD), after.members.values(), after.guards, after.memory)
         if forgetful:
@@ -430,6 +418,14 @@ class NftablesDriver:
             shutil.rmtree(self.paths.guard, ignore_errors=True)
 
 
+def there() -> set[str] | None:
+    """The tables of this host; None where the kernel does not tell, and nft has to."""
+    try:
+        return tables()
+    except OSError:
+        return None
+
+
 def whole(name: str, body: str, texts: Mapping[str, str]) -> str:
     """The listing of one table: of ours with the elements that belong to its text. ``texts``: those that were asked for already."""
     if name.split()[1] in OURS and name not in FILLED and ("\tset " in body or "\tmap " in body):
@@ -442,11 +438,6 @@ def full_text(name: str) -> str:
     with suppress(ToolFailed):
         return read_tables(run(["nft", "-s", "list", "table", *name.split()])).get(name, "")
     return ""
-
-
-def terse(name: str) -> Sequence[str]:
-    """The guard's elements are resources of their own; other tables' belong to their text."""
-    return ("-t",) if name in FILLED else ()
 
 
 def touches_memory(step: Step, standing: Standing) -> bool:

@@ -1,0 +1,84 @@
+"""What nft prints for the texts of tables.
+
+nft rewrites what it loads, so a table's text cannot be compared with its listing. What nft prints for a
+text is therefore remembered beside it (``Texts``): of a table that was loaded whole at the next look, if the kernel
+has counted no transaction but ours since, else from an empty namespace, by the same kernel and the same nft. On the host a
+listing that is known *is* its text; one that is not known has been changed by another hand, and stands for itself.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from kvmnet.digests import sha256
+from kvmnet.drivers.nftables.look import write_whole
+from kvmnet.drivers.nftables.resources import NftTable
+from kvmnet.drivers.nftables.tables import EGRESS, FILLED
+from kvmnet.drivers.nftables.wire import canonical, read_tables, table_lines, take_hooks
+from kvmnet.host.run import run
+from kvmnet.records import dataclass, field
+
+TEXTS_KEPT = 20
+
+
+@dataclass(slots=True)
+class Texts:
+    """What nft prints for each text that was ever loaded, as files under ``guard/texts``."""
+
+    folder: Path
+    listings: dict[tuple[str, str], str] = field(default_factory=dict)
+    """(table, text) -> listing, as far as this process has met it."""
+
+    def text_of(self, name: str, listing: str) -> str:
+        """The text that was loaded, if *listing* is known, else the listing itself."""
+        try:
+            text = str(json.loads(self.file(name, listing).read_text())["text"])
+        except (OSError, ValueError, KeyError):
+            return listing
+        self.listings[name, text] = listing
+        return text
+
+    def listing_of(self, table: NftTable) -> str:
+        """What nft prints for *table*; loads it in an empty namespace, once. Raises ToolFailed."""
+        known = table.name, table.text or ""
+        if (listing := self.listings.get(known)) is None:
+            if len(self.listings) > TEXTS_KEPT:
+                self.listings.clear()
+            self.listings[known] = listing = self.loaded(table)
+        return listing
+
+    def meet(self, table: NftTable, body: str) -> None:
+        """Have the text of *table* known by what nft printed of it where it was loaded."""
+        self.listings[table.name, table.text or ""] = canonical(take_hooks(table.name, body)[0] if table.name == EGRESS else body)
+
+    def loaded(self, table: NftTable) -> str:
+        """What nft prints for *table* in an empty namespace."""
+        script = f"nft -f - && nft -s {' '.join(terse(table.name))} list table {table.name}"
+        out = run(["unshare", "-n", "sh", "-c", script], stdin="\n".join(table_lines(table)) + "\n")
+        return canonical(read_tables(out)[table.name])
+
+    def remember(self, table: NftTable) -> str:
+        listing = self.listing_of(table)
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_whole(self.file(table.name, listing), json.dumps({"table": table.name, "text": table.text}))
+        self.forget_oldest()
+        return listing
+
+    def forget_oldest(self) -> None:
+        """Keep the newest texts. Another table's text may be written at the same time."""
+        ages = []
+        for file in self.folder.iterdir():
+            with suppress(FileNotFoundError):
+                ages.append((file.stat().st_mtime, file))
+        for _, file in sorted(ages)[:-TEXTS_KEPT]:
+            file.unlink(missing_ok=True)
+
+    def file(self, name: str, listing: str) -> Path:
+        return self.folder / sha256(f"{name}\n{listing}".encode()).hexdigest()[:32]
+
+
+def terse(name: str) -> Sequence[str]:
+    """The guard's elements are resources of their own; other tables' belong to their text."""
+    return ("-t",) if name in FILLED else ()
