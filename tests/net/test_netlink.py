@@ -18,6 +18,8 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.netlink import (
     addresses,
     disciplines,
+    has_elements,
+    has_links,
     proxied,
     rules_name_devices,
     settled,
@@ -127,6 +129,20 @@ def test_rules_and_tables_are_those_that_the_tools_show() -> None:
     assert transactions() == before + 1
     sh("nft delete table ip a; nft add rule bridge kvmnet none accept 2>/dev/null || true")
     assert transactions() == before + 2
+
+
+def test_whether_there_is_an_element_or_a_link_of_a_kind() -> None:
+    sh("nft 'table bridge kvmnet { set s { typeof iifname . @nh,64,128; size 9; flags dynamic,timeout; timeout 1h; }; set t { type ifname; }; }; "
+       "table netdev kvmnet { set s { type ifname; elements = { a }; }; }'")
+    assert [has_elements(*of) for of in (("bridge kvmnet", "s"), ("bridge kvmnet", "t"), ("netdev kvmnet", "s"))] == [False, False, True]
+    sh("nft 'add element bridge kvmnet s { \"x\" . 0xfe800000000000001122334455667788 }; add element bridge kvmnet t { b }; flush set netdev kvmnet s'")
+    assert [has_elements(*of) for of in (("bridge kvmnet", "s"), ("bridge kvmnet", "t"), ("netdev kvmnet", "s"))] == [True, True, False]
+    with pytest.raises(OSError):
+        has_elements("bridge kvmnet", "none")
+    sh("ip link add v0 type veth peer name w0 && ip link add m0 link v0 type macvlan")
+    assert has_links("macvlan") and has_links("veth") and not has_links("macvtap")
+    sh("ip link add t0 link w0 type macvtap")
+    assert has_links("macvtap")
 
 
 @pytest.mark.parametrize(("command", "there", "kind"), [

@@ -23,11 +23,15 @@ PROXY, PERMANENT = 0x08, 0x80
 """NTF_PROXY, NUD_PERMANENT."""
 NETFILTER = 12
 NF_TABLES = 10 << 8
-GETTABLE, GETCHAIN, GETGEN = (NF_TABLES | n for n in (1, 4, 16))
+GETTABLE, GETCHAIN, GETELEMENT, GETGEN = (NF_TABLES | n for n in (1, 4, 13, 16))
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}
 FAMILY_NETDEV = 5
 TABLE_NAME, NUL = 1, b"\0"
 """NFTA_TABLE_NAME."""
+OF_TABLE, OF_SET, ELEMENTS = 1, 2, 3
+"""NFTA_SET_ELEM_LIST_*."""
+LINKINFO, INFO_KIND = 18, 1
+"""IFLA_*."""
 GENERATION = 1
 """NFTA_GEN_ID, the first attribute of a generation (nf_tables_fill_gen_info() in net/netfilter/nf_tables_api.c)."""
 SO_NETNS_COOKIE = 71
@@ -96,6 +100,11 @@ def rules_name_devices() -> bool:
     return any(DEVICES & {kind for kind, _ in attributes(found[12:])} for found in routing(GETRULE, bytes(12)))
 
 
+def has_links(kind: str) -> bool:
+    """Whether there is a link of a kind that the kernel knows; of another one it tells of any. Raises OSError."""
+    return bool(routing(GETLINK, bytes(16) + attribute(LINKINFO, attribute(INFO_KIND, kind.encode()))))
+
+
 def proxied() -> bool:
     """Whether the host answers for anybody as a proxy. Raises OSError."""
     return bool(routing(GETNEIGH, struct.pack("=BxxxiHBB", 0, 0, 0, PROXY, 0)))
@@ -142,6 +151,15 @@ def tables() -> set[str]:
     return {f"{FAMILIES.get(table[0], table[0])} {dict(attributes(table[4:]))[TABLE_NAME].rstrip(NUL).decode()}" for table in found}
 
 
+def has_elements(table: str, name: str) -> bool:
+    """Whether a set of nftables holds something. ``table``: ``FAMILY NAME``. Raises OSError, also when there is none."""
+    family, own = table.split()
+    number = next(n for n, word in FAMILIES.items() if word == family)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as kernel:
+        found = dump(kernel, GETELEMENT, nfgenmsg(number) + attribute(OF_TABLE, own.encode() + NUL) + attribute(OF_SET, name.encode() + NUL))[1]
+    return any(dict(attributes(message[4:])).get(ELEMENTS) for message in found)
+
+
 def transactions() -> int | None:
     """How many transactions of nftables this network namespace has seen, in 32 bits; None where the kernel does not tell."""
     with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as kernel:
@@ -160,6 +178,11 @@ def generation_of(message: bytes) -> bytes:
 
 def nfgenmsg(family: int) -> bytes:
     return struct.pack("=BBH", family, 0, 0)
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute, padded."""
+    return struct.pack("=HH", 4 + len(value), kind) + value + bytes(-len(value) % 4)
 
 
 def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -24,6 +24,7 @@ from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Delete, Step
 from kvmnet.engine.resource import Wanted
 from kvmnet.host.macvtap import DEV, numbers
+from kvmnet.host.netlink import has_links
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 
@@ -110,8 +111,9 @@ class MacvtapDriver:
 
 
 def have_macvtaps() -> bool:
-    """Whether the kernel has macvtaps, as far as sysfs is there to tell: their class comes with them (macvtap_init() in drivers/net/macvtap.c)."""
-    return (CLASSES / "macvtap").exists() or not (CLASSES / "net").exists()
+    """Whether there may be one. Where the kernel does not know the kind it would tell of every link, but then the class is missing, too, that
+    comes with it (macvtap_init() in drivers/net/macvtap.c)."""
+    return ((CLASSES / "macvtap").exists() or not (CLASSES / "net").exists()) and has_links("macvtap")
 
 
 def lines_of(step: Step) -> list[Line]:

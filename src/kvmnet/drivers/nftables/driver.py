@@ -42,7 +42,7 @@ from kvmnet.drivers.nftables.wire import (
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Wanted
-from kvmnet.host.netlink import generation, tables, transactions
+from kvmnet.host.netlink import generation, has_elements, tables, transactions
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun, together
@@ -319,8 +319,10 @@ class NftablesDriver:
         forgetful = any(touches_memory(s, self.standing) for s in steps)
         if forgetful or (not self.asked_memory and any(s.key.kind != GuardKeeper.kind for s in steps)):
             self.asked_memory = True
-            sets = [(*table.split(), name) for table in GUARDS if table in self.standing.tables for name in MEMORY]
-            self.standing.memory = read_memory(map(json.loads, together([partial(run, ["nft", "-j", "list", "set", *words]) for words in sets])))
+            sets = [(table, name) for table in GUARDS if table in self.standing.tables for name in MEMORY]
+            some = [(*table.split(), name) for table, name in sets if not is_empty(table, name)]
+            self.standing.memory = {**{f"{table} {name}": [] for table, name in sets},
+                                    **read_memory(map(json.loads, together([partial(run, ["nft", "-j", "list", "set", *words]) for words in some])))}
         scripts, after = transaction(self.standing, steps)
         made = [s.after for s in steps if isinstance(s, Create | Update) and isinstance(s.after, NftTable)]
         whole = {table.name for table in scripts.whole}
@@ -424,6 +426,13 @@ def there() -> set[str] | None:
         return tables()
     except OSError:
         return None
+
+
+def is_empty(table: str, name: str) -> bool:
+    """Whether the kernel says that a set has no element: nft would read the whole table for it."""
+    with suppress(OSError):
+        return not has_elements(table, name)
+    return False
 
 
 def whole(name: str, body: str, texts: Mapping[str, str]) -> str:
