@@ -379,13 +379,31 @@ def connect(upstream: str) -> None:
 
 
 def snapshot() -> dict[str, Any]:
-    """Everything of this namespace that an operator could miss, without what counts or runs down."""
-    listed, routes, rules, neighbours, nft = sh(f"; echo {MARK}; ".join((
-        "ip -d -j addr", "ip route show table all; ip -6 route show table all", "ip rule; ip -6 rule",
-        "ip neigh show proxy; ip -6 neigh show proxy", "nft -s list ruleset"))).split(f"{MARK}\n")
+    """Everything of this namespace that an operator could miss, without what counts or runs down, once carriers are at rest."""
+    found: list[str] = []
+
+    def look() -> bool:
+        found[:] = looked_at()
+        return at_rest(json.loads(found[0]))
+
+    wait_until(look, 20, 0.1)
+    listed, routes, rules, neighbours, nft = found
     return {"links": links(listed), "routes": sorted(line for line in routes.splitlines() if not line.startswith("multicast")),
             "rules": rules.splitlines(), "nft": {n: canonical(body).splitlines() for n, body in read_tables(nft).items()},
             "neighbours": neighbours, "forwarding": settings()}
+
+
+def at_rest(found: list[Any]) -> bool:
+    """Whether everybody has been told of every carrier that came or went: the kernel takes up to a second for each device, and then
+    for what stands on it (net/core/link_watch.c). LOWER_UP is the carrier, NO-CARRIER what has been told."""
+    return all(("LOWER_UP" in link["flags"]) != ("NO-CARRIER" in link["flags"]) for link in found if "UP" in link.get("flags", ()))
+
+
+def looked_at() -> list[str]:
+    listed, routes, rules, neighbours, nft = sh(f"; echo {MARK}; ".join((
+        "ip -d -j addr", "ip route show table all; ip -6 route show table all", "ip rule; ip -6 rule",
+        "ip neigh show proxy; ip -6 neigh show proxy", "nft -s list ruleset"))).split(f"{MARK}\n")
+    return [listed, routes, rules, neighbours, nft]
 
 
 def settings() -> list[str]:

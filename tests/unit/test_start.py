@@ -19,7 +19,7 @@ kvmnet.spec.checks.require(document, Facts())
 compile_spec(document.spec, Facts(), allocate(document.spec, {}))
 print(*sorted(UNUSED & sys.modules.keys()))
 """
-UNUSED = {"_hashlib", "asyncio", "ctypes", "difflib", "email", "kvmnet.bench", "kvmnet.check.prove", "kvmnet.doctor", "kvmnet.policy.mirrors", "kvmnet.spec.docs",
+UNUSED = {"_hashlib", "asyncio", "ctypes", "difflib", "email", "kvmnet.bench", "kvmnet.bpf.language", "kvmnet.check.prove", "kvmnet.doctor", "kvmnet.policy.mirrors", "kvmnet.spec.docs",
           "kvmnet.spec.explain", "logging", "rich", "ssl", "tempfile", "traceback"}
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
-from kvmnet.bpf.code import program
 from kvmnet.errors import Problem
 from kvmnet.spec import ways
-from kvmnet.spec.frames import FOUND, condition
 from kvmnet.spec.mirrors import Receiver
 from kvmnet.spec.names import UPLINK
 from kvmnet.spec.nearest import meant
@@ -258,6 +256,11 @@ def limits(subject: Subject) -> Iterator[Problem]:
 
 def filters(subject: Subject) -> Iterator[Problem]:
     """Conditions that are too long for the kernel."""
+    if not subject.spec.mirrors:
+        return
+    from kvmnet.bpf.code import program
+    from kvmnet.spec.frames import FOUND, condition
+
     for name, mirror in subject.spec.mirrors.items():
         try:
             program(condition(mirror.filter), FOUND)
