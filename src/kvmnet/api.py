@@ -221,7 +221,7 @@ class Host:
         return Planned("destroy", None, None, {}, self.engine.plan(seen, wanted))
 
     def text_diff(self, step: Update) -> Sequence[str]:
-        """Difference of a table of rules, both sides as nft prints them."""
+        """Difference of a table of rules, by lines."""
         driver = self.engine.dispatch.by_kind[step.key.kind]
         assert isinstance(driver, NftablesDriver) and isinstance(step.before, NftTable)
         assert isinstance(step.after, NftTable)

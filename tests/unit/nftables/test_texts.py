@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from kvmnet.drivers.nftables import texts as module
-from kvmnet.drivers.nftables.driver import touches_memory
+from kvmnet.drivers.nftables.driver import DAMAGED, NftablesDriver, touches_memory
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.nftables.standing import Standing
 from kvmnet.drivers.nftables.tables import GUARD
 from kvmnet.drivers.nftables.texts import Texts
 from kvmnet.engine.plan import Update
+from kvmnet.host.paths import Paths
+from kvmnet.policy.flows import HEAD
 
 OLD = NftTable(name=GUARD, text="chain a { counter accept; }\n")
 NEW = NftTable(name=GUARD, text="chain a { counter drop; }\n")
@@ -42,6 +44,15 @@ def test_what_was_seen_on_the_host_is_not_loaded_at_all(tmp_path: Path, loads: l
     later = Texts(tmp_path)
     assert later.text_of(GUARD, listing) == NEW.text and later.listing_of(NEW) == listing and len(loads) == 1
     assert later.text_of(GUARD, "another hand's") == "another hand's" and later.listing_of(OLD) != listing and len(loads) == 2
+
+
+def test_a_difference_is_told_in_our_words_or_in_those_of_nft(paths: Paths, loads: list[str]) -> None:
+    """nft is asked only where another hand has changed the table."""
+    seen = NftablesDriver(paths)
+    before = NftTable(name=GUARD, text=f"{HEAD}one\nset s {{ type mark; }}\n{OLD.text}{DAMAGED}")
+    after = NftTable(name=GUARD, text=f"{HEAD}two\n{OLD.text}set t {{ type mark; }}\n")
+    assert seen.table_diff(before, after) == ("-set s { type mark; }", "+set t { type mark; }") and not loads
+    assert seen.table_diff(NftTable(name=GUARD, text="\tchain a {\n\t\tcounter\n\t}\n"), after) == ("-\t\t1", "+\t\t2") and len(loads) == 2
 
 
 def test_the_memory_of_a_table_whose_rules_change_in_place_stays_where_it_is() -> None:

@@ -13,6 +13,7 @@ from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.nftables import members
 from kvmnet.drivers.nftables.cutting import cut_forbidden
 from kvmnet.drivers.nftables.holder import Holder
+from kvmnet.drivers.nftables.inplace import blocks
 from kvmnet.drivers.nftables.look import Look, keep, kept, write_whole
 from kvmnet.drivers.nftables.members import Member
 from kvmnet.drivers.nftables.resources import (
@@ -46,9 +47,12 @@ from kvmnet.host.netlink import generation, has_elements, tables, transactions
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun, together
+from kvmnet.policy.flows import HEAD
 from kvmnet.policy.keeper import HELD
 from kvmnet.records import dataclass, replace
 
+DAMAGED = "# sets changed\n"
+"""Behind the text of a table whose sets do not hold what was loaded."""
 OF_NICS = frozenset({NicGuard.kind, GuardHook.kind})
 
 
@@ -108,7 +112,7 @@ class NftablesDriver:
             ours = name.split()[1] in OURS
             table = NftTable(name=name, text=self.texts.text_of(name, canonical(body)) if ours else body)
             if name in look.damaged:
-                table = replace(table, text=f"{table.text}# sets changed\n")
+                table = replace(table, text=f"{table.text}{DAMAGED}")
             seen.state[table.key] = table
             if ours:
                 seen.ours.add(table.key)
@@ -253,16 +257,20 @@ class NftablesDriver:
             return {}
 
     def table_diff(self, before: NftTable, after: NftTable) -> tuple[str, ...]:
-        """Lines of nft's listing that go (``-``) and come (``+``) when *before* becomes *after*.
+        """Lines that go (``-``) and come (``+``) when *before* becomes *after*: of their texts, or of what nft makes of these where another
+        hand has changed the table.
 
-        Raises ToolFailed when nft refuses the text of *after*.
+        Raises ToolFailed when nft is asked and refuses the text of *after*.
         """
         from difflib import unified_diff
-        try:
-            old = self.texts.listing_of(before)
-        except ToolFailed:
-            old = canonical(before.text or "")
-        lines = unified_diff(old.splitlines(), self.texts.listing_of(after).splitlines(), lineterm="", n=0)
+        sides = [written(before), written(after)]
+        if None in sides:
+            try:
+                old = self.texts.listing_of(before)
+            except ToolFailed:
+                old = canonical(before.text or "")
+            sides = [old.splitlines(), self.texts.listing_of(after).splitlines()]
+        lines = unified_diff(sides[0] or (), sides[1] or (), lineterm="", n=0)
         return tuple(line for line in lines if not line.startswith(("---", "+++", "@@")))
 
     def commands(self, steps: Sequence[Step]) -> Sequence[Command]:
@@ -418,6 +426,12 @@ class NftablesDriver:
         """Remove our files when nothing of ours is left."""
         if self.standing and not self.standing.tables and self.holder.record() is None:
             shutil.rmtree(self.paths.guard, ignore_errors=True)
+
+
+def written(table: NftTable) -> list[str] | None:
+    """The lines of a text as we write them, without what is said to ourselves; None for one of another hand."""
+    text = (table.text or "").removesuffix(DAMAGED)
+    return None if blocks(text) is None else [line for line in text.splitlines() if not line.startswith(HEAD)]
 
 
 def there() -> set[str] | None:
