@@ -21,6 +21,10 @@ from kvmnet.host.files import make_directory, readable_errors
 STRAYS_SECONDS = 10.0
 """How long programs of a killed writer are waited for; nothing that a writer waits for takes longer."""
 
+MOMENT_SECONDS = 2.0
+"""How long another writer is waited for in any case: the timer of a change whose writer died looks under the lock whether anything is
+left for it to do, just when somebody who has recovered the host goes on."""
+
 held: list[int] = []
 """The second lock, while we are the writer."""
 
@@ -34,13 +38,13 @@ def inherited() -> tuple[int, ...]:
 def exclusive(path: Path, command: str, timeout: float = 0) -> Iterator[int]:
     """Hold the writer's lock; gives its file descriptor, which a forked child must close.
 
-    Waits ``timeout`` seconds for another writer to end, then raises ConflictError that says who it is.
+    Waits ``timeout`` seconds, and a moment at least, for another writer to end, then raises ConflictError that says who it is.
     """
     make_directory(path.parent)
     fd = open_lock(path)
     try:
         try:
-            wait_until(lambda: try_lock(fd), timeout)
+            wait_until(lambda: try_lock(fd), max(timeout, MOMENT_SECONDS))
         except TimeoutError:
             raise ConflictError(f"another kvmnet is changing this host: {holder(path)}",
                                 "wait until it has ended, then try again") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,8 @@ from kvmnet.host.run import run
 from lib.fork import die, in_child
 
 
-def test_the_holder_is_named(tmp_path: Path) -> None:
+def test_the_holder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "MOMENT_SECONDS", 0.1)
     path = tmp_path / "run" / "lock"
     with exclusive(path, "kvmnet apply x.yaml"), pytest.raises(ConflictError, match=r"kvmnet apply x\.yaml"), \
             exclusive(path, "kvmnet destroy"):
@@ -27,7 +29,28 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
         pass
 
 
-def test_a_holder_that_left_no_name(tmp_path: Path) -> None:
+def test_who_is_done_in_a_moment_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the timer of a change is that finds nothing to undo."""
+    monkeypatch.setattr(lock, "MOMENT_SECONDS", 20)
+    path, refused, first, try_lock = tmp_path / "lock", threading.Event(), ExitStack(), lock.try_lock
+    first.enter_context(exclusive(path, "kvmnet undo timer"))
+
+    def tried(fd: int) -> bool:
+        if got := try_lock(fd):
+            return got
+        refused.set()
+        return False
+
+    monkeypatch.setattr(lock, "try_lock", tried)
+    leaving = threading.Thread(target=lambda: refused.wait(20) and first.close())
+    leaving.start()
+    with exclusive(path, "kvmnet apply"):
+        assert refused.is_set()
+    leaving.join()
+
+
+def test_a_holder_that_left_no_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "MOMENT_SECONDS", 0.1)
     path = tmp_path / "lock"
     with exclusive(path, "x"):
         path.write_text("")
