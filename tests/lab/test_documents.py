@@ -1,4 +1,4 @@
-"""Examples that need a whole kernel."""
+"""Examples that need a whole kernel, where the doctor finds nothing then, and `why` nothing in the way of their guests."""
 from __future__ import annotations
 
 import pytest

@@ -13,7 +13,7 @@ from ipaddress import ip_address, ip_interface
 from time import monotonic
 
 from kvmnet.doctor.asking import NOBODY
-from kvmnet.doctor.ends import End, Place, by_address, is_address
+from kvmnet.doctor.ends import End, Place, by_address, is_address, is_private
 from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.packet import ARP, ICMP, ICMP6, TCP, UDP, Packet, made, question
 from kvmnet.doctor.scene import Scene
@@ -172,7 +172,7 @@ def seek(scene: Scene, words: Sequence[str]) -> list[Json]:
     """Neighbours for addresses that nothing on this host knows, on bridges where it has none: who answered a probe there."""
     found: list[Json] = []
     for word in words:
-        if not is_address(word) or ":" in word or not ip_address(word).is_private or by_address(scene, word).place is not Place.OUTSIDE:
+        if not is_address(word) or ":" in word or not is_private(word) or by_address(scene, word).place is not Place.OUTSIDE:
             continue
         for bridge in scene.members:
             if scene.up(bridge) and not scene.addresses_of(bridge, 4):

@@ -42,8 +42,8 @@ def ask_beyond(scene: Scene, dev: str, own: str, target: str) -> Trip:
     else:
         trip.at("arp", "output", oif=dev)
     trip.context.linked = True
-    filters(trip, dev, "egress")
     trip.at("netdev", "egress", oif=dev, where=dev)
+    filters(trip, dev, "egress")
     mac = scene.neighbours.get((dev, target), {}).get("lladdr")
     if not mac:     # rules may ask for it
         return trip
@@ -60,35 +60,37 @@ def ask_beyond(scene: Scene, dev: str, own: str, target: str) -> Trip:
 
 
 def on_bridge(trip: Trip, a: End, b: End) -> None:
-    """A frame between two ends on one bridge, either of which may be the host."""
-    bridge = a.segment
+    """A frame between two ends on one bridge, either of which may be the host, by the bridge or a VLAN device on it."""
+    bridge, own = trip.scene.base(a.segment), a.segment if a.place is Place.HOST else b.segment
     if a.place is Place.NIC:
         if not a.dev and b.place is Place.NIC:
             return
         if a.dev:
             enter(trip, a.dev)
     elif trip.packet.version == 0:
-        trip.at("arp", "output", oif=bridge)
+        trip.at("arp", "output", oif=own)
     else:
         trip.context.linked = False
-        trip.at("ip", "output", oif=bridge)
-        trip.at("ip", "postrouting", oif=bridge)
+        trip.at("ip", "output", oif=own)
+        trip.at("ip", "postrouting", oif=own)
         trip.context.linked = True
+    if a.place is Place.HOST and own != bridge:
+        trip.context.packet = trip.packet.tagged_with(int(trip.scene.data(own).get("id", 0)))
     if b.place is Place.NIC:
         if b.dev and (out := cross(trip, bridge, a.dev, b.dev)):
             leave(trip, bridge, a.dev, out)
         return
     trip.at_bridge("input", bridge, bridge, "")
     if trip.packet.version == 0:
-        trip.at("arp", "input", iif=bridge)
+        trip.at("arp", "input", iif=own)
     else:
         if not trip.seen:
-            trip.at("ip", "prerouting", iif=bridge)
-        trip.at("ip", "input", iif=bridge)
-    if "NOARP" in trip.scene.flags(bridge):
-        trip.blocks("arp-off", bridge, f"{bridge} asks and answers no ARP (NOARP)", "the host takes every MAC there for known, and its own is not told to anybody", f"ip link show {bridge}: {','.join(trip.scene.flags(bridge))}", fix=(f"ip link set {bridge} arp on",))
+            trip.at("ip", "prerouting", iif=own)
+        trip.at("ip", "input", iif=own)
+    if "NOARP" in trip.scene.flags(own):
+        trip.blocks("arp-off", own, f"{own} asks and answers no ARP (NOARP)", "the host takes every MAC there for known, and its own is not told to anybody", f"ip link show {own}: {','.join(trip.scene.flags(own))}", fix=(f"ip link set {own} arp on",))
     if trip.packet.version == 0:
-        arp_answered(trip, bridge, a.ip, b.ip)
+        arp_answered(trip, own, a.ip, b.ip)
 
 
 def arp_answered(trip: Trip, bridge: str, asker: str, asked: str) -> None:

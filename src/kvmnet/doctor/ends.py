@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 from enum import StrEnum
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_address, ip_interface, ip_network
 
 from kvmnet.doctor.routing import Asked, look_up
 from kvmnet.doctor.scene import Scene
@@ -16,6 +16,15 @@ from kvmnet.records import dataclass, replace
 MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 FAR = {4: "1.1.1.1", 6: "2606:4700:4700::1111"}
 """An address of the Internet for ``outside``: it is looked up, never asked unless the live proof is."""
+
+
+PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7")))
+"""RFC 1918, RFC 6598, RFC 4193. (Python's ``is_private`` has the addresses of documents and benchmarks, too.)"""
+
+
+def is_private(address: str) -> bool:
+    """Whether the Internet has no route to an address, by its range."""
+    return any(ip_address(address) in network for network in PRIVATE)
 
 
 class Place(StrEnum):
@@ -208,8 +217,9 @@ def by_address(scene: Scene, ip: str, domain: str | None = None) -> End:
     for entry in candidates(scene, ip, segment):
         mac = entry.get("lladdr", entry.get("mac", ""))
         known = [(bridge, port) for (bridge, learned, _), (port, row) in scene.fdb.items() if learned == mac and scene.kind(port) != "bridge" and row.get("state") != "permanent"]
-        for bridge, port in sorted(known, key=lambda place: place[0] != segment)[:1]:
+        for bridge, port in sorted(known, key=lambda place: place[0] != scene.base(segment))[:1]:
             return End(ip, Place.NIC, ip, port, mac, bridge, how="by the neighbour table and the bridge's forwarding table")
+    segment = scene.base(segment)
     if segment and scene.kind(segment) == "bridge":
         quiet = [p for p in scene.members[segment] if not scene.learned(p) and scene.kind(p) in ("tun", "veth")]
         if len(quiet) == 1:
@@ -221,7 +231,7 @@ def by_address(scene: Scene, ip: str, domain: str | None = None) -> End:
 def led_to(scene: Scene, ip: str, domain: str | None) -> str:
     """Bridge that a route leads to without a gateway, where no own prefix holds the address; '' without."""
     way = look_up(scene, Asked(ip, oif=domain or ""))
-    return way.dev if way.type == "unicast" and not way.via and scene.kind(way.dev) == "bridge" else ""
+    return way.dev if way.type == "unicast" and not way.via and scene.kind(scene.base(way.dev)) == "bridge" else ""
 
 
 def candidates(scene: Scene, ip: str, segment: str) -> list[Json]:

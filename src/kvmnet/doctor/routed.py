@@ -10,7 +10,7 @@ from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.hooks import HOST, Passage
 from kvmnet.doctor.packet import ICMP, TCP, UDP, UNKNOWN
-from kvmnet.doctor.routing import ERRORS, Asked, Way, comes_back, look_up, lost
+from kvmnet.doctor.routing import ERRORS, Asked, Way, comes_back, look_up, lost, of_packet
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import device
 from kvmnet.doctor.trip import Trip
@@ -44,13 +44,14 @@ def come_up(trip: Trip, dev: str, undo: Undo | None = None) -> Way:
         put_back(trip, 1, undo.source)
     if domain := scene.domain_of(dev):
         enter_domain(trip, domain)
-    way = look_up(scene, Asked(trip.packet.target, trip.packet.source, dev, mark=mark(trip)))
+    way = look_up(scene, of_packet(trip.packet, dev, mark=mark(trip)))
     checked = domain or dev
     if trip.packet.version == 4 and (why := comes_back(scene, trip.packet, checked, way, mark(trip))):
         trip.hop(dev, "route", "reverse path")
         trip.blocks("reverse-path", dev, f"the check of the reverse path drops it: {why}", "rp_filter takes a packet only where the way back to its source leads to the same device (1), or anywhere (2)",
                     f"net.ipv4.conf.{checked}.rp_filter and all: the larger is {scene.reverse_path(checked)}",
                     fix=(f"sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{checked}.rp_filter=2",))
+    refused_address(trip)
     routed(trip, way, dev)
     return way
 
@@ -78,8 +79,10 @@ def routed(trip: Trip, way: Way, iif: str) -> None:
             near = any(ip_address(target) in ip_interface(a).network for a in trip.scene.addresses_of(dev, trip.packet.version))
             trip.blocks("link-down", dev, f"{dev} is down", "the routes by a device are gone while it is down", f"{dev} has {', '.join(trip.scene.addresses_of(dev, trip.packet.version))}",
                         fix=(f"ip link set {dev} up",), certainty=Certainty.PROVED if near else Certainty.LIKELY)
+        place = trip.scene.on_link(target, trip.scene.domain_of(iif))
+        own = next((a for a in trip.scene.addresses_of(place, trip.packet.version) if ip_address(target) in ip_interface(a).network), "") if place and trip.scene.up(place) else ""
         trip.blocks("no-route", "routing", f"the host has no route to {target}", "what has no route is dropped, and its sender told so",
-                    f"ip route get {target}", fix=(f"ip route add {target} via GATEWAY" if ip_address(target).version == 4 else f"ip -6 route add {target} via GATEWAY",))
+                    f"ip route get {target}", f"{place} has {own}, and the route of its subnet is gone" if own else "", fix=(f"ip {'-6 ' if trip.packet.version == 6 else ''}route add {ip_interface(own).network} dev {place}",) if own else (f"ip route add {target} via GATEWAY" if ip_address(target).version == 4 else f"ip -6 route add {target} via GATEWAY",))
     elif way.type in ERRORS:
         trip.blocks("route-error", way.route, f"a route of type {way.type} takes packets to {target}", f"the packet {ERRORS[way.type]}", f"ip route: {way.route}",
                     fix=(way.end,) if way.end else ())
@@ -176,6 +179,15 @@ def answers(trip: Trip) -> bool:
     return trip.context.flow is not None
 
 
+def refused_address(trip: Trip) -> None:
+    """An address of the host's that another machine has, too: it is neither sent from nor answered (RFC 4862)."""
+    for dev, link in trip.scene.links.items():
+        for a in link.get("addr_info", ()):
+            if a.get("dadfailed") and a.get("local") == trip.packet.target:
+                trip.blocks("duplicate-detected", dev, f"{a['local']} on {dev} is not used: another machine has it", "an address whose check for duplicates failed is neither sent from nor answered (RFC 4862)", f"ip addr show {dev}: {a['local']}/{a['prefixlen']} dadfailed",
+                            fix=(f"ip addr del {a['local']}/{a['prefixlen']} dev {dev}   # and another one; who has it: tcpdump -ni {dev} 'icmp6 and ip6[40] == 136'",))
+
+
 def service(trip: Trip, proto: str, port: int) -> None:
     """Whether a program of the host listens."""
     scene, target = trip.scene, ip_address(trip.packet.target)
@@ -246,7 +258,7 @@ def sent(trip: Trip, own: str, undo: Undo | None = None) -> Way:
     """By the host itself, from an address of the device *own*."""
     trip.context.linked = False
     domain = trip.scene.domain_of(own)
-    way = look_up(trip.scene, Asked(trip.packet.target, trip.packet.source, oif=domain, mark=mark(trip)))
+    way = look_up(trip.scene, of_packet(trip.packet, oif=domain, mark=mark(trip)))
     routed(trip, way, "")
     if domain:      # sockets of the host speak in a VRF when they are bound to it (ip vrf exec), and in answers
         device(trip, domain, "domain")
@@ -302,8 +314,8 @@ def way_out(trip: Trip, dev: str, seen: tuple[str, ...] = ()) -> None:
     scene = trip.scene
     if not dev or dev in seen:
         return
-    filters(trip, dev, "egress")
     trip.at("netdev", "egress", oif=dev, where=dev)
+    filters(trip, dev, "egress")
     device(trip, dev, "uplink")
     kind = scene.kind(dev)
     if kind == "bond":

@@ -11,7 +11,7 @@ from kvmnet.records import dataclass, replace
 
 Json = Mapping[str, Any]
 MATCHED = frozenset({"priority", "src", "srclen", "dst", "dstlen", "iif", "oif", "fwmark", "fwmask", "table", "action", "not", "protocol", "suppress_prefixlen",
-                     "iif_detached", "oif_detached", "ipproto", "goto", "nop", "unresolved"})
+                     "iif_detached", "oif_detached", "goto", "nop", "unresolved"})
 """What of a policy rule is understood."""
 ERRORS = {"blackhole": "is lost", "unreachable": "is answered with host unreachable", "prohibit": "is answered with prohibited"}
 
@@ -52,10 +52,21 @@ class Asked:
     oif: str = ""
     mark: int = 0
     protocol: int = 0
+    """0 where no packet is meant, but any."""
+    ports: tuple[int, int] = (0, 0)
+    tos: int = 0
+    """Type of service, without the bits of congestion."""
 
 
 SILENT = frozenset({"FAILED", "INCOMPLETE"})
 """States of neighbours that do not answer."""
+
+
+def of_packet(packet: Packet, iif: str = "", oif: str = "", mark: int = 0, *, back: bool = False) -> Asked:
+    """The look-up for a packet, or for an answer to it."""
+    ports, (near, far) = packet.ports, (packet.source, packet.target)
+    tos = packet.bits("nh", 8, 8) if packet.version == 4 else 0
+    return Asked(near if back else far, far if back else near, iif, oif, mark, packet.upper[0] if packet.upper else 0, (ports[1], ports[0]) if back else ports, tos & 0x1C if isinstance(tos, int) else 0)
 
 
 def look_up(view: Scene, asked: Asked) -> Way:
@@ -94,11 +105,37 @@ def holds(rule: Json, asked: Asked) -> bool | None:
 
     mark = int(str(rule.get("fwmark", "0")), 0)
     mask = int(str(rule.get("fwmask", "0xffffffff")), 0)
+    if set(rule) & KEYS.keys() and (special := packet_is(rule, asked)) is not True:
+        return None if special is None else "not" in rule
     found = prefix("src", asked.source) and prefix("dst", asked.target) and rule.get("iif", asked.iif or "lo") == (asked.iif or "lo") and \
         rule.get("oif", asked.oif) == asked.oif and ("fwmark" not in rule or asked.mark & mask == mark)
     if not found:
         return "not" in rule
-    return None if set(rule) - MATCHED else "not" not in rule
+    return None if set(rule) - MATCHED - KEYS.keys() else "not" not in rule
+
+
+NUMBERS = {"tcp": 6, "udp": 17, "icmp": 1, "ipv6-icmp": 58, "sctp": 132, "gre": 47, "esp": 50}
+KEYS: Mapping[str, int] = {"ipproto": 0, "sport": 0, "dport": 1, "sport_start": 0, "sport_end": 0, "dport_start": 1, "dport_end": 1, "tos": 0}
+"""What a policy rule may ask of a packet beside its addresses; of ports which."""
+
+
+def packet_is(rule: Json, asked: Asked) -> bool | None:
+    """Whether a packet has the protocol, the ports and the type of service that a rule asks for; None where it cannot be told."""
+    if "ipproto" in rule:
+        name = str(rule["ipproto"])
+        wanted = NUMBERS.get(name, int(name) if name.isdigit() else None)
+        if wanted is None or wanted != asked.protocol:
+            return None if wanted is None and asked.protocol else False
+    for place, word in enumerate(("sport", "dport")):
+        first, last = rule.get(word, rule.get(f"{word}_start")), rule.get(word, rule.get(f"{word}_end"))
+        if first is not None and last is not None and not (asked.protocol in (6, 17) and int(first) <= asked.ports[place] <= int(last)):
+            return False
+    if "tos" in rule:
+        try:
+            return int(str(rule["tos"]), 0) & 0x1C == asked.tos
+        except ValueError:
+            return None
+    return True
 
 
 def inside(address: str, network: str) -> bool:
@@ -191,7 +228,7 @@ def comes_back(scene: Scene, packet: Packet, iif: str, onward: Way, mark: int = 
     src_valid_mark is on."""
     strict, source = scene.reverse_path(iif), packet.source
     marked = mark if "1" in (scene.sysctl(f"net/ipv4/conf/{iif}/src_valid_mark"), scene.sysctl("net/ipv4/conf/all/src_valid_mark")) else 0
-    way = look_up(scene, Asked(source, packet.target, onward.dev if onward.type == "unicast" else scene.domain_of(iif), mark=marked))
+    way = look_up(scene, of_packet(packet, onward.dev if onward.type == "unicast" else scene.domain_of(iif), mark=marked, back=True))
     if way.type in ("local", "broadcast") and "1" not in (scene.sysctl(f"net/ipv4/conf/{iif}/accept_local"), scene.sysctl("net/ipv4/conf/all/accept_local")):
         return f"its source {source} is the host's own address"
     if strict == 0:

@@ -130,6 +130,21 @@ class Scene(View):
         """VLAN of untagged frames on a port; 0 for none."""
         return next((v for v, flags in self.vlans.get(dev, {}).items() if "PVID" in flags), 0)
 
+    def base(self, dev: str) -> str:
+        """The bridge below a VLAN device on one; any other device itself."""
+        below = str(self.links.get(dev, {}).get("link", ""))
+        return below if self.kind(dev) == "vlan" and self.kind(below) == "bridge" else dev
+
+    def face(self, bridge: str, port: str) -> str:
+        """The device by which the host's IP sees what comes untagged by a port: the bridge, or where it goes by VLANs a VLAN device on it; '' where the host is not in that VLAN."""
+        if not port or not self.filters_vlans(bridge):
+            return bridge
+        vlan = self.pvid(port)
+        flags = self.vlans.get(bridge, {}).get(vlan)
+        if flags is None:
+            return ""
+        return bridge if "Egress Untagged" in flags else next((n for n in self.links if self.base(n) == bridge and n != bridge and self.data(n).get("id") == vlan), "")
+
     # -- addresses and neighbours -----------------------------------------------------------------
 
     @cached_property

@@ -196,8 +196,8 @@ def leave(trip: Trip, bridge: str, port: str, out: str) -> None:
     trip.at_bridge("forward" if port else "output", bridge, port, out)
     trip.at_bridge("postrouting", bridge, "", out)
     trip.context.crossing = False
+    trip.at("netdev", "egress", oif=out, where=out)     # before tc (__dev_queue_xmit())
     filters(trip, out, "egress")
-    trip.at("netdev", "egress", oif=out, where=out)
     device(trip, out, "port")
     forwarding(trip, out, vlan_of(trip, port or bridge))
     too_large(trip, port or bridge, out)
@@ -207,6 +207,8 @@ def too_large(trip: Trip, source: str, out: str) -> None:
     """A bridge drops what is larger than the port's MTU, and tells nobody (is_skb_forwardable())."""
     scene = trip.scene
     size = scene.mtu(source)
+    if scene.filters_vlans(scene.bridge_of(source)) and len(scene.vlans.get(source, {})) > 1:
+        return      # a trunk carries what its largest VLAN needs
     if out in scene.links and scene.mtu(out) < size and not trip.asked:
         trip.blocks("mtu-island", out, f"the MTU of {out} is {scene.mtu(out)}, that of {source} is {size}",
                     f"packets of more than {scene.mtu(out)} bytes are dropped by the bridge without a word; ping and logins work, large transfers hang",

@@ -10,7 +10,7 @@ from ipaddress import ip_address, ip_interface
 from typing import Any
 
 from kvmnet.doctor.asking import NOBODY, ask, ask_beyond, heard, host_at, proxied
-from kvmnet.doctor.ends import End, Place, by_address, led_to, pair
+from kvmnet.doctor.ends import End, Place, by_address, is_private, led_to, pair
 from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Finding, Severity, ranked
 from kvmnet.doctor.inside import receives, sends, unheard
@@ -199,8 +199,9 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
         return
     if not a.dev:
         unseen(trip, a)
-    direct = b.place is Place.NIC and b.segment == bridge and on_link(scene, bridge, a.ip, b.ip) and trip.packet.target == b.ip
-    gateway = bridge if bridge and scene.kind(bridge) and (scene.addresses_of(bridge, trip.packet.version) or led_to(scene, a.ip, scene.domain_of(bridge)) == bridge) else ""
+    face = scene.face(bridge, a.dev)
+    direct = b.place is Place.NIC and b.segment == bridge and on_link(scene, face, a.ip, b.ip) and trip.packet.target == b.ip
+    gateway = face if face and scene.kind(face) and (scene.addresses_of(face, trip.packet.version) or led_to(scene, a.ip, scene.domain_of(face)) == face) else ""
     mac = (b.mac if direct else scene.mac(gateway)) or NOBODY
     trip.context.packet = trip.packet.between(mac, trip.packet.macs[1])
     trip.macs = trip.packet.macs
@@ -213,17 +214,34 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
             return
     if direct:
         heard(trip, [ask(scene, a, b)])
-        proxied(trip, bridge, b.ip)
+        proxied(trip, face, b.ip)
         if out := cross(trip, bridge, a.dev, b.dev):
             leave(trip, bridge, a.dev, out)
         return
     if not gateway:
-        by_uplink(trip, a, b)
+        if b.place is Place.HOST and b.segment and scene.base(b.segment) == bridge:
+            not_in_vlan(trip, a, b)
+        else:
+            by_uplink(trip, a, b)
         return
     heard(trip, [ask(scene, a, host_at(scene, gateway, trip.packet.version, a.ip))])
     cross(trip, bridge, a.dev, "")
     trip.at_bridge("input", bridge, bridge, "")
-    onward(trip, bridge, b, undo)
+    if gateway != bridge:
+        device(trip, gateway, "vlan")
+        filters(trip, gateway, "ingress")
+        trip.at("netdev", "ingress", iif=gateway, where=gateway)
+    onward(trip, gateway, b, undo)
+
+
+def not_in_vlan(trip: Trip, a: End, b: End) -> None:
+    """The host has the address on a bridge that goes by VLANs, in another one than the guest's."""
+    scene, bridge, vlan = trip.scene, a.segment, trip.scene.pvid(a.dev)
+    theirs = str(scene.data(b.segment).get("id")) if b.segment != bridge else ", ".join(str(v) for v, flags in scene.vlans.get(bridge, {}).items() if "Egress Untagged" in flags) or "none"
+    trip.hop(bridge, "bridge", f"the host is in VLAN {theirs} there")
+    trip.blocks("vlan-mismatch", bridge, f"the host has {b.ip} on {b.segment}, in VLAN {theirs}, and {a.dev} is in VLAN {vlan or 'none'}", "a bridge that goes by VLANs hands to the host what belongs to a VLAN of the bridge's own (bridge vlan, self)",
+                f"bridge vlan show dev {bridge}: {', '.join(map(str, scene.vlans.get(bridge, {}))) or 'none'}; {a.dev}: PVID {vlan or 'none'}",
+                fix=(f"bridge vlan add dev {bridge} vid {vlan} self   # and a VLAN device on it with an address of the guests' subnet",))
 
 
 def onward(trip: Trip, dev: str, b: End, undo: Undo | None) -> None:
@@ -237,7 +255,7 @@ def onward(trip: Trip, dev: str, b: End, undo: Undo | None) -> None:
         if b.place is not Place.HOST and not trip.context.strayed:
             trip.blocks("own-address", "routing", f"{trip.packet.target} is an address of the host itself", "the packet ends here instead of being sent on", way.route)
         return
-    if way.type == "unicast":
+    if way.type == "unicast" and not (b.place is Place.HOST and any(f.code == "duplicate-detected" for f in trip.findings)):
         forward(trip, dev, way, undo)
         deliver(trip, way, b)
 
@@ -250,8 +268,9 @@ def from_outside(trip: Trip, a: End, b: End, undo: Undo | None, came: str) -> No
     if is_vf(scene, b):
         at_vf(trip, b, a)
         return
-    if b.place is Place.NIC and b.segment and not scene.addresses_of(b.segment, trip.packet.version) and (port := first_port(scene, b.segment)):
-        trip.context.packet = trip.packet.between(b.mac or NOBODY, NOBODY)
+    face = scene.face(b.segment, b.dev)
+    if b.place is Place.NIC and b.segment and not (face and scene.addresses_of(face, trip.packet.version)) and (port := first_port(scene, b.segment)):
+        trip.context.packet = on_trunk(scene, trip.packet.between(b.mac or NOBODY, NOBODY), b, port)
         enter(trip, port)
         if out := cross(trip, b.segment, port, b.dev):
             leave(trip, b.segment, port, out)
@@ -272,6 +291,12 @@ def from_outside(trip: Trip, a: End, b: End, undo: Undo | None, came: str) -> No
         filters(trip, dev, "ingress")
         trip.at("netdev", "ingress", iif=dev, where=dev)
     onward(trip, dev, b, undo)
+
+
+def on_trunk(scene: Scene, packet: Packet, b: End, port: str) -> Packet:
+    """A frame as it comes from outside to a guest: with the tag of its VLAN, where the port has that tagged."""
+    vlan = scene.pvid(b.dev) if b.dev and scene.filters_vlans(b.segment) else 0
+    return packet.tagged_with(vlan) if vlan and "Egress Untagged" not in scene.vlans.get(port, {}).get(vlan, ()) else packet
 
 
 def by_uplink(trip: Trip, a: End, b: End) -> None:
@@ -305,7 +330,7 @@ def by_uplink(trip: Trip, a: End, b: End) -> None:
 def deliver(trip: Trip, way: Way, b: End) -> None:
     """By the device of a route to the next hop."""
     scene, dev = trip.scene, way.dev
-    if not dev or way.type != "unicast" or scene.bridge_of(dev):
+    if not dev or way.type != "unicast" or (scene.bridge_of(dev) and scene.base(dev) == dev):
         return
     if is_shared(scene, b):
         to_shared(trip, way, b)
@@ -325,17 +350,17 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
         heard(trip, [ask_beyond(scene, dev, own[0].partition("/")[0], hop)])
     mac = neighbour(trip, dev, hop, there.mac if there else "") if asks else ""
     trip.context.packet = trip.packet.between(mac or NOBODY, scene.mac(dev) or NO_MAC)
-    if scene.kind(dev) == "bridge":
+    bridge = scene.base(dev)
+    if scene.kind(bridge) == "bridge":
         if there:
             heard(trip, [ask(scene, host_at(scene, dev, trip.packet.version, b.ip), there)])
-        trip.at("netdev", "egress", oif=dev, where=dev)
-        device(trip, dev, "bridge")
-        expected = there.dev if there else first_port(scene, dev)
+        down(trip, dev, bridge)
+        expected = there.dev if there else first_port(scene, bridge)
         if there and not there.dev:
             unseen(trip, there)
             written(trip, there)
-        elif out := cross(trip, dev, "", expected):
-            leave(trip, dev, "", out)
+        elif out := cross(trip, bridge, "", expected):
+            leave(trip, bridge, "", out)
         return
     trip.out = dev
     way_out(trip, dev)
@@ -343,10 +368,29 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
         private_source(trip, b)
 
 
+def down(trip: Trip, dev: str, bridge: str) -> None:
+    """From the host's IP into a bridge, by the bridge itself or a VLAN device on it (br_dev_xmit())."""
+    for name in dict.fromkeys((dev, bridge)):
+        trip.at("netdev", "egress", oif=name, where=name)
+        filters(trip, name, "egress")
+        device(trip, name, "bridge" if name == bridge else "vlan")
+        if name != bridge:
+            trip.context.packet = trip.packet.tagged_with(int(trip.scene.data(dev).get("id", 0)))
+    outside_vlan(trip, bridge)
+
+
+def outside_vlan(trip: Trip, bridge: str) -> None:
+    """A bridge that goes by VLANs takes from the host what belongs to a VLAN of its own."""
+    scene, vlan = trip.scene, trip.packet.vlan
+    if vlan and scene.filters_vlans(bridge) and vlan not in scene.vlans.get(bridge, {}):
+        trip.blocks("vlan-mismatch", bridge, f"{bridge} takes no frames of VLAN {vlan} from the host", "the host's side of a bridge that goes by VLANs is a port like the others", f"bridge vlan show dev {bridge}: {', '.join(map(str, scene.vlans.get(bridge, {}))) or 'none'}",
+                    fix=(f"bridge vlan add dev {bridge} vid {vlan} self",))
+
+
 def wrong_segment(trip: Trip, way: Way, b: End, hop: str) -> None:
     """A route that leads away from the bridge that a guest is on. By a gateway that is right where the host is no router there."""
     scene, dev = trip.scene, way.dev
-    if b.place is not Place.NIC or not b.segment or b.segment == dev or b.dev not in scene.links:
+    if b.place is not Place.NIC or not b.segment or b.segment == scene.base(dev) or b.dev not in scene.links:
         return
     own = next((a for a in scene.addresses_of(b.segment, trip.packet.version) if ip_address(b.ip) in ip_interface(a).network), "")
     if hop == b.ip or own:
@@ -356,13 +400,13 @@ def wrong_segment(trip: Trip, way: Way, b: End, hop: str) -> None:
 
 def private_source(trip: Trip, b: End) -> None:
     """Answers find a private address only where the network outside has a route to it."""
-    source = ip_address(trip.packet.source)
+    source, private = trip.packet.source, is_private(trip.packet.source)
     trip.hop("outside", "outside", "what is beyond is not seen from here")
     tracked = trip.context.tracked
-    if trip.scene.rules.translates and tracked is not None and tracked.state == STATES["untracked"] and str(source) not in trip.scene.own and trip.context.flow is None and source.is_private:
+    if trip.scene.rules.translates and tracked is not None and tracked.state == STATES["untracked"] and source not in trip.scene.own and trip.context.flow is None and private:
         trip.blocks("no-nat", "conntrack", f"the packet leaves with the source {source}: a rule has taken it from connection tracking (notrack), and NAT with it", "NAT translates tracked flows only",
                     "ct state untracked", fix=("nft -a list ruleset | grep notrack   # and take that rule out, or bind it to what needs it",), certainty=Certainty.LIKELY)
-    elif source.is_private and not ip_address(b.ip).is_private and str(source) not in trip.scene.own and trip.context.flow is None:
+    elif private and not is_private(b.ip) and not trip.scene.on_link(b.ip) and source not in trip.scene.own and trip.context.flow is None:
         trip.blocks("no-nat", "outside", f"the packet leaves with the private source {source}", "nobody in the Internet has a route back to it: a NAT on the way must change it, and this host does not",
                     "no masquerade or snat applies to it", fix=(f"nft add table ip nat '{{ chain post {{ type nat hook postrouting priority srcnat; ip saddr {source} oifname {trip.context.oif or 'UPLINK'} masquerade; }}; }}'",),
                     certainty=Certainty.LIKELY)

@@ -126,6 +126,12 @@ def at_eth0(*routes: Json) -> Json:
     return {"links": [link("eth0", at=("10.9.0.2/24",))], "routes4": [{"type": "local", "dst": "10.9.0.2", "dev": "eth0", "table": "local"}, *routes]}
 
 
+def by_vlans(**ports: tuple[int, ...]) -> Json:
+    """A bridge that goes by VLANs; of each port its MTU and its VLANs."""
+    return {"links": [bridge(vlan_filtering=1), *(link(name, "" if name == "eth0" else "tun", master="br0", mtu=mtu) for name, (mtu, *_) in ports.items())],
+            "vlans": [{"ifname": name, "vlans": [{"vlan": v} for v in vlans]} for name, (_, *vlans) in ports.items()]}
+
+
 def several(*gateways: str) -> Json:
     return {"dst": "default", "type": "unicast", "nexthops": [{"gateway": g, "dev": "eth0", "weight": 1, "flags": []} for g in gateways]}
 
@@ -185,6 +191,7 @@ CASES: list[tuple[str, Json, Json]] = [
     ("proxy-arp", {"links": [BR, T1], "sysctls": {"net/ipv4/conf/br0/proxy_arp": "1"}}, {"links": [BR, T1], "sysctls": {"net/ipv4/conf/br0/proxy_arp": "0"}}),
     ("address-on-port", {"links": [BR, link("eth0", master="br0", at=("10.9.0.2/24",))], "routes4": [default("eth0")]}, {"links": [link("v0", "vrf"), link("eth0", master="v0", at=("10.9.0.2/24",))]}),
     ("subnet-overlap", {"links": [BR, link("eth0", at=("10.0.0.9/16",))]}, {"links": [BR, link("eth0", at=("10.1.0.9/16",))]}),
+    ("subnet-overlap", {"links": [link("eth1", at=("10.0.0.1/24",)), link("m0", "macvlan", wire="eth0", at=("10.0.0.9/24",))]}, {"links": [link("eth0", at=("10.0.0.1/24",)), link("m0", "macvlan", wire="eth0", at=("10.0.0.9/24",))]}),
     ("address-twice", {"links": [BR, link("lo", at=("10.0.0.9/32",))], "neighbours": [{"dst": "10.0.0.9", "dev": "br0", "lladdr": MAC, "state": ["STALE"]}]},
      {"links": [BR, link("lo", at=("10.0.0.9/32",)), link("x", mac=MAC)], "neighbours": [{"dst": "10.0.0.9", "dev": "br0", "lladdr": MAC, "state": ["STALE"]}]}),
     ("address-twice", {"links": [bridge("br1", at=("10.1.0.1/24",)), bridge("br2", at=("10.1.0.1/24",))]},
@@ -214,6 +221,8 @@ CASES: list[tuple[str, Json, Json]] = [
     ("reverse-path", {"routes4": [default("eth0")], "netconf": STRICT, "counters": netstat(9), "later": later(counters=netstat(12))}, {"routes4": [default("eth0")], "netconf": STRICT, "counters": netstat(9), "later": later(counters=netstat(9))}),
     ("forwarding-off", ROUTED | {"sysctls": {"net/ipv4/ip_forward": "0"}, "nft_text": "ip saddr 10.0.0.0/24 masquerade"}, ROUTED | {"nft_text": "ip saddr 10.0.0.0/24 masquerade"}),
     ("mtu-island", {"links": [BR, tap(mtu=9000), link("eth0", master="br0")]}, {"links": [BR, T1, link("eth0", master="br0"), tap("t9", mtu=9000, up=False)]}),
+    ("mtu-island", by_vlans(t1=(9000, 5), t2=(1500, 5), eth0=(9000, 5, 6)), by_vlans(t1=(9000, 6), t2=(1500, 5), eth0=(9000, 5, 6))),
+    ("mtu-island", by_vlans(t1=(9000, 5), eth0=(1500, 5, 6)), by_vlans(t1=(1500, 5), eth0=(9000, 5, 6))),
     ("tunnel-mtu", {"links": [link("eth0"), link("vx0", "vxlan", link="eth0", df="set")], "fdb": [{"mac": "00:00:00:00:00:00", "ifname": "vx0"}]},
      {"links": [link("eth0"), link("vx0", "vxlan", link="eth0", df="set", mtu=1450)], "fdb": [{"mac": "00:00:00:00:00:00", "ifname": "vx0"}]}),
     ("tunnel-mtu", {"links": [link("eth0", at=("2001:db8::1/64",)), link("g0", "geneve", local6="2001:db8::1", mtu=1450)]}, {"links": [link("eth0", at=("2001:db8::1/64",)), link("g0", "geneve", local6="2001:db8::1", mtu=1430)]}),

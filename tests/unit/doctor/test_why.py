@@ -120,7 +120,7 @@ BAD: dict[str, tuple[str, str, str, Callable[[Facts], Any]]] = {
     "no-uplink": ("vm1", "outside", "br0", lambda f: None),
     "nobody-listens": ("vm3", "host", "tcp 443", lambda f: None),
     "wrong-segment": ("host@10.1.0.1", "vm3", "w0", lambda f: f["routes4"].append({"dst": "10.1.0.13", "dev": "w0", "type": "unicast", "flags": []})),
-    "proxy-arp": ("vm1", "vm2", "br0", lambda f: (f["sysctls"].update({"net/ipv4/conf/br0/proxy_arp": "1"}))),
+    "proxy-arp": ("vm1", "vm2", "br0", lambda f: (f["vlans"].append({"ifname": "br0", "vlans": [{"vlan": 5, "flags": ["PVID", "Egress Untagged"]}]}), f["sysctls"].update({"net/ipv4/conf/br0/proxy_arp": "1"}))),
     "facts-missing": ("vm1", "vm2", "nft", lambda f: f.update(missing={"nft": "Operation not permitted"})),
     "rule-unknown": ("vm3", "outside", "ip nat post", lambda f: f["nft"][2]["rule"]["expr"].insert(0, {"quota": {"val": 1, "val_unit": "mbytes", "inv": True}})),
     "tc-filter": ("vm1", "vm2", "t1", lambda f: f.update(filters=[{"dev": "t1", "direction": "ingress", "filters": [
@@ -164,6 +164,47 @@ def test_why_names_the_root_and_says_whether_a_shut_port_is_as_it_should_be() ->
 def test_the_good_one_is_good(a: str, b: str) -> None:
     report = why(scene(), a, b, Probe())
     assert report.state is State.OK and not report.findings, report.findings
+
+
+@pytest.mark.parametrize(("rule", "probe", "found"), [
+    ({"ipproto": "icmp"}, Probe(), True), ({"ipproto": "tcp"}, Probe(), False), ({"ipproto": "tcp", "dport": 443}, Probe("tcp", 443), True), ({"ipproto": "tcp", "dport": 443}, Probe("tcp", 80), False),
+    ({"dport_start": 50, "dport_end": 60}, Probe("udp", 53), True), ({"dport_start": 50, "dport_end": 60}, Probe("udp", 61), False), ({"ipproto": "17", "not": None}, Probe("udp", 53), False),
+    ({"ipproto": "17", "not": None}, Probe("tcp", 53), True), ({"tos": "0x10"}, Probe(), False), ({"tos": "0x10", "not": None}, Probe(), True)])
+def test_a_policy_rule_that_asks_for_more_than_addresses(rule: Facts, probe: Probe, found: bool) -> None:
+    report = why(scene(lambda f: f["rules4"].append({"priority": 5, "src": "all", "action": "blackhole", **rule})), "vm3", "outside", probe)
+    assert ("route-error" in {f.code for f in report.findings}) is found and (found or report.state is State.OK), report.findings
+
+
+def test_an_address_that_another_machine_has_is_not_answered() -> None:
+    def refused(f: Facts) -> None:
+        of(f, "br1")["addr_info"].append({**inet("fd00::1", 64), "dadfailed": True})
+        f["nics"][2]["ip6"] = "fd00::13"
+        f["routes6"] = [{"type": "unicast", "dst": "fd00::/64", "dev": "br1"}]
+        f["rules6"] = f["rules4"]
+    found = why(scene(refused), "vm3", "fd00::1", Probe(version=6)).findings[0]
+    assert (found.code, found.where) == ("duplicate-detected", "br1") and found.fix
+
+
+def faced(*own: int, on: str = "br0.5", untagged: int = 0) -> Callable[[Facts], None]:
+    """The host has 10.0.0.1 on a VLAN device of br0, or on br0 itself, and br0 is in the VLANs *own*."""
+    def change(f: Facts) -> None:
+        f["links"].append({**link("br0.5", "vlan", "02:00:00:00:00:b0", data={"id": 5, "protocol": "802.1Q"}), "link": "br0"})
+        of(f, on)["addr_info"] = [inet("10.0.0.1", 24)]
+        f["routes4"] += [{"type": "local", "dst": "10.0.0.1", "dev": on, "table": "local", "flags": []}, {"type": "unicast", "dst": "10.0.0.0/24", "dev": on, "flags": []}]
+        f["netconf"] += [{"family": "inet", "interface": on, "forwarding": True}]
+        f["vlans"].append({"ifname": "br0", "vlans": [{"vlan": n, "flags": ["PVID", "Egress Untagged"] if n == untagged else []} for n in own]})
+        f["neighbours"].append({"dst": "10.0.0.11", "dev": on, "lladdr": "52:54:00:00:00:01", "state": ["REACHABLE"]})
+    return change
+
+
+@pytest.mark.parametrize(("change", "found"), [
+    (faced(5), ""), (faced(1, 5, untagged=1), ""), (faced(1, untagged=1), "vlan-mismatch"), (faced(5, on="br0", untagged=5), ""), (faced(1, 5, on="br0", untagged=1), "vlan-mismatch"), (faced(on="br0"), "vlan-mismatch")])
+@pytest.mark.parametrize(("a", "b"), [("vm1", "10.0.0.1"), ("10.0.0.1", "vm1"), ("vm1", "vm3"), ("vm1", "outside")])
+def test_the_host_on_a_bridge_that_goes_by_vlans(a: str, b: str, change: Callable[[Facts], None], found: str) -> None:
+    report = why(scene(change), a, b, Probe())
+    if found and "10.0.0.1" not in (a, b):
+        return      # its router is another machine then
+    assert {f.code for f in report.findings} == ({found} if found else set()), report.findings
 
 
 @pytest.mark.parametrize("code", BAD)

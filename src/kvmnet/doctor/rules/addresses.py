@@ -45,10 +45,16 @@ def subnet_overlap(view: View) -> Iterator[Finding]:
             for other, there in found[at + 1:]:
                 if other.network_address > network.broadcast_address:
                     break
-                if there != dev:
+                if there != dev and shared(view, dev) != shared(view, there):
                     yield Finding(code="subnet-overlap", severity=Severity.DEGRADES, where=there, what=f"{other} on {there} overlaps {network} on {dev}",
                                   why="The host sends packets for the shared addresses by one of the two devices; who is behind the other gets none.",
                                   evidence=(f"{network} dev {dev}", f"{other} dev {there}"), fix=("give one of the two another subnet",))
+
+
+def shared(view: View, name: str) -> str:
+    """The device whose wire a macvlan is on; any other device itself: what is on one wire is reached by both."""
+    link = view.links[name]
+    return str(link.get("link", name)) if kind(link) in ("macvlan", "macvtap") else name
 
 
 def in_vrf(view: View, link: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.rules.addresses import growth
-from kvmnet.doctor.view import View, data, kind, owned, physical, up
+from kvmnet.doctor.view import Json, View, data, kind, owned, physical, up
 
 OVERHEAD = {"vxlan": (50, 70), "geneve": (50, 70), "gretap": (38, 58)}
 """Kind of tunnel -> bytes that it adds over IPv4 and IPv6: outer IP, UDP or GRE, its header, and the inner Ethernet header."""
@@ -16,9 +16,9 @@ def mtu_island(view: View) -> Iterator[Finding]:
     """Ports of one bridge have different MTUs. A bridge forwards a frame to a port only when it fits, and drops it otherwise without telling
     anybody: small packets pass, large ones vanish."""
     for bridge in view.bridges:
-        ports = [p for p in view.ports.get(bridge["ifname"], ()) if up(p)]
+        ports = next((group for group in together(view, bridge) if len({p["mtu"] for p in group}) > 1), [])
         sizes = Counter(p["mtu"] for p in ports)
-        if len(sizes) < 2:
+        if not ports:
             continue
         outside = [p["mtu"] for p in ports if physical(p) or kind(p) in ("bond", "vlan", "team", *OVERHEAD)]
         right = min(outside) if outside else max(sizes, key=lambda mtu: (sizes[mtu], mtu))
@@ -27,6 +27,20 @@ def mtu_island(view: View) -> Iterator[Finding]:
                       what=f"ports of {bridge['ifname']} have MTUs {', '.join(str(s) for s in sorted(sizes))}: what is larger than a port takes is dropped",
                       why="A bridge sends no ICMP (is_skb_forwardable() in net/bridge/br_forward.c).", evidence=tuple(f"{p['ifname']} mtu {p['mtu']}" for p in [*odd[:6], *(p for p in ports if p["mtu"] == right)][:8]),
                       fix=("kvmnet apply",) if all(owned(p["ifname"]) for p in odd) else tuple(f"ip link set {p['ifname']} mtu {right}" for p in odd[:20] if not owned(p["ifname"])))
+
+
+def together(view: View, bridge: Json) -> list[list[Json]]:
+    """Ports that reach each other. Where a bridge goes by VLANs those of one VLAN, and trunks only where they take less: they carry what their largest VLAN needs."""
+    ports = [p for p in view.ports.get(bridge["ifname"], ()) if up(p)]
+    if not data(bridge).get("vlan_filtering"):
+        return [ports]
+    held = {row["ifname"]: {number for v in row.get("vlans", ()) for number in range(v["vlan"], v.get("vlanEnd", v["vlan"]) + 1)} for row in view.rows("vlans")}
+    found: dict[int, list[Json]] = {}
+    for port in ports:
+        if len(own := held.get(port["ifname"], set())) == 1:
+            found.setdefault(next(iter(own)), []).append(port)
+    trunks = [p for p in ports if len(held.get(p["ifname"], ())) > 1]
+    return [[*group, *(t for t in trunks if vlan in held[t["ifname"]] and t["mtu"] < max(p["mtu"] for p in group))] for vlan, group in found.items()]
 
 
 def tunnel_mtu(view: View) -> Iterator[Finding]:
