@@ -94,6 +94,11 @@ class View:
         return [link for link in self.links.values() if kind(link) == "bridge"]
 
     @cached_property
+    def switched(self) -> dict[str, Json]:
+        """Port -> its bridge of Open vSwitch. Those of a datapath in user space have no master."""
+        return {port["name"]: switch for switch in self.rows("switches") for port in switch["ports"]}
+
+    @cached_property
     def wires(self) -> list[tuple[Json, Json]]:
         """Pairs of veth of which both ends are here."""
         found = []

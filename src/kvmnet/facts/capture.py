@@ -28,6 +28,7 @@ from kvmnet.facts.guests import guests
 from kvmnet.facts.machine import machine
 from kvmnet.facts.processes import processes
 from kvmnet.facts.secrets import scrubbed
+from kvmnet.facts.switches import switches
 from kvmnet.host import run as host
 from kvmnet.host.paths import Paths
 from kvmnet.host.side import begun, together
@@ -118,6 +119,7 @@ def capture(paths: Paths) -> Json:
         found["nics"] = own_nics(paths)
         running = held.result()
     found |= {"taps": running.taps, "listening": running.listening, "guests": guests(paths, running), "servers": running.servers}
+    found["switches"] = kept(lambda: switches(running.servers), "switches", missing)()
     found["leases"] = leases(paths)
     found["trees"] = trees(paths)
     found["dhcp_servers"] = dhcp_servers(running.servers)

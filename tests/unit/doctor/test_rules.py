@@ -145,6 +145,10 @@ def refused(**route: Any) -> Json:
     return ROUTED | {"routes4": [default("eth0", "10.9.0.1", metric=9), *here, route], "rules4": [*MAIN], "netconf": [{"family": "inet", "interface": "br0", "forwarding": True}]}
 
 
+def ovs(*ports: str, flows: int = 3, mode: str = "secure", error: str = "") -> Json:
+    return {"name": "br-int", "fail_mode": mode, "datapath": "netdev", "flows": flows, "ports": [{"name": "br-int", "type": "internal", "ofport": 65534, "error": ""}, *({"name": p, "type": "", "ofport": 1, "error": error} for p in ports)]}
+
+
 def xfrm(selector: str, way: str, action: str = "block", priority: int = 9) -> Json:
     return {"xfrm": f"{selector} \n\tdir {way} action {action} priority {priority} ptype main \n"}
 
@@ -277,6 +281,10 @@ CASES: list[tuple[str, Json, Json]] = [
     ("queue-too-slow", {"links": [link("eth0")], **htb("8bit")}, {"links": [link("eth0")], **htb("8bit", "20")}),
     ("queue-too-slow", {"links": [link("eth0")], "qdiscs": [tbf(1600, 100)]}, {"links": [link("eth0")], "qdiscs": [tbf(1600)]}),
     ("netem-left", {"qdiscs": [netem_of({"delay": {"delay": 0.05}, "duplicate": {"duplicate": 0.5}})]}, {"qdiscs": [netem_of({"gap": 0})]}),
+    ("switch-port-stale", {"links": [link("v1")], "switches": [ovs("v1", "t9")]}, {"links": [link("v1"), link("t9")], "switches": [ovs("v1", "t9")]}),
+    ("switch-port-stale", {"links": [link("v1")], "switches": [ovs("v1", error="could not add network device v1 to ofproto (No such device)")]}, {"links": [link("v1")], "switches": [ovs("v1", flows=0, mode="")]}),
+    ("switch-without-flows", {"links": [link("v1")], "switches": [ovs("v1", flows=0)]}, {"links": [link("v1")], "switches": [ovs("v1", flows=1)]}),
+    ("tap-detached", {"links": [BR, tap(master="")], "taps": held("t1")}, {"links": [BR, tap(master="")], "taps": held("t1"), "switches": [ovs("t1")]}),
     ("netlink-lost", {"machine": {"netlink_drops": 1}, "later": later(netlink_drops=4)}, {"machine": {"netlink_drops": 4}, "later": later(netlink_drops=4)}),
     ("guest-stopped", {"guests": [qemu("a", status="io-error")]}, {"guests": [qemu("a", status="running")]}),
     ("iommu-missing", {"guests": [qemu("a", "-device", "vfio-pci,host=01:00.0")], "features": {"iommu": "off", "vfio": ""}}, {"guests": [qemu("a", "-device", "vfio-pci,host=01:00.0")], "features": {"iommu": "", "vfio": ""}}),

@@ -313,6 +313,17 @@ def test_what_stands_at_the_device_of_macvtaps_is_seen() -> None:
     assert {f.code for f in why(scene(change), "vm5", "198.51.100.1", Probe()).findings} == {"no-carrier", "tc-filter"}
 
 
+@pytest.mark.parametrize(("flows", "codes"), [(5, ["not-followed"]), (0, ["switch-without-flows"])])
+def test_a_port_of_a_switch_in_user_space_is_told_as_such(flows: int, codes: list[str]) -> None:
+    """It has no master that the kernel shows."""
+    def change(f: Facts) -> None:
+        f["links"].append(link("v1", "veth", "02:00:00:00:00:21"))
+        f["switches"] = [{"name": "br-int", "fail_mode": "secure", "datapath": "netdev", "flows": flows, "ports": [{"name": "v1", "type": "", "ofport": 1, "error": ""}]}]
+    found = why(scene(change), "v1@10.7.0.1", "198.51.100.1", Probe("tcp", 443)).findings
+    assert [f.code for f in found] == codes, found
+    assert flows == 0 or found[0].fix == ("ovs-appctl ofproto/trace br-int 'in_port=v1,tcp,nw_src=10.7.0.1,nw_dst=198.51.100.1,tp_src=40000,tp_dst=443'",)
+
+
 def functions(**second: Any) -> Callable[[Facts], None]:
     """vm7 and vm8 have VFs of w0."""
     def change(f: Facts) -> None:

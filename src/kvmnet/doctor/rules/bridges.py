@@ -99,7 +99,7 @@ def tap_detached(view: View) -> Iterator[Finding]:
     routed = {r.get("dev") for r in view.routes if r.get("protocol") != "kernel"}
     for tap, held in (view.facts.get("taps") or {}).items():
         link = view.links.get(tap)
-        if not link or link.get("master") or tap in routed or view.addresses(link) or not held["program"].startswith(HYPERVISORS):
+        if not link or link.get("master") or tap in view.switched or tap in routed or view.addresses(link) or not held["program"].startswith(HYPERVISORS):
             continue
         bridges = ", ".join(b["ifname"] for b in view.bridges) or "none is left"
         yield Finding(code="tap-detached", severity=Severity.BLOCKS, where=tap, what=f"{tap} of a running guest is a port of no bridge",

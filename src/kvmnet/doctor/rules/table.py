@@ -13,6 +13,7 @@ from kvmnet.doctor.rules import (
     inside,
     services,
     sizes,
+    switches,
     uplinks,
 )
 from kvmnet.doctor.view import View
@@ -33,6 +34,7 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
     "Firewalls": (firewalls.forward_dropped, firewalls.bridge_netfilter, firewalls.input_dropped, firewalls.tunnel_blocked, firewalls.flows_half_seen, firewalls.masquerade_everywhere, firewalls.ipsec_policy),
     "Uplinks and tunnels": (uplinks.bond_partner, uplinks.bond_member_down, uplinks.bond_members_apart, uplinks.bond_unwatched, uplinks.bond_spreads_blindly,
                             uplinks.tunnel_without_peers, uplinks.tunnel_unanswered),
+    "Open vSwitch": (switches.switch_port_stale, switches.switch_without_flows),
     "DHCP and DNS": (services.resolver_everywhere, services.pool_full, services.lease_limit, services.range_off_subnet, services.reserved_is_leased,
                      services.two_dhcp_servers),
     "Tables and queues": (capacity.neighbour_table, capacity.conntrack_table, capacity.log_complains, capacity.backlog_overflow, capacity.port_overflow, capacity.netlink_lost, capacity.netem_left, capacity.queue_too_small, capacity.queue_too_slow),
