@@ -40,6 +40,8 @@ def nic_rates(nic: NicOnNetwork, segment: Segment, features: Mapping[str, str], 
     """What limits one NIC; nothing for one without rates. ``pooled``: taps with a class for what they send in the queue of their tenant."""
     rate: Rate = nic.declared.rate
     sent, detoured = (rate.out, rate.in_) if segment.parent else (rate.in_, rate.out)
+    if not (sent or detoured or nic.declared.qdisc):
+        return
     inner = own_leaf(nic) or usual_leaf(features)
     if sent:
         yield from bucket(nic.tap, sent, rate.burst, inner)

@@ -30,9 +30,11 @@ def uplinks(subject: Subject) -> Iterator[Problem]:
 
 def nics(subject: Subject) -> Iterator[Problem]:
     for item in subject.nics:
+        if not item.nic.qdisc:
+            continue
         nic, path = item.nic, f"{item.path}.qdisc"
         network = subject.spec.networks.get(nic.network)
-        if not nic.qdisc or network is None or item.primary:
+        if network is None or item.primary:
             continue
         if network.mode is Mode.SRIOV:
             yield wrong(path, "the frames of a VF never pass the host", "remove it, or use a network in mode bridge")
@@ -45,11 +47,14 @@ def nics(subject: Subject) -> Iterator[Problem]:
 def there(subject: Subject) -> Iterator[Problem]:
     """Disciplines that this kernel lacks, and NICs that have a queue of somebody else's."""
     known = subject.facts.features
-    asked = [(f"uplinks.{n}.qdisc", u.qdisc) for n, u in subject.spec.uplinks.items()] + [(f"{i.path}.qdisc", i.nic.qdisc) for i in subject.nics]
+    asked = [(f"uplinks.{n}.qdisc", u.qdisc) for n, u in subject.spec.uplinks.items() if u.qdisc]
+    asked += [(f"{i.path}.qdisc", i.nic.qdisc) for i in subject.nics if i.nic.qdisc]
     for path, chosen in asked:
-        if chosen and (reason := known.get(FEATURES[chosen], "")):
+        if reason := known.get(FEATURES[chosen], ""):
             yield wrong(path, f"this host has no {chosen}: {reason}", "remove it, or install the distribution's full kernel")
     wanted = {device: f"uplinks.{n}.qdisc" for n, u in subject.spec.uplinks.items() if u.qdisc for device in queued_nics(u)}
+    if not wanted:
+        return
     for device, other in shared_ports(subject):
         if device in wanted:
             yield wrong(wanted[device], f"what guests of {other} share (networks.{other}.rate.out) waits in classes at {device}, and a NIC has one queue",
