@@ -314,6 +314,23 @@ def test_what_the_host_does_not_show_packets_do(place: Paths, name: str) -> None
         restore()
 
 
+def test_a_port_that_takes_frames_of_the_host_alone(place: Paths) -> None:
+    """As at a hosting provider: the guest is on a bridge with the uplink, and the switch drops what is not from the host's MAC."""
+    there = "10.66.0.77"
+    try:
+        sh(f"ip addr flush dev u1; ip link set u1 master br0; ip -n {U} addr add {there}/24 dev u0")
+        wait_until(lambda: ping(G1, there), 20)
+        sh(f"ping -n -c 1 -W 5 {there}")
+        assert proved(place, FIRST, there).findings == ()
+        sh(f"ip netns exec {U} nft 'add table netdev f; add chain netdev f c {{ type filter hook ingress device \"u0\" priority 0; }}; add rule netdev f c ether saddr != 02:66:00:00:00:01 drop'")
+        assert not ping(G1, there)
+        report = proved(place, FIRST, there)
+        assert [f.code for f in report.blocking] == ["sender-refused"] and report.findings[0].where == "u1", (report.findings, str(report.live))
+    finally:
+        sh(f"ip netns exec {U} nft flush ruleset; ip -n {U} addr del {there}/24 dev u0; ip link set u1 nomaster", check=False)
+        restore()
+
+
 def test_a_route_of_which_one_next_hop_is_dead(place: Paths) -> None:
     """Which flows fall to it only the kernel knows: unknown, until a packet shows it."""
     targets = [f"198.51.100.{n}" for n in range(1, 25)]

@@ -12,7 +12,7 @@ from contextlib import ExitStack, suppress
 from time import monotonic
 from typing import Any
 
-from kvmnet.check.second_look import FRAMES, PACKETS, SECONDS, inside, is_answer, way_back
+from kvmnet.check.second_look import FRAMES, PACKETS, SECONDS, inside, is_answer, other_sender, way_back
 from kvmnet.doctor.asking import NOBODY
 from kvmnet.doctor.ends import Place
 from kvmnet.doctor.finding import Certainty, Finding, Severity
@@ -97,7 +97,7 @@ def prove(scene: Scene, report: Report) -> Report:
             send(scene, report, live)
             more = inside(scene, report)
             if not live.answered and not report.blocking:
-                more += way_back(scene, report)
+                more += way_back(scene, report) or other_sender(scene, report)
         except ToolFailed as failed:
             live.impossible = failed.detail or str(failed)
     return concluded(replace(report, live=live), b.title, more)

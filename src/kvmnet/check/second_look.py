@@ -166,6 +166,23 @@ def way_back(scene: Scene, report: Report) -> list[Finding]:
                     fix=(f"ip route add {asker} via {own[0]}   # on the router behind {dev}", f"or let this host translate it: masquerade what leaves by {dev}"))]
 
 
+def other_sender(scene: Scene, report: Report) -> list[Finding]:
+    """Whether a machine on the guest's own segment that did not answer it answers the host there: then frames of the guest's MAC are refused behind its port."""
+    a, b, number = report.source, report.target, report.probe.number
+    bridge = scene.bridge_of(b.dev)
+    dev = scene.face(bridge, a.dev) if bridge and bridge == scene.bridge_of(a.dev) else ""
+    own = next((str(i.ip) for i in map(ip_interface, scene.addresses_of(dev, report.probe.version)) if ip_address(b.ip) in i.network), "") if dev else ""
+    if a.place is not Place.NIC or b.place is not Place.NIC or not own or not b.mac or number == UDP:
+        return []
+    mark = secrets.randbits(31) | 1
+    packet = made((b.mac, scene.mac(dev)), own, b.ip, number, (32768 + mark % 28000, report.probe.port), b"" if number == TCP else mark.to_bytes(4, "big") + b"kvmnet why", sequence=mark if number == TCP else 1)
+    if not exchange(dev, mark, number, own, "", lambda wire: wire.send(packet.frame)).answers:
+        return []
+    return [Finding(code="sender-refused", severity=Severity.BLOCKS, where=b.dev, certainty=Certainty.LIKELY, what=f"{b.title} answers {own} and not {a.title}: what is behind {b.dev} takes no frames of {a.mac or 'the guest'}, or nothing from {a.ip}",
+                    why="Ports at hosting providers, port security and Wi-Fi let only the MAC of the host's own card through; a firewall of that machine looks the same from here.", evidence=(f"put in at {a.dev} from {a.ip}: no answer; by {dev} from {own}: an answer came back",),
+                    fix=("a routed or nat network instead of a bridge to that port, or the MAC made known there",))]
+
+
 # -- who is where ----------------------------------------------------------------------------------
 
 def seek(scene: Scene, words: Sequence[str]) -> list[Json]:

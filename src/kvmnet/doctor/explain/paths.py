@@ -40,6 +40,7 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "ipv6-disabled": ("IPv6 is switched off on the bridge: the host has no address there, and is no router of IPv6.", ("sysctl -w net.ipv6.conf.BRIDGE.disable_ipv6=0",)),
     "no-route": ("The host has no route there.", ("ip route add PREFIX via GATEWAY",)),
     "no-way-back": ("What is beyond the host answers the host's own address and not the one that the packet leaves with: it has no route back to it.", ("ip route add PREFIX via HOST   # on the router beyond", "or masquerade")),
+    "sender-refused": ("A machine on the segment answers the host and not the guest: the port that it is behind takes frames of known MACs only (hosting provider, port security, Wi-Fi), or its firewall refuses the guest.", ("a routed or nat network",)),
     "guest-other-way": ("The guest sends by another router than this host.", ("kvmnet vm exec GUEST ip route",)),
     "multipath-hop": ("A route has several next hops, and one of them does not work: the kernel sends some flows there all the same.", ("ip route show", "ip neigh show nud failed")),
     "route-unknown": ("A policy rule asks for something that is not judged; it may send the packet another way.", ("ip rule show",)),
