@@ -48,7 +48,8 @@ networks: {lan: {mode: bridge, uplink: ring, stp: rstp, stp_options: {priority: 
 vms: {a: {nics: [{network: lan, mac: '52:54:00:00:07:01', ip: none, ip6: none, guard: 'off'}]}}
 """
 EVERYBODY, GUEST = "ff:ff:ff:ff:ff:ff", "52:54:00:00:07:01"
-SOON = 40.0
+SOON = 90.0
+"""What was heard of a bridge that fell silent grows old, and a port waits for two delays: 36 s, on a machine that has nothing else to do."""
 ROOT = "4096.02:00:00:00:0a:01"
 
 
