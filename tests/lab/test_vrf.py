@@ -11,8 +11,12 @@ from contextlib import ExitStack
 
 import pytest
 
+from kvmnet.check.passage import prove
+from kvmnet.doctor.why import Probe, why
 from kvmnet.errors import ApplyFailed
 from kvmnet.host.clock import wait_until
+from kvmnet.spec.load import loads
+from lib.documents import quiet
 from lib.netns import named_netns, sh
 from lib.settled import lines, settled
 from lib.world import NEVER, SOON, Guest, Place, World, steady, unchanged, world
@@ -85,6 +89,9 @@ def test_two_tenants_of_equal_addresses(two: Two) -> None:
         assert guest.tcp(HOST, 8080) == f"{t}-guest 10.1.0.1"    # hairpin
         assert guest.tcp("10.1.0.1", 22, NEVER) == ""
     assert near.apply(document()).steps == ()
+    scene = quiet(near.paths, loads(document()).spec.networks, without=("deep",))
+    for t in TENANTS:    # what the host sends in a domain, and what answers there
+        assert prove(scene, why(scene, f"{t}0", SERVER, Probe())).live.answered
 
 
 def intrudes(two: Two, opener: str, victim: str, seconds: float = 2 * NEVER) -> bool:

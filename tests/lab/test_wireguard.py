@@ -15,6 +15,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import Capture
 from kvmnet.spec.load import loads
 from kvmnet.status import tunnel_statuses
+from lib.documents import quiet
 from lib.netns import sh
 from lib.settled import lines, settled
 from lib.world import HOST, ROUTER, World, same, unchanged, world
@@ -84,6 +85,7 @@ def test_a_segment_through_a_tunnel_from_nothing_to_nothing(far: Far) -> None:
     assert "1440 bytes" in claims["peer far"].evidence
     (shown,) = tunnel_statuses(loads(text).spec)
     assert shown.key == public() and shown.peers[0].handshake is not None and shown.peers[0].received > 1000
+    quiet(near.paths, loads(text).spec.networks)
     secret = sh(f"wg show {DEV} private-key").strip().encode()
     holding = [p for root in (near.paths.state, near.paths.run) for p in root.rglob("*") if p.is_file() and secret in p.read_bytes()]
     assert [(p.name, p.stat().st_mode & 0o777) for p in holding] == [(f"{DEV}.key", 0o600)]

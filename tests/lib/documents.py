@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from kvmnet.doctor.why import Probe, why
 from kvmnet.facts.capture import capture
 from kvmnet.host.clock import wait_until
 from kvmnet.host.packets import Tap
+from kvmnet.host.paths import Paths
 from kvmnet.spec.load import load
 from kvmnet.spec.networks import Mode, Network
 from lib.known import lend_features
@@ -40,20 +41,26 @@ MEANT = {"modes": [("stp-delay", "kvb-store")], "vlans": [("stp-delay", "kvb-~tr
 
 def healthy(name: str, net: World) -> None:
     """The doctor finds nothing on a host that is as its document wants it, and `why` nothing that stands in the way of its guests."""
-    lend_features(net.host.paths)
-    said: list[tuple[str, ...]] = []
-    meant, networks = MEANT.get(name, []), load(DOCUMENTS[name]).spec.networks
-
-    def silent() -> bool:
-        scene = read(capture(net.host.paths))
-        said[:] = [(f.code, f.where) for f in examine(scene) if f.code not in MACHINE]
-        said.extend(refused(scene, networks))
-        return said == meant
     with ExitStack() as stack:
         held(stack)
-        with suppress(TimeoutError):
-            wait_until(silent, 60, 0.3)
-    assert said == meant, said
+        quiet(net.host.paths, load(DOCUMENTS[name]).spec.networks, MEANT.get(name, []))
+
+
+def quiet(paths: Paths, networks: Mapping[str, Network], meant: Sequence[tuple[str, str]] = (), without: Collection[str] = ()) -> Scene:
+    """The host on which nothing is found but what is *meant*, once it has come to rest. ``without``: networks whose guests are not there."""
+    lend_features(paths)
+    seen: list[Scene] = []
+    said: list[tuple[str, ...]] = []
+
+    def silent() -> bool:
+        seen[:] = [read(capture(paths))]
+        said[:] = [(f.code, f.where) for f in examine(seen[0]) if f.code not in MACHINE]
+        said.extend(row for row in refused(seen[0], networks) if row[0] not in without)
+        return said == list(meant)
+    with suppress(TimeoutError):
+        wait_until(silent, 60, 0.3)
+    assert said == list(meant), said
+    return seen[0]
 
 
 def held(stack: ExitStack) -> None:

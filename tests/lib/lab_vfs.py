@@ -11,13 +11,17 @@ from time import monotonic
 from typing import Any
 
 from kvmnet.api import Host
+from kvmnet.doctor.rules.table import examine
+from kvmnet.doctor.view import View
 from kvmnet.errors import KvmnetError
+from kvmnet.facts.capture import capture
 from kvmnet.guests.accel import Accel
 from kvmnet.guests.launch import start, wait_for_agent
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.planned import Planned
 from kvmnet.spec.load import loads
+from lib.documents import MACHINE
 from lib.lab_guest import explained
 from lib.netns import sh
 
@@ -111,14 +115,20 @@ def compared(dev: str) -> list[dict[str, Any]]:
 
 
 
+def sick(made: Desk) -> list[tuple[str, str]]:
+    """What the doctor finds: of VFs nothing."""
+    return [(f.code, f.where) for f in examine(View(capture(made.host.paths))) if f.code not in MACHINE]
+
+
 def keep_books(module: str) -> dict[str, float]:
     """64 VFs told and read back, repaired, fewer of them, others' VFs lent and given back. Seconds of each."""
     dev = simulated(module)
     before = told(dev)
     with desk() as made:
+        well = sick(made)
         made.apply(document(dev), "64")
         assert compared(dev) == [shown(n) for n in range(MANY)]
-        assert made.drift() == []
+        assert made.drift() == [] and sick(made) == well
         sh(f"ip link set {dev} vf 3 mac 02:00:00:00:00:99; ip link set {dev} vf 4 trust off; ip link set {dev} vf 5 vlan 7; "
            f"ip link set {dev} vf 7 spoofchk off")
         assert made.drift() == [f"vf {dev} {n}" for n in (3, 4, 5, 7)]
