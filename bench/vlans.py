@@ -14,6 +14,7 @@ import shlex
 import sys
 import tempfile
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
@@ -100,6 +101,12 @@ class Bench:
                 ratio(f"destroy {what}", self.taken["destroy"], self.taken["bare remove"], 3)]
 
 
+def together(taken: Mapping[str, Mapping[str, Sequence[Spent]]], what: str) -> list[Spent]:
+    """What all kinds took in each round."""
+    return [Spent(sum(one.wall for one in spent), sum(one.processor for one in spent))
+            for spent in zip(*(found[what] for found in taken.values()), strict=True)]
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--count", type=int, default=500)
@@ -124,6 +131,8 @@ def main() -> None:
                     world.kvmnet("destroy", "--yes")
             claims += bench.claims()
             taken[kind] = bench.taken
+        if len(taken) > 1:
+            claims += [ratio(f"plan, apply and verify {asked.count} of each", together(taken, "make"), together(taken, "bare make"), 3)]
         print(json.dumps({"claims": [c.to_json() for c in claims], "seconds": taken}))
 
 
