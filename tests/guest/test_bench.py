@@ -114,3 +114,12 @@ def test_a_guest_s_traffic_is_cut_off_and_comes_back_by_the_other_way(home: dict
     assert gap["good"] and gap["median"] > 0 and 0 < lost["median"] < answer["sent"]
     assert answer["over"] and answer["after"] > 0, "answers came before it was lost, and afterwards"
     assert not called_with(home)
+
+
+def test_a_tunnel_is_measured_to_its_far_end(home: dict[str, str], tmp_path: Path) -> None:
+    done = kvmnet(home, "run", "--rounds", "1", "--no-twin", "--only", "tcp-up", "--between", "guest-outside", "--set", "memory=192",
+                  "--point", "mode=vxlan", "--record", str(tmp_path / "r.jsonl"), "--json")
+    out, err = done.communicate(timeout=300)
+    assert done.returncode == 0, err
+    rows = {r["what"]: r["median"] for r in json.loads(out)["rows"]}
+    assert rows["tcp-up, guest-outside: throughput"] > 0

@@ -15,7 +15,7 @@ from typing import Self
 from kvmnet.bench.dials import Dials
 from kvmnet.bench.document_seats import Stand
 from kvmnet.bench.documents import DocumentSeat
-from kvmnet.bench.matrix import GROUP, PORT, Seat, document
+from kvmnet.bench.matrix import GROUP, HEADERS, PORT, Seat, document
 from kvmnet.bench.peers import seats as peers
 from kvmnet.bench.scenarios import Place
 from kvmnet.bench.traffic.program import NAME, initrd_with, program
@@ -97,7 +97,13 @@ class Ground:
                 switch(seat, self.folder).make()
             here += near_lines(seat, netns)
             own = [f"link set {member} up" for member in seat.members]
-            if not seat.ways:
+            near, far = seat.tunnel
+            if far:
+                there += [f"addr add {far}/24 dev out{seat.number}", f"link set out{seat.number} mtu {seat.mtu + HEADERS} up",
+                          f"link add vx{seat.number} mtu {seat.mtu} type vxlan id {seat.vni} local {far} remote {near} dev out{seat.number} dstport 4789",
+                          f"addr add {seat.outside}/24 dev vx{seat.number}", f"link set vx{seat.number} up"]
+                own = [f"addr add {near}/24 dev {seat.device}", *own]
+            elif not seat.ways:
                 there += [f"addr add {seat.outside}/24 dev out{seat.number}", f"link set out{seat.number} up"]
                 own = [*([f"addr add 198.19.{seat.number}.2/24 dev {seat.device}"] if not seat.on_segment else []), *own]
             elif seat.ways != "rstp":

@@ -55,9 +55,11 @@ def number(least: int, most: int) -> Callable[[str], str | None]:
     return lambda value: None if value.isdigit() and least <= int(value) <= most else f"a number from {least} to {most}"
 
 
+HEADERS = 50
+"""Bytes that VXLAN over IPv4 puts before a frame's packet (RFC 7348)."""
 AXES: Mapping[str, Callable[[str], str | None]] = {
     "model": one_of(*(m.value for m in Model)),
-    "mode": one_of("nat", "routed", "isolated", "bridge", "macvtap"),
+    "mode": one_of("nat", "routed", "isolated", "bridge", "macvtap", "vxlan"),
     "uplink": one_of("nic", *WAYS),
     "by": one_of("kvmnet", "bare", "libvirt", "clean-traffic", "ovs"),
     "guard": one_of("full", "mac", "off"),
@@ -153,7 +155,7 @@ def words_of(vm: Vm, nic: Nic, spec: Spec) -> str:
     network = spec.networks[nic.network]
     cpus = vm.run.cpus if vm.run else 1
     words = [f"model={nic.model.value}" if nic.model is not Model.VIRTIO else "",
-             f"mode={network.mode.value}" if network.mode not in (Mode.NAT, Mode.VXLAN) else "",
+             f"mode={network.mode.value}" if network.mode is not Mode.NAT else "",
              f"guard={nic.guard}" if nic.guard != "full" else "",
              f"mtu={nic.mtu or network.mtu}" if nic.mtu or network.mtu else "",
              f"queues={queues}" if (queues := min(cpus, 8) if nic.queues == "auto" else nic.queues) > 1 else "",
@@ -171,9 +173,9 @@ def nic_of(spec: Spec, name: str) -> str:
     for item in spec.placed:
         if item.vm == vm and wanted in ("", item.name):
             mode = spec.networks[item.nic.network].mode
-            if mode in (Mode.SRIOV, Mode.VXLAN):
+            if mode is Mode.SRIOV:
                 raise KvmnetError(f"{name} is on a network of mode {mode}, which cannot be made again for a measurement",
-                                  f"take a NIC of mode {', '.join(m for m in Mode if m not in (Mode.SRIOV, Mode.VXLAN))}")
+                                  f"take a NIC of mode {', '.join(m for m in Mode if m is not Mode.SRIOV)}")
             return words_of(spec.vms[vm], item.nic, spec)
     raise KvmnetError(f"the document has no NIC {name}", f"it has {', '.join(f'{i.vm}/{i.name}' for i in spec.placed) or 'none'}")
 
@@ -214,7 +216,16 @@ class Seat:
 
     @property
     def on_segment(self) -> bool:
-        return self.configuration.mode in ("bridge", "macvtap")
+        return self.configuration.mode in ("bridge", "macvtap", "vxlan")
+
+    @property
+    def tunnel(self) -> tuple[str, str]:
+        """Ends of the tunnel in which its frames go outside, ours first; blank in other modes than vxlan."""
+        return (f"198.18.{self.number}.2", f"198.18.{self.number}.1") if self.configuration.mode == "vxlan" else ("", "")
+
+    @property
+    def vni(self) -> int:
+        return 1000 + self.number
 
     @property
     def host(self) -> str:
@@ -300,7 +311,7 @@ def uplink(seat: Seat) -> str:
     if seat.ways == "rstp":
         return f"device: {seat.device}, redundant: {{{seat.members[1]}: {{}}}}"
     if not seat.ways:
-        return f"device: {seat.device}"
+        return f"device: {seat.device}" + (f", mtu: {seat.mtu + HEADERS}" if seat.tunnel[1] else "")
     own = "" if seat.on_segment else f", addresses: [198.19.{seat.number}.2/24]"
     return f"members: [{', '.join(seat.members)}], bond: {seat.ways}{own}"
 
@@ -313,8 +324,10 @@ def network(seat: Seat) -> str:
         parts.append(f"uplink: u{seat.number}")
     if seat.ways == "rstp":
         parts.append("stp: rstp, stp_options: {hello: 1}")
+    if seat.tunnel[1]:
+        parts.append(f"vxlan: {{vni: {seat.vni}, peers: [{seat.tunnel[1]}]}}")
     if seat.on_segment:
-        parts += [f"address: {seat.host}", f"gateway: {seat.router}", f"pool: {seat.prefix}.100-{seat.prefix}.199"]
+        parts += [f"address: {seat.host}", *([] if seat.tunnel[1] else [f"gateway: {seat.router}"]), f"pool: {seat.prefix}.100-{seat.prefix}.199"]
     return ", ".join(parts)
 
 

@@ -46,7 +46,7 @@ def check(wish: Wish) -> None:
         if c.mode == "isolated" and Place.OUTSIDE in wish.places:
             raise KvmnetError(f"{c.name}: an isolated network has no outside", "leave --between guest-outside away")
         by = c.settings.get("by", "kvmnet")
-        if by != "kvmnet" and c.mode in ("bridge", "macvtap"):
+        if by != "kvmnet" and c.mode in ("bridge", "macvtap", "vxlan"):
             raise KvmnetError(f"{c.name}: others than kvmnet are compared in modes nat, routed and isolated", "write mode=nat")
         if by != "kvmnet" and (said := LACKING[by]()):
             raise HostCannot(f"{c.name}: {said}", "leave it out; nothing is simulated")
@@ -66,7 +66,7 @@ def check(wish: Wish) -> None:
 def check_ways(c: Configuration, wish: Wish) -> None:
     """Raise for an uplink of two ways that cannot be, and for a loss without one."""
     seat = Seat(0, c)
-    if seat.ways and (c.mode == "isolated" or seat.apart):
+    if seat.ways and (c.mode in ("isolated", "vxlan") or seat.apart):
         raise KvmnetError(f"{c.name}: an uplink of two ways is one of kvmnet's, in the modes nat, routed, bridge and macvtap", f"leave uplink={seat.ways} away")
     if seat.ways == "rstp" and c.mode != "bridge":
         raise KvmnetError(f"{c.name}: RSTP is for networks of mode bridge", "write mode=bridge")

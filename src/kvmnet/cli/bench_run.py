@@ -54,7 +54,7 @@ def run(points: tuple[str, ...], nics: tuple[str, ...], documents: tuple[Path, .
     touched, and nothing is left, however it ends. Configurations take turns; each is compared to the first, pair by pair.
 
     \b
-    What can be varied: model, mode (nat, routed, isolated, bridge, macvtap), uplink (nic; of two ways: active-backup, 802.3ad, balance-xor, rstp), guard, groups (on, off), by (kvmnet, bare, libvirt,
+    What can be varied: model, mode (nat, routed, isolated, bridge, macvtap, vxlan), uplink (nic; of two ways: active-backup, 802.3ad, balance-xor, rstp), guard, groups (on, off), by (kvmnet, bare, libvirt,
     clean-traffic, ovs: who makes the network), mtu, queues, vhost, offloads (all, none, tso4+csum: without these), packed and rss (on, off), rx_ring,
     cpus and memory of the guest; and settings of the host's kernel that the document's tuning: takes, by their names
     (net.ipv4.tcp_rmem=4096/131072/33554432), which hold during the turns of their configuration.

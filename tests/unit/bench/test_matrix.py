@@ -39,7 +39,7 @@ def test_what_cannot_be_varied_is_said(words: list[str], said: str) -> None:
 POINTS = ("", "model=e1000", "model=rtl8139", "mode=bridge", "mode=macvtap", "mode=routed", "mode=isolated", "guard=off", "guard=mac",
           "mtu=9000", "queues=2 cpus=2 rss=on", "vhost=off", "offloads=none", "packed=on", "rx_ring=1024", "memory=512 by=bare offloads=tso4+tso6",
           "uplink=rstp mode=bridge pin=0-1/1", "uplink=active-backup", "uplink=active-backup mode=bridge", "uplink=active-backup mode=macvtap",
-          "groups=on offloads=mrg_rxbuf")
+          "groups=on offloads=mrg_rxbuf", "mode=vxlan mtu=1400")
 
 
 @pytest.mark.parametrize("guests", [1, 2])
@@ -56,6 +56,7 @@ def test_the_document_of_everything_is_one(guests: int) -> None:
     assert made.spec.networks["c15"].mode == "isolated" and "u15" not in made.spec.uplinks and "u0" in made.spec.uplinks
     assert made.spec.uplinks["u16"].redundant.keys() == {"up16b"} and made.spec.networks["c16"].stp == "rstp"
     assert [made.spec.uplinks[f"u{n}"].bond for n in (0, 17, 18, 19)] == [None, *["active-backup"] * 3]
+    assert made.spec.networks["c21"].vxlan.peers == ("198.18.21.1",) and made.spec.uplinks["u21"].mtu == 1450  # type: ignore[union-attr]
     assert made.spec.uplinks["u17"].addresses and not made.spec.uplinks["u18"].addresses
     assert made.spec.vms["c16g1"].run.pin.vcpus == ("0-1", "1")  # type: ignore[union-attr]
     assert nics["c20g1"].groups == ("bench",) and nics["c20g1"].offloads.mrg_rxbuf is False and nics["c12g1"].offloads.mrg_rxbuf is None
@@ -85,8 +86,7 @@ def test_a_nic_of_a_document_is_a_point() -> None:
     assert nic_of(spec, "two/x") == "model=e1000e mode=bridge mtu=1400"
     with pytest.raises(KvmnetError, match="no NIC one/nic7"):
         nic_of(spec, "one/nic7")
-    with pytest.raises(KvmnetError, match="mode vxlan, which cannot be made again"):
-        nic_of(spec, "two/nic1")
+    assert nic_of(spec, "two/nic1") == "mode=vxlan"
 
 
 def test_no_two_parts_share_an_address() -> None:
