@@ -118,6 +118,18 @@ def mtu(view: View, inner: Inner) -> Iterator[Finding]:
                       fix=(f"kvmnet vm exec {inner.guest} ip link set {inner.link['name']} mtu {port}",))
 
 
+def nested_mtu(view: View, inner: Inner) -> Iterator[Finding]:
+    """Where the guest forwards by this card."""
+    own, name = int(inner.link.get("mtu", 0)), inner.link["name"]
+    if inner.inside.get("settings", {}).get("net.ipv4.ip_forward") != "1" or not any(r["dst"] == "default" and r["dev"] == name for r in inner.inside.get("routes", ())):
+        return
+    for link in inner.inside.get("links", ()):
+        if not link.get("hardware") and link["name"] != inner.link.get("master") and link.get("up") and int(link.get("mtu", 0)) > own:
+            yield Finding(code="guest-nested-mtu", severity=Severity.DEGRADES, where=inner.title, what=f"{link['name']} in {inner.guest} has MTU {link['mtu']}, the card {name} by which it leaves {own}", certainty=Certainty.LIKELY,
+                          why="containers and guests there send packets that do not fit: they get through only as long as every firewall on the way back lets ICMP say so", evidence=(f"in {inner.guest}: {link['name']} mtu {link['mtu']}, {name} mtu {own}, ip_forward 1",),
+                          fix=(f"kvmnet vm exec {inner.guest} ip link set {link['name']} mtu {own}   # and of what is in it; of Docker: \"mtu\": {own} in daemon.json",))
+
+
 def queues_unused(view: View, inner: Inner) -> Iterator[Finding]:
     offered, used = int(inner.nic.get("queues") or 1), int(inner.link.get("queues", 0))
     can = min(offered, inner.cpus)

@@ -23,7 +23,8 @@ SECONDS = 3.0
 MARK = "@@kvmnet"
 MOST = 400_000
 """Bytes of a guest's firewall rules."""
-SETTINGS = ("net/ipv4/tcp_congestion_control", "net/core/default_qdisc", "net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem")
+FORWARDS = "net/ipv4/ip_forward"
+SETTINGS = (FORWARDS, "net/ipv4/tcp_congestion_control", "net/core/default_qdisc", "net/ipv4/tcp_rmem", "net/ipv4/tcp_wmem")
 """Of the guest's kernel, below /proc/sys."""
 SCRIPT = f"""\
 PATH=$PATH:/sbin:/usr/sbin

@@ -18,6 +18,8 @@ def rows(name: str, told: Json) -> Iterator[tuple[str, str, str]]:
         if link.get("driver"):
             yield f"{name}: {link['name']}", value(link), meaning(link, taken.get(link.get("mac"), {}))
     for setting, text in inside.get("settings", {}).items():
+        if setting == "net.ipv4.ip_forward":
+            continue
         yield f"{name}: {setting}", text, "of the guest's own TCP: set it in the guest, tuning: is for the host's"
 
 

@@ -50,6 +50,15 @@ def told(mtu: int = 1500, at: str | None = "10.0.0.5/24", given: str = "10.0.0.5
                      "nics": [{"vm": "a", "nic": "nic0", "network": "lan", "mac": MAC, "ip": given, "ip6": "", "tap": "t1"}]}
 
 
+def containers(mtu: int, forward: str = "1") -> Json:
+    """The same guest with a card of 1,400 bytes, and a bridge for containers."""
+    found = told(mtu=1400) | {"links": [BR, tap(mtu=1400), T2, link("eth0", at=("10.9.0.2/24",))]}
+    inside = found["guests"][0]["inside"]
+    inside["links"].append({"name": "docker0", "mac": OTHER, "mtu": mtu, "up": True, "hardware": False})
+    inside["settings"] = {"net.ipv4.ip_forward": forward}
+    return found
+
+
 def held(*names: str) -> Json:
     return {n: {"pid": 7, "program": "qemu-system-x86_64", "queues": 1} for n in names}
 
@@ -313,6 +322,8 @@ CASES: list[tuple[str, Json, Json]] = [
     ("guest-other-mac", told(mac=OTHER), told(mac=OTHER, mac_set=False)),
     ("guest-mtu", told(mtu=9000), told()),
     ("guest-mtu", told(mtu=1400), told(mtu=1400) | {"links": [BR, tap(mtu=1400), T2, link("eth0", at=("10.9.0.2/24",))]}),
+    ("guest-nested-mtu", containers(1500), containers(1400)),
+    ("guest-nested-mtu", containers(1500), containers(1500, forward="0")),
     ("guest-without-resolver", told(resolvers=()), told(resolvers=()) | {"dhcp_servers": [server(port=0)]}),
     ("guest-queues-unused", told(queues=1), told()),
     ("guest-offloads-off", told(offloads={"tso": False}), told(offloads={"tso": False, "rx-checksum": False, "tx-checksum": False}) | {"guests": []}),

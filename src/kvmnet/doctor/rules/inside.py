@@ -64,6 +64,12 @@ def guest_mtu(view: View) -> Iterator[Finding]:
     yield from each(view, inside.mtu)
 
 
+def guest_nested_mtu(view: View) -> Iterator[Finding]:
+    """A guest forwards for containers or guests of its own behind a bridge with a larger MTU than its card: large transfers of theirs hang
+    where ICMP is filtered."""
+    yield from each(view, inside.nested_mtu)
+
+
 def guest_without_resolver(view: View) -> Iterator[Finding]:
     """A guest knows no server for names, though one on its segment would answer: addresses work, names do not."""
     yield from each(view, inside.without_resolver)

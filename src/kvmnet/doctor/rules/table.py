@@ -43,7 +43,7 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
         guests.vhost_missing, guests.emulated_card, guests.queues_idle, guests.user_backend, guests.not_accelerated),
     "Inside guests, where an agent tells": (
         inside.guest_nic_down, inside.guest_other_mac, inside.guest_without_address, inside.guest_other_address, inside.guest_duplicate_address, inside.guest_other_prefix,
-        inside.guest_without_route, inside.guest_wrong_neighbour, inside.guest_gateway_silent, inside.guest_mtu, inside.guest_without_resolver,
+        inside.guest_without_route, inside.guest_wrong_neighbour, inside.guest_gateway_silent, inside.guest_mtu, inside.guest_nested_mtu, inside.guest_without_resolver,
         inside.guest_queues_unused, inside.guest_offloads_off),
 }
 """Subject -> its rules. The code of a rule's findings is its name with hyphens."""
