@@ -37,6 +37,7 @@ def test_a_load_over_rstp_loses_its_way_and_gets_the_other(tmp_path: Path) -> No
         finally:
             wait_until(lambda: not killed(where.netns), 20)
             sh(f"ip netns del {where.netns}")
+            wait_until(lambda: seat.device not in sh("ip -o link"), 20)  # a namespace's devices go later than its name
 
 
 def killed(netns: str) -> list[str]:
