@@ -483,9 +483,11 @@ def test_macvtaps_where_something_comes_to_their_guests() -> None:
         assert plain("shy")[0] == SENT, "nobody counts"
         assert made.drift() == ["create guard-hook kvt-shy-0 in"]
         made.apply(MACVTAPS)
+        time_over()
         held(*plain("shy"), 40)
         sh("nft flush ruleset")
         wait_until(lambda: "ingress_kvt" in sh("nft list table netdev kvmnet", check=False), 20)
+        time_over()
         held(*plain("shy"), 40)
         made.apply(MACVTAPS.replace(", receive: {packets: 40/s, syn: 15/s}", ""))
         assert made.drift() == [] and "ingress_kvt" not in sh("nft list table netdev kvmnet")
