@@ -12,10 +12,10 @@ import marshal
 import os
 from collections.abc import Iterator
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from kvmnet.digests import blake2b
 from kvmnet.drivers.kinds import KINDS
 from kvmnet.engine.resource import Absent, Key, Resource, Wanted, compared, setting_names
 from kvmnet.errors import HostCannot

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from hashlib import sha256
 from typing import Any
 
 from kvmnet.bench.matrix import PORT, Configuration, Seat
-from kvmnet.digests import sha256
 from kvmnet.errors import KvmnetError
 from kvmnet.records import dataclass, field
 from kvmnet.spec import tree

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from hashlib import blake2s
 
 from kvmnet.check.model import Subject
 from kvmnet.check.station import Station
-from kvmnet.digests import blake2s
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
 from kvmnet.drivers.linux.driver import LinuxDriver, ip_json, run_batch

@@ -5,8 +5,8 @@ Only claimed settings count: never counters, carrier, leases or lifetimes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
+from hashlib import blake2b, sha256
 
-from kvmnet.digests import blake2b, sha256
 from kvmnet.engine.resource import Absent, Key, State, Wanted, compared_names
 from kvmnet.records import dataclass
 

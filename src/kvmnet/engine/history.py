@@ -15,10 +15,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kvmnet.digests import sha256
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.facts.model import Allocation, Allocations
 from kvmnet.host.files import make_directory, readable_errors

@@ -9,11 +9,11 @@ from __future__ import annotations
 import lzma
 import re
 from collections.abc import Callable, Iterable
+from hashlib import blake2s
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kvmnet.digests import blake2s
 from kvmnet.errors import HostCannot
 from kvmnet.guests.cpio import Archive
 from kvmnet.guests.kernel import load_order, module_needs, vmlinux

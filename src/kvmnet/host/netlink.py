@@ -10,8 +10,8 @@ import socket
 import struct
 from collections.abc import Iterator
 from contextlib import suppress
+from hashlib import blake2b
 
-from kvmnet.digests import blake2b
 from kvmnet.host.process import boot_id
 
 NOOP, ERROR, DONE = 1, 2, 3

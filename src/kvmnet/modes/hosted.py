@@ -1,9 +1,9 @@
 """A bridge of our own with the host on it: what nat, routed and isolated have in common. Pure."""
 from __future__ import annotations
 
+from hashlib import blake2s
 from typing import Any
 
-from kvmnet.digests import blake2s
 from kvmnet.drivers.linux.resources import Address, Link, Neighbour, Sysctl, address_name, proxy_name
 from kvmnet.modes.segment import Part, Segment
 from kvmnet.spec.networks import Network

@@ -6,7 +6,8 @@ closed at once, and when the keeper dies the guard itself still stands.
 """
 from __future__ import annotations
 
-from kvmnet.digests import sha256
+from hashlib import sha256
+
 from kvmnet.drivers.nftables.resources import GuardKeeper
 from kvmnet.policy.guard import PRIORITY
 from kvmnet.policy.marks import GUEST, ROUTED

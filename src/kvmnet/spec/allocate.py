@@ -7,8 +7,8 @@ out again, oldest first. A declared address always wins over a given one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from hashlib import blake2s
 
-from kvmnet.digests import blake2s
 from kvmnet.errors import Problem, SpecError
 from kvmnet.facts.model import Allocation, Allocations
 from kvmnet.spec import pools, vfs

@@ -5,7 +5,7 @@ beginning and get a hash, so that the name is stable and two never meet by chanc
 """
 from __future__ import annotations
 
-from kvmnet.digests import blake2s
+from hashlib import blake2s
 
 TAP = "kvt-"
 """Reserved prefix of guest taps: a frame from such a port passes only if its guard allows it."""

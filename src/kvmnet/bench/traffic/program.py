@@ -1,11 +1,11 @@
 """kvmnet-load, compiled on first use: one static program that runs on the host and in any guest."""
 from __future__ import annotations
 
+from hashlib import blake2s
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from kvmnet.digests import blake2s
 from kvmnet.errors import HostCannot
 from kvmnet.guests.cpio import Archive
 from kvmnet.host.paths import Paths

@@ -14,9 +14,9 @@ import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
+from hashlib import blake2s
 from pathlib import Path
 
-from kvmnet.digests import blake2s
 from kvmnet.drivers.dnsmasq import process, wire
 from kvmnet.drivers.dnsmasq.process import Files
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation

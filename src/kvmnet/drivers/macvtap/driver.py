@@ -11,11 +11,11 @@ import os
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from hashlib import blake2s
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from kvmnet.digests import blake2s
 from kvmnet.drivers.linux.attrs import OURS
 from kvmnet.drivers.linux.driver import batch_text, ip_json, run_batch
 from kvmnet.drivers.linux.words import Line

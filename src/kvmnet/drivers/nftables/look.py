@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from kvmnet.digests import blake2b
 from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.drivers.nftables.wire import Elements
 from kvmnet.engine.resource import setting_names

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
-from kvmnet.digests import sha256
 from kvmnet.drivers.nftables.look import write_whole
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.nftables.tables import EGRESS, FILLED

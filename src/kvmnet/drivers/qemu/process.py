@@ -8,10 +8,10 @@ import signal
 import subprocess
 from collections.abc import Sequence
 from contextlib import suppress
+from hashlib import blake2s
 from pathlib import Path
 from typing import TypeAlias
 
-from kvmnet.digests import blake2s
 from kvmnet.drivers.qemu.passed import lockable
 from kvmnet.errors import HostCannot, KvmnetError
 from kvmnet.host.clock import wait_until

@@ -6,10 +6,10 @@ down in the run directory, a file for each tunnel; a tunnel without one is not o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2s
 from pathlib import Path
 from typing import cast
 
-from kvmnet.digests import blake2s
 from kvmnet.drivers.wireguard import notebook, secrets
 from kvmnet.drivers.wireguard.notebook import Note
 from kvmnet.drivers.wireguard.resources import Tunnel, TunnelPeer, peer_name
