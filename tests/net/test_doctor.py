@@ -1,6 +1,7 @@
 """Faults that are made for real, on a host that kvmnet did not configure: found by ``doctor``, and gone with its printed cure."""
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,14 +26,15 @@ pytestmark = pytest.mark.net
 MAC1, MAC2 = "02:00:00:00:00:11", "02:00:00:00:00:12"
 MACHINE = {"backlog-overflow", "cpu-stolen", "interrupts-on-one-cpu", "frames-come-back", "log-complains", "port-overflow"}
 """What other people's load on this machine may cause."""
+G1, G2, UP = (f"kvd-{os.getpid()}-{n}" for n in ("1", "2", "u"))
 WORLD = f"""
 ip link add br0 address 02:00:00:00:00:b0 type bridge; ip link set br0 up; ip addr add 10.66.0.1/24 dev br0
-ip link add p1 address fe:00:00:00:00:11 type veth peer name e netns doctor-g1; ip link add p2 address fe:00:00:00:00:12 type veth peer name e netns doctor-g2
+ip link add p1 address fe:00:00:00:00:11 type veth peer name e netns {G1}; ip link add p2 address fe:00:00:00:00:12 type veth peer name e netns {G2}
 ip link set p1 master br0 up; ip link set p2 master br0 up
-ip -n doctor-g1 link set e address {MAC1} up; ip -n doctor-g1 addr add 10.66.0.11/24 dev e; ip -n doctor-g1 addr add fd66::11/64 dev e nodad
-ip -n doctor-g2 link set e address {MAC2} up; ip -n doctor-g2 addr add 10.66.0.12/24 dev e
-ip link add u1 type veth peer name u0 netns doctor-up; ip link set u1 up; ip addr add 10.77.0.2/24 dev u1
-ip -n doctor-up link set u0 up; ip -n doctor-up addr add 10.77.0.1/24 dev u0; ip route add default via 10.77.0.1
+ip -n {G1} link set e address {MAC1} up; ip -n {G1} addr add 10.66.0.11/24 dev e; ip -n {G1} addr add fd66::11/64 dev e nodad
+ip -n {G2} link set e address {MAC2} up; ip -n {G2} addr add 10.66.0.12/24 dev e
+ip link add u1 type veth peer name u0 netns {UP}; ip link set u1 up; ip addr add 10.77.0.2/24 dev u1
+ip -n {UP} link set u0 up; ip -n {UP} addr add 10.77.0.1/24 dev u0; ip route add default via 10.77.0.1
 ip tuntap add t1 mode tap; ip link set t1 address fe:00:00:00:00:21 master br0 up
 sysctl -qw net.ipv4.ip_forward=1
 """
@@ -75,7 +77,7 @@ FAULTS = [
     Fault("prefix-without-route", "ip route del 10.66.0.0/24 dev br0", ""),
     Fault("address-twice", "ip addr add 10.66.0.1/32 dev u1", "ip addr del 10.66.0.1/32 dev u1"),
     Fault("gateway-silent", "ip neigh replace 10.77.0.1 dev u1 nud failed", "ip neigh del 10.77.0.1 dev u1"),
-    Fault("route-without-link", "ip -n doctor-up link set u0 down", "ip -n doctor-up link set u0 up"),
+    Fault("route-without-link", f"ip -n {UP} link set u0 down", f"ip -n {UP} link set u0 up"),
     Fault("ra-ignored", "sysctl -qw net.ipv6.conf.all.forwarding=1; sysctl -qw net.ipv6.conf.u1.accept_ra=1; ip addr add fd77::5/64 dev u1 valid_lft 1000 preferred_lft 1000", "", "ip addr del fd77::5/64 dev u1; sysctl -qw net.ipv6.conf.all.forwarding=0"),
     Fault("reverse-path", "ip link add u2 type veth peer name u3; ip link set u2 up; ip link set u3 up; ip addr add 10.78.0.2/24 dev u2; ip route add default via 10.78.0.1 dev u2 table 102; sysctl -qw net.ipv4.conf.all.rp_filter=1",
           "sysctl -qw net.ipv4.conf.all.rp_filter=2", "ip link del u2; sysctl -qw net.ipv4.conf.all.rp_filter=0"),
@@ -84,8 +86,8 @@ FAULTS = [
     Fault("ipsec-policy", "ip xfrm policy add dir fwd src 10.66.0.0/24 dst 0.0.0.0/0 action block", ""),
     Fault("queue-too-slow", "tc qdisc add dev p1 root handle 1: htb default 10; tc class add dev p1 parent 1: classid 1:10 htb rate 8bit 2>/dev/null", ""),
     Fault("port-down", "ip link set br0 down", "", "ip route replace default via 10.77.0.1"),
-    Fault("duplicate-mac", "ip -n doctor-g1 link set e address 52:54:00:12:34:56; ip -n doctor-g2 link set e address 52:54:00:12:34:56; ip netns exec doctor-g1 ping -c1 -w20 10.66.0.1; ip netns exec doctor-g2 ping -c1 -w20 10.66.0.1",
-          f"ip -n doctor-g1 link set e address {MAC1}; ip -n doctor-g2 link set e address {MAC2}; ip neigh flush dev br0"),
+    Fault("duplicate-mac", f"ip -n {G1} link set e address 52:54:00:12:34:56; ip -n {G2} link set e address 52:54:00:12:34:56; ip netns exec {G1} ping -c1 -w20 10.66.0.1; ip netns exec {G2} ping -c1 -w20 10.66.0.1",
+          f"ip -n {G1} link set e address {MAC1}; ip -n {G2} link set e address {MAC2}; ip neigh flush dev br0"),
 ]
 SERVED = "exec dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file= --bind-interfaces --except-interface=lo --port=0 --interface=br0 --dhcp-leasefile={file} --dhcp-range={range},1h {more}"
 
@@ -94,7 +96,7 @@ SERVED = "exec dnsmasq --keep-in-foreground --conf-file=/dev/null --pid-file= --
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
     folder = tmp_path_factory.mktemp("doctor")
     with new_netns(), ExitStack() as stack:
-        for name in ("doctor-g1", "doctor-g2", "doctor-up"):
+        for name in (G1, G2, UP):
             stack.enter_context(named_netns(name))
         sh(WORLD.replace("\n", ";").replace(";;", ";").strip(";"))
         paths = Paths(folder / "state", folder / "run")
@@ -177,12 +179,12 @@ def test_a_fault_is_found_and_mended_by_its_cure(world: Paths, fault: Fault) -> 
 
 def test_a_machine_with_two_places_moves(world: Paths) -> None:
     """The MAC of one guest at the port of another, between the two looks."""
-    sh("ip netns exec doctor-g1 ping -c1 -w20 10.66.0.1")
+    sh(f"ip netns exec {G1} ping -c1 -w20 10.66.0.1")
     facts = capture(world)
     assert "mac-moves" not in [f.code for f in examine(View(facts | {"later": later(facts, 0.01)}))]
-    sh(f"ip -n doctor-g2 link set e address {MAC1}; ip netns exec doctor-g2 ping -c1 -w20 10.66.0.1; ip neigh replace 10.66.0.11 lladdr 02:00:00:00:00:99 dev br0")
+    sh(f"ip -n {G2} link set e address {MAC1}; ip netns exec {G2} ping -c1 -w20 10.66.0.1; ip neigh replace 10.66.0.11 lladdr 02:00:00:00:00:99 dev br0")
     moved = [f for f in examine(View(facts | {"later": later(facts, 0.01)})) if f.code in ("mac-moves", "address-moves")]
-    sh(f"ip -n doctor-g2 link set e address {MAC2}; ip neigh flush dev br0")
+    sh(f"ip -n {G2} link set e address {MAC2}; ip neigh flush dev br0")
     assert [(f.code, f.where) for f in moved] == [("mac-moves", "br0"), ("address-moves", "br0")]
     assert f"{MAC1} moved from p1 to p2" in moved[0].what
 

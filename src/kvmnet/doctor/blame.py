@@ -87,9 +87,23 @@ def cure(scene: Scene, context: Context, passage: Passage, step: Step, family: s
     if family in ("ip", "ip6") and table.removeprefix(LEGACY) in ("filter", "mangle", "raw") and (chain.isupper() or legacy):
         tool = ("ip6tables" if family == "ip6" else "iptables") + ("-legacy" if legacy else "") + ("" if table.endswith("filter") else f" -t {table.removeprefix(LEGACY)}")
         place = "DOCKER-USER" if passage.hook == "forward" and ("DOCKER-USER" in scene.ruleset.tables[family, table].chains) else chain
-        devices = [w for w in (f"-i {passage.iif}" if passage.iif else "", f"-o {passage.oif}" if passage.oif else "") if w]
-        return (f"{tool} -I {place} {' '.join(devices)} -j ACCEPT",)
+        return (f"{tool} -I {place} {' '.join(w for w in (*devices_of(passage), *asked_for(context, passage, table)) if w)} -j ACCEPT",)
     return (f"nft insert rule {family} {table} {chain} {selector(context, passage)} accept",)
+
+
+def devices_of(passage: Passage) -> tuple[str, ...]:
+    return (f"-i {passage.iif}" if passage.iif else "", f"-o {passage.oif}" if passage.oif else "")
+
+
+def asked_for(context: Context, passage: Passage, table: str) -> tuple[str, ...]:
+    """What tells an accept of iptables that nothing else is meant: answers only, and of the host itself only what was asked. What guests send
+    through the host passes as a whole: who asks for one port needs the next."""
+    packet: Packet = context.packet
+    if context.tracked is not None and context.tracked.direction == 1 and not table.endswith("raw"):
+        return ("-m conntrack --ctstate RELATED,ESTABLISHED",)
+    if passage.hook != "input" or not packet.upper:
+        return ()
+    return (f"-s {packet.source}", f"-p {PROTOCOLS.get(packet.upper[0], packet.upper[0])}", f"--dport {packet.ports[1]}" if packet.upper[0] in (TCP, UDP) else "")
 
 
 RELYING = (

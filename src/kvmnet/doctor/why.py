@@ -137,7 +137,7 @@ def why(scene: Scene, source: str, target: str, probe: Probe) -> Report:
     undo = Undo((a.ip, SPORT if probe.port else 0), (b.ip, probe.port)) if there.translated else None
     back = journey(scene, reached, a, answer, flow or Tracked(state=STATES["established"], direction=1), undo, there.out)
     if reached is not b and a.segment == reached.segment and a.place is reached.place is Place.NIC and final.source == a.ip:
-        hairpin(there, a, reached)
+        hairpin(there, a, reached, b.ip)
     return Report(a, b, probe, there.hops, back.hops, there.macs if there.macs[0] else (NO_MAC, NO_MAC), there.left, final.source, final.macs[0], there.reached is not None)
 
 
@@ -154,9 +154,10 @@ def faced(scene: Scene, end: End, other: End) -> End:
     return replace(end, ip=str(best[0].ip), segment=best[1], mac=scene.mac(best[1])) if best else end
 
 
-def hairpin(trip: Trip, a: End, b: End) -> None:
+def hairpin(trip: Trip, a: End, b: End, asked: str) -> None:
     trip.blocks("hairpin-nat", b.segment, f"{b.title} answers {a.title} directly, not by the address that was asked",
                 "the destination was translated, the source was not: both are on one segment, so the answer does not pass the host again, and is not known to the asker",
+                f"{asked} was translated to {b.ip}, the source {a.ip} was not", f"{a.ip} and {b.ip} are both on {b.segment}",
                 fix=(f"nft add table ip hairpin '{{ chain post {{ type nat hook postrouting priority srcnat; iifname {b.segment} oifname {b.segment} ct status dnat masquerade; }}; }}'",))
 
 

@@ -229,6 +229,38 @@ def within(port: int, text: str) -> bool:
 
 # -- what to do ------------------------------------------------------------------------------------
 
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What alone is to be let in to the host itself."""
+
+    proto: str
+    port: int
+    source: str = ""
+    """'' for everybody."""
+
+
+def admit(table: str, chain: str, chains: Iterable[str], dev: str, service: Service) -> tuple[str, ...]:
+    """Commands of the firewall's own tool, or of nft, that let a service of the host's hear *dev*, and open nothing else."""
+    family, name = table.split(maxsplit=1)
+    proto, port, source = service.proto, service.port, service.source
+    version = "6" if ":" in source else "4"
+    if name == "firewalld":
+        sender = f' source address="{source}"' if source else ""
+        zone = f"$(firewall-cmd --get-zone-of-interface={dev} || firewall-cmd --get-default-zone)"
+        return (f"firewall-cmd --permanent --zone={zone} --add-rich-rule='rule family=\"ipv{version}\"{sender} port port=\"{port}\" protocol=\"{proto}\" accept'", "firewall-cmd --reload")
+    if any(c.startswith(("ufw-", "ufw6-")) for c in chains):
+        return (f"ufw allow in on {dev} proto {proto} from {source or 'any'} to any port {port}",)
+    if name == "filter" and family in ("ip", "ip6") and chain.isupper():
+        return (f"{'ip6tables' if family == 'ip6' else 'iptables'} -I {chain} {through_xtables(dev, service)}",)
+    sender = f"{'ip6' if version == '6' else 'ip'} saddr {source} " if source else ""
+    return (f"nft insert rule {table} {chain} iifname '\"{dev}\"' {sender}{proto} dport {port} accept",)
+
+
+def through_xtables(dev: str, service: Service) -> str:
+    """The end of a rule of iptables that lets a service hear *dev*."""
+    return f"-i {dev} {f'-s {service.source} ' if service.source else ''}-p {service.proto} --dport {service.port} -j ACCEPT"
+
+
 def cure(table: str, chain: str, hook: str, chains: Mapping[str, list[Rule]], bridges: Iterable[str]) -> str:
     """Commands of the firewall's own tool, or of nft, that let our bridges pass."""
     family, name = table.split(maxsplit=1)

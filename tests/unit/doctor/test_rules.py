@@ -393,3 +393,18 @@ def test_a_network_that_was_closed_by_name_is_no_fault() -> None:
     assert "forward-dropped" not in codes(ROUTED | {"nft": nft, "nft_text": text})
     assert "forward-dropped" not in codes(ROUTED | {"nft": nft, "nft_text": text + inner})
     assert "forward-dropped" in codes(ROUTED | {"nft": nft, "nft_text": text + outer})
+
+
+def test_a_cure_of_the_input_opens_no_more_than_was_dropped() -> None:
+    legacy = {"xtables": {"ip": "*filter\n:INPUT DROP [0:0]\nCOMMIT\n"}, "links": [BR, T1], "dhcp_servers": [server()]}
+    assert [f.fix for f in examine(View(legacy)) if f.code == "input-dropped"] == [("iptables-legacy -I INPUT -i br0 -p udp --dport 67 -j ACCEPT",)]
+
+
+def test_a_masquerade_gets_its_uplink_and_keeps_what_it_says() -> None:
+    text = 'table ip theirs { # handle 1\n\tchain c { # handle 2\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n\t\tip saddr 10.0.0.0/24 oifname != "lo" counter masquerade # handle 3\n\t}\n}\n'
+    rules = chain("postrouting", "accept", [{"match": {"op": "==", "left": {"payload": {"protocol": "ip", "field": "saddr"}}, "right": {"prefix": {"addr": "10.0.0.0", "len": 24}}}}, met("oifname", "lo", "!="), {"counter": None}, {"masquerade": None}])
+    cures = [f.fix for f in examine(View(ROUTED | {"nft": rules, "nft_text": text})) if f.code == "masquerade-everywhere"]
+    assert cures == [("nft 'replace rule ip theirs c handle 3 oifname { eth0 } ip saddr 10.0.0.0/24 counter masquerade'",)]
+    old = ROUTED | {"xtables": {"ip": "*nat\n:POSTROUTING ACCEPT [0:0]\n[0:0] -A POSTROUTING -s 10.0.0.0/24 -j MASQUERADE\nCOMMIT\n"}}
+    assert [f.fix for f in examine(View(old)) if f.code == "masquerade-everywhere"] == [
+        ("iptables-legacy -t nat -A POSTROUTING -o eth0 -s 10.0.0.0/24 -j MASQUERADE", "iptables-legacy -t nat -D POSTROUTING -s 10.0.0.0/24 -j MASQUERADE")]

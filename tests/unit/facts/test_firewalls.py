@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from kvmnet.drivers.nftables.resources import NftTable
-from kvmnet.facts.firewalls import Finding, Packet, blockers, packets
+from kvmnet.facts.firewalls import Finding, Packet, Service, admit, blockers, packets
 from kvmnet.modes.segment import Segment
 from kvmnet.spec.networks import Network
 
@@ -172,3 +172,14 @@ def test_bridge_netfilter_sends_frames_between_guests_through_forward() -> None:
     (finding,) = blockers([NftTable(name="ip filter", text=DOCKER % "")], packets([segment, adopted], {4}))
     assert finding.cure.count("-i vmbr0 ") == finding.cure.count("-i kvb-+ ") == 1
     assert blockers([NftTable(name="ip filter", text=DOCKER % '\n\t\tiifname "kvb-*" accept')], packets([segment], {4})) == []
+
+
+@pytest.mark.parametrize(("table", "chain", "chains", "told"), [
+    ("inet mine", "in", ("in",), "nft insert rule inet mine in iifname '\"br0\"' ip saddr 192.0.2.7 udp dport 67 accept"),
+    ("ip filter", "INPUT", ("INPUT",), "iptables -I INPUT -i br0 -s 192.0.2.7 -p udp --dport 67 -j ACCEPT"),
+    ("ip filter", "INPUT", ("INPUT", "ufw-user-input"), "ufw allow in on br0 proto udp from 192.0.2.7 to any port 67"),
+    ("inet firewalld", "filter_INPUT", (), "--add-rich-rule='rule family=\"ipv4\" source address=\"192.0.2.7\" port port=\"67\" protocol=\"udp\" accept'"),
+])
+def test_one_service_is_let_in_and_nothing_else(table: str, chain: str, chains: tuple[str, ...], told: str) -> None:
+    assert told in admit(table, chain, chains, "br0", Service("udp", 67, "192.0.2.7"))[0]
+    assert "192" not in " ".join(admit(table, chain, chains, "br0", Service("udp", 67)))

@@ -260,13 +260,22 @@ def reverse_path(view: View) -> Iterator[Finding]:
                       what=f"packets that come by another of {', '.join(devices)} than their answer would take are dropped" + (f"; {dropped} were" if dropped else ""),
                       why="rp_filter=1 wants the way back to be the way that a packet came (RFC 3704).", certainty=Certainty.PROVED if dropped else Certainty.LIKELY,
                       evidence=(*(f"rp_filter strict on {d}" for d in strict), f"IPReversePathFilter = {dropped}"),
-                      fix=("ip rule add from ADDRESS_OF_THE_SECOND_UPLINK table 102", *(f"sysctl -w net.ipv4.conf.{d}.rp_filter=2" for d in strict)))
+                      fix=(*own_ways(view), *(f"sysctl -w net.ipv4.conf.{d}.rp_filter=2" for d in strict)))
     elif dropped and strict_at_all(conf):
         growing = growth(view, RP)
         if growing:
             yield Finding(code="reverse-path", severity=Severity.DEGRADES, where="all", what=f"reverse path filtering dropped {growing} packets within {view.later['seconds']:.1f} s",
                           why="Their sender is not where the routes of this host say.", evidence=(f"IPReversePathFilter = {dropped}, +{growing}",),
                           fix=("sysctl -w net.ipv4.conf.all.log_martians=1   # says who", "a route to the sender, or rp_filter=2 on the device"))
+
+
+def own_ways(view: View) -> Iterator[str]:
+    """Rules that let what has the address of an uplink leave by it, where a table has its default route and nothing leads to that table."""
+    chosen = {str(rule.get("table")) for rule in view.rows("rules4")}
+    for r in view.ways_out:
+        table = str(r.get("table", "main"))
+        if table not in (*chosen, "main") and r.get("dev") in view.links and ":" not in r.get("gateway", ""):
+            yield from (f"ip rule add from {a.ip} table {table}" for a in view.addresses(view.links[r["dev"]], "inet"))
 
 
 def strict_at_all(conf: dict[Any, Any]) -> bool:

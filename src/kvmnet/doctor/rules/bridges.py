@@ -54,7 +54,8 @@ def duplicate_mac(view: View) -> Iterator[Finding]:
 
 def mac_moves(view: View) -> Iterator[Finding]:
     """A MAC was learned at one port and, a moment later, at another of the same bridge. That is a loop, two machines with
-    one MAC, or frames that somebody reflects; a guest that migrates does it once."""
+    one MAC, or frames that somebody reflects. A guest that migrates does it once; when it does so again and again, the host that it moves to
+    announces it before it has left."""
     then = {(r["mac"], r.get("vlan"), r["master"]): r["ifname"] for r in view.rows("fdb") if r.get("master") and r.get("state") != "permanent"}
     for r in view.later.get("fdb") or ():
         before = then.get((r["mac"], r.get("vlan"), r.get("master")))
@@ -63,7 +64,8 @@ def mac_moves(view: View) -> Iterator[Finding]:
                           what=f"{r['mac']} moved from {before} to {r['ifname']} within {view.later['seconds']:.1f} s",
                           why="While the bridge believes the wrong port, frames for that machine go there and are lost.",
                           evidence=(f"fdb of {r['master']}: {r['mac']} at {before}, then at {r['ifname']}",),
-                          fix=(f"bridge monitor fdb | grep {r['mac']}", "find the second machine with this MAC, or the loop behind one of the two ports"))
+                          fix=(f"bridge monitor fdb | grep {r['mac']}   # how often, and between which ports", "find the second machine with this MAC, or the loop behind one of the two ports",
+                               "where a guest is to move to, and does not run yet: ip link set TAP down   # up once it runs there: QEMU announces it then"))
 
 
 def bridge_ring(view: View) -> Iterator[Finding]:

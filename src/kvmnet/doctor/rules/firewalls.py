@@ -144,6 +144,7 @@ def tunnel_blocked(view: View) -> Iterator[Finding]:
 def masquerade_everywhere(view: View) -> Iterator[Finding]:
     """A rule translates every packet that the host forwards, also between guests and from outside to them, as it names neither a device nor a
     destination: guests see the host as the sender of everything, and servers among them refuse or log the wrong peer."""
+    out = sorted({r["dev"] for r in view.ways_out if r.get("dev") and r.get("table", "main") == "main" and ":" not in r.get("gateway", "")}) or ["UPLINK"]
     for item in view.rows("nft"):
         rule = item.get("rule") or {}
         chain = rule.get("chain", "")
@@ -153,12 +154,21 @@ def masquerade_everywhere(view: View) -> Iterator[Finding]:
             place = f"{rule['family']} {rule['table']} {chain}"
             yield Finding(code="masquerade-everywhere", severity=Severity.RISK, where=place, what="a rule of masquerade has no bounds: it translates what guests send each other, too",
                           why="Every forwarded packet gets the address of the host as its sender.", evidence=(f"{place} handle {rule.get('handle')}: masquerade without oifname and without daddr",),
-                          fix=(f"nft replace rule {place} handle {rule.get('handle')} oifname UPLINK masquerade",))
+                          fix=(f"nft 'replace rule {place} handle {rule.get('handle')} oifname {{ {', '.join(out)} }} {written(view, place, rule.get('handle'))}'",))
     for family, text in (view.facts.get("xtables") or {}).items():
         for line in text.splitlines() if not family.startswith("nft-") else ():
             if "-A POSTROUTING" in line and "-j MASQUERADE" in line and not re.search(r" -[od] ", line):
+                tool, rest = f"{'ip6tables' if family == 'ip6' else 'iptables'}-legacy -t nat", line.partition("-A POSTROUTING ")[2].strip()
                 yield Finding(code="masquerade-everywhere", severity=Severity.RISK, where=f"{family} nat POSTROUTING", what="a rule of masquerade has no bounds: it translates what guests send each other, too",
-                              why="Every forwarded packet gets the address of the host as its sender.", evidence=(line.strip(),), fix=("iptables -t nat: say -o UPLINK in that rule",))
+                              why="Every forwarded packet gets the address of the host as its sender.", evidence=(line.strip(),), fix=(
+                                  *(f"{tool} -A POSTROUTING -o {dev} {rest}" for dev in out), f"{tool} -D POSTROUTING {rest}"))
+
+
+def written(view: View, place: str, handle: object) -> str:
+    """A rule as it was listed, without what says that it leaves by any device but lo."""
+    text = re.search(rf"^table {re.escape(place.rpartition(' ')[0])} \{{.*?^\}}", str(view.facts.get("nft_text") or ""), re.M | re.S)
+    line = re.search(rf"^\s*(.*) # handle {handle}$", text[0], re.M) if text else None
+    return re.sub(r'oifname != "?lo"? ', "", line[1]) if line else "masquerade"
 
 
 def ipsec_policy(view: View) -> Iterator[Finding]:
@@ -208,10 +218,11 @@ def lost(view: View, rules: Rules, packet: Packet, ends: tuple[str, str], state:
     for passage in passages:
         family, table, chain = passage.chain.split()[:3]
         if passage.verdict is Verdict.DROP and table.startswith(LEGACY):
-            commands = [f"{'ip6tables' if family == 'ip6' else 'iptables'}-legacy -I {chain} {way} {where} -j ACCEPT" for way in (("-i",) if hook == "input" else ("-i", "-o"))]
+            tool = f"{'ip6tables' if family == 'ip6' else 'iptables'}-legacy -I {chain}"
+            commands = [f"{tool} {firewalls.through_xtables(where, service(packet))}"] if hook == "input" else [f"{tool} {way} {where} -j ACCEPT" for way in ("-i", "-o")]
             yield finding(code, where, words, f"{family} {table.removeprefix(LEGACY)} (legacy)", chain, passage.hook, said(passage), commands)
         elif passage.verdict is Verdict.DROP and not table.startswith("kvmnet"):
-            yield finding(code, where, words, f"{family} {table}", chain, passage.hook, said(passage), nft_cure(view, f"{family} {table}", chain, passage.hook, where))
+            yield finding(code, where, words, f"{family} {table}", chain, passage.hook, said(passage), nft_cure(view, f"{family} {table}", chain, passage.hook, where, service(packet) if hook == "input" else None))
 
 
 def finding(code: str, where: str, words: str, table: str, chain: str, hook: str, reasons: Sequence[str], fix: Sequence[str]) -> Finding:
@@ -224,9 +235,17 @@ def said(passage: Passage) -> list[str]:
     return [step.text for step in passage.reasons]
 
 
-def nft_cure(view: View, table: str, chain: str, hook: str, bridge: str) -> list[str]:
-    """What the owner of the table is told: ufw, firewalld, Docker, or nft."""
+def service(packet: Packet) -> firewalls.Service:
+    """What a packet for the host itself asks of it: letting that in opens nothing else."""
+    source = "" if packet.source in ("0.0.0.0", "::") else packet.source
+    return firewalls.Service({TCP: "tcp", UDP: "udp"}[packet.upper[0] if packet.upper else UDP], packet.ports[1], source)
+
+
+def nft_cure(view: View, table: str, chain: str, hook: str, bridge: str, asked: firewalls.Service | None = None) -> list[str]:
+    """What the owner of the table is told: ufw, firewalld, Docker, or nft. ``asked``: the one thing that the host is to hear."""
     text = re.search(rf"^table {re.escape(table)} \{{.*?^\}}", str(view.facts.get("nft_text") or ""), re.M | re.S)
     body = re.sub(r" # handle \d+", "", text[0].partition("\n")[2]) if text else ""
     chains: dict[str, list[firewalls.Rule]] = {m[1]: [] for m in CHAIN.finditer(body)}
+    if asked:
+        return list(firewalls.admit(table, chain, chains, bridge, asked))
     return firewalls.cure(table, chain, hook, chains, [bridge]).split(" and ")
