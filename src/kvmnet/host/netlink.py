@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from kvmnet.host.process import boot_id
 
@@ -134,22 +134,36 @@ def disciplines() -> dict[int, set[str]]:
     return found
 
 
-def generation() -> str:
-    """What is the same as long as no rule, chain, set or element of nftables is made or goes in this network namespace; '' where the
-    kernel does not tell.
+class Generation(NamedTuple):
+    """What is the same as long as no rule, chain, set or element of nftables is made or goes in this network namespace.
 
     The kernel counts transactions (nf_tables_commit()). Two things change without one, and are looked at besides: tables, which go
     with the process that owns them (nft_rcv_nl_event()), and chains on devices, which go with these (nf_tables_netdev_event()). What
     packets write into sets, and what time takes out of them, does not count. Numbers of namespaces are given again, cookies are not.
     """
+
+    number: int
+    """Transactions so far, in 32 bits."""
+    rest: str
+    """Digest of all else."""
+
+    def after(self, transactions: int) -> Generation:
+        """The one behind so many transactions that make no table and no chain."""
+        return Generation(self.number + transactions & 0xFFFFFFFF, self.rest)
+
+
+def generation() -> Generation | None:
+    """That of now; None where the kernel does not tell."""
     with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as kernel:
         _, (count,) = ask(kernel, GETGEN, nfgenmsg(0), REQUEST, 1)
         (calm, tables), (still, chains) = dump(kernel, GETTABLE, nfgenmsg(0)), dump(kernel, GETCHAIN, nfgenmsg(FAMILY_NETDEV))
         if not (calm and still):
-            return ""
-        parts = [boot_id().encode(), kernel.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), generation_of(count), *tables, *chains]
-        return blake2b(b"".join(len(part).to_bytes(4, "big") + part for part in parts), digest_size=16).hexdigest()
-    return ""
+            return None
+        parts = [boot_id().encode(), kernel.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8),
+                 *(message[:1] + message[4:] for message in (*tables, *chains))]    # without the count, which each names
+        rest = blake2b(b"".join(len(part).to_bytes(4, "big") + part for part in parts), digest_size=16).hexdigest()
+        return Generation(int.from_bytes(generation_of(count), "big"), rest)
+    return None
 
 
 def tables() -> set[str]:
