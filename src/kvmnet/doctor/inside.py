@@ -165,7 +165,22 @@ def without_resolver(view: View, inner: Inner) -> Iterator[Finding]:
                       why="/etc/resolv.conf names none: addresses work, names do not", evidence=(f"in {inner.guest}: no nameserver in /etc/resolv.conf",), fix=(f"a DHCP client in {inner.guest} that writes /etc/resolv.conf, or nameserver ADDRESS there",))
 
 
-CARD: tuple[Judge, ...] = (nic_down, duplicate_address, other_prefix, mtu)
+def subnet_overlap(view: View, inner: Inner) -> Iterator[Finding]:
+    """Another device of the guest's with addresses of the card's own subnet."""
+    for link in inner.inside.get("links", ()):
+        if link.get("hardware") or link["name"] == inner.link.get("master") or not link.get("up"):
+            continue
+        for own in inner.addresses():
+            for row in link.get("addresses", ()):
+                other = ip_interface(f"{row['local']}/{row['prefixlen']}")
+                if other.version == own.version and other.network.prefixlen < other.max_prefixlen and (other.ip in own.network or (other.network.subnet_of(own.network))):  # type: ignore[arg-type]
+                    yield Finding(code="guest-subnet-overlap", severity=Severity.BLOCKS, where=inner.title, what=f"{link['name']} in {inner.guest} has {other}, of the subnet {own.network} of its card {inner.link['name']}",
+                                  why="it sends what is for its router and its neighbours to that device: typical of libvirt or containers started in a guest, which take the subnet that the host's network has already", certainty=Certainty.LIKELY,
+                                  evidence=(f"in {inner.guest}: {inner.link['name']} {own}, {link['name']} {other}",),
+                                  fix=(f"kvmnet vm exec {inner.guest} ip addr del {other} dev {link['name']}", f"another subnet for {link['name']}: virsh net-edit, or \"bip\" in Docker's daemon.json"))
+
+
+CARD: tuple[Judge, ...] = (nic_down, duplicate_address, other_prefix, mtu, subnet_overlap)
 """What is wrong with a card whatever is sent."""
 
 

@@ -21,16 +21,19 @@ from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, find, run
 from kvmnet.records import dataclass
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the code below makes something else of the same files."""
 META_PACKAGE = "linux-image-amd64"
-AGENT, DHCP6 = "qemu-guest-agent", "isc-dhcp-client"
+AGENT, DHCP6, ETHTOOL = "qemu-guest-agent", "isc-dhcp-client", "ethtool"
+NAMES = {"qemu-ga": AGENT, "ethtool": ETHTOOL}
 MODULES = ("virtio_pci", "virtio_net", "virtio_console", "virtio_blk", "net_failover", "e1000", "e1000e",
            "pcnet32", "8139cp", "8139too", "vmxnet3", "8021q", "igbvf", "ixgbevf", "iavf")
 """Loaded in this order, each after what it needs. IPv6 and packet sockets are in Debian's kernel."""
+LINKS = ("bridge", "veth")
+"""Kinds of links whose modules are loaded when the first is made: for containers and guests inside the guest."""
 SCRIPTS = {
     "init": "init", "uevent": "lib/kvmnet/uevent", "nic-up": "lib/kvmnet/nic-up", "dhcp4": "lib/kvmnet/dhcp4",
-    "dhcp6": "lib/kvmnet/dhcp6", "agent": "lib/kvmnet/agent", "shutdown": "sbin/shutdown", "nic": "bin/nic",
+    "dhcp6": "lib/kvmnet/dhcp6", "agent": "lib/kvmnet/agent", "shutdown": "sbin/shutdown", "nic": "bin/nic", "modprobe": "sbin/modprobe",
 }
 """File of the ``tiny`` folder -> where it goes in the guest."""
 FOLDERS = ("bin", "sbin", "usr/bin", "usr/sbin", "dev", "proc", "sys", "run", "root", "etc", "var/lib/dhcp", "lib64")
@@ -70,12 +73,13 @@ def build(paths: Paths, progress: Progress) -> Image:
         kernel, modules = find_kernel(work, progress)
         agent = find_program("qemu-ga", AGENT, work, progress)
         dhcp6 = find_program("dhclient", DHCP6, work, progress)
+        ethtool = find_program("ethtool", ETHTOOL, work, progress)
         progress("putting the tiny guest image together")
         fresh = work / "image"
         fresh.mkdir()
         packed = kernel.read_bytes()
         (fresh / "kernel").write_bytes(vmlinux(packed) or packed)
-        (fresh / "initrd").write_bytes(initrd(busybox, modules, (agent, dhcp6)))
+        (fresh / "initrd").write_bytes(initrd(busybox, modules, (agent, dhcp6, ethtool)))
         version = f"Linux {kernel.name.removeprefix('vmlinuz-')}, recipe {recipe()}"
         (fresh / "version").write_text(version + "\n")
         fresh.chmod(0o755)
@@ -85,7 +89,7 @@ def build(paths: Paths, progress: Progress) -> Image:
 
 def recipe() -> str:
     """A short hash of everything in this package that shapes the image."""
-    parts = [str(FORMAT), *MODULES, *map(str, TEXTS.items()), *(script(n) for n in sorted(SCRIPTS))]
+    parts = [str(FORMAT), *MODULES, *LINKS, *map(str, TEXTS.items()), *(script(n) for n in sorted(SCRIPTS))]
     return blake2s("\0".join(parts).encode(), digest_size=5).hexdigest()
 
 
@@ -234,12 +238,12 @@ def libraries(program: Path) -> list[Path]:
     lacking = re.findall(r"^\s*(\S+) => not found", listing, re.MULTILINE)
     if lacking:
         raise HostCannot(f"{program.name} needs {', '.join(lacking)}, which this host lacks",
-                         hint=f"apt-get install {AGENT if program.name == 'qemu-ga' else DHCP6}")
+                         hint=f"apt-get install {NAMES.get(program.name, DHCP6)}")
     return [Path(p) for p in re.findall(r"(/\S+) \(0x", listing)]
 
 
 def add_modules(archive: Archive, folder: Path) -> None:
-    """The modules, flat, and the order to load them in."""
+    """The modules, flat, and the order to load them in; for a kind of links a list of its own."""
     where = {p.name.split(".")[0].replace("-", "_"): p for p in folder.rglob("*.ko*")}
     contents: dict[str, bytes] = {}
 
@@ -248,9 +252,11 @@ def add_modules(archive: Archive, folder: Path) -> None:
         return module_needs(contents[name])
 
     order = load_order((m for m in MODULES if m in where), needs)
-    for name in order:
+    lists = {"order": order} | {f"rtnl-link-{kind}": load_order((kind,), needs) for kind in LINKS if kind in where}
+    for name in contents:
         archive.file(f"lib/modules/{name}.ko", contents[name])
-    archive.file("lib/modules/order", "".join(f"{n}\n" for n in order).encode())
+    for name, names in lists.items():
+        archive.file(f"lib/modules/{name}", "".join(f"{n}\n" for n in names).encode())
 
 
 def read_module(path: Path) -> bytes:

@@ -59,6 +59,13 @@ def containers(mtu: int, forward: str = "1") -> Json:
     return found
 
 
+def nested(at: str) -> Json:
+    """The same guest with a bridge that has an address."""
+    found = told()
+    found["guests"][0]["inside"]["links"].append({"name": "virbr0", "mac": OTHER, "mtu": 1500, "up": True, "hardware": False, "addresses": [{"local": at.partition("/")[0], "prefixlen": int(at.partition("/")[2]), "failed": False}]})
+    return found
+
+
 def held(*names: str) -> Json:
     return {n: {"pid": 7, "program": "qemu-system-x86_64", "queues": 1} for n in names}
 
@@ -314,6 +321,8 @@ CASES: list[tuple[str, Json, Json]] = [
     ("guest-other-address", told(at="10.0.0.77/24"), told()),
     ("guest-other-prefix", told(at="10.0.0.5/8"), told(at="10.0.0.5/32")),
     ("guest-other-prefix", told(at="10.0.0.5/28"), told()),
+    ("guest-subnet-overlap", nested("10.0.0.1/24"), nested("10.8.0.1/24")),
+    ("guest-subnet-overlap", nested("10.0.0.1/16"), nested("10.0.0.9/32")),
     ("guest-without-route", told(routes=("10.0.0.0/24",)), told()),
     ("guest-without-route", told(routes=("10.0.0.0/24",)), told(routes=("10.0.0.0/24",)) | {"sysctls": {"net/ipv4/ip_forward": "0"}}),
     ("guest-wrong-neighbour", told(neighbours=[neighbour("10.0.0.1", OTHER)]), told(neighbours=[neighbour("10.0.0.1", "02:00:00:00:00:b0")])),

@@ -34,6 +34,11 @@ def guest_other_prefix(view: View) -> Iterator[Finding]:
     yield from each(view, inside.other_prefix)
 
 
+def guest_subnet_overlap(view: View) -> Iterator[Finding]:
+    """A guest has a second device (a bridge for containers or guests of its own) with addresses of its card's subnet: what is for its router goes there."""
+    yield from each(view, inside.subnet_overlap)
+
+
 def guest_without_route(view: View) -> Iterator[Finding]:
     """A guest has addresses and no default route, while its host would route for it: it reaches its own segment alone."""
     yield from inside.without_route(view)

@@ -42,7 +42,7 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
         guests.guest_stopped, guests.iommu_missing, guests.iommu_group_shared, guests.cpu_stolen, guests.cpu_quota, guests.interrupts_on_one_cpu,
         guests.vhost_missing, guests.emulated_card, guests.queues_idle, guests.user_backend, guests.not_accelerated),
     "Inside guests, where an agent tells": (
-        inside.guest_nic_down, inside.guest_other_mac, inside.guest_without_address, inside.guest_other_address, inside.guest_duplicate_address, inside.guest_other_prefix,
+        inside.guest_nic_down, inside.guest_other_mac, inside.guest_without_address, inside.guest_other_address, inside.guest_duplicate_address, inside.guest_other_prefix, inside.guest_subnet_overlap,
         inside.guest_without_route, inside.guest_wrong_neighbour, inside.guest_gateway_silent, inside.guest_mtu, inside.guest_nested_mtu, inside.guest_without_resolver,
         inside.guest_queues_unused, inside.guest_offloads_off),
 }
