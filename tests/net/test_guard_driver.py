@@ -131,7 +131,7 @@ def test_a_change_cut_off_before_it_was_saved_is_saved_by_the_next_look(
     driver, wanted = NftablesDriver(paths), state(guard_table(), OPEN)
     seen = driver.observe(wanted)
 
-    def killed() -> None:
+    def killed(fresh: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(driver, "save", killed)

@@ -10,13 +10,18 @@ import pytest
 
 from kvmnet.drivers.linux import driver, routes
 from kvmnet.drivers.linux.addresses import SET, told
-from kvmnet.drivers.linux.driver import LinuxDriver
-from kvmnet.drivers.linux.resources import Neighbour, ProxyNeighbour, Route
-from kvmnet.drivers.linux.wire import parse_routes
+from kvmnet.drivers.linux.attrs import BRIDGE, PORT
+from kvmnet.drivers.linux.driver import LinuxDriver, uid_of
+from kvmnet.drivers.linux.links import told as links_told
+from kvmnet.drivers.linux.resources import Link, Neighbour, ProxyNeighbour, Route
+from kvmnet.drivers.linux.wire import parse_links, parse_routes, with_members
 from kvmnet.drivers.mirror.driver import hooks
 from kvmnet.host.clock import wait_until
 from kvmnet.host.netlink import (
+    Layouts,
     addresses,
+    attribute,
+    attributes,
     disciplines,
     has_elements,
     has_links,
@@ -26,6 +31,7 @@ from kvmnet.host.netlink import (
     tables,
     transactions,
 )
+from kvmnet.host.netlink import links as kernel_links
 from kvmnet.host.netlink import routes as kernel_routes
 from lib.netns import sh
 
@@ -45,6 +51,50 @@ def test_disciplines_are_those_that_tc_shows() -> None:
     assert disciplines() == shown
     assert {kind for kinds in shown.values() for kind in kinds} == {"clsact", "ingress", "tbf", "htb", "bfifo"}
     assert hooks() == {"v0": "clsact", "v1": "ingress"}
+
+
+LINKS = ("set -e; ip link add b0 type bridge mcast_snooping 0; ip link add b1 type bridge stp_state 1 forward_delay 400 hello_time 300 max_age 900 priority 77 "
+         "ageing_time 7700 mcast_querier 1 mcast_query_use_ifaddr 1 no_linklocal_learn 1 nf_call_iptables 1 nf_call_ip6tables 1 nf_call_arptables 1; ip link set b1 up; "
+         "ip tuntap add t0 mode tap user 7; ip tuntap add t1 mode tap multi_queue user 65533; ip tuntap add t2 mode tap user root; ip tuntap add u0 mode tun; "
+         "ip link set t0 master b0 mtu 1400 up; ip link set t1 master b1 txqueuelen 0 address 02:00:00:00:00:07; ip link set t2 alias 'kvmnet nic a/b | guard=t2 | keeper=guard'; "
+         "for i in 0 1 2; do ip link add v$i type veth peer name w$i; ip link set v$i addrgenmode none; done; ip link add i0 type ifb; "
+         "ip link set v0 master b0 addrgenmode random; ip link set v0 type bridge_slave isolated on learning off flood off mcast_flood off neigh_suppress on; "
+         "ip link set v1 master b0 alias 'of \"another\" hand'; ip link set v1 type bridge_slave hairpin on guard on root_block on; ip link set lo up")
+UNUSUAL_LINKS = ("b9 type vxlan id 7 dstport 4789", "b9 link v2 type macvlan", "b9 link v2 type macvtap")
+
+
+def test_links_are_those_that_ip_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every kind that is told, with every setting, without asking ip; of what is unusual nothing is said, and ip is asked."""
+    asked: list[tuple[str, ...]] = []
+    plainly = driver.ip_json
+    monkeypatch.setattr(driver, "ip_json", lambda *words, **rest: asked.append(words) or plainly(*words, **rest))
+
+    def shown() -> dict[str, Link]:
+        return with_members({link.name: link for link in parse_links(json.loads(sh("ip -json -details link")), uid_of)})
+
+    def seen() -> dict[str, Link]:
+        return {r.name: r for r in LinuxDriver().observe({}).state.values() if isinstance(r, Link)}
+    assert seen() == shown() and shown().keys() == {"lo"} and not asked
+    sh(LINKS)
+    found = seen()
+    assert found == shown() and len(found) == 14 and not asked
+    for name in (*BRIDGE, *PORT, "mac", "mtu", "txqlen", "addrgenmode", "master", "up", "alias", "guard", "multi_queue", "user", "peer", "type"):
+        assert len({getattr(link, name) for link in found.values()} - {None}) > 1 or name in {"vlan_filtering", "default_pvid", "mcast_vlan_snooping"}, name
+    for words in UNUSUAL_LINKS:
+        asked.clear()
+        sh(f"ip link add {words}")
+        assert links_told(kernel_links()) is None
+        assert seen() == shown() and ("-details", "link") in asked, words
+        sh("ip link del b9")
+
+
+def test_layouts_are_told_apart() -> None:
+    """Data of one length with attributes of other types or lengths, with a type twice, and broken off."""
+    layouts = Layouts()
+    one, other, third = (attribute(1, b"abcd") + attribute(2, b"ef"), attribute(1, b"ab") + attribute(2, b"cdef"), attribute(3, b"abcd") + attribute(2, b"ef"))
+    assert len({len(data) for data in (one, other, third)}) == 1
+    for data in (one, other, third, one, attribute(7 | 0x8000, b"x"), attribute(4, b"a") + attribute(4, b"b"), b"", b"\1", one[:-3], one + b"\xff\xff\0\0", one):
+        assert {kind: data[place] for kind, place in layouts.of(data).items()} == dict(attributes(data)), data
 
 
 READ = ("family", "local", "prefixlen", "scope", "label", "broadcast", "address", "dynamic", "secondary", "temporary", *SET.values())

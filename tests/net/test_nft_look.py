@@ -144,8 +144,8 @@ def test_a_table_goes_with_its_owner(stands: Paths) -> None:
 def test_another_namespace_is_another_host(stands: Paths) -> None:
     """One with the same number of changes, as every fresh one has."""
     one, other = (sh(f"unshare -n {sys.executable} -c 'from kvmnet.host.netlink import generation; print(generation())'") for _ in range(2))
-    assert len(one.strip()) == 32 == len(other.strip()) and one != other
-    assert generation() == generation() not in (one.strip(), other.strip(), "")
+    assert "number=" in one and "number=" in other and one != other
+    assert repr(generation()) == repr(generation()) not in (one.strip(), other.strip(), "None")
 
 
 @pytest.mark.parametrize("spoil", [lambda f: f.write_text(f.read_text()[:-9]), lambda f: f.write_text(f.read_text().partition("\n")[0] + "\n{}"),

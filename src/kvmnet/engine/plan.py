@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
+from types import MappingProxyType
 from typing import TypeAlias
 
 from kvmnet.engine.resource import (
@@ -92,20 +93,22 @@ class Conflict(Exception):
 
 
 def plan(seen: State, wanted: Wanted, ours: Set[Key],
-         borrowed: Set[Key] = frozenset(), adopt: bool = False) -> tuple[Step, ...]:
+         borrowed: Set[Key] = frozenset(), adopt: bool = False, fulfilled: State = MappingProxyType({})) -> tuple[Step, ...]:
     """Steps that turn *seen* into *wanted*.
 
     ``ours``: the seen keys that carry our mark; they are deleted when not wanted.
     ``borrowed``: wanted keys that are claims on somebody else's object. Any other wanted key that
-    is seen without our mark raises Conflict, unless ``adopt``.
+    is seen without our mark raises Conflict, unless ``adopt``. ``fulfilled``: what was compared with *wanted* before, and
+    is as wanted; the very same object is not compared again.
     """
     if not adopt:
         strangers = [k for k, r in wanted.items() if k in seen and k not in ours
                      and k not in borrowed and not isinstance(r, Absent)]
         if strangers:
             raise Conflict(sorted(strangers))
+    same = fulfilled.get
     unequal = {k: r for k, r in wanted.items() if (before := seen.get(k)) is not None
-               and (isinstance(r, Absent) or diff(before, r))}
+               and before is not same(k) and (isinstance(r, Absent) or diff(before, r))}
     doomed = find_doomed(seen, wanted, unequal, ours)
     now = dict(seen)
     deletions = remove_all(now, doomed) if doomed else []

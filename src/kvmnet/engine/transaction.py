@@ -366,12 +366,14 @@ class Transaction:
         """Look until nothing is left to do. Raises StepFailed when time is over."""
         engine, planned = self.engine, self.planned
         intent = engine.with_lent(planned.wanted)
+        touched = {key for step in planned.steps for key in (step.key, *getattr(step, "along", ()))}
+        fulfilled = {key: r for key, r in planned.seen.state.items() if key not in touched}
         last: list[Seen] = []
         left: list[tuple[Step, ...]] = []
 
         def done() -> bool:
             seen = engine.dispatch.observe_again(planned.seen, planned.wanted, planned.steps, intent)
-            rest = plan(seen.state, planned.wanted, seen.ours, planned.borrowed, adopt=True)
+            rest = plan(seen.state, planned.wanted, seen.ours, planned.borrowed, adopt=True, fulfilled=fulfilled)
             last[:], left[:] = [seen], [rest]
             return not rest
 

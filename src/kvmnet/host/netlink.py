@@ -11,6 +11,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import blake2b
+from typing import NamedTuple, TypeAlias
 
 from kvmnet.host.process import boot_id
 
@@ -30,8 +31,10 @@ TABLE_NAME, NUL = 1, b"\0"
 """NFTA_TABLE_NAME."""
 OF_TABLE, OF_SET, ELEMENTS = 1, 2, 3
 """NFTA_SET_ELEM_LIST_*."""
-LINKINFO, INFO_KIND = 18, 1
+LINKINFO, EXT_MASK, INFO_KIND = 18, 29, 1
 """IFLA_*."""
+SKIP_STATS = 8
+"""RTEXT_FILTER_SKIP_STATS."""
 GENERATION = 1
 """NFTA_GEN_ID, the first attribute of a generation (nf_tables_fill_gen_info() in net/netfilter/nf_tables_api.c)."""
 SO_NETNS_COOKIE = 71
@@ -85,6 +88,11 @@ def routing(kind: int, body: bytes) -> list[bytes]:
         return dump(kernel, kind, body)[1]
 
 
+def links() -> list[bytes]:
+    """All links without their statistics, each as an ifinfomsg with its attributes (linux/if_link.h). Raises OSError."""
+    return routing(GETLINK, bytes(16) + attribute(EXT_MASK, struct.pack("=I", SKIP_STATS)))
+
+
 def addresses() -> list[bytes]:
     """All addresses, each as an ifaddrmsg with its attributes (linux/if_addr.h). Raises OSError."""
     return routing(GETADDR, bytes(8))
@@ -126,22 +134,36 @@ def disciplines() -> dict[int, set[str]]:
     return found
 
 
-def generation() -> str:
-    """What is the same as long as no rule, chain, set or element of nftables is made or goes in this network namespace; '' where the
-    kernel does not tell.
+class Generation(NamedTuple):
+    """What is the same as long as no rule, chain, set or element of nftables is made or goes in this network namespace.
 
     The kernel counts transactions (nf_tables_commit()). Two things change without one, and are looked at besides: tables, which go
     with the process that owns them (nft_rcv_nl_event()), and chains on devices, which go with these (nf_tables_netdev_event()). What
     packets write into sets, and what time takes out of them, does not count. Numbers of namespaces are given again, cookies are not.
     """
+
+    number: int
+    """Transactions so far, in 32 bits."""
+    rest: str
+    """Digest of all else."""
+
+    def after(self, transactions: int) -> Generation:
+        """The one behind so many transactions that make no table and no chain."""
+        return Generation(self.number + transactions & 0xFFFFFFFF, self.rest)
+
+
+def generation() -> Generation | None:
+    """That of now; None where the kernel does not tell."""
     with suppress(OSError), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as kernel:
         _, (count,) = ask(kernel, GETGEN, nfgenmsg(0), REQUEST, 1)
         (calm, tables), (still, chains) = dump(kernel, GETTABLE, nfgenmsg(0)), dump(kernel, GETCHAIN, nfgenmsg(FAMILY_NETDEV))
         if not (calm and still):
-            return ""
-        parts = [boot_id().encode(), kernel.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8), generation_of(count), *tables, *chains]
-        return blake2b(b"".join(len(part).to_bytes(4, "big") + part for part in parts), digest_size=16).hexdigest()
-    return ""
+            return None
+        parts = [boot_id().encode(), kernel.getsockopt(socket.SOL_SOCKET, SO_NETNS_COOKIE, 8),
+                 *(message[:1] + message[4:] for message in (*tables, *chains))]    # without the count, which each names
+        rest = blake2b(b"".join(len(part).to_bytes(4, "big") + part for part in parts), digest_size=16).hexdigest()
+        return Generation(int.from_bytes(generation_of(count), "big"), rest)
+    return None
 
 
 def tables() -> set[str]:
@@ -193,3 +215,34 @@ def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
             return
         yield kind & 0x3FFF, data[4:length]
         data = data[length + 3 & ~3:]
+
+
+Places: TypeAlias = dict[int, slice]
+"""Type of an attribute, without flags -> where its value lies."""
+
+
+class Layouts:
+    """Where attributes lie in data. What is told of many links differs in values, and seldom in what is told: data of a length that was met
+    is compared with that header by header, in one step."""
+
+    def __init__(self) -> None:
+        self.met: dict[int, list[tuple[struct.Struct, tuple[int, ...], Places]]] = {}
+
+    def of(self, data: bytes) -> Places:
+        """As ``attributes``; of a type that comes twice the last."""
+        for headers, told, known in self.met.get(len(data), ()):
+            if headers.unpack(data) == told:
+                return known
+        places: Places = {}
+        form, at = ["="], 0
+        while len(data) - at >= 4:
+            length, kind = struct.unpack_from("=HH", data, at)
+            if not 4 <= length <= len(data) - at:
+                return places
+            places[kind & 0x3FFF] = slice(at + 4, at + length)
+            following = min(at + (length + 3 & ~3), len(data))
+            form.append(f"HH{following - at - 4}x")
+            at = following
+        headers = struct.Struct("".join((*form, f"{len(data) - at}x")))
+        self.met.setdefault(len(data), []).append((headers, headers.unpack(data), places))
+        return places

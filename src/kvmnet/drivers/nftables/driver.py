@@ -11,6 +11,7 @@ from functools import partial, reduce
 
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.nftables import members
+from kvmnet.drivers.nftables.asked import MOST, Told, hold, told
 from kvmnet.drivers.nftables.cutting import cut_forbidden
 from kvmnet.drivers.nftables.holder import Holder
 from kvmnet.drivers.nftables.inplace import blocks
@@ -25,7 +26,8 @@ from kvmnet.drivers.nftables.resources import (
     NicGuard,
     NicLimits,
 )
-from kvmnet.drivers.nftables.standing import Standing, in_place, transaction
+from kvmnet.drivers.nftables.restored import changed, file_of
+from kvmnet.drivers.nftables.standing import Scripts, Standing, in_place, transaction
 from kvmnet.drivers.nftables.tables import EGRESS, FILLED, GUARD, GUARDS, HOST, OURS, ROUTED
 from kvmnet.drivers.nftables.texts import Texts
 from kvmnet.drivers.nftables.wire import (
@@ -43,13 +45,13 @@ from kvmnet.drivers.nftables.wire import (
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed
 from kvmnet.engine.plan import Create, Delete, Step, Update
 from kvmnet.engine.resource import Key, Wanted
-from kvmnet.host.netlink import generation, has_elements, tables, transactions
+from kvmnet.host.netlink import Generation, generation, has_elements, tables, transactions
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun, together
 from kvmnet.policy.flows import HEAD
 from kvmnet.policy.keeper import HELD
-from kvmnet.records import dataclass, replace
+from kvmnet.records import dataclass, field, replace
 
 DAMAGED = "# sets changed\n"
 """Behind the text of a table whose sets do not hold what was loaded."""
@@ -60,12 +62,22 @@ OF_NICS = frozenset({NicGuard.kind, GuardHook.kind})
 class Found:
     """A look, and what it holds for."""
 
-    moment: str
-    """As ``generation`` tells it; '' where the kernel does not."""
+    moment: Generation | None
+    """None where the kernel does not tell."""
     noted: str
     known: dict[Key, Member]
     """The memberships of ``noted``."""
     look: Look
+
+
+@dataclass(slots=True)
+class Since:
+    """A look, and what our transactions have done since: nothing but elements of sets."""
+
+    found: Found
+    moment: Generation
+    """When nobody else has changed anything."""
+    told: Told = field(default_factory=dict)
 
 
 class NftablesDriver:
@@ -89,6 +101,7 @@ class NftablesDriver:
         """The start of a keeper among these."""
         self.ahead: Begun[Found] | None = None
         """A look beside those changes."""
+        self.since: Since | None = None
         self.fresh: list[NftTable] = []
         """Tables that were loaded whole and have not been looked at yet."""
         self.count: int | None = None
@@ -127,6 +140,7 @@ class NftablesDriver:
             seen.state[keeper.key] = keeper
             seen.ours.add(keeper.key)
         self.standing = standing
+        self.since = Since(found, found.moment) if found.moment and not look.damaged else None
         if self.asked_memory:
             self.catch_up()
         return seen
@@ -137,11 +151,18 @@ class NftablesDriver:
         known = self.remembered(noted)
         look = None if self.cut_off() else kept(file, moment, noted)
         if look is None:
-            look = self.look(known.values())
+            look = self.look_at_elements(moment) or self.look(known.values())
             if self.paths.guard.is_dir() and generation() == moment:
                 keep(file, moment, noted, look)
         self.learn_from(look)
         return Found(moment, noted, known, look)
+
+    def look_at_elements(self, moment: Generation | None) -> Look | None:
+        """The look of before with what our transactions have changed since, if the kernel has counted no other and has these elements."""
+        since, standing = self.since, self.standing
+        if since is None or standing is None or moment != since.moment or not since.told or not hold(since.told):
+            return None
+        return replace(since.found.look, guards=dict(standing.guards), memory=None)
 
     def look_ahead(self) -> None:
         """Look while other drivers go on: nothing of ours is to be changed any more."""
@@ -346,13 +367,14 @@ class NftablesDriver:
         except ToolFailed as refused:
             with suppress(ToolFailed):  # these sets are not there if it was they that were refused
                 run(["nft", "-f", "-"], stdin="\n".join((*scripts.unmake, "")))
-            self.standing = None
+            self.standing = self.since = None
             for work in beside:
                 work.result()
             for table in scripts.whole:    # says which it is
                 self.learn(table)
             raise StepFailed(steps[0].key if len(steps) == 1 else None, refused.detail,
                              "nothing of this transaction was made") from refused
+        fresh = self.note(scripts, count)
         before, self.standing = self.standing, after
         others = [table for table in self.fresh if table.name not in {other.name for other in made}]
         if self.count != count:    # somebody else was there
@@ -363,7 +385,16 @@ class NftablesDriver:
             cut_forbidden(after.tables.get(GUARD), after.members.values(), after.guards, after.memory)
         if forgetful:
             (self.paths.guard / "memory.nft").unlink(missing_ok=True)
-        self.save()
+        self.save(fresh)
+
+    def note(self, scripts: Scripts, count: int | None) -> Told | None:
+        """Remember what was done since the last look, and tell what *scripts* did if that is nothing but elements. ``count``: transactions
+        before them."""
+        since, self.since = self.since, None
+        fresh = told(scripts.change) if since and since.moment.number == count and not (scripts.before or scripts.behind) else None
+        if since and fresh and len(since.told | fresh) <= MOST:
+            self.since = Since(since.found, since.moment.after(1), since.told | fresh)
+        return fresh
 
     def wait(self) -> None:
         """Until nothing of ours is under way. Raises StepFailed for what did not work."""
@@ -379,19 +410,23 @@ class NftablesDriver:
         except ToolFailed as refused:
             raise StepFailed(table.key, refused.detail, "nft refuses this table") from refused
 
-    def save(self) -> None:
-        """Write what the keeper loads when our tables vanish."""
-        assert self.standing is not None
-        if self.standing.members:
-            text = json.dumps([to_json(item) for item in self.standing.members.values()])
-            write_whole(self.paths.guard / "members.json", text)
-            self.written = text, self.standing.members
+    def save(self, fresh: Told | None = None) -> None:
+        """Write what the keeper loads when our tables vanish. ``fresh``: all that has changed, when that is known to be elements."""
+        standing = self.standing
+        assert standing is not None
+        before, noted = self.noted() if fresh else "", ""
+        if standing.members:
+            noted = json.dumps([to_json(item) for item in standing.members.values()])
+            write_whole(self.paths.guard / "members.json", noted)
+            self.written = noted, standing.members
         else:
             (self.paths.guard / "members.json").unlink(missing_ok=True)
-        if self.standing.tables:
-            write_whole(self.paths.guard / "ruleset.nft", "\n".join(self.standing.script()) + "\n")
+        file = self.paths.guard / "ruleset.nft"
+        if standing.tables:
+            text = changed(file.read_text(), before, fresh, noted) if fresh and file.exists() else None
+            write_whole(file, text or file_of(standing.script(), noted))
         else:
-            (self.paths.guard / "ruleset.nft").unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -399,6 +434,8 @@ class NftablesDriver:
         self.paths.guard.mkdir(parents=True, exist_ok=True, mode=0o700)
         with open(self.paths.guard / "changing", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            if lock.tell():    # another change was cut off before it was saved: the file is written anew
+                self.since = None
             lock.write("x")
             lock.flush()
             yield

@@ -18,6 +18,7 @@ from typing import Any
 from kvmnet.drivers.nftables.resources import NicGuard
 from kvmnet.drivers.nftables.wire import Elements
 from kvmnet.engine.resource import setting_names
+from kvmnet.host.netlink import Generation
 from kvmnet.records import dataclass
 
 FORMAT = 1
@@ -36,7 +37,7 @@ class Look:
     """Elements of the sets that the kernel fills; None: not asked."""
 
 
-def keep(file: Path, generation: str, members: str, look: Look) -> None:
+def keep(file: Path, generation: Generation | None, members: str, look: Look) -> None:
     """Write *look* down, which was true of *generation*. ``members``: the memberships that were loaded. It only saves time: a full disk is
     no reason to fail, and one that found damage is not kept."""
     with suppress(OSError):
@@ -48,7 +49,7 @@ def keep(file: Path, generation: str, members: str, look: Look) -> None:
         write_whole(file, f"{head(generation, members)}\n{text}")
 
 
-def kept(file: Path, generation: str, members: str) -> Look | None:
+def kept(file: Path, generation: Generation | None, members: str) -> Look | None:
     """What was found when nftables was as it is in *generation*, with *members* loaded; None when that is not known."""
     try:
         with open(file, encoding="utf-8") as lines:
@@ -60,8 +61,8 @@ def kept(file: Path, generation: str, members: str) -> Look | None:
         return None
 
 
-def head(generation: str, members: str) -> str:
-    return f"kvmnet look {FORMAT} {program()} {generation} {short(members)}"
+def head(generation: Generation, members: str) -> str:
+    return f"kvmnet look {FORMAT} {program()} {generation.number} {generation.rest} {short(members)}"
 
 
 @cache

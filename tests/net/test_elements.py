@@ -1,0 +1,202 @@
+"""A change of nothing but elements: asked of the kernel one by one, and written where they are in the keeper's file."""
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kvmnet.api import Host
+from kvmnet.drivers.nftables import driver as module
+from kvmnet.drivers.nftables.asked import INTERVALS, Told, hold, told
+from kvmnet.drivers.nftables.driver import NftablesDriver
+from kvmnet.drivers.nftables.members import bare, key_of
+from kvmnet.drivers.nftables.restored import changed
+from kvmnet.host.paths import Paths
+from lib.netns import new_netns, sh
+
+pytestmark = pytest.mark.net
+
+DOCUMENT = """
+version: 1
+networks:
+  lan:
+    mode: isolated
+    subnet: 10.0.0.0/24
+    subnet6: "fd00::/64"
+    limits: {send: {packets: 20k/s, bytes: 500MB/s, connections: 200/s}, receive: {packets: 9/s, bytes: 3MB/s, syn: 1000/s},
+             storms: {broadcast: 100/s, multicast: 500/s, unknown: 100/s}, neighbours: 50/s}
+  far: {mode: isolated, subnet: 10.1.0.0/24}
+  free: {mode: isolated, subnet: 10.2.0.0/24}
+vms:
+  a: {nics: [{network: lan, groups: [web, shut]}]}
+  b: {nics: [{network: lan, groups: [db], isolated: true}]}
+  c: {nics: [{network: far, groups: [web], extra: {addresses: [10.9.0.0/24]}}]}
+  d: {nics: [{network: free, guard: off}]}
+  e: {nics: [{network: free, guard: mac}]}
+MORE
+groups:
+  web: {ingress: [{tcp: 80}], refuse: reject, log: true}
+  db: {ingress: [{tcp: 5432, from: group:web}, {udp: any, from: set:known}]}
+  shut: {}
+tenants:
+  shop: {networks: [far]}
+address_sets:
+  known: [10.20.0.1, 192.168.100.240/28]
+"""
+MORE = {"a member": "  d2: {nics: [{network: far, groups: [web]}]}",
+        "another": "  d2: {nics: [{network: far, groups: [db]}]}\n  f: {tenant: shop, nics: [{network: lan, limits: {send: {packets: 5/s}}}]}",
+        "a limit": "  d2: {nics: [{network: far, groups: [db], limits: {send: {packets: 7/s}}}]}\n"
+                   "  f: {tenant: shop, nics: [{network: lan, limits: {send: {packets: 6/s}}}]}",
+        "none": "  d2: {nics: [{network: far}]}"}
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[None]:
+    with new_netns():
+        yield
+
+
+@pytest.fixture
+def host(world: None, paths: Paths, tmp_path: Path) -> Iterator[Host]:
+    put(paths, tmp_path, DOCUMENT.replace("MORE", MORE["none"]))
+    yield Host(paths)
+    Host(paths).destroy()
+
+
+def put(paths: Paths, folder: Path, text: str) -> None:
+    (folder / "it.yaml").write_text(text)
+    Host(paths).apply_file(folder / "it.yaml")
+
+
+def loaded(paths: Paths) -> dict[str, list[str]]:
+    """Set -> its elements, by the keeper's file."""
+    lines = (paths.guard / "ruleset.nft").read_text().splitlines()
+    found = [match.groups() for line in lines if (match := re.fullmatch(r"add element (\S+ \S+ \S+) \{ (.*) \}", line))]
+    assert len({name for name, _ in found}) == len(found)
+    return {name: sorted(texts.split(", ")) for name, texts in found}
+
+
+def test_the_kernel_tells_of_each_kind_of_element_and_of_none_that_differs(host: Host) -> None:
+    sets = loaded(host.paths)
+    kinds = {re.sub(r"\d+$", "", bare(name)) for name in sets}
+    assert {"flow", "own", "mac", "open", "loose", "zone", "lone", "e_web", "rejecting", "ask", "tell", "tenant", "l_bytes", "l_syn", "l_stations"} <= kinds
+    asked = 0
+    for name, elements in sets.items():
+        for text in elements:
+            one = told([f"add element {name} {{ {text} }}"])
+            if one is None:
+                assert bare(name).startswith(INTERVALS)
+                continue
+            asked += 1
+            assert hold(one), (name, text)
+            ((place, key), _), = one.items()
+            for wrong in altered(key, text):
+                assert not hold({(place, key): wrong}), (name, wrong)
+            other = re.sub(r"\w(?=\W*$)", lambda m: "1" if m[0] != "1" else "2", key)
+            if other not in map(key_of, elements):
+                assert not hold({(place, other): other + text.removeprefix(key)}), (name, other)
+                assert hold({(place, other): None}), (name, other)
+    assert asked > 60
+
+
+def altered(key: str, text: str) -> Iterator[str | None]:
+    """What an element is not."""
+    rest = text.removeprefix(key)
+    yield None
+    yield f"{key} : 1" if not rest else key
+    if " : " in rest:
+        yield f"{key} : jump nowhere"
+        yield f"{key} : drop"
+        yield f"{key} : 0x7fffffff"
+        yield f"{text}1"
+    for number in re.finditer(r"\d+", rest) if "over" in rest else ():
+        yield f"{key}{rest[:number.start()]}{int(number[0]) + 1}{rest[number.end():]}"
+
+
+def lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The listings that nft is asked for from now on."""
+    asked: list[str] = []
+    plainly = module.run
+
+    def run(argv: list[str], **rest: Any) -> str:
+        asked.extend([" ".join(argv)] if "list" in argv else [])
+        return plainly(argv, **rest)
+    monkeypatch.setattr(module, "run", run)
+    return asked
+
+
+def test_a_change_of_members_is_proved_without_a_listing_and_saved_as_if_it_were_all_written(
+        host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = host.paths
+    for what in ("a member", "another", "a limit", "none", "a member"):
+        put(paths, tmp_path, DOCUMENT.replace("MORE", MORE[what]))     # taps come and go
+        fresh, driver = seen_anew(paths), NftablesDriver(paths)
+        again = driver.observe({})
+        assert (again.state, again.ours) == (fresh.state, fresh.ours), what
+        saved = loaded(paths)
+        driver.save()
+        assert saved == loaded(paths), what
+    with monkeypatch.context() as patch:
+        asked = lists(patch)
+        put(paths, tmp_path, DOCUMENT.replace("MORE", MORE["none"]))
+        put(paths, tmp_path, DOCUMENT.replace("MORE", MORE["a member"]))
+        assert asked == []
+    assert Host(paths).plan(tmp_path / "it.yaml").steps == ()
+
+
+def seen_anew(paths: Paths) -> Any:
+    (paths.guard / "look.json").unlink(missing_ok=True)
+    return NftablesDriver(paths).observe({})
+
+
+@pytest.mark.parametrize(("when", "command"), [
+    ("before", "nft add rule inet kvmnet-groups other 2>/dev/null || nft add table ip another"),
+    ("behind", "nft delete element bridge kvmnet grouped '{ \"kvt-d2-0\" }'"),
+    ("behind", "nft add table ip another"),
+    ("behind", "nft flush set bridge kvmnet g_shut")])
+def test_what_somebody_else_does_meanwhile_has_nft_asked(when: str, command: str, host: Host, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these is found by the second look of the very change in which it happens, and mended or left alone."""
+    plainly, done = module.run, islice([command], 1)
+
+    def run(argv: list[str], **rest: Any) -> str:
+        load = argv[:2] == ["nft", "-f"]
+        if load and when == "before":
+            sh(next(done, "true"))
+        out = plainly(argv, **rest)
+        if load and when == "behind":
+            sh(next(done, "true"))
+        return out
+    text = DOCUMENT.replace("MORE", MORE["a member"])
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "run", run)
+        asked = lists(patch)
+        driver = NftablesDriver(host.paths)
+        (tmp_path / "it.yaml").write_text(text)
+        planned = Host(host.paths).plan(tmp_path / "it.yaml")
+        steps = [step for step in planned.steps if step.key.kind in driver.kinds]
+        assert {step.key.kind for step in steps} == {"nic-groups"}
+        driver.observe({})
+        driver.apply(steps, lambda n: None)
+        seen = driver.observe({})
+        assert asked
+    sh("nft delete table ip another 2>/dev/null || true")
+    fresh = seen_anew(host.paths)
+    assert {k: r for k, r in seen.state.items() if k.name != "ip another"} == fresh.state
+    Host(host.paths).apply_file(tmp_path / "it.yaml")
+
+
+def test_a_file_that_is_not_what_was_written_is_written_anew(host: Host, tmp_path: Path) -> None:
+    file = host.paths.guard / "ruleset.nft"
+    whole, noted = file.read_text(), (host.paths.guard / "members.json").read_text()
+    one: Told = {("bridge kvmnet g_shut", "0x00000001"): "0x00000001"}
+    new = changed(whole, noted, one, "[]")
+    assert new and "0x00000001" in new and changed(new, "[]", {}, "") and not changed(new, noted, {}, "")
+    assert changed(whole.replace("kvt-a", "kvt-z"), noted, one, "[]") is None
+    file.write_text("\n".join(line for line in whole.splitlines() if "in1" not in line))
+    put(host.paths, tmp_path, DOCUMENT.replace("MORE", MORE["a member"]))
+    assert loaded(host.paths).keys() == {match[1] for match in re.finditer(r"^add element (\S+ \S+ \S+)", whole, re.M)}
