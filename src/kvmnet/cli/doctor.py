@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 NOT_KNOWN = 1
 PROGRAMS = frozenset({"ip", "bridge", "tc", "nft", "sysctl", "ethtool", "kvmnet", "modprobe", "ss", "virsh", "iptables", "ip6tables", "systemctl", "dhcp_release",
-                      "ovs-vsctl", "ovs-appctl", "conntrack", "journalctl", "cat", "ls", "nstat", "zgrep", "ping", "ulimit", "echo", "usermod", "apt-get", "chmod",
+                      "ovs-vsctl", "ovs-appctl", "ovs-ofctl", "ovn-appctl", "ovn-nbctl", "ovn-sbctl", "uptime", "conntrack", "journalctl", "cat", "ls", "nstat", "zgrep", "ping", "ulimit", "echo", "usermod", "apt-get", "chmod",
                       "dpkg-statoverride", "firewall-cmd", "ufw", "dig", "df", "free", "resolvectl"})
 """First words of what a shell can run."""
 FOUND = 1

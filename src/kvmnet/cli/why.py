@@ -72,6 +72,9 @@ def why(source: str, target: str, tcp: int | None, udp: int | None, icmp: bool, 
             scene = read(captured(None))
             report = walk(scene, source, target, probe)
         report = by_packets(scene, report)
+    if file is None:
+        from kvmnet.check.switch_trace import followed
+        report = followed(report)
     if as_json:
         print_json(report.to_json())
     else:

@@ -138,6 +138,7 @@ def names(scene: Scene) -> Iterator[str]:
         yield from (nic["vm"], f"{nic['vm']}/{nic['nic']}", nic["network"])
     yield from (n["vm"] for n in vf_nics(scene))
     yield from (g["name"] for g in scene.part("guests") if g.get("name"))
+    yield from (p["name"] for p in scene.logical)
     yield from scene.links
 
 
@@ -156,6 +157,8 @@ def ports_of(scene: Scene, name: str) -> list[str]:
         found = every if not nic else every[int(nic):int(nic) + 1] if nic.isdigit() else []
     if not found and name in scene.links and scene.kind(name) != "bridge":
         found = [name]
+    if not found:
+        found = [p["dev"] for p in scene.logical if p["name"] == name]
     return found
 
 
@@ -175,7 +178,7 @@ def at_port(scene: Scene, name: str, dev: str, version: int) -> End:
         own = ip_interface(scene.addresses_of(dev, version)[0])
         if not (own.ip.is_link_local and version == 4):
             return End(name, Place.HOST, str(own.ip), mac=scene.mac(dev), segment=dev)
-    macs = [n["mac"] for n in scene.nics if n["tap"] == dev and n["mac"]] or card_macs(scene, dev) or ([scene.mac(dev)] if scene.kind(dev) in ("macvtap", "macvlan") else scene.learned(dev))
+    macs = [n["mac"] for n in scene.nics if n["tap"] == dev and n["mac"]] or card_macs(scene, dev) or ([scene.mac(dev)] if scene.kind(dev) in ("macvtap", "macvlan") else [p["mac"] for p in scene.logical if p["dev"] == dev] or scene.learned(dev))
     known = [(mac, ip) for mac in macs if (ip := ip_of(scene, mac, dev, version))]
     mac, ip = known[0] if known else (macs[0] if macs else "", "")
     return End(name, Place.NIC, ip, dev, mac, scene.bridge_of(dev))
@@ -191,7 +194,7 @@ def ip_of(scene: Scene, mac: str, dev: str, version: int) -> str:
     for nic in scene.nics:
         if nic["mac"] == mac and nic.get(field) and nic["tap"] == dev:
             return str(ip_address(nic[field]))
-    rows = [lease["ip"] for lease in scene.part("leases") if lease["mac"] == mac] + [
+    rows = [ip for p in scene.logical if p["mac"] == mac for ip in p["ips"]] + [lease["ip"] for lease in scene.part("leases") if lease["mac"] == mac] + [
         dst for (_, dst), entry in scene.neighbours.items() if entry.get("lladdr") == mac]
     return next((ip for ip in rows if is_address(ip) and ip_address(ip).version == version and not ip_address(ip).is_link_local), "")
 
@@ -213,12 +216,18 @@ def by_address(scene: Scene, ip: str, domain: str | None = None) -> End:
     for nic in sorted(scene.nics, key=lambda n: scene.domain_of(scene.bridge_of(n["tap"])) != (domain or "")):
         if nic.get(field) and str(ip_address(nic[field])) == ip:
             return End(ip, Place.NIC, ip, nic["tap"], nic["mac"], scene.bridge_of(nic["tap"]))
+    for bound in scene.logical:
+        if ip in bound["ips"]:
+            return End(ip, Place.NIC, ip, bound["dev"], bound["mac"], scene.bridge_of(bound["dev"]), how=f"by OVN: {bound['name']}")
     segment = scene.on_link(ip, domain) or led_to(scene, ip, domain) or next((dev for (dev, dst), n in scene.neighbours.items() if dst == ip and "lladdr" in n and scene.kind(dev) == "bridge"), "")
     for entry in candidates(scene, ip, segment):
         mac = entry.get("lladdr", entry.get("mac", ""))
         known = [(bridge, port) for (bridge, learned, _), (port, row) in scene.fdb.items() if learned == mac and scene.kind(port) != "bridge" and row.get("state") != "permanent"]
         for bridge, port in sorted(known, key=lambda place: place[0] != scene.base(segment))[:1]:
             return End(ip, Place.NIC, ip, port, mac, bridge, how="by the neighbour table and the bridge's forwarding table")
+        for switch in scene.part("switches"):
+            if segment in (p["name"] for p in switch["ports"]) and (behind := next((str(r["port"]) for r in switch.get("learned", ()) if r["mac"] == mac and r["port"] in scene.links), "")):
+                return End(ip, Place.NIC, ip, behind, mac, how="by the neighbour table, and what Open vSwitch has learned")
     segment = scene.base(segment)
     if segment and scene.kind(segment) == "bridge":
         quiet = [p for p in scene.members[segment] if not scene.learned(p) and scene.kind(p) in ("tun", "veth")]

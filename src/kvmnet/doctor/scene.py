@@ -111,7 +111,7 @@ class Scene(View):
         """MACs that a port's bridge has behind it, the static ones first."""
         rows = [(e.get("state") != "static", mac) for (_, mac, _), (port, e) in self.fdb.items() if port == dev and e.get("state") != "permanent"]
         rows += [(False, mac) for (_, mac, _), (port, e) in self.fdb.items() if port == dev and e.get("state") == "permanent" and mac != self.mac(dev)]
-        return [mac for _, mac in sorted(rows)]
+        return [mac for _, mac in sorted(rows)] or [row["mac"] for row in (self.switched.get(dev) or {}).get("learned", ()) if row["port"] == dev]
 
     @cached_property
     def vlans(self) -> dict[str, dict[int, tuple[str, ...]]]:

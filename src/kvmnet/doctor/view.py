@@ -99,6 +99,13 @@ class View:
         return {port["name"]: switch for switch in self.rows("switches") for port in switch["ports"]}
 
     @cached_property
+    def logical(self) -> list[Json]:
+        """Ports of OVN that are at devices here: ``{dev, name, datapath, mac, ips}``."""
+        bound = {p["name"]: p for p in (self.facts.get("ovn") or {}).get("ports") or () if p["type"] == ""}
+        at = [(port["name"], bound[port["iface_id"]]) for switch in self.rows("switches") for port in switch["ports"] if port.get("iface_id") in bound and port["name"] in self.links]
+        return [{"dev": dev, "name": p["name"], "datapath": p["datapath"], "mac": words[0], "ips": words[1:]} for dev, p in at for words in (m.split() for m in p["mac"]) if words and ":" in words[0]]
+
+    @cached_property
     def wires(self) -> list[tuple[Json, Json]]:
         """Pairs of veth of which both ends are here."""
         found = []

@@ -41,8 +41,9 @@ from kvmnet.doctor.routed import (
 from kvmnet.doctor.routing import Asked, Way, look_up
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import cross, device, enter, leave
+from kvmnet.doctor.switched import at_switch, in_switch
 from kvmnet.doctor.trip import Hop, State, Trip, begin, state_of
-from kvmnet.doctor.vfs import at_switch, at_vf, in_switch, is_vf
+from kvmnet.doctor.vfs import at_vf, is_vf
 from kvmnet.errors import KvmnetError
 from kvmnet.records import asdict, dataclass, replace
 
@@ -209,7 +210,7 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
     if a.dev:
         enter(trip, a.dev)
     if not bridge and a.dev and not scene.addresses_of(a.dev, trip.packet.version):
-        lost(trip, a.dev)
+        lost(trip, a.dev, b)
         bridge = gateway = b.segment if b.place is not Place.OUTSIDE and scene.kind(b.segment) == "bridge" else ""
         if not bridge:
             return
@@ -269,6 +270,9 @@ def from_outside(trip: Trip, a: End, b: End, undo: Undo | None, came: str) -> No
     if is_vf(scene, b):
         at_vf(trip, b, a)
         return
+    if b.dev and not b.segment and in_switch(scene, b.dev):
+        trip.hop(b.dev, "port", "what comes to it by Open vSwitch from outside is not followed")
+        return
     face = scene.face(b.segment, b.dev)
     if b.place is Place.NIC and b.segment and not (face and scene.addresses_of(face, trip.packet.version)) and (port := first_port(scene, b.segment)):
         trip.context.packet = on_trunk(scene, trip.packet.between(b.mac or NOBODY, NOBODY), b, port)
@@ -304,7 +308,7 @@ def by_uplink(trip: Trip, a: End, b: End) -> None:
     """The guest's router is not this host: its frames leave by the bridge's uplink."""
     scene, bridge = trip.scene, a.segment
     if not bridge and in_switch(scene, a.dev):
-        at_switch(trip, a.dev)
+        at_switch(trip, a.dev, b)
         return
     if not bridge:
         trip.hop(a.dev or "?", "port", "no bridge")
@@ -365,6 +369,8 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
         return
     trip.out = dev
     way_out(trip, dev)
+    if there and there.dev and dev in scene.switched:
+        at_switch(trip, dev, there)
     if b.place is Place.OUTSIDE:
         private_source(trip, b)
 
@@ -441,10 +447,10 @@ def deaf(trip: Trip, bridge: str) -> None:
                     f"bridge -d link show dev {quiet[0]}: flood off", fix=(f"bridge link set dev {quiet[0]} learning on flood on",) if learns else (f"ip link set {bridge} type bridge ageing_time 30000",), certainty=Certainty.LIKELY)
 
 
-def lost(trip: Trip, dev: str) -> None:
+def lost(trip: Trip, dev: str, b: End) -> None:
     """A port that is nowhere; ``enter`` has said so for taps and veths."""
     if in_switch(trip.scene, dev):
-        at_switch(trip, dev)
+        at_switch(trip, dev, b)
     elif not trip.hops[-1].findings:
         trip.blocks("not-followed", dev, f"{dev} is in no bridge of this host", "what it carries is not followed here", certainty=Certainty.UNKNOWN)
 

@@ -119,7 +119,7 @@ def capture(paths: Paths) -> Json:
         found["nics"] = own_nics(paths)
         running = held.result()
     found |= {"taps": running.taps, "listening": running.listening, "guests": guests(paths, running), "servers": running.servers}
-    found["switches"] = kept(lambda: switches(running.servers), "switches", missing)()
+    found |= kept(lambda: switches(running.servers), "switches", missing)() or {"switches": None, "ovn": None}
     found["leases"] = leases(paths)
     found["trees"] = trees(paths)
     found["dhcp_servers"] = dhcp_servers(running.servers)

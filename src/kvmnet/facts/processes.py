@@ -18,7 +18,7 @@ from kvmnet.records import dataclass, field
 
 Json = dict[str, Any]
 IFF = re.compile(r"^iff:\s*(\S+)", re.M)
-SERVERS = ("dnsmasq", "dhcpd", "kea-dhcp4", "radvd", "named", "unbound", "systemd-resolved", "firewalld", "dockerd", "libvirtd", "ovs-vswitchd",
+SERVERS = ("dnsmasq", "dhcpd", "kea-dhcp4", "radvd", "named", "unbound", "systemd-resolved", "firewalld", "dockerd", "libvirtd", "ovs-vswitchd", "ovsdb-server", "ovn-controller",
            "keepalived", "bird", "zebra", "NetworkManager", "systemd-networkd")
 """Programs that take part in the network of a host."""
 LISTEN = {"tcp": "0A", "tcp6": "0A", "udp": "07", "udp6": "07"}

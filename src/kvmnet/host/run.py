@@ -17,6 +17,7 @@ PACKAGES = {
     "qemu-system-x86_64": "qemu-system-x86", "ethtool": "ethtool", "tcpdump": "tcpdump",
     "busybox": "busybox-static", "conntrack": "conntrack", "wg": "wireguard-tools", "unshare": "util-linux",
     "cc": "gcc libc6-dev", "mount": "mount",
+    "ovs-vsctl": "openvswitch-switch", "ovs-ofctl": "openvswitch-common", "ovs-appctl": "openvswitch-common", "ovsdb-client": "openvswitch-common", "ovn-appctl": "ovn-common",
 }
 """Tool -> Debian package."""
 

@@ -165,6 +165,30 @@ def ovs(*ports: str, flows: int = 3, mode: str = "secure", error: str = "") -> J
     return {"name": "br-int", "fail_mode": mode, "datapath": "netdev", "flows": flows, "ports": [{"name": "br-int", "type": "internal", "ofport": 65534, "error": ""}, *({"name": p, "type": "", "ofport": 1, "error": error} for p in ports)]}
 
 
+def ovn(*ports: Json, mappings: Json | None = None, controller: str = "connected", routers: list[Json] | None = None) -> Json:
+    return {"chassis": "c1", "bridge": "br-int", "mappings": mappings or {}, "controller": controller, "ports": list(ports), "routers": routers or [], "mapped": ["c1"], "reasons": []}
+
+
+def bound(name: str = "lp1", kind: str = "", datapath: str = "d1", enters: int = 1, **more: Any) -> Json:
+    return {"name": name, "type": kind, "datapath": datapath, "here": kind in ("", "chassisredirect"), "mac": [], "network": "physnet" if kind == "localnet" else "", "peer": "", "of": "", "enters": enters, "leaves": 1} | more
+
+
+def logical(*ports: Json, at: str = "lp1", **more: Any) -> Json:
+    """A host with one port of OVN at v1, and a bridge to the network outside."""
+    inner = ovs("v1")
+    inner["ports"][1]["iface_id"] = at
+    return {"links": [link("v1"), link("eth0")], "switches": [inner, ovs("eth0", mode="") | {"name": "br-ex"}], "ovn": ovn(*ports, **more)}
+
+
+WIRE, MAPPED = bound("wire", "localnet"), {"physnet": "br-ex"}
+GATEWAY = (bound("cr-out", "chassisredirect", "r", of="out"), bound("out", "patch", "r", peer="up"), bound("up", "patch", "d2"), bound("wire", "localnet", "d2"))
+"""A router's gateway that is on this host, and the network outside that it leads to."""
+
+
+def router(gateway: bool) -> Json:
+    return {"name": "r", "chassis": "", "nat": [{"type": "dnat_and_snat", "external": "10.7.0.5", "inner": "10.6.0.5"}], "ports": [{"name": "in", "networks": ["10.6.0.1/24"], "gateway": False}, {"name": "out", "networks": ["10.7.0.2/24"], "gateway": gateway}]}
+
+
 def xfrm(selector: str, way: str, action: str = "block", priority: int = 9) -> Json:
     return {"xfrm": f"{selector} \n\tdir {way} action {action} priority {priority} ptype main \n"}
 
@@ -195,6 +219,18 @@ CASES: list[tuple[str, Json, Json]] = [
     ("guest-learned-elsewhere", {"links": [BR, T1, T2], "guests": [card("a", MAC)], "fdb": [learned(MAC, "t2", state="static")]},
      {"links": [BR, T1, T2], "guests": [card("a", MAC)], "fdb": [learned(MAC, "t1")]}),
     ("tap-has-guest-mac", {"links": [BR, tap(mac=MAC)], "guests": [card("a", MAC)]}, {"links": [BR, tap(mac="fe:54:00:00:00:01")], "guests": [card("a", MAC)]}),
+    ("switch-silent", {"links": [link("v1")], "switches": [ovs("v1") | {"state": "silent"}]}, {"links": [link("v1")], "switches": [ovs("v1") | {"state": ""}]}),
+    ("ovn-controller-away", logical(bound(), controller=""), logical(bound())),
+    ("ovn-controller-away", logical(bound(), controller="not connected"), {"ovn": ovn(controller="") | {"chassis": ""}}),
+    ("ovn-mapping-missing", logical(bound(), WIRE), logical(bound(), WIRE, mappings=MAPPED)),
+    ("ovn-mapping-missing", logical(bound(), WIRE, mappings={"physnet": "br9"}), logical(bound(), bound("wire", "localnet", "d2"))),
+    ("ovn-mapping-missing", logical(bound(), *GATEWAY), logical(bound(), GATEWAY[0] | {"here": False}, *GATEWAY[1:])),
+    ("ovn-port-without-flows", logical(bound(enters=0), WIRE, mappings=MAPPED), logical(bound(), WIRE, mappings=MAPPED)),
+    ("ovn-port-without-flows", logical(bound(leaves=0), WIRE, mappings=MAPPED), logical(bound(enters=0, here=False), WIRE, mappings=MAPPED)),
+    ("ovn-port-without-flows", logical(bound(enters=0), WIRE, mappings=MAPPED), logical(bound(enters=None, leaves=None), mappings=MAPPED)),
+    ("ovn-port-unknown", logical(bound(), at="lp7"), logical(bound())),
+    ("ovn-port-unknown", logical(bound(), at="lp7"), logical(bound(), at="lp7", controller="not connected") | {"links": []}),
+    ("ovn-nat-without-gateway", {"ovn": ovn(routers=[router(False)])}, {"ovn": ovn(routers=[router(True)])}),
     ("tap-detached", {"links": [BR, tap(master="")], "taps": held("t1")}, {"links": [BR, tap(master="", at=("10.8.0.1/24",))], "taps": held("t1")}),
     ("tap-idle", {"links": [BR, tap(carrier=False)], "taps": {}}, {"links": [BR, tap(carrier=False)], "taps": held("t1")}),
     ("port-down", {"links": [BR, tap(up=False)], "taps": held("t1")}, {"links": [BR, T1], "taps": held("t1")}),

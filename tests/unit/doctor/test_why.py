@@ -321,7 +321,7 @@ def test_a_port_of_a_switch_in_user_space_is_told_as_such(flows: int, codes: lis
         f["switches"] = [{"name": "br-int", "fail_mode": "secure", "datapath": "netdev", "flows": flows, "ports": [{"name": "v1", "type": "", "ofport": 1, "error": ""}]}]
     found = why(scene(change), "v1@10.7.0.1", "198.51.100.1", Probe("tcp", 443)).findings
     assert [f.code for f in found] == codes, found
-    assert flows == 0 or found[0].fix == ("ovs-appctl ofproto/trace br-int 'in_port=v1,tcp,nw_src=10.7.0.1,nw_dst=198.51.100.1,tp_src=40000,tp_dst=443'",)
+    assert flows == 0 or found[0].fix == ("ovs-appctl ofproto/trace --names br-int 'in_port=v1,tcp,nw_src=10.7.0.1,nw_dst=198.51.100.1,nw_ttl=64,tp_src=40000,tp_dst=443'",)
 
 
 def functions(**second: Any) -> Callable[[Facts], None]:
@@ -350,7 +350,7 @@ def test_a_port_of_open_vswitch_is_told_how_to_ask_it() -> None:
     findings = why(scene(change), "vm1", "vm2", Probe("tcp", 443)).findings
     assert {f.code for f in findings} == {"not-followed"}
     found = {f.where: f for f in findings}
-    assert "ofproto/trace $(ovs-vsctl iface-to-br t1) 'in_port=t1,tcp,dl_src=52:54:00:00:00:01" in found["t1"].fix[0] and "nw_dst=10.0.0.12,tp_src=40000,tp_dst=443'" in found["t1"].fix[0]
+    assert "ofproto/trace --names $(ovs-vsctl iface-to-br t1) 'in_port=t1,tcp,dl_src=52:54:00:00:00:01" in found["t1"].fix[0] and "nw_dst=10.0.0.12,nw_ttl=64,tp_src=40000,tp_dst=443'" in found["t1"].fix[0]
 
 
 def tenants(f: Facts) -> None:

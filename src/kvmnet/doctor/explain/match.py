@@ -12,13 +12,14 @@ from kvmnet.doctor.explain.entry import Answer, Cause, Entry, Holds, Judged
 from kvmnet.doctor.explain.errors import ERRORS
 from kvmnet.doctor.explain.hypervisor import LIBVIRT, QEMU
 from kvmnet.doctor.explain.kernel_log import LINES
+from kvmnet.doctor.explain.openvswitch import OVN, OVS
 from kvmnet.doctor.explain.own import CODES, FINDINGS
 from kvmnet.doctor.explain.paths import PATHS
-from kvmnet.doctor.explain.services import DNSMASQ, FIREWALL, OVS
+from kvmnet.doctor.explain.services import DNSMASQ, FIREWALL
 from kvmnet.doctor.view import View
 from kvmnet.records import dataclass
 
-ENTRIES: tuple[Entry, ...] = (*CODES, *FINDINGS, *PATHS, *CURES, *LINES, *QEMU, *LIBVIRT, *DNSMASQ, *OVS, *FIREWALL, *ERRORS)
+ENTRIES: tuple[Entry, ...] = (*CODES, *FINDINGS, *PATHS, *CURES, *LINES, *QEMU, *LIBVIRT, *DNSMASQ, *OVS, *OVN, *FIREWALL, *ERRORS)
 """Everything that is known; of equally good matches the earlier one counts."""
 PLACES = (r"\bdev(?:ice)? ['\"]?(?P<dev>[\w.-]+)", r"\((?P<dev>tap[\w.-]*|vnet\d+|kvt-[\w.-]+)\)", r"\b(?P<dev>tap\d+|vnet\d+|kv[bt]-[\w.-]+|virbr\d+|br\d+|eth\d+|en[ospx]\w+|bond\d+)\b")
 """Where a message names a device."""

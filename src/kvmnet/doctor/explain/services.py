@@ -1,4 +1,4 @@
-"""What dnsmasq, Open vSwitch, nft and iptables say."""
+"""What dnsmasq, nft and iptables say."""
 from __future__ import annotations
 
 from kvmnet.doctor.explain import looks
@@ -48,27 +48,6 @@ DNSMASQ: tuple[Entry, ...] = (
     Entry(name="possible DNS-rebind attack detected", says=(r"possible dns-rebind attack",),
           means="A name of the outside has a private address, and stop-dns-rebind is on.",
           causes=(Cause(what="a name of your own", cure=("rebind-domain-ok=/example.lan/",)),), source="dnsmasq(8)"),
-)
-
-OVS: tuple[Entry, ...] = (
-    Entry(name="could not open network device (No such device)", says=(r"could not open network device (?P<dev>\S+) \(no such device\)",),
-          means="The database of OVS still has a port whose device is gone: ports outlive taps and reboots.",
-          causes=(Cause(what="the device is gone", cure=("ovs-vsctl --if-exists del-port {dev}",), look=looks.absent),), source="ovs-vsctl(8)"),
-    Entry(name="could not add network device to ofproto", says=(r"could not add network device (?P<dev>\S+) to ofproto",),
-          means="The datapath does not take the device: it is a port elsewhere, or of a kind that it cannot have.",
-          causes=(Cause(what="it is a port of a Linux bridge or bond", cure=("ip link set {dev} nomaster",), look=looks.enslaved),
-                  Cause(what="the kernel has no such datapath", cure=("modprobe openvswitch", "or datapath_type=netdev"))),
-          source="ovs-vswitchd(8)"),
-    Entry(name="database connection failed", says=(r"database connection failed", r"db\.sock"),
-          means="ovsdb-server does not run, or its socket is elsewhere or closed to this user.",
-          causes=(Cause(what="OVS does not run", cure=("systemctl start openvswitch-switch",), look=looks.runs("ovs-vswitchd")),), source="ovs-vsctl(8)"),
-    Entry(name="failed to connect to br.mgmt", says=(r"failed to connect to \S+\.mgmt", r"is not a bridge or a socket"),
-          means="ovs-ofctl cannot reach the bridge: ovs-vswitchd is down, or has no such bridge.",
-          causes=(Cause(what="ovs-vswitchd is down", cure=("systemctl restart openvswitch-switch",), look=looks.runs("ovs-vswitchd")),), source="ovs-ofctl(8)"),
-    Entry(name="upcall lost / flow-limit", says=(r"netlink.*overrun", r"upcall.*lost", r"flow[- ]limit", r"over flow limit"),
-          means="More new flows than ovs-vswitchd handles: packets of new flows are lost.",
-          causes=(Cause(what="a scan or flood, or wildcards that a rule made impossible", cure=("ovs-appctl upcall/show; ovs-appctl dpctl/show -s",
-                                                                                               "match on fewer fields")),), source="ovs-vswitchd(8)"),
 )
 
 FIREWALL: tuple[Entry, ...] = (

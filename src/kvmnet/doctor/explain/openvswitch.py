@@ -1,0 +1,93 @@
+"""What Open vSwitch and OVN say. The words are those of 3.1 and 23.03."""
+from __future__ import annotations
+
+from kvmnet.doctor.explain import looks
+from kvmnet.doctor.explain.entry import Cause, Entry
+from kvmnet.doctor.explain.own import found_by
+from kvmnet.doctor.rules.ovn import (
+    ovn_controller_away,
+    ovn_mapping_missing,
+    ovn_nat_without_gateway,
+    ovn_port_unknown,
+    ovn_port_without_flows,
+)
+from kvmnet.doctor.rules.switches import switch_port_stale, switch_silent, switch_without_flows
+
+START = "systemctl restart openvswitch-switch"
+
+OVS: tuple[Entry, ...] = (
+    Entry(name="could not open network device (No such device)", says=(r"could not open network device (?P<dev>\S+) \(no such device\)",),
+          means="The database of OVS still has a port whose device is gone: ports outlive taps and reboots.",
+          causes=(Cause(what="the device is gone", cure=("ovs-vsctl --if-exists del-port {dev}",), look=looks.absent), Cause(what="other ports of that kind", cure=("kvmnet doctor",), look=found_by(switch_port_stale))), source="ovs-vsctl(8)"),
+    Entry(name="could not add network device to ofproto", says=(r"could not add network device (?P<dev>\S+) to ofproto", r"failed to add (?P<dev>\S+) as port"),
+          means="The datapath does not take the device: it is a port elsewhere, or of a kind that it cannot have.",
+          causes=(Cause(what="it is a port of a Linux bridge or bond", cure=("ip link set {dev} nomaster",), look=looks.enslaved),
+                  Cause(what="the kernel has no such datapath", cure=("modprobe openvswitch", "or datapath_type=netdev"))),
+          source="ovs-vswitchd(8)"),
+    Entry(name="database connection failed", says=(r"database connection failed", r"db\.sock"),
+          means="ovsdb-server does not run, or its socket is elsewhere or closed to this user.",
+          causes=(Cause(what="OVS does not run", cure=("systemctl start openvswitch-switch",), look=looks.runs("ovsdb-server")),), source="ovs-vsctl(8)"),
+    Entry(name="failed to connect to br.mgmt", says=(r"failed to connect to \S+\.mgmt", r"is not a bridge or a socket"),
+          means="ovs-ofctl cannot reach the bridge: ovs-vswitchd is down, or has no such bridge.",
+          causes=(Cause(what="ovs-vswitchd is down", cure=(START,), look=looks.runs("ovs-vswitchd")), Cause(what="it hangs", cure=(START,), look=found_by(switch_silent))), source="ovs-ofctl(8)"),
+    Entry(name="upcall lost / flow-limit", says=(r"netlink.*overrun", r"upcall.*lost", r"flow[- ]limit", r"over flow limit", r"datapath reached the dynamic limit", r"twice as high as current dynamic flow limit"),
+          means="More new flows than ovs-vswitchd handles: packets of new flows are lost.",
+          causes=(Cause(what="a scan or flood, or wildcards that a rule made impossible", cure=("ovs-appctl upcall/show; ovs-appctl dpctl/show -s",
+                                                                                               "match on fewer fields")),), source="ovs-vswitchd(8)"),
+    Entry(name="another ovs-vswitchd process is running", says=(r"another ovs-vswitchd process is running",),
+          means="Two ovs-vswitchd share a database: the second does nothing until the first is gone. With a datapath in user space there is one for each network namespace.",
+          causes=(Cause(what="one was started by hand beside the service", cure=("ovs-appctl -t ovs-vswitchd exit", START)),), source="ovs-vswitchd(8)"),
+    Entry(name="The Open vSwitch kernel module is probably not loaded", says=(r"generic netlink family 'ovs_\w+' does not exist", r"open vswitch kernel module is probably not loaded", r"could not create datapath \S+ of unknown type system"),
+          means="The kernel has no datapath of Open vSwitch: bridges of type system cannot be, those of type netdev (in user space) can.",
+          causes=(Cause(what="the module is not loaded", cure=("modprobe openvswitch", START)), Cause(what="this kernel has none (a container, a micro kernel)", cure=("ovs-vsctl set bridge BRIDGE datapath_type=netdev",))),
+          wrong="Harmless where every bridge has datapath_type=netdev: it is written at each start.", source="ovs-vswitchd(8)"),
+    Entry(name="Unreasonably long poll interval", says=(r"unreasonably long \d+ms poll interval",),
+          means="A daemon of OVS or OVN did not come round for that long: nothing that needed it (new flows, connections, BFD) went on meanwhile.",
+          causes=(Cause(what="the processors are taken: steal, or other programs", cure=("kvmnet doctor", "uptime")), Cause(what="much to reckon at once: ovn-northd and ovn-controller with thousands of ports", cure=("ovn-appctl -t ovn-controller stopwatch/show",))),
+          wrong="It is no fault of the network: a longer inactivity probe keeps connections up, and makes nothing faster.", source="ovs-vswitchd(8)"),
+    Entry(name="Translation failed, packet is dropped", says=(r"translation failed \(", r"over max translation depth"),
+          means="The flows send a packet in circles (resubmit, patch ports), or too deep: it is dropped.",
+          causes=(Cause(what="two bridges with two patches between them, or a flow that resubmits to itself", cure=("ovs-appctl ofproto/trace BRIDGE FLOW",)),), source="ovs-vswitchd(8)"),
+    Entry(name="receive tunnel port not found", says=(r"receive tunnel port not found",),
+          means="A packet came from a tunnel that this host has no port for: the other host knows this one, and this one not the other.",
+          causes=(Cause(what="the other host sends from an address that is not its ovn-encap-ip", cure=("ovs-vsctl get open . external-ids:ovn-encap-ip   # there", "ovn-sbctl list encap")), Cause(what="ovn-controller is away and does not know the new host", cure=("systemctl restart ovn-controller",), look=found_by(ovn_controller_away))),
+          source="ovs-vswitchd(8)"),
+    Entry(name="No such bridge / because a bridge named X already exists", says=(r"no bridge named (?P<dev>\S+)", r"cannot create (?:a|an) (?:bridge|port|interface) named \S+ because an? (?:bridge|port|interface) named (?P<dev>\S+) already exists"),
+          means="The database has no such bridge, or has that name for another thing: names of bridges, ports and interfaces are one space.",
+          causes=(Cause(what="the database of before", cure=("ovs-vsctl show", "ovs-vsctl --may-exist add-br NAME   # or --if-exists del-port")),), source="ovs-vsctl(8)"),
+)
+
+OVN: tuple[Entry, ...] = (
+    Entry(name="bridge not found for localnet port", says=(r"bridge not found for \w+ port '(?P<port>[^']+)' with network name '(?P<network>[^']+)'", r"bridge not found for localnet port", r"ovn-bridge-mappings"),
+          means="A network of OVN goes out by a physical network that no bridge of this host is mapped to.",
+          causes=(Cause(what="ovn-bridge-mappings lacks it, or names a bridge that is not there", cure=("ovs-vsctl set open . external-ids:ovn-bridge-mappings=NETWORK:br-ex", "kvmnet doctor"), look=found_by(ovn_mapping_missing)),
+                  Cause(what="this host has no part in that network", cure=())), wrong="Harmless on a host that has no guest and no gateway of that network.", source="ovn-controller(8)"),
+    Entry(name="Not claiming lport", says=(r"not claiming lport (?P<port>\S+?), chassis (?P<chassis>\S+)", r"lport \S+ already claimed"),
+          means="The port is meant for another chassis (requested-chassis), or another has claimed it: the same iface-id is at two hosts.",
+          causes=(Cause(what="the guest moved, and its old port is still there", cure=("ovs-vsctl --if-exists del-port PORT   # on the host that it left",)), Cause(what="requested-chassis names a host that is not this one's system-id", cure=("ovs-vsctl get open . external-ids:system-id", "ovn-nbctl lsp-get-options PORT"))),
+          source="ovn-nb(5), requested-chassis"),
+    Entry(name="Need to specify an encap type and ip", says=(r"need to specify an encap type and ip", r"no supported encaps for", r"creating encap for .* failed"),
+          means="ovn-controller makes no tunnels: this chassis, or the other, has no encapsulation that both know.",
+          causes=(Cause(what="not set", cure=("ovs-vsctl set open . external-ids:ovn-encap-type=geneve external-ids:ovn-encap-ip=ADDRESS",)),), source="ovn-controller(8)"),
+    Entry(name="OVNSB commit failed, force recompute", says=(r"ovnsb commit failed", r"force recompute", r"user triggered force recompute"),
+          means="ovn-controller reckons all flows anew, since what it knew does not hold any more: slow, not wrong.",
+          causes=(Cause(what="once, at a change or a new connection: as it should be", cure=()), Cause(what="again and again: two hosts claim one port", cure=("ovn-sbctl find port_binding up=false", "ovn-appctl -t ovn-controller inc-engine/show-stats")),
+                  Cause(what="flows of a port are missing all the same", cure=("kvmnet doctor",), look=found_by(ovn_port_without_flows))), source="ovn-architecture(7)"),
+    Entry(name="dropping duplicate flow", says=(r"dropping duplicate flow",), means="Two logical flows make the same flow of OpenFlow; one of them is left out.",
+          causes=(Cause(what="two ports with one address, or two equal ACLs", cure=("ovn-nbctl show",)),), source="ovn-controller(8)"),
+    Entry(name="inc-engine/recompute", says=(r"inc-engine/recompute", r"ovn-appctl.*\brecompute\b"),
+          means="Has ovn-controller reckon what flows should be. It writes the difference to what it believes is there: flows that somebody else deleted do not come back by it.",
+          causes=(Cause(what="its incremental engine has missed a change", cure=("ovn-appctl -t ovn-controller inc-engine/recompute",), look=found_by(ovn_port_without_flows)),
+                  Cause(what="flows were deleted behind its back (ovs-ofctl del-flows)", cure=("ovs-appctl bridge/reconnect br-int",), look=found_by(switch_without_flows))),
+          wrong="recompute alone is none for deleted flows: a new connection is, by which it writes all of them.", source="ovn-controller(8), ovs-vswitchd(8)"),
+    Entry(name="ovn-controller: not connected", says=(r"ovnsb.*(?:connection (?:failed|dropped|attempt)|connect(?:ion)? refused)", r"\bport?:?6642\b.*(?:connect|clos)", r":6642: (?:connect|clos)"),
+          means="ovn-controller has no connection to the southbound database: what is written stays, what changes does not come.",
+          causes=(Cause(what="the database is away, or ovn-remote names another place", cure=("ovs-vsctl get open . external-ids:ovn-remote", "kvmnet doctor"), look=found_by(ovn_controller_away)),), source="ovn-controller(8)"),
+    Entry(name="lr_in_admission / own floating IP", says=(r"lr_in_admission", r"lr_in_(?:dnat|unsnat)\b", r"own (?:fip|floating ip)", r"dnat_and_snat"),
+          means="NAT of a logical router is done on a gateway; a router without one writes no flow for it, and drops what is sent to those addresses.",
+          causes=(Cause(what="no port of the router has a gateway chassis", cure=("ovn-nbctl lrp-set-gateway-chassis PORT CHASSIS",), look=found_by(ovn_nat_without_gateway)),), source="ovn-nb(5), NAT"),
+    Entry(name="iface-id", says=(r"iface-id", r"port binding failed", r"vif_type.*binding_failed"),
+          means="A port of the switch says by external-ids:iface-id which port of OVN it is; ovn-controller binds those that the database has.",
+          causes=(Cause(what="OVN has no port of that name", cure=("ovs-vsctl set interface PORT external-ids:iface-id=NAME", "ovn-sbctl find port_binding logical_port=NAME"), look=found_by(ovn_port_unknown)),
+                  Cause(what="ovn-controller is away", cure=("systemctl restart ovn-controller",), look=found_by(ovn_controller_away))), source="ovn-architecture(7)"),
+)

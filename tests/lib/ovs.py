@@ -1,0 +1,131 @@
+"""Open vSwitch and OVN for tests: daemons of their own in the current network namespace, with a datapath in user space.
+
+The packages are fetched and unpacked, not installed: installing them would start services on the machine. They are kept beside the guests' images.
+"""
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from kvmnet.guests.image import keep, with_lists
+from kvmnet.host import run as host
+from kvmnet.host.clock import wait_until
+from lib.lab_image import image_folder
+from lib.netns import sh
+
+PACKAGES = ("openvswitch-common", "openvswitch-switch", "ovn-common", "ovn-central", "ovn-host", "libxdp1", "libbpf1", "libnuma1", "libunbound8", "libcap-ng0")
+"""The programs, and the libraries that Debian's minimal system has not."""
+SECONDS = 30
+
+
+def unpacked() -> Path:
+    """Folder with the programs as they would be under /. Raises HostCannot with the package that could not be had."""
+    made = image_folder() / f"ovs-{platform.freedesktop_os_release().get('VERSION_ID', '')}"
+    if not made.exists():
+        image_folder().mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=image_folder(), prefix="work-") as scratch:
+            work, fresh = Path(scratch), Path(scratch, "image")
+            fresh.mkdir()
+            with_lists(work, PACKAGES[0], partial(fetch, work))
+            for archive in work.glob("*.deb"):
+                host.run(["dpkg-deb", "-x", str(archive), str(fresh)], timeout=120)
+            (fresh / "version").write_text("1\n")
+            fresh.chmod(0o755)
+            keep(fresh, made)
+    return made
+
+
+def fetch(into: Path, options: tuple[str, ...]) -> str:
+    """All by one apt: to read its lists is most of the time."""
+    return host.run(["sh", "-c", 'cd "$1" && shift && exec apt-get "$@"', "sh", str(into), *options, "-q", "download", *PACKAGES], timeout=600)
+
+
+@dataclass
+class Switch:
+    """An ovsdb-server and an ovs-vswitchd, and OVN's daemons where they are asked for."""
+
+    root: Path
+    folder: Path
+    pids: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        library = next(self.root.glob("usr/lib/*-linux-gnu*"))
+        return {"PATH": f"{self.root}/usr/bin:{self.root}/usr/sbin:{self.root}/usr/lib/openvswitch-switch:{host.SEARCH_PATH}", "LD_LIBRARY_PATH": str(library),
+                **{f"{of}_{name}DIR": str(self.folder) for of in ("OVS", "OVN") for name in ("RUN", "DB", "LOG", "SYSCONF")},
+                "OVN_NB_DB": f"unix:{self.folder}/ovnnb_db.sock", "OVN_SB_DB": f"unix:{self.folder}/ovnsb_db.sock"}
+
+    def start(self, *argv: str) -> None:
+        """A daemon, which is ready when this returns (--detach)."""
+        name = Path(argv[-1]).stem if argv[0] == "ovsdb-server" else argv[0]
+        sh(" ".join((*argv[:-1], "--detach", "--no-chdir", f"--pidfile={self.folder}/{name}.pid", f"--log-file={self.folder}/{name}.log", argv[-1], f"2>{self.folder}/{name}.err")))
+        self.pids[name] = int((self.folder / f"{name}.pid").read_text())
+
+    def stop(self, name: str) -> None:
+        """Ends a daemon at once, as a crash does, and waits for its end."""
+        pid = self.pids.pop(name)
+        with suppress(ProcessLookupError):
+            os.kill(pid, 9)
+        wait_until(lambda: not lives(pid), SECONDS)
+
+    def vswitchd(self) -> None:
+        self.start("ovs-vswitchd", f"unix:{self.folder}/db.sock")
+
+    def database(self, name: str, schema: str, socket: str) -> None:
+        sh(f"ovsdb-tool create {self.folder}/{name}.db {self.root}/usr/share/{schema}")
+        self.start("ovsdb-server", f"--remote=punix:{self.folder}/{socket}", f"--unixctl={self.folder}/{name}.ctl", f"{self.folder}/{name}.db")
+
+    def ovn(self, chassis: str, *settings: str) -> None:
+        """The central part and a chassis, in one place."""
+        for name in ("nb", "sb"):
+            self.database(f"ovn{name}_db", f"ovn/ovn-{name}.ovsschema", f"ovn{name}_db.sock")
+        ids = (f"system-id={chassis}", f"ovn-remote=unix:{self.folder}/ovnsb_db.sock", "ovn-encap-type=geneve", "ovn-encap-ip=127.0.0.1", "ovn-bridge-datapath-type=netdev", *settings)
+        vsctl(f"set open . {' '.join(f'external_ids:{i}' for i in ids)}")
+        self.start("ovn-northd", f"--ovnnb-db=unix:{self.folder}/ovnnb_db.sock", f"--ovnsb-db=unix:{self.folder}/ovnsb_db.sock")
+        self.controller()
+
+    def controller(self) -> None:
+        """It would take away nothing until it has run for a while: that is no matter of these tests."""
+        self.start("ovn-controller", f"unix:{self.folder}/db.sock")
+        sh(f"ovn-appctl --timeout={SECONDS} -t ovn-controller debug/ignore-startup-delay")
+
+
+def vsctl(words: str) -> str:
+    return sh(f"ovs-vsctl --timeout={SECONDS} {words}")
+
+
+def nbctl(words: str, *, wait: str = "hv") -> str:
+    """Returns when it has come to the chassis."""
+    return sh(f"ovn-nbctl --timeout={SECONDS} --wait={wait} {words}")
+
+
+@contextmanager
+def open_vswitch(root: Path, folder: Path) -> Iterator[Switch]:
+    """In the current network namespace; the programs are on the path of this process meanwhile. ``root``: what ``unpacked`` gave, where the machine's network is still there."""
+    switch = Switch(root, folder)
+    before, path = dict(os.environ), host.SEARCH_PATH
+    os.environ.update(switch.environment)
+    host.SEARCH_PATH = switch.environment["PATH"]
+    try:
+        switch.database("conf", "openvswitch/vswitch.ovsschema", "db.sock")
+        vsctl("--no-wait init")
+        switch.vswitchd()
+        yield switch
+    finally:
+        for name in list(switch.pids):
+            switch.stop(name)
+        os.environ.clear()
+        os.environ.update(before)
+        host.SEARCH_PATH = path
+
+
+def lives(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
