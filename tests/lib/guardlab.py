@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
-from kvmnet.drivers.linux.driver import run_batch
+from kvmnet.drivers.linux.batch import run_batch
 from kvmnet.drivers.macvtap.driver import lines_of
 from kvmnet.drivers.nftables.resources import NftTable, NicGuard
 from kvmnet.drivers.nftables.wire import change, element_lines, hook_lines, table_lines

@@ -15,7 +15,8 @@ from kvmnet.check.model import Subject
 from kvmnet.check.station import Station
 from kvmnet.drivers.dnsmasq.driver import DnsmasqDriver
 from kvmnet.drivers.dnsmasq.resources import DnsmasqServer, Reservation
-from kvmnet.drivers.linux.driver import LinuxDriver, ip_json, run_batch
+from kvmnet.drivers.linux.batch import run_batch
+from kvmnet.drivers.linux.driver import LinuxDriver, ip_json
 from kvmnet.drivers.linux.resources import PROTO, Link, Route
 from kvmnet.drivers.linux.words import Line
 from kvmnet.drivers.macvtap.driver import MacvtapDriver

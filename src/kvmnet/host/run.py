@@ -5,7 +5,7 @@ import os
 import select
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from kvmnet.errors import HostCannot
@@ -52,18 +52,94 @@ def run(argv: Sequence[str], *, stdin: str = "", timeout: float = 60) -> str:
 
     ``timeout`` is in seconds; a program that outlives it is killed.
     """
+    with anonymous(stdin) as given, anonymous() as out, anonymous() as err:
+        child = start(argv, given, out, err)
+        return said(argv, end_of(child, timeout), out, err, timeout)
+
+
+def feed(argv: Sequence[str], lines: Iterable[str], *, timeout: float = 60) -> str:
+    """As ``run``, for a program that works line by line: it begins with the first *lines* while the others are still being made.
+
+    They are written whole, and what a pipe takes at once is taken whole or not at all (PIPE_BUF in pipe(7)): where this process is killed
+    meanwhile, no half of a line is left to be carried out. None may be longer than ``LONGEST`` bytes.
+    """
+    with anonymous() as out, anonymous() as err:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        try:
+            try:
+                child = start(argv, reading, out, err)
+            finally:
+                os.close(reading)
+            try:
+                give(child, writing, lines, timeout)
+            except BaseException:
+                child.kill()
+                child.wait()
+                raise
+        finally:
+            os.close(writing)
+        return said(argv, end_of(child, timeout), out, err, timeout)
+
+
+LONGEST = select.PIPE_BUF
+
+
+def give(child: subprocess.Popen[bytes], pipe: int, lines: Iterable[str], timeout: float) -> None:
+    """Write *lines* until the program has ended, or has taken nothing for so many seconds."""
+    os.set_blocking(pipe, False)
+    handle = os.pidfd_open(child.pid)
+    try:
+        waiting = select.poll()
+        waiting.register(handle, select.POLLIN)
+        waiting.register(pipe, select.POLLOUT)
+        for portion in portions(lines):
+            while ready := dict(waiting.poll(timeout * 1000)):
+                if handle in ready:
+                    return
+                try:
+                    os.write(pipe, portion)
+                    break
+                except BlockingIOError:
+                    continue
+                except BrokenPipeError:
+                    return
+            else:
+                return
+    finally:
+        os.close(handle)
+
+
+def portions(lines: Iterable[str]) -> Iterator[bytes]:
+    """Whole lines, as many together as a pipe takes at once."""
+    held: list[bytes] = []
+    size = 0
+    for line in lines:
+        data = line.encode()
+        if held and size + len(data) > LONGEST:
+            yield b"".join(held)
+            held, size = [], 0
+        held.append(data)
+        size += len(data)
+    if held:
+        yield b"".join(held)
+
+
+def start(argv: Sequence[str], given: int, out: int, err: int) -> subprocess.Popen[bytes]:
+    """Raises HostCannot when it is not installed."""
     path = find(argv[0])
     if path is None:
         raise HostCannot(missing(argv[0]) or argv[0])
-    with anonymous(stdin) as given, anonymous() as out, anonymous() as err:
-        child = subprocess.Popen([path, *argv[1:]], stdin=given, stdout=out, stderr=err,
-                                 env={**os.environ, "LC_ALL": "C.UTF-8", "PATH": SEARCH_PATH}, pass_fds=inherited())
-        code = end_of(child, timeout)
-        if code is None:
-            raise ToolFailed(argv, -1, f"no answer within {timeout:g} s")
-        if code:
-            raise ToolFailed(argv, code, content(err) or content(out))
-        return content(out)
+    return subprocess.Popen([path, *argv[1:]], stdin=given, stdout=out, stderr=err,
+                            env={**os.environ, "LC_ALL": "C.UTF-8", "PATH": SEARCH_PATH}, pass_fds=inherited())
+
+
+def said(argv: Sequence[str], code: int | None, out: int, err: int, timeout: float) -> str:
+    """What a program that has ended wrote. Raises ToolFailed."""
+    if code is None:
+        raise ToolFailed(argv, -1, f"no answer within {timeout:g} s")
+    if code:
+        raise ToolFailed(argv, code, content(err) or content(out))
+    return content(out)
 
 
 @contextmanager

@@ -9,15 +9,16 @@ import gc
 import json
 import os
 import pwd
-import re
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from functools import lru_cache, partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
 from kvmnet.drivers.linux import routes, wire
 from kvmnet.drivers.linux.addresses import told
+from kvmnet.drivers.linux.batch import SECONDS, batch_text, run_batch
 from kvmnet.drivers.linux.links import told as links_told
 from kvmnet.drivers.linux.resources import (
     PROTO,
@@ -48,48 +49,21 @@ TOGETHER = 20
 """From this many links on, deleting them as a group is quicker (19 ms each, measured on 6.18)."""
 GROUPS = range(27510, 27530)
 """Link groups that we use for deleting; the first that holds nothing is taken."""
-SECONDS = 600.0
-"""Deadline of one batch: 10,000 taps with 256 queues each take about two minutes."""
-
-CURES = (
-    ("Exchange full", "a bridge takes 1,023 ports (BR_MAX_PORTS): spread the guests over several networks"),
-    ("Operation not permitted", "run as root (CAP_NET_ADMIN in this network namespace)"),
-    ("Address already in use", "another link of the same parent has this MAC: give one of them another"),
-    ("Network is unreachable", "the gateway is on no network of the host: add an address of its network first"),
-    ("Nexthop has invalid gateway", "the gateway is on no network of the host: add an address of its network first"),
-    ("mtu greater than device maximum", "the device's largest MTU is shown by: ip -d link (maxmtu)"),
-    ("Cannot assign requested address", "the device does not take this hardware address while it is in use"),
-    ("File exists", "something that kvmnet did not make is in its place: see ip address and ip route"),
-    ("Unknown device type", "the kernel lacks this device type: modprobe it, or install the full kernel package"),
-    ("Device or resource busy", "the device is held by something else (open by a process, or a port elsewhere)"),
-    ("/dev/net/tun", "the kernel has no TUN/TAP: modprobe tun"),
-    ("No such device", "the device that it belongs to is not there: ip link shows those that are"),
-    ("has slaves", "take every member out of the bond first"),
-    ("can not be enslaved", "only an Ethernet NIC that nothing else holds can be a member of a bond"),
-    ("Numerical result out of range", "a VLAN's MTU is at most that of the device that carries it"),
-    ("Cannot find device", "the device went away while kvmnet was working: run plan again"),
-)
-"""Part of the tool's message -> what to do."""
 
 ROUTES = {4: socket.AF_INET, 6: socket.AF_INET6}
 PROXIES = ("-Numeric", "neigh", "show", "proxy")
 NEIGHBOURS = ("-Numeric", "neigh", "show", "nud", "permanent")
 IF_ANY: dict[tuple[str, ...], Callable[[], bool]] = {PROXIES: netlink.proxied, NEIGHBOURS: netlink.settled}
 """What there mostly is none of: the kernel is asked first, for ``ip neigh`` would read all links to name those of the neighbours."""
-
 OF_VLANS = {BridgeVlan.kind: ("-compressvlans", "vlan", "show"), VlanMulticast.kind: ("vlan", "global", "show")}
 """What ``bridge -json`` is asked for, beside ``ip`` where the plan has such things."""
-
-GONE = ("No such process", "Cannot find device", "Cannot find bridge device", "Cannot assign requested address", "No such device",
-        "No such file or directory")
-"""What ``ip`` says when a thing that is to be deleted does not exist any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Lines for one batch, and how many steps they make."""
+    """Lines for one batch, and how many steps they make. They are worked out while the first of them are carried out, once."""
 
-    lines: tuple[Line, ...]
+    lines: Iterable[Line]
     steps: int
     tool: str = "ip"
     """ip or bridge: both are iproute2's and read batches alike."""
@@ -230,19 +204,16 @@ class LinuxDriver:
                 case Setting():
                     found.append(Command(("sysctl", "-w", f"{part.path}={part.value}"), keys=(part.key,)))
                 case Batch():
-                    found.append(Command((part.tool, "-batch", "-"), batch_text(part.lines),
-                                         tuple(line.key for line in part.lines)))
+                    lines = [*part.lines]
+                    found.append(Command((part.tool, "-batch", "-"), batch_text(lines), tuple(line.key for line in lines)))
         return found
-
 
 LOAD_BONDING = ("modprobe", "bonding", "max_bonds=0")
 """The kernel loads the module by itself, but then with a bond0 that nobody asked for and that may have our name."""
 
-
 def needs_bonding(steps: Sequence[Step]) -> bool:
     return (any(isinstance(s, Create) and isinstance(s.after, Link) and s.after.type == "bond" for s in steps)
             and not BONDING.exists())
-
 
 VLAN_KINDS = frozenset({BridgeVlan.kind, VlanMulticast.kind})
 BRIDGE_KINDS = VLAN_KINDS | {Fdb.kind}
@@ -251,37 +222,33 @@ BRIDGE_KINDS = VLAN_KINDS | {Fdb.kind}
 LIVE = frozenset({"ra", "dhcp"})
 """Route protocols of daemons and router advertisements: theirs, also on a link of ours."""
 
-
 def is_wanted(key: Key, intent: Wanted) -> bool:
     """What lives by itself on a link of ours is ours only while we want it, and is never cleared away."""
     return isinstance(intent.get(key), Resource)
 
-
 def arrange(steps: Sequence[Step], group_of: Callable[[Sequence[Link]], int | None]) -> Iterator[Batch | Setting]:
     """Steps as the parts that run one after another: batches as long as can be, and settings."""
-    lines: list[Line] = []
-    count, tool = 0, "ip"
-    for run in runs(steps):
-        kind, before = run[0].key.kind, tool
-        tool = "bridge" if kind in BRIDGE_KINDS else "ip"
-        if (tool != before or kind == Sysctl.kind) and (lines or count):
-            yield Batch(tuple(lines), count, before)
-            lines, count = [], 0
-        if kind == Sysctl.kind:
-            yield from settings_of(run[0])
-            continue
+    for tool, of_tool in groupby(runs(steps), lambda run: tool_of(run[0].key.kind)):
+        if tool:
+            held = [*of_tool]
+            yield Batch(lines_of_runs(held, group_of), sum(map(len, held)), tool)
+        else:
+            yield from (setting for run in of_tool for setting in settings_of(run[0]))
+
+def tool_of(kind: str) -> str:
+    """What makes things of a kind; '' for settings, which are files."""
+    return "" if kind == Sysctl.kind else "bridge" if kind in BRIDGE_KINDS else "ip"
+
+def lines_of_runs(held: Iterable[Sequence[Step]], group_of: Callable[[Sequence[Link]], int | None]) -> Iterator[Line]:
+    for run in held:
         links = [s.before for s in run if isinstance(s, Delete) and isinstance(s.before, Link)]
         if len(links) > TOGETHER and (group := group_of(links)) is not None:
-            lines += delete_together(links, group)
-        elif kind in VLAN_KINDS:
-            lines += in_ranges(run)
+            yield from delete_together(links, group)
+        elif run[0].key.kind in VLAN_KINDS:
+            yield from in_ranges(run)
         else:
             for step in run:
-                lines += lines_of(step)
-        count += len(run)
-    if lines or count:
-        yield Batch(tuple(lines), count, tool)
-
+                yield from lines_of(step)
 
 def runs(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """Steps one by one, but deletions of our links that follow each other in one list, what is done to VLANs
@@ -298,7 +265,6 @@ def runs(steps: Sequence[Step]) -> Iterator[list[Step]]:
         yield run
         at = end
 
-
 def sort_of(step: Step) -> str:
     match step:
         case Delete(Link() as link) if wire.is_ours(link) and link.type != "bond":
@@ -309,7 +275,6 @@ def sort_of(step: Step) -> str:
             return f"{step.key.kind} made"
     return ""
 
-
 def settings_of(step: Step) -> Iterator[Setting]:
     """A setting is written; one that is not wanted any more stays (see Resource.permanent)."""
     match step:
@@ -319,50 +284,12 @@ def settings_of(step: Step) -> Iterator[Setting]:
         case _:
             pass
 
-
-def batch_text(lines: Iterable[Line]) -> str:
-    return "".join(f"{line}\n" for line in lines)
-
-
-def run_batch(lines: Sequence[Line], tool: str = "ip", absent: Sequence[str] = GONE,
-              cures: Sequence[tuple[str, str]] = CURES) -> None:
-    """Run *lines*; what is to be deleted and is gone already is passed over. ``absent``, ``cures``: what the tool says then,
-    and what to do about other words of it. Raises StepFailed."""
-    at = 0
-    while at < len(lines):
-        try:
-            host.run((tool, "-batch", "-"), stdin=batch_text(lines[at:]), timeout=SECONDS)
-            return
-        except host.ToolFailed as failed:
-            where = re.search(r"Command failed -:(\d+)", failed.detail)
-            detail = re.sub(r"\s*Command failed -:\d+\s*", "", failed.detail).strip()
-            detail = detail.removeprefix("RTNETLINK answers: ").removeprefix("Error: ")
-            if where is None:
-                raise StepFailed(accused(detail, lines[at:]), detail, cure(detail, cures)) from failed
-            at += int(where[1]) - 1
-            line = lines[at]
-            if not (line.gone and any(text in detail for text in absent)):
-                raise StepFailed(line.key, f"{detail} ({tool} {line})", cure(detail, cures)) from failed
-            at += 1
-
-
-def accused(detail: str, lines: Sequence[Line]) -> Key | None:
-    """Whose line ``ip`` refused without saying its number: invarg() ends the program at once."""
-    word = re.search(r'"([^"]+)"', detail)
-    return next((line.key for line in lines if word and word[1] in line.words), None)
-
-
-def cure(detail: str, cures: Sequence[tuple[str, str]] = CURES) -> str:
-    return next((hint for text, hint in cures if text in detail), "")
-
-
 def free_group(links: Sequence[Link]) -> int | None:
     """A link group that holds nothing, or None. Nothing foreign may be deleted with ours."""
     for group in GROUPS:
         if not any("ifname" in item for item in ip_json("link", "show", "group", str(group))):
             return group
     return None
-
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
@@ -375,41 +302,34 @@ def without_collection() -> Iterator[None]:
         if was:
             gc.enable()
 
-
 def with_promotion(address: Address) -> Address:
     """A secondary address stays when the first one goes, where the kernel is told to promote it."""
     promoted = address.secondary and any(read_sysctl(f"net/ipv4/conf/{name}/promote_secondaries") == "1"
                                          for name in ("all", address.dev))
     return replace(address, secondary=None) if promoted else address
 
-
 def listed_links() -> list[dict[str, Any]]:
     """Links in the words of ``ip``, which is asked only if one of them is unusual."""
     plain = links_told(netlink.links())
     return ip_json("-details", "link") if plain is None else plain
 
-
 def read(words: tuple[str, ...]) -> list[dict[str, Any]]:
     """What ``ip`` tells, if there is any."""
     return ip_json(*words) if IF_ANY[words]() else []
-
 
 def routes_of(dumped: Iterable[bytes], family: int, names: Mapping[int, str]) -> list[dict[str, Any]]:
     """Routes of one IP version in the words of ``ip``, which is asked only if one of them is unusual."""
     plain = routes.told(dumped, names)
     return ip_json("-Numeric", f"-{family}", "-details", "route", "show", "table", "all") if plain is None else plain
 
-
 def of_vlans(kind: str) -> list[dict[str, Any]]:
     """One of ``OF_VLANS``."""
     return ip_json(*OF_VLANS[kind], tool="bridge")
-
 
 def ip_json(*words: str, tool: str = "ip") -> list[dict[str, Any]]:
     text = host.run((tool, "-json", *words), timeout=SECONDS)
     found: list[dict[str, Any]] = json.loads(text) if text.strip() else []
     return found
-
 
 @lru_cache(maxsize=256)
 def uid_of(user: str) -> int:
@@ -421,7 +341,6 @@ def uid_of(user: str) -> int:
     except KeyError:
         return -1
 
-
 def solicit(dev: str) -> None:
     """Ask the routers on a link to advertise themselves now (RFC 4861, section 4.1).
 
@@ -432,7 +351,6 @@ def solicit(dev: str) -> None:
             socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as out:
         out.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         out.sendto(message, ("ff02::2", 0, 0, socket.if_nametoindex(dev)))
-
 
 def read_sysctl(name: str) -> str | None:
     """Value of a kernel setting, or None when it does not exist or cannot be read."""
@@ -447,7 +365,6 @@ def read_sysctl(name: str) -> str | None:
     except OSError:
         return None
     return " ".join(b"".join(parts).decode(errors="replace").split())
-
 
 def write_sysctl(setting: Setting) -> None:
     """Raises StepFailed."""

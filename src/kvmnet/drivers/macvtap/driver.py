@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from kvmnet.drivers.linux.attrs import OURS
-from kvmnet.drivers.linux.driver import batch_text, ip_json, run_batch
+from kvmnet.drivers.linux.batch import batch_text, run_batch
+from kvmnet.drivers.linux.driver import ip_json
 from kvmnet.drivers.linux.words import Line
 from kvmnet.drivers.macvtap.resources import Gate, OpenPort, TapNode
 from kvmnet.engine.driver import Command, Progress, Seen, StepFailed

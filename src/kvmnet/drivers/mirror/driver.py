@@ -11,7 +11,8 @@ from contextlib import suppress
 from socket import if_indextoname
 from typing import Any
 
-from kvmnet.drivers.linux.driver import batch_text, ip_json, run_batch
+from kvmnet.drivers.linux.batch import batch_text, run_batch
+from kvmnet.drivers.linux.driver import ip_json
 from kvmnet.drivers.linux.words import Line
 from kvmnet.drivers.mirror.resources import SIDES, Copy, Shut
 from kvmnet.drivers.mirror.wire import Counts, lines_of, opening, parse, parse_counts

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from kvmnet.drivers.linux.driver import batch_text, run_batch
+from kvmnet.drivers.linux.batch import batch_text, run_batch
 from kvmnet.drivers.linux.words import Line
 from kvmnet.drivers.sriov import notebook, sysfs, wire
 from kvmnet.drivers.sriov.resources import VFIO, Pf, Vf, VfPool, split_name

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-from kvmnet.drivers.linux.driver import batch_text, run_batch
+from kvmnet.drivers.linux.batch import batch_text, run_batch
 from kvmnet.drivers.linux.words import Line
 from kvmnet.drivers.tc import wire
 from kvmnet.drivers.tc.resources import (
