@@ -8,15 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
 
+from kvmnet.drivers.linux import driver as linux
+from kvmnet.drivers.linux.words import Line
+from kvmnet.drivers.nftables.driver import NftablesDriver
+from kvmnet.drivers.nftables.resources import NicGuard
+from kvmnet.engine.driver import Progress, StepFailed
+from kvmnet.engine.plan import Step
+from kvmnet.errors import ApplyFailed
 from kvmnet.host.clock import wait_until
 from kvmnet.host.lock import exclusive
+from lib.fork import die, in_child
 from lib.netns import sh
 from lib.world import HOST, OUTSIDE, World, snapshot, unchanged, world
 
@@ -267,3 +275,61 @@ def test_a_wrong_document_is_told_whole(net: World) -> None:
     assert "kvb-lan" not in sh("ip link")
     code(net.cli("plan", "/nonexistent.yaml"), 1)
     code(net.cli("plan", str(net.paths.state.parent)), 1)
+
+
+GUESTS = 25
+MANY = f"""
+version: 1
+networks:
+  lan: {{mode: isolated, subnet: 192.168.100.0/24}}
+vms: {{{', '.join(f'g{number}: {{nics: [{{network: lan}}]}}' for number in range(GUESTS))}}}
+"""
+
+
+def test_taps_are_made_before_their_turn_and_go_with_the_change(net: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the steps before; what fails meanwhile, in them or in the taps, and a death, leave none."""
+    planned = net.plan(MANY)
+    first, *others = net.host.engine.dispatch.commands(planned.steps)
+    assert [words.split()[:2] for words in first.stdin.splitlines()] == [["tuntap", "add"]] * GUESTS
+    assert not any("tuntap" in other.stdin for other in others) and sum(other.stdin.count("master kvb-lan") for other in others) == GUESTS
+    before, guards, batch = snapshot(), NftablesDriver.begin, linux.run_batch
+
+    def taps() -> int:
+        return sh("ip -br link").count("kvt-g")
+
+    def stopped(act: Callable[[], object]) -> Callable[[NftablesDriver, Sequence[Step], Progress], None]:
+        """The guards' turn, which comes before that of the taps as ports: all of these are there."""
+        def begin(driver: NftablesDriver, steps: Sequence[Step], progress: Progress) -> None:
+            if any(step.key.kind == NicGuard.kind for step in steps):
+                wait_until(lambda: taps() == GUESTS, 60)
+                act()
+            guards(driver, steps, progress)
+        return begin
+
+    def refuse() -> None:
+        raise StepFailed(None, "refused here")
+
+    def refuse_taps(lines: Iterable[Line], tool: str = "ip") -> None:
+        held = [*lines]
+        batch(held[:3], tool)
+        if any("tuntap" in line.words for line in held[3:]):
+            raise StepFailed(held[3].key, "no more taps")
+        batch(held[3:], tool)
+    monkeypatch.setattr(NftablesDriver, "begin", stopped(refuse))
+    with pytest.raises(ApplyFailed, match="refused here"):
+        net.apply(MANY)
+    unchanged(before)
+    monkeypatch.setattr(NftablesDriver, "begin", stopped(die))
+    assert in_child(lambda: net.apply(MANY)) == -signal.SIGKILL and taps() == GUESTS
+    assert net.host.recover().startswith("rolled back")
+    unchanged(before)
+    monkeypatch.setattr(NftablesDriver, "begin", guards)
+    monkeypatch.setattr(linux, "run_batch", refuse_taps)
+    with pytest.raises(ApplyFailed, match="no more taps"):
+        net.apply(MANY)
+    unchanged(before)
+    monkeypatch.setattr(linux, "run_batch", batch)
+    net.apply(MANY)
+    assert net.drift() == [] and taps() == GUESTS and sh("ip -br link show master kvb-lan").count("kvt-g") == GUESTS
+    net.destroy()
+    unchanged(before)

@@ -41,6 +41,21 @@ class LooksAhead(Protocol):
 
 
 @runtime_checkable
+class MakesAhead(Protocol):
+    """A driver that can make a part of what is to come before its turn, beside the steps of others."""
+
+    def make_ahead(self, steps: Sequence[Step]) -> None:
+        """Begin with what of *steps*, which are all that come after the first run, needs nothing of what goes before. ``apply`` leaves that
+        out, waits for it and raises what it raised."""
+
+    def commands_ahead(self, steps: Sequence[Step]) -> Sequence[Command]:
+        """The commands of ``make_ahead``; ``commands`` leaves them out."""
+
+    def end_ahead(self) -> None:
+        """Wait until it is done or has failed; nothing is left out any more."""
+
+
+@runtime_checkable
 class SeesWithoutTool(Protocol):
     """A driver that looks into files and sockets, so that it sees what is there when its tool is gone, too."""
 
@@ -128,6 +143,8 @@ class Dispatch:
         runs = [*self.runs(steps)]
         last = {id(driver): at for at, (driver, _) in enumerate(runs)}
         try:
+            for early in self.early():
+                early.make_ahead(later_steps(early, runs))
             for at, (driver, run) in enumerate(runs):
                 if reason := self.reason(driver):
                     raise HostCannot(reason)
@@ -139,15 +156,31 @@ class Dispatch:
                 if isinstance(driver, LooksAhead) and last[id(driver)] == at < len(runs) - 1:
                     driver.look_ahead()
         finally:
+            for early in self.early():
+                early.end_ahead()
             for worker in beside.values():
                 worker.wait()
 
     def commands(self, steps: Sequence[Step]) -> list[Command]:
         """The exact commands that ``apply`` runs, for people to read."""
-        return [c for driver, run in self.runs(steps) for c in driver.commands(run)]
+        runs = [*self.runs(steps)]
+        try:
+            ahead = [c for early in self.early() for c in early.commands_ahead(later_steps(early, runs))]
+            return [*ahead, *(c for driver, run in runs for c in driver.commands(run))]
+        finally:
+            for early in self.early():
+                early.end_ahead()
+
+    def early(self) -> list[MakesAhead]:
+        return [driver for driver in self.drivers if isinstance(driver, MakesAhead)]
 
     def runs(self, steps: Sequence[Step]) -> Iterator[tuple[Driver, list[Step]]]:
         for driver, run in groupby(steps, key=lambda s: self.by_kind[s.key.kind]):
             yield driver, list(run)
+
+
+def later_steps(driver: object, runs: Sequence[tuple[Driver, Sequence[Step]]]) -> list[Step]:
+    """All steps of a driver after the first run."""
+    return [step for other, run in runs[1:] if other is driver for step in run]
 
 

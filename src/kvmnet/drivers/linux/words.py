@@ -142,8 +142,7 @@ def create_link(link: Link) -> list[Line]:
                   *(("mtu", str(another_mtu(link.mtu))) if link.mtu else ()))
         make = ("link", "add", "dev", link.name, *pinned, "type", "bridge", *told(BRIDGE, link, BRIDGE, unusual=True))
     elif link.type == "tap":
-        make = ("tuntap", "add", "dev", link.name, "mode", "tap", *(["multi_queue"] if link.multi_queue else []),
-                *(["user", str(link.user)] if link.user is not None and link.user >= 0 else []))
+        make = tap_line(link).words
     elif link.type == "bond":
         make = ("link", "add", "dev", link.name, *(("address", link.mac) if link.mac else ()),
                 "type", "bond", *told(BOND, link, told_in(link.bond_mode or ""), unusual=True))
@@ -171,6 +170,11 @@ def create_link(link: Link) -> list[Line]:
     # the kernel has given it a link-local address by then.
     first = told(LINK, link, {"addrgenmode"}) if link.type in CARRIED else ()
     return [Line(make, link.key), *([Line(("link", "set", "dev", link.name, *first), link.key)] if first else []), *rest]
+
+
+def tap_line(link: Link) -> Line:
+    return Line(("tuntap", "add", "dev", link.name, "mode", "tap", *(["multi_queue"] if link.multi_queue else []),
+                 *(["user", str(link.user)] if link.user is not None and link.user >= 0 else [])), link.key)
 
 
 CARRIED = frozenset({*GRE_TYPES, "vxlan", "ifb"})

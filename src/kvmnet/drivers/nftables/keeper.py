@@ -11,18 +11,16 @@ When this process ends, nft reads end of file and ends too, and the kernel remov
 from __future__ import annotations
 
 import fcntl
-import json
 import os
-import re
 import select
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
+
+# pathlib, re and subprocess take half of a start, for which a change waits: the last two are loaded once the tables are held.
 
 NETLINK_NETFILTER = 12
 GROUP_NFTABLES = 7
@@ -44,10 +42,23 @@ REMEMBER_EVERY = 5.0
 def start_time(pid: int) -> str | None:
     """When a process began, in ticks since boot: with the pid, its identity. None when it is gone."""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = read(f"/proc/{pid}/stat").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]
+
+
+def read(file: str) -> str:
+    """Raises OSError."""
+    with open(file, encoding="utf-8", errors="replace") as text:
+        return text.read()
+
+
+def replace(file: str, text: str) -> None:
+    """Put *text* in the place of a file, so that a reader sees the old text or the new one."""
+    with open(f"{file}.new", "w", encoding="utf-8") as fresh:
+        fresh.write(text)
+    os.replace(f"{file}.new", file)  # noqa: PTH105
 
 
 def messages(data: bytes) -> list[tuple[int, bytes]]:
@@ -75,24 +86,46 @@ def table_name(payload: bytes) -> str:
 
 def on_a_device(line: str) -> bool:
     """False of a chain on a device that is gone: up to Linux 6.15 nft would refuse the whole file for it."""
-    named = re.search(r' device "([^"]+)" ', line)
-    if named is None:
+    _, device, rest = line.partition(' device "')
+    name, quoted, _ = rest.partition('" ')
+    if not device or not quoted:
         return True
     try:
-        socket.if_nametoindex(named[1])
+        socket.if_nametoindex(name)
     except OSError:
         return False
     return True
 
 
+class Owner:
+    """The nft that owns the tables to hold, and reads what it is told until that ends."""
+
+    def __init__(self) -> None:
+        reading, self.writing = os.pipe()
+        try:
+            self.pid = os.posix_spawnp("nft", ["nft", "-i"], os.environ, file_actions=[
+                (os.POSIX_SPAWN_DUP2, reading, 0), (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)])
+        finally:
+            os.close(reading)
+        self.runs = True
+
+    def ended(self, how: int = os.WNOHANG) -> bool:
+        self.runs = self.runs and not os.waitpid(self.pid, how)[0]
+        return not self.runs
+
+    def end(self) -> None:
+        os.close(self.writing)
+        self.ended(0)
+
+
 class Keeper:
-    def __init__(self, folder: Path, version: str):
+    def __init__(self, folder: str, version: str):
         self.folder, self.version = folder, version
-        self.held = (folder / "held.nft").read_text()
-        self.names = re.findall(r"^table (\S+ \S+) \{", self.held, re.M)
+        self.held = read(f"{folder}/held.nft")
+        self.names = [line[6:].partition(" {")[0] for line in self.held.splitlines() if line.startswith("table ")]
 
     def run(self) -> int:
-        lock = open(self.folder / "keeper.lock", "w")  # noqa: SIM115 - held for life
+        lock = open(f"{self.folder}/keeper.lock", "w")  # noqa: SIM115 - held for life
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -120,8 +153,7 @@ class Keeper:
         if not self.until(lambda: not set(self.names) & self.tables()):
             print("another process owns the tables to hold", flush=True)
             return 4
-        owner = subprocess.Popen(["nft", "-i"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        assert owner.stdin is not None
+        owner = Owner()
         try:
             if not self.take(owner):
                 print("nft did not take the tables to hold", flush=True)
@@ -130,17 +162,14 @@ class Keeper:
             self.watch(events, owner)
             return 0
         finally:
-            owner.stdin.close()
-            owner.wait()
+            owner.end()
 
-    def take(self, owner: subprocess.Popen[bytes]) -> bool:
+    def take(self, owner: Owner) -> bool:
         """Have *owner* make the tables, while kvmnet changes nothing: it counts transactions."""
-        assert owner.stdin is not None
-        with open(self.folder / "changing", "a") as lock:
+        with open(f"{self.folder}/changing", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            owner.stdin.write(self.held.encode())
-            owner.stdin.flush()
-            return self.until(lambda: set(self.names) <= self.tables() or owner.poll() is not None) and owner.poll() is None
+            os.write(owner.writing, self.held.encode())
+            return self.until(lambda: set(self.names) <= self.tables() or owner.ended()) and not owner.ended()
 
     @staticmethod
     def until(condition: Callable[[], bool]) -> bool:
@@ -154,16 +183,16 @@ class Keeper:
 
     def tell(self) -> None:
         """Write the pid file: from here on we hold."""
-        record = {"pid": os.getpid(), "start": start_time(os.getpid()), "version": self.version,
-                  "netns": Path("/proc/self/ns/net").stat().st_ino}
-        fresh = self.folder / "keeper.json.new"
-        fresh.write_text(json.dumps(record))
-        fresh.replace(self.folder / "keeper.json")
+        start, namespace = start_time(os.getpid()), os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116
+        replace(f"{self.folder}/keeper.json",
+                f'{{"pid": {os.getpid()}, "start": "{start}", "version": "{self.version}", "netns": {namespace}}}')
 
-    def watch(self, events: socket.socket, owner: subprocess.Popen[bytes]) -> None:
+    def watch(self, events: socket.socket, owner: Owner) -> None:
         handle = os.pidfd_open(owner.pid)
         try:
             self.restore()
+            import re  # noqa: F401
+            import subprocess  # noqa: F401
             due = time.monotonic() + REMEMBER_EVERY
             while True:
                 ready, _, _ = select.select([events.fileno(), handle], [], [], max(0, due - time.monotonic()))
@@ -193,7 +222,7 @@ class Keeper:
         """Load our tables again if one of them is missing."""
         if not self.lacking():
             return
-        with open(self.folder / "changing", "a") as lock:
+        with open(f"{self.folder}/changing", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if lacking := self.lacking():
                 code = self.load("ruleset.nft", "memory.nft") and self.load("ruleset.nft")
@@ -201,13 +230,16 @@ class Keeper:
 
     def load(self, *names: str) -> int:
         """Load files as one transaction."""
-        script = "".join(line for name in names if (self.folder / name).exists()
-                         for line in (self.folder / name).read_text().splitlines(keepends=True) if on_a_device(line))
+        import subprocess
+        files = [file for name in names if os.path.exists(file := f"{self.folder}/{name}")]  # noqa: PTH110
+        script = "".join(line for file in files for line in read(file).splitlines(keepends=True) if on_a_device(line))
         return subprocess.run(["nft", "-f", "-"], input=script.encode(), check=False).returncode
 
     def remember(self) -> None:
         """Save which NIC uses which link-local: the kernel alone knows, and a flush makes it forget."""
-        with open(self.folder / "changing", "a") as lock:
+        import re
+        import subprocess
+        with open(f"{self.folder}/changing", "a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -223,13 +255,11 @@ class Keeper:
                     return
                 if found := re.search(r"elements = \{(.*?)\}", done.stdout, re.S):
                     lines.append(f"add element {table} {name} {{{' '.join(found[1].split())}}}\n")
-            fresh = self.folder / "memory.nft.new"
-            fresh.write_text("".join(lines))
-            fresh.replace(self.folder / "memory.nft")
+            replace(f"{self.folder}/memory.nft", "".join(lines))
 
     def lacking(self) -> set[str]:
         try:
-            with open(self.folder / "ruleset.nft") as file:
+            with open(f"{self.folder}/ruleset.nft") as file:
                 wanted = {line[6:-2].strip() for line in file if line.startswith("table ") and line.endswith("{\n")}
         except OSError:
             return set()
@@ -249,4 +279,4 @@ class Keeper:
 
 if __name__ == "__main__":
     os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/local/sbin:/usr/sbin:/sbin"
-    sys.exit(Keeper(Path(sys.argv[1]), sys.argv[2]).run())
+    sys.exit(Keeper(sys.argv[1], sys.argv[2]).run())
