@@ -11,7 +11,7 @@ import pytest
 
 from kvmnet.api import Host
 from kvmnet.drivers.nftables import driver as module
-from kvmnet.drivers.nftables.asked import INTERVALS, Told, hold, told
+from kvmnet.drivers.nftables.elements import INTERVALS, Told, agree, hold, told
 from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.nftables.members import bare, key_of
 from kvmnet.drivers.nftables.restored import changed
@@ -115,6 +115,32 @@ def altered(key: str, text: str) -> Iterator[str | None]:
         yield f"{text}1"
     for number in re.finditer(r"\d+", rest) if "over" in rest else ():
         yield f"{key}{rest[:number.start()]}{int(number[0]) + 1}{rest[number.end():]}"
+
+
+def test_all_elements_are_compared_and_any_that_is_missing_or_too_much_is_seen(host: Host) -> None:
+    standing = NftablesDriver(host.paths)
+    standing.observe({})
+    assert standing.standing
+    wanted, tables = standing.standing.elements(), standing.standing.filled()
+    for name in [name for name in wanted if bare(name).startswith(INTERVALS)]:
+        assert not agree(tables, wanted)    # what is not known here is for nft to tell
+        sh(f"nft flush set {name}")
+        del wanted[name]
+    assert agree(tables, wanted) and len(wanted) > 40
+    for name, texts in wanted.items():
+        text = sorted(texts)[0]
+        key = key_of(text)
+        sh(f"nft delete element {name} '{{ {key} }}'")
+        assert not agree(tables, wanted), name
+        if " : " in text:
+            sh(f"nft add element {name} '{{ {key} : {'accept' if ' : jump' in text else 9} }}'")
+            assert not agree(tables, wanted), name
+            sh(f"nft delete element {name} '{{ {key} }}'")
+        sh(f"nft add element {name} '{{ {text} }}'")
+        assert agree(tables, wanted), name
+        assert not agree(tables, {**wanted, name: texts - {text}}), name
+    assert not agree(tables, {**wanted, f"{tables[0]} none": {"1"}}) and not agree(["ip none"], {})
+    assert not agree(tables[:1], wanted)
 
 
 def lists(monkeypatch: pytest.MonkeyPatch) -> list[str]:

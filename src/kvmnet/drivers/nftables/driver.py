@@ -11,8 +11,8 @@ from functools import partial, reduce
 
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.nftables import members
-from kvmnet.drivers.nftables.asked import MOST, Told, hold, told
 from kvmnet.drivers.nftables.cutting import cut_forbidden
+from kvmnet.drivers.nftables.elements import MOST, Told, agree, hold, told
 from kvmnet.drivers.nftables.holder import Holder
 from kvmnet.drivers.nftables.inplace import blocks
 from kvmnet.drivers.nftables.look import Look, keep, kept, write_whole
@@ -102,6 +102,8 @@ class NftablesDriver:
         self.ahead: Begun[Found] | None = None
         """A look beside those changes."""
         self.since: Since | None = None
+        self.loaded: Standing | None = None
+        """What our transactions have made since the last look."""
         self.fresh: list[NftTable] = []
         """Tables that were loaded whole and have not been looked at yet."""
         self.count: int | None = None
@@ -139,7 +141,7 @@ class NftablesDriver:
         if keeper := self.holder.seen(look.listings):
             seen.state[keeper.key] = keeper
             seen.ours.add(keeper.key)
-        self.standing = standing
+        self.standing, self.loaded = standing, None
         self.since = Since(found, found.moment) if found.moment and not look.damaged else None
         if self.asked_memory:
             self.catch_up()
@@ -196,21 +198,27 @@ class NftablesDriver:
         some = there()
         if some is not None and not some:
             return Look({}, {}, memory={})
+        standing = None if self.cut_off() else self.loaded
         likely = [GUARD, ROUTED] if any(isinstance(item, NicGroups) and item.places for item in known) else [GUARD]
         with ExitStack() as beside:
-            looks = {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely if some is None or table in some}
+            looks = {} if standing else {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely
+                                         if some is None or table in some}
             text = beside.enter_context(begun(partial(full_text, HOST))) if some is None or HOST in some else None
-            listings = read_tables(run(["nft", "-s", "-t", "list", "ruleset"]))
+            listed = beside.enter_context(begun(partial(run, ["nft", "-s", "-t", "list", "ruleset"])))
+            agreed = standing is not None and agree(standing.filled(), standing.elements())
+            listings = read_tables(listed.result())
+        whole_texts = {HOST: text.result()} if text else {}
+        found = {name: whole(name, body, whole_texts) for name, body in listings.items()}
         filled = [name for name in FILLED if name in listings]
-        found = [self.listing_after(table, looks.get(table)) for table in filled]
+        if standing and agreed and filled == standing.filled():
+            return Look(found, dict(standing.guards))
+        tables = [self.listing_after(table, looks.get(table)) for table in filled]
         expected = members.expected(FILLED, (item for item in known if item.table in listings))
-        damaged = {name for name, listing in zip(filled, found, strict=True)
+        damaged = {name for name, listing in zip(filled, tables, strict=True)
                    if not listing.flows_hold or listing.members != expected[name]}
-        if found:
-            self.listed = reduce(both, found)
-        texts = {HOST: text.result()} if text else {}
-        return Look({name: whole(name, body, texts) for name, body in listings.items()}, self.listed.guards if found and self.listed else {},
-                    frozenset(damaged), self.listed.memory if found and self.listed else {})
+        self.listed = reduce(both, tables) if tables else self.listed
+        last = self.listed if tables else None
+        return Look(found, last.guards if last else {}, frozenset(damaged), last.memory if last else {})
 
     def noted(self) -> str:
         """The file of memberships, limits and address sets as they were loaded last."""
@@ -367,7 +375,7 @@ class NftablesDriver:
         except ToolFailed as refused:
             with suppress(ToolFailed):  # these sets are not there if it was they that were refused
                 run(["nft", "-f", "-"], stdin="\n".join((*scripts.unmake, "")))
-            self.standing = self.since = None
+            self.standing = self.since = self.loaded = None
             for work in beside:
                 work.result()
             for table in scripts.whole:    # says which it is
@@ -375,17 +383,19 @@ class NftablesDriver:
             raise StepFailed(steps[0].key if len(steps) == 1 else None, refused.detail,
                              "nothing of this transaction was made") from refused
         fresh = self.note(scripts, count)
-        before, self.standing = self.standing, after
+        before, self.standing, self.loaded = self.standing, after, after
         others = [table for table in self.fresh if table.name not in {other.name for other in made}]
         if self.count != count:    # somebody else was there
             self.under_way += [Begun(partial(self.learn, table)) for table in others]
             others = []
         self.fresh, self.count = [*others, *scripts.whole], None if count is None else count + len([*scripts]) + awaited
-        if (before.members, before.guards, before.tables.get(GUARD)) != (after.members, after.guards, after.tables.get(GUARD)):
-            cut_forbidden(after.tables.get(GUARD), after.members.values(), after.guards, after.memory)
-        if forgetful:
-            (self.paths.guard / "memory.nft").unlink(missing_ok=True)
-        self.save(fresh)
+        judged_anew = (before.members, before.guards, before.tables.get(GUARD)) != (after.members, after.guards, after.tables.get(GUARD))
+        with begun(partial(cut_forbidden, after.tables.get(GUARD) if judged_anew else None, after.members.values(), after.guards,
+                           after.memory)) as cutting:
+            if forgetful:
+                (self.paths.guard / "memory.nft").unlink(missing_ok=True)
+            self.save(fresh)
+        cutting.result()
 
     def note(self, scripts: Scripts, count: int | None) -> Told | None:
         """Remember what was done since the last look, and tell what *scripts* did if that is nothing but elements. ``count``: transactions

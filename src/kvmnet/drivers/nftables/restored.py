@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from kvmnet.drivers.nftables.asked import Told
+from kvmnet.drivers.nftables.elements import Told
 from kvmnet.drivers.nftables.look import program, short
 from kvmnet.drivers.nftables.members import key_of
 

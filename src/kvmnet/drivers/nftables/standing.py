@@ -45,7 +45,19 @@ class Standing:
     def script(self) -> list[str]:
         """Commands that make all of it from nothing."""
         lines = [line for table in self.tables.values() for line in table_lines(table)]
-        return lines + self.contents([t for t in FILLED if t in self.tables])
+        return lines + self.contents(self.filled())
+
+    def filled(self) -> list[str]:
+        """Its tables whose elements are resources."""
+        return [name for name in FILLED if name in self.tables]
+
+    def elements(self) -> dict[str, set[str]]:
+        """``TABLE SET`` -> the elements that follow from guards and members."""
+        found: dict[str, set[str]] = {}
+        for name, text in (*(pair for guard in self.guards.values() for pair in element(guard)),
+                           *members.within(self.filled(), self.members.values())):
+            found.setdefault(name, set()).add(text)
+        return found
 
     def contents(self, tables: Collection[str]) -> list[str]:
         """What stands in some of the tables whose elements are resources."""

@@ -1,9 +1,11 @@
-"""Single elements of our sets, asked of the kernel itself.
+"""Elements of our sets as the kernel holds them: single ones, or all of a table.
 
-nft reads every element of a table to tell of one. Here the key is written as the kernel holds it, and the answer is compared with
-what was loaded. Whatever is not known here (intervals, elements that age) is not answered, and nft has to be asked.
+nft reads every element of a table to tell of one, and takes seven microseconds for each to write it down. What we loaded is known, so
+the kernel's own bytes are compared with what they must be. Whatever is not as expected, and what is not known here (intervals),
+is no answer: nft has to be asked.
 
-Sources: linux/netfilter/nf_tables.h; nft_get_set_elem() and nf_tables_fill_setelem() in net/netfilter/nf_tables_api.c.
+Sources: linux/netfilter/nf_tables.h; nft_get_set_elem(), nf_tables_fill_setelem() and nf_tables_fill_set() in
+net/netfilter/nf_tables_api.c.
 """
 from __future__ import annotations
 
@@ -11,16 +13,20 @@ import errno
 import re
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import lru_cache
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import TypeAlias
 
 from kvmnet.drivers.nftables import limits
-from kvmnet.drivers.nftables.members import bare, key_of
+from kvmnet.drivers.nftables.members import FAMILIES as MANY
+from kvmnet.drivers.nftables.members import NAMES, bare, key_of
+from kvmnet.drivers.nftables.wire import MEMORY, PARTS
 from kvmnet.host.netlink import (
     ELEMENTS,
     FAMILIES,
     GETELEMENT,
+    GETSET,
     NETFILTER,
     NUL,
     OF_SET,
@@ -29,29 +35,39 @@ from kvmnet.host.netlink import (
     ask,
     attribute,
     attributes,
+    dump,
     nfgenmsg,
 )
 
 Told: TypeAlias = dict[tuple[str, str], str | None]
 """(``TABLE SET``, key) -> the element that was loaded; None for one that was taken away."""
+Blob: TypeAlias = bytes | tuple[bytes, str]
+"""What a set holds of one element: its attributes, or the key and the limit that it bears."""
 
 MOST = 500
-"""Elements that are asked for one by one; to list all of them is quicker then."""
+"""Elements that are asked for one by one; to read all of them is quicker then."""
 NESTED = 0x8000
 ELEMENT, KEY, DATA, EXPRESSION, EXPRESSIONS, VALUE, VERDICT, CODE, CHAIN = 1, 1, 2, 7, 11, 1, 2, 1, 2
 """NFTA_LIST_ELEM, NFTA_SET_ELEM_*, NFTA_DATA_*, NFTA_VERDICT_*."""
+SET_NAME = 2
+"""NFTA_SET_NAME."""
 EXPR_NAME, EXPR_DATA = 1, 2
 RATE, UNIT, BURST, KIND, FLAGS = 1, 2, 3, 4, 5
 """NFTA_LIMIT_*."""
 OVER = 1
 """NFT_LIMIT_F_INV, NFT_CONNLIMIT_F_INV."""
-VERDICTS = {1: "accept", 0xFFFFFFFD: "jump", 0xFFFFFFFC: "goto", 0: "drop"}
+VERDICTS = {"accept": 1, "jump": 0xFFFFFFFD, "goto": 0xFFFFFFFC, "drop": 0}
+SAID = {code: word for word, code in VERDICTS.items()}
 IFNAMSIZ = 16
 HEADERS: Mapping[str, tuple[int, ...]] = {"mac": (6,), "own4": (4,), "own6": (16,), "not4": (4,), "not6": (16,), "flow4": (8, 4), "flow6": (8, 16)}
 """Set of guards -> octets of the header fields behind the name of a tap, as they stand in a packet."""
+WIDTHS = {"ctzone": 2}
+"""Map -> octets of its numbers, where these are not four."""
 LINE = re.compile(r"(add|delete) element (\S+ \S+ \S+) \{ (.*) \}")
 MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 INTERVALS = ("net4", "net6", "a4_", "a6_", "vlans", "learned", "claimed")
+OURS = (NAMES | {*PARTS, "flow4", "flow6"}) - {*MEMORY}
+"""Sets whose elements follow from what is wanted; besides them those of ``members.FAMILIES``."""
 
 
 def told(lines: Iterable[str]) -> Told | None:
@@ -81,15 +97,95 @@ def hold(elements: Told) -> bool:
     return True
 
 
+def agree(tables: Collection[str], wanted: Mapping[str, Collection[str]]) -> bool:
+    """Whether the sets of *tables* hold *wanted* (``TABLE SET`` -> elements) and nothing else. False also where that is not known."""
+    if any(bare(name).startswith(INTERVALS) for name, texts in wanted.items() if texts):
+        return False
+    found = 0
+    try:
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as kernel:
+            for table in tables:
+                for own in sets(kernel, table):
+                    if own not in OURS and not own.startswith(MANY):
+                        continue
+                    name = f"{table} {own}"
+                    texts = wanted.get(name, ())
+                    found += len(texts)
+                    if blobs(kernel, table, own) != {blob(own, text) for text in texts}:
+                        return False
+    except OSError:
+        return False
+    return found == sum(map(len, wanted.values()))    # none lies in a set that is not there
+
+
+def sets(kernel: socket.socket, table: str) -> list[str]:
+    """Names of the sets of a table. Raises OSError."""
+    family, own = table.split()
+    found = dump(kernel, GETSET, nfgenmsg(number_of(family)) + attribute(OF_TABLE, own.encode() + NUL))[1]
+    return [dict(attributes(message[4:]))[SET_NAME].rstrip(NUL).decode() for message in found]
+
+
+def blobs(kernel: socket.socket, table: str, name: str) -> set[Blob]:
+    """All elements of a set. Raises OSError."""
+    found: set[Blob] = set()
+    for message in dump(kernel, GETELEMENT, of_set(table, name))[1]:
+        for kind, data in attributes(message[4:]):
+            if kind == ELEMENTS:
+                found.update(each(data, name in limits.SETS.values()))
+    return found
+
+
+def each(data: bytes, bears: bool) -> Iterator[Blob]:
+    """The elements of one list. ``bears``: a limit."""
+    at, end = 0, len(data)
+    while at < end:
+        length = int.from_bytes(data[at:at + 2], sys.byteorder)
+        one = data[at + 4:at + length]
+        yield (key_in(one), ", ".join(limited(*found) for found in expressions(dict(attributes(one))))) if bears else one
+        at += length + 3 & ~3
+
+
+def key_in(element: bytes) -> bytes:
+    return dict(attributes(dict(attributes(element))[KEY]))[VALUE]
+
+
+def blob(name: str, text: str) -> Blob:
+    """What the kernel holds of an element of the set *name*."""
+    key, colon, says = text.partition(" : ")
+    if name in limits.SETS.values():
+        key = key_of(text)
+        return octets(name, key), text.removeprefix(key)
+    first = attribute(KEY, attribute(VALUE, octets(name, key)))
+    return first + data_of(name, says) if colon else first
+
+
+@lru_cache(maxsize=10_000)
+def data_of(name: str, text: str) -> bytes:
+    """The attribute of what a key leads to."""
+    word, _, chain = text.partition(" ")
+    if word in VERDICTS:
+        verdict = attribute(CODE, VERDICTS[word].to_bytes(4, "big")) + (attribute(CHAIN, chain.encode() + NUL) if chain else b"")
+        return attribute(DATA, attribute(VERDICT, verdict))
+    return attribute(DATA, attribute(VALUE, int(text, 0).to_bytes(WIDTHS.get(name, 4), sys.byteorder)))
+
+
 def element(kernel: socket.socket, name: str, key: str, sequence: int) -> dict[int, bytes]:
     """The attributes of one element. ``name``: ``TABLE SET``. Raises OSError: ENOENT when there is none."""
-    family, table, own = name.split()
-    number = next(n for n, word in FAMILIES.items() if word == family)
+    table, _, own = name.rpartition(" ")
     wanted = nested(ELEMENTS, nested(ELEMENT, nested(KEY, attribute(VALUE, octets(own, key)))))
-    body = nfgenmsg(number) + attribute(OF_TABLE, table.encode() + NUL) + attribute(OF_SET, own.encode() + NUL) + wanted
-    _, (answer,) = ask(kernel, GETELEMENT, body, REQUEST, sequence)
+    _, (answer,) = ask(kernel, GETELEMENT, of_set(table, own) + wanted, REQUEST, sequence)
     listed = dict(attributes(dict(attributes(answer[4:]))[ELEMENTS]))
     return dict(attributes(listed[ELEMENT]))
+
+
+def of_set(table: str, name: str) -> bytes:
+    """The question for elements of a set."""
+    family, own = table.split()
+    return nfgenmsg(number_of(family)) + attribute(OF_TABLE, own.encode() + NUL) + attribute(OF_SET, name.encode() + NUL)
+
+
+def number_of(family: str) -> int:
+    return next(n for n, word in FAMILIES.items() if word == family)
 
 
 def nested(kind: int, value: bytes) -> bytes:
@@ -98,16 +194,19 @@ def nested(kind: int, value: bytes) -> bytes:
 
 def octets(name: str, key: str) -> bytes:
     """A key as the kernel holds it: each part in registers of four octets. ``name``: of the set."""
+    if " . " not in key:
+        return part(key)
     first, *rest = key.split(" . ")
     if name in HEADERS:
-        return padded(part(first)) + b"".join(padded(int(word, 0).to_bytes(size, "big")) for word, size in zip(rest, HEADERS[name], strict=True))
-    return b"".join(padded(part(word)) for word in (first, *rest)) if rest else part(first)
+        return padded(part(first)) + b"".join([padded(int(word, 0).to_bytes(size, "big")) for word, size in zip(rest, HEADERS[name], strict=True)])
+    return b"".join([padded(part(word)) for word in (first, *rest)])
 
 
 def padded(value: bytes) -> bytes:
     return value + bytes(-len(value) % 4)
 
 
+@lru_cache(maxsize=50_000)
 def part(word: str) -> bytes:
     """One part of a key: a name of a device, a MAC, an address, or a number in the order of this machine."""
     if word.startswith('"'):
@@ -133,9 +232,9 @@ def value(data: bytes, text: str) -> bool:
     """Whether the data of an element are *text*: a number, or a verdict."""
     inside = dict(attributes(data))
     if VERDICT not in inside:
-        return not text.startswith(("jump", "goto", "accept", "drop")) and int.from_bytes(inside[VALUE], sys.byteorder) == int(text, 0)
+        return text.partition(" ")[0] not in VERDICTS and int.from_bytes(inside[VALUE], sys.byteorder) == int(text, 0)
     verdict = dict(attributes(inside[VERDICT]))
-    words = [VERDICTS.get(int.from_bytes(verdict[CODE], "big"), "?")]
+    words = [SAID.get(int.from_bytes(verdict[CODE], "big"), "?")]
     if CHAIN in verdict:
         words.append(verdict[CHAIN].rstrip(NUL).decode())
     return " ".join(words) == text
