@@ -11,8 +11,8 @@ import pytest
 
 from kvmnet.api import Host
 from kvmnet.drivers.nftables import driver as module
-from kvmnet.drivers.nftables.elements import INTERVALS, Told, agree, hold, told
 from kvmnet.drivers.nftables.driver import NftablesDriver
+from kvmnet.drivers.nftables.elements import INTERVALS, Told, agree, hold, told
 from kvmnet.drivers.nftables.members import bare, key_of
 from kvmnet.drivers.nftables.restored import changed
 from kvmnet.host.paths import Paths
