@@ -52,6 +52,7 @@ def ping(netns: str, target: str, *, six: bool = False) -> bool:
 
 def restore() -> None:
     """Everything as it was at first, whatever a fault has done to it. A port takes a state once it has a carrier."""
+    sh("sysctl -qw net.ipv6.icmp.echo_ignore_all=0 net.ipv4.conf.br0.route_localnet=0; ip link set p2 type bridge_slave proxy_arp off; bridge link set dev p2 mcast_flood on; ip route del 10.66.0.12/32 dev u1", check=False)
     sh("tc qdisc del dev p2 root; ip xfrm policy flush; ip nexthop flush; ip link set br0 type bridge ageing_time 30000; ip route replace 10.66.0.0/24 dev br0 src 10.66.0.1; ip neigh flush nud permanent dev u1", check=False)
     sh("tc qdisc del dev p1 clsact; ip link set br0 arp on; ip link set u1 arp on; ip addr del 10.77.0.50/32 dev u1; ip link del w0; ip link del u2; ip rule del priority 100; ip rule del priority 50; ip route flush table 77; ip route flush type blackhole; ip neigh flush all; ip link set u1 nomaster", check=False)
     sh(f"sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 net.ipv4.ip_forward=1 net.ipv4.icmp_echo_ignore_all=0 net.ipv4.conf.br0.arp_ignore=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.u1.rp_filter=0 net.ipv4.conf.u1.forwarding=1 net.ipv6.conf.br0.disable_ipv6=0;"
@@ -145,6 +146,15 @@ FAULTS = {
     "written-neighbour": Fault("wrong-neighbour", f"ip neigh replace {FIRST} lladdr 02:de:ad:00:00:02 dev br0 nud permanent", to=FAR),
     "question-lost-at-the-uplink": Fault("arp-drop", "nft 'add table netdev f; add chain netdev f c { type filter hook egress device \"u1\" priority 0; }; add rule netdev f c ether type arp drop'; ip neigh flush dev u1", to=FAR),
     "next-hop-that-swallows": Fault("route-error", "ip nexthop add id 5 blackhole; ip route add 10.77.0.1 nhid 5", to=FAR),
+    "ingress-of-family-inet": Fault("rule-drop", "nft 'add table inet wall; add chain inet wall c { type filter hook ingress device \"p1\" priority 0; }; add rule inet wall c ip daddr 10.66.0.12 drop'"),
+    "forwarded-to-another-device": Fault("rule-drop", "ip link add w0 type veth peer name w1; ip link set w0 up; ip link set w1 up; nft 'add table netdev wall; add chain netdev wall c { type filter hook ingress device \"p1\" priority 0; }; add rule netdev wall c ip daddr 10.66.0.12 fwd to \"w0\"'"),
+    "arp-of-the-host-itself": Fault("arp-drop", f"ip -n {G1} neigh flush all; nft 'add table arp wall; add chain arp wall c {{ type filter hook output priority 0; policy drop; }}'", to="host"),
+    "port-that-the-bridge-answers-for": Fault("port-no-flood", f"ip -n {G1} neigh flush all; ip -n {G2} neigh flush all; ip link set p2 type bridge_slave proxy_arp on", to=f"p2@{SECOND}"),
+    "written-as-the-hosts-own": Fault("guest-learned-elsewhere", f"bridge fdb replace {MACS['p2']} dev p2 master", to=f"p2@{SECOND}"),
+    "echo6-ignored": Fault("echo-ignored", "sysctl -qw net.ipv6.icmp.echo_ignore_all=1", source="p1@fd66::11", to="fd66::1", probe=PING6),
+    "translated-to-loopback": Fault("loopback-target", "nft 'add table ip l; add chain ip l c { type nat hook prerouting priority -100; }; add rule ip l c iifname br0 ip daddr 10.66.0.1 icmp type echo-request dnat to 127.0.0.1'", to="host"),
+    "marked-by-a-chain-of-type-route": Fault("route-error", "ip route add blackhole default table 77; ip rule add fwmark 9 table 77 priority 100; nft 'add table ip m; add chain ip m c { type route hook output priority 0; }; add rule ip m c ip daddr 10.77.0.1 meta mark set 9'", source="host", to=FAR),
+    "a-route-that-is-preferred": Fault("wrong-segment", "ip route add 10.66.0.12/32 dev u1", source="host", to=f"p2@{SECOND}"),
     "vlan-less-mark": Fault("rule-drop", "nft 'add table inet wall; add chain inet wall m { type filter hook prerouting priority -200; }; add rule inet wall m iifname br0 meta mark set 0x10; add chain inet wall c { type filter hook forward priority 0; }; add rule inet wall c meta mark & 0xf0 == 0x10 drop'", to=FAR),
 }
 
@@ -271,6 +281,47 @@ def test_a_neighbour_that_somebody_wrote_is_suspected_where_no_answer_comes(plac
             proved = prove(scene, report)
             first = proved.findings[0]
             assert (proved.state, first.code, first.severity) == (state, "neighbour-written", severity), (proved.findings, str(proved.live))
+    finally:
+        restore()
+
+
+def test_what_a_packet_does_without_is_not_refuted_by_it(place: Paths) -> None:
+    """A packet is sent to a MAC, past the question who has it; and what a device shows has yet to pass the host's own rules."""
+    try:
+        sh("bridge link set dev p2 mcast_flood off; ip link set br0 type bridge mcast_snooping 0")
+        report = prove(scene := read(capture(place)), why(scene, "fd66::11", "fd66::12", PING6))
+        assert report.live.answered and report.live.known is False and report.findings[0].code == "port-no-flood" and report.state is State.BLOCKED, (report.findings, str(report.live))
+        sh("bridge link set dev p2 mcast_flood on; nft 'add table ip wall; add chain ip wall c { type filter hook input priority 0; }; add rule ip wall c iifname u1 icmp type echo-reply drop'")
+        report = proved(place, "host", FAR)
+        assert report.live.back == ["u1"] and not report.live.answered and report.state is State.BLOCKED and report.findings[0].code == "rule-drop", (report.findings, str(report.live))
+    finally:
+        sh("ip link set br0 type bridge mcast_snooping 1", check=False)
+        restore()
+
+
+def test_a_source_that_nobody_answers_for(place: Paths) -> None:
+    """A guest with an address of the uplink's own prefix, routed: without proxy ARP nobody there finds it."""
+    def works() -> bool:
+        return subprocess.run(["ip", "netns", "exec", G1, "ping", "-n", "-c", "1", "-W", "0.3", "-I", "10.77.0.20", FAR], capture_output=True, check=False).returncode == 0
+    try:
+        sh(f"ip -n {G1} addr add 10.77.0.20/32 dev eth0; ip route add 10.77.0.20/32 dev br0")
+        assert not works()
+        report = proved(place, "p1@10.77.0.20", FAR)
+        assert [f.code for f in report.blocking] == ["source-unanswered"] and why(read(capture(place)), "p1@10.77.0.20", FAR, PING).state is State.OK, (report.findings, str(report.live))
+        sh(report.findings[0].fix[0])
+        wait_until(works, 20)
+        assert proved(place, "p1@10.77.0.20", FAR).findings == ()
+    finally:
+        sh(f"ip neigh del proxy 10.77.0.20 dev u1; ip -n {G1} addr del 10.77.0.20/32 dev eth0; ip route del 10.77.0.20/32 dev br0", check=False)
+        restore()
+
+
+def test_a_queue_that_keeps_what_a_filter_sends_there(place: Paths) -> None:
+    try:
+        sh("tc qdisc add dev p2 root handle 1: htb default 1; tc class add dev p2 parent 1: classid 1:1 htb rate 1gbit; tc class add dev p2 parent 1: classid 1:2 htb rate 8bit; tc filter add dev p2 parent 1: protocol ip prio 1 u32 match ip protocol 1 0xff flowid 1:2")
+        subprocess.run(["ping", "-n", "-c", "3", "-i", "0.2", "-W", "0.1", SECOND], capture_output=True, check=False)    # what it has saved up
+        report = proved(place, FIRST, f"p2@{SECOND}")
+        assert (report.findings[0].code, report.findings[0].where) == ("queue-keeps", "p2") and "p2" not in report.live.seen, (report.findings, str(report.live))
     finally:
         restore()
 

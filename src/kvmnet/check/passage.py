@@ -12,13 +12,15 @@ from contextlib import ExitStack, suppress
 from time import monotonic
 from typing import Any
 
+from kvmnet.check.heard import Arrivals, grown, is_told, next_hop, queues
 from kvmnet.check.second_look import FRAMES, PACKETS, SECONDS, inside, is_answer, other_sender, way_back
-from kvmnet.doctor.asking import NOBODY
+from kvmnet.doctor.asking import HEARD, NOBODY, QUESTIONS
 from kvmnet.doctor.ends import Place
 from kvmnet.doctor.finding import Certainty, Finding, Severity
-from kvmnet.doctor.packet import TCP, UDP, Packet, made
+from kvmnet.doctor.packet import TCP, UDP, Packet, made, question
 from kvmnet.doctor.reasons import confirms, meaning
 from kvmnet.doctor.scene import Scene
+from kvmnet.doctor.trip import Hop
 from kvmnet.doctor.why import Report
 from kvmnet.host.clock import wait_until
 from kvmnet.host.drops import Dropped, DropTrace
@@ -30,7 +32,8 @@ from kvmnet.records import asdict, dataclass, field, replace
 ENDS = ("drop", "reject")
 RULES = ("rule-drop", "arp-drop", "bridge-netfilter", "guest-firewall", "rule-unknown")
 """Codes of which there may be several for one packet: which of them a drop by netfilter was, only the trace of rules tells."""
-WRITTEN = "neighbour-written"
+SUSPECTS = ("neighbour-written", "source-unanswered")
+"""What looking cannot verify: notes, until no answer comes."""
 VAGUE = ("NOT_SPECIFIED", "OTHERHOST")
 """Reasons that say nothing about a fault."""
 
@@ -45,6 +48,15 @@ class Live:
     seen: list[str] = field(default_factory=list)
     """Devices that they were seen at, in the order of the path."""
     answered: bool = False
+    """Whether the answer came to who asked: out by a guest's port, or past the host's own rules."""
+    back: list[str] = field(default_factory=list)
+    """Devices that an answer was seen at, which need not have come to who asked."""
+    known: bool | None = None
+    """Whether the question who has the next hop's address was answered; None where it was not asked."""
+    asked: str = ""
+    """The address that was asked for."""
+    queues: list[str] = field(default_factory=list)
+    """Queues of the path that dropped packets, or kept some, meanwhile."""
     ended: list[Traced] = field(default_factory=list)
     """Rules that ended them."""
     dropped: list[Dropped] = field(default_factory=list)
@@ -60,11 +72,13 @@ class Live:
     def __str__(self) -> str:
         if self.impossible:
             return f"no packet was sent: {self.impossible}"
-        end = "an answer came back" if self.answered else "no answer came back"
+        end = "an answer came back" if self.answered else f"an answer came as far as {', '.join(self.back)} and no further" if self.back else "no answer came back"
+        asked = "" if self.known is None else f"the question who has {self.asked} was {'answered' if self.known else 'not answered'}"
         rules = "; ".join(f"{t.place} ended it: {t.text}" for t in self.ended)
-        told = [f"{self.sent} packet(s) put in at {self.where}", f"seen at {', '.join(self.seen) or 'no device'}", end, rules]
+        told = [f"{self.sent} packet(s) put in at {self.where}", f"seen at {', '.join(self.seen) or 'no device'}", end, asked, rules]
         drops = [] if self.answered else [f"the kernel dropped it{' in ' + d.where if d.where else ''}: {d.reason}{' (' + meaning(d.reason) + ')' if meaning(d.reason) else ''}" for d in self.dropped]
-        return "; ".join(t for t in (*told, *drops, "" if self.answered else self.untold) if t)
+        queues = [] if self.answered else self.queues
+        return "; ".join(t for t in (*told, *queues, *drops, "" if self.answered else self.untold) if t)
 
 
 def ask(report: Report) -> bool:
@@ -96,8 +110,11 @@ def prove(scene: Scene, report: Report) -> Report:
         try:
             send(scene, report, live)
             more = inside(scene, report)
-            if not live.answered and not report.blocking:
-                more += way_back(scene, report) or other_sender(scene, report)
+            if not live.answered and not report.blocking and not live.back:
+                if report.leaves_by in live.seen:
+                    more += way_back(scene, report)
+                if b.dev in live.seen and not more:
+                    more += other_sender(scene, report)
         except ToolFailed as failed:
             live.impossible = failed.detail or str(failed)
     return concluded(replace(report, live=live), b.title, more)
@@ -109,13 +126,18 @@ def send(scene: Scene, report: Report, live: Live) -> None:
     word = mark.to_bytes(4, "big")
     packet = made(report.macs, a.ip, b.ip, number, (32768 + mark % 28000, report.probe.port), b"" if number == TCP else word + b"kvmnet why", sequence=mark if number == TCP else 1)
     devices = list(dict.fromkeys(hop.where for hop in (*report.there, *report.back) if hop.where in scene.links))
+    live.asked = asked = next_hop(scene, a, b)
+    before = queues(devices)
     with ExitStack() as stack:
+        own = None if a.place is Place.NIC else stack.enter_context(Arrivals(number, a.ip))
         captures = {dev: stack.enter_context(Capture(dev)) for dev in devices}
         drops = stack.enter_context(DropTrace(packet.protocol))
         trace = stack.enter_context(RuleTrace(f"meta l4proto {number} @th,{'32,32' if number == TCP else '64,32'} {mark:#x}"))
         place = stack.enter_context(entrance(a.dev)) if a.place is Place.NIC else None
         live.where = a.dev if place else "the host"
         seen: dict[str, None] = {}
+        back: dict[str, None] = {}
+        mine = {a.ip, report.leaves_as}
         last = 0.0
 
         def step() -> bool:
@@ -123,6 +145,9 @@ def send(scene: Scene, report: Report, live: Live) -> None:
             if live.sent < PACKETS and monotonic() - last > SECONDS / PACKETS / 2:
                 last = monotonic()
                 live.sent += 1
+                if place and asked and not live.known:
+                    live.known = False
+                    place.send(question(a.mac, a.ip, asked).frame)
                 with drops.sending():
                     place.send(packet.frame) if place else send_raw(b.ip, packet.frame[14:], scene.domain_of(a.segment))
             for dev, capture in captures.items():
@@ -131,12 +156,17 @@ def send(scene: Scene, report: Report, live: Live) -> None:
                         break
                     if is_probe(frame, mark, number):
                         seen[dev] = None
-                    live.answered = live.answered or is_answer(frame, mark, number, a.ip)
+                    if any(is_answer(frame, mark, number, ip) for ip in mine):
+                        back[dev] = None
+                    elif dev == a.dev and asked and is_told(frame, asked):
+                        live.known = True
+            live.answered = a.dev in back if own is None else own.came(mark)
             trace.read()
-            return live.answered
+            return live.answered and live.known is not False
         with suppress(TimeoutError):
             wait_until(step, SECONDS, 0.01)
-        live.seen = [dev for dev in devices if dev in seen]
+        live.seen, live.back = ([dev for dev in devices if dev in some] for some in (seen, back))
+        live.queues = grown(before, queues(devices))
         live.ended = [t for t in trace.found if t.verdict in ENDS]
         live.dropped, live.untold = drops.found(inner_end() if place else ""), drops.impossible
 
@@ -155,31 +185,86 @@ def concluded(report: Report, target: str, more: Sequence[Finding] = ()) -> Repo
     live: Live = report.live
     if live.impossible:
         return report
-    there, back = ([replace(hop, findings=[beside(f, live) for f in hop.findings]) for hop in hops] for hops in (report.there, report.back))
-    told = [d for d in live.dropped if d.reason not in VAGUE]
-    there[-1].findings.extend(more)
-    if more and any(f.severity is Severity.BLOCKS for f in more):
-        return replace(report, there=there, back=back)
-    if not live.answered and not report.blocking and live.ended:
-        there[-1].findings.append(by_trace(live))
-        return replace(report, there=there, back=back)
-    if not live.answered and not report.blocking and told:
-        first = told[0]
-        there[-1].findings.append(Finding(
-            code="kernel-drop", severity=Severity.BLOCKS, where=first.where or live.where, what=f"the kernel drops the packet: {meaning(first.reason) or first.reason}",
-            why="nothing that was read of this host says so; the packets do", evidence=(*(f"skb:kfree_skb: {d.reason}{' in ' + d.where if d.where else ''}" for d in told), str(live))))
-    elif not live.answered and not report.blocking and any(f.code == WRITTEN for f in report.findings):
+    there, back = ([replace(hop, findings=[beside(f, live, hop.where in QUESTIONS) for f in hop.findings]) for hop in hops] for hops in (report.there, report.back))
+    pinned(there, live)
+    if any(f.code == "no-way-back" for f in more) and any(f.code == "source-unanswered" for f in report.findings):     # which says why
         there, back = ([replace(hop, findings=[suspected(f, live) for f in hop.findings]) for hop in hops] for hops in (there, back))
-    elif not live.answered and not report.blocking and report.probe.protocol != "udp":
-        last = live.seen[-1] if live.seen else live.where
-        there[-1].findings.append(Finding(
-            code="no-answer", severity=Severity.BLOCKS, where=last, what=f"nothing on this host is in the way, but no answer comes; last seen at {last}",
-            why=f"what is behind {last} loses it, or {target} does not answer: its own firewall, its route back, a program that does not listen", evidence=(str(live),), certainty=Certainty.LIKELY))
-    return replace(report, there=there, back=back)
+        more = [f for f in more if f.code != "no-way-back"]
+    there[-1].findings.extend(more)
+    done = replace(report, there=there, back=back)
+    if any(f.severity is Severity.BLOCKS for f in (*more, *done.findings)) and not report.blocking:
+        return done
+    if live.answered:
+        if live.known is False and not report.blocking:
+            there[-1].findings.append(unanswered(report, live))
+        return done
+    if report.blocking:
+        return done
+    if any(f.code in SUSPECTS for f in report.findings) and not live.ended:
+        there, back = ([replace(hop, findings=[suspected(f, live) for f in hop.findings]) for hop in hops] for hops in (there, back))
+        return replace(report, there=there, back=back)
+    if found := by_trace(live) or by_reason(report, live) or by_queue(live) or by_silence(report, live, target):
+        there[-1].findings.append(found)
+    return done
 
 
-def by_trace(live: Live) -> Finding:
+def pinned(there: Sequence[Hop], live: Live) -> None:
+    """What nobody could tell becomes likely where the packet was seen right before it, and nowhere behind."""
+    places = [n for n, hop in enumerate(there) if hop.where in live.seen]
+    if live.answered or not places:
+        return
+    following = next((n for n, hop in enumerate(there) if n > places[-1] and hop.what in ("port", "bridge", "uplink")), len(there))
+    doubts = [(hop, f) for hop in there[places[-1]:following + 1] for f in hop.findings if f.severity is Severity.BLOCKS and f.certainty is Certainty.UNKNOWN]
+    if len(doubts) == 1:
+        hop, found = doubts[0]
+        hop.findings[hop.findings.index(found)] = replace(found, certainty=Certainty.LIKELY, evidence=(*found.evidence, f"the packet was seen at {there[places[-1]].where}, before this, and nowhere behind it"))
+
+
+def unanswered(report: Report, live: Live) -> Finding:
+    """Packets pass, and what goes before them does not."""
+    a = report.source
+    return Finding(code="question-unanswered", severity=Severity.BLOCKS, where=a.dev, what=f"nobody answers {a.title} who has {live.asked}, though packets to its MAC are answered", evidence=(str(live),),
+                   why=f"Before it sends anything a guest asks for the MAC of its next hop, by {'neighbour discovery' if ':' in live.asked else 'ARP'}: the question, or its answer, is lost on the way, or {live.asked} does not answer it.",
+                   fix=(f"# tcpdump -ni any {'icmp6' if ':' in live.asked else 'arp'} host {live.asked}: where the question is seen last",) if ":" not in live.asked else ())
+
+
+def by_reason(report: Report, live: Live) -> Finding | None:
+    """What the kernel says. The buffer may have gone on into a guest that is a container on the same kernel."""
+    told = [d for d in live.dropped if d.reason not in VAGUE and not (d.reason == "NO_SOCKET" and report.source.place is Place.HOST)]
+    if not told:
+        return None
+    first, last = told[0], (live.seen or [live.where])[-1]
+    behind = report.target.place is Place.NIC and last == report.target.dev
+    return Finding(code="kernel-drop", severity=Severity.BLOCKS, where=last, what=f"the kernel drops the packet behind {last}: {meaning(first.reason) or first.reason}",
+                   why=f"{last} is where it leaves this host: the firewall or the settings of {report.target.title}, which runs on the same kernel" if behind else "nothing that was read of this host says so; the packets do",
+                   evidence=(*(f"skb:kfree_skb: {d.reason}{' in ' + d.where if d.where else ''}" for d in told), str(live)))
+
+
+def by_queue(live: Live) -> Finding | None:
+    """A queue that dropped packets meanwhile, or keeps them."""
+    if not live.queues:
+        return None
+    dev = next((text.split()[3] for text in live.queues if text.split()[3] not in live.seen), live.queues[0].split()[3])
+    return Finding(code="queue-keeps", severity=Severity.BLOCKS, where=dev, what=f"the packet does not come out of a queue of {dev}", why="a queue with a rate, a limit or an order of its own drops or keeps it; what is counted there may be other packets, too", certainty=Certainty.LIKELY,
+                   evidence=(*live.queues, str(live)), fix=(f"tc -s qdisc show dev {dev}; tc -s class show dev {dev}; tc filter show dev {dev}   # which of them; to be rid of all: tc qdisc del dev {dev} root",))
+
+
+def by_silence(report: Report, live: Live, target: str) -> Finding | None:
+    """Nothing says where it is lost."""
+    if report.probe.protocol == "udp":
+        return None
+    if live.back:
+        last = next((hop.where for hop in reversed(report.back) if hop.where in live.back), live.back[-1])
+        return Finding(code="no-answer", severity=Severity.BLOCKS, where=last, what=f"{target} answers, and the answer is lost behind {last}, where it was seen last", why=f"what stands behind {last} on the way back loses it", evidence=(str(live),), certainty=Certainty.LIKELY)
+    last = live.seen[-1] if live.seen else live.where
+    return Finding(code="no-answer", severity=Severity.BLOCKS, where=last, what=f"nothing on this host is in the way, but no answer comes; last seen at {last}",
+                   why=f"what is behind {last} loses it, or {target} does not answer: its own firewall, its route back, a program that does not listen", evidence=(str(live),), certainty=Certainty.LIKELY)
+
+
+def by_trace(live: Live) -> Finding | None:
     """A rule that ended the packet although looking says that it may pass: a limit that was reached, a set that changed meanwhile."""
+    if not live.ended:
+        return None
     last = live.ended[-1]
     return Finding(code="rule-drop", severity=Severity.BLOCKS, where=last.place, what=f"{last.text} {'rejects' if last.verdict == 'reject' else 'drops'} the packet", why="the rules let it pass as long as no limit is reached; the packet shows that one is",
                    evidence=("nft monitor trace: the packet ended there", str(live)))
@@ -187,19 +272,23 @@ def by_trace(live: Live) -> Finding:
 
 def suspected(finding: Finding, live: Live) -> Finding:
     """What nobody verifies, where packets get no answer."""
-    return replace(finding, severity=Severity.BLOCKS, certainty=Certainty.LIKELY, evidence=(*finding.evidence, str(live))) if finding.code == WRITTEN else finding
+    return replace(finding, severity=Severity.BLOCKS, certainty=Certainty.LIKELY, evidence=(*finding.evidence, str(live))) if finding.code in SUSPECTS else finding
 
 
-def beside(finding: Finding, live: Live) -> Finding:
-    """A finding as the packets confirm or refute it."""
+def beside(finding: Finding, live: Live, question: bool = False) -> Finding:
+    """A finding as the packets confirm or refute it. ``question``: of the question who has an address, which the packet does without."""
     if finding.severity is not Severity.BLOCKS:
         return finding
+    if question and finding.code in HEARD and not live.known:
+        return replace(finding, evidence=(*finding.evidence, f"confirmed: the question who has {live.asked} was sent, and not answered")) if live.known is False else finding
     if live.answered and finding.code == "multipath-hop":
         return replace(finding, severity=Severity.DEGRADES, certainty=Certainty.PROVED, evidence=(*finding.evidence, "the flow of this packet falls to one that works: its answer came back"))
     if live.answered:
         return replace(finding, severity=Severity.NOTE, certainty=Certainty.UNKNOWN, evidence=(*finding.evidence, "refuted: a packet went there and its answer came back"))
     shown = [f"confirmed: the kernel dropped a packet{' in ' + d.where if d.where else ''}: {d.reason}, {meaning(d.reason)}" for d in live.dropped if confirms(d.reason, finding.code)]
     if any(t.place == finding.where for t in live.ended):
+        if finding.code == "rule-unknown":
+            finding = replace(finding, code="rule-drop", what=finding.what.replace(" may lose ", " drops "), why="looking cannot tell whether it matches; the packet shows that it does", fix=(f"nft -a list chain {finding.where}   # and take that rule out, or put an accept before it",))
         return replace(finding, certainty=Certainty.PROVED, evidence=(*finding.evidence, "confirmed: nft traced a packet that ended there", *shown))
     if shown and finding.code not in RULES:
         return replace(finding, certainty=Certainty.PROVED, evidence=(*finding.evidence, *shown))

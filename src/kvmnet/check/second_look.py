@@ -132,6 +132,9 @@ def ping(scene: Scene, guest: End, source: str, router: str) -> Heard:
 def sent_astray(scene: Scene, guest: End, other: str, router: str, astray: str) -> Finding:
     known = next((port for (_, mac, _), (port, _) in scene.fdb.items() if mac == astray), "") or next((name for name, link in scene.links.items() if link.get("address") == astray), "")
     seen = (f"its answer to {other} went to {astray}, seen at {guest.dev}",)
+    if astray == guest.mac:
+        return Finding(code="guest-wrong-neighbour", severity=Severity.BLOCKS, where=guest.dev, what=f"{guest.title} sends what is for {other} to its own MAC: it asks nobody for MACs (ARP is off on its card)", why="A card without ARP takes its own MAC for everybody's, and does not answer who asks for its address.",
+                       evidence=seen, fix=("ip link set DEV arp on   # in the guest",))
     if known:
         return Finding(code="guest-other-way", severity=Severity.NOTE, where=guest.dev, what=f"{guest.title} sends what is for {other} to {astray}, which is behind {known}", why="Its routes name another router than this host; what that one does is not judged here.", evidence=seen)
     return Finding(code="guest-wrong-neighbour", severity=Severity.BLOCKS, where=guest.dev, what=f"{guest.title} sends what is for {other} to {astray}, which nobody here has; it should be {router}", why="An entry of its neighbour table was written by hand, or is of a machine that is gone.",

@@ -42,7 +42,7 @@ def why(source: str, target: str, tcp: int | None, udp: int | None, icmp: bool, 
     """Why A does not reach B: everything in the way, with the evidence and the command that mends it.
 
     A and B are guests, NICs (GUEST/NIC), networks, devices, MACs, addresses, `host` or `outside`; NAME@ADDRESS gives the address of
-    what nobody has heard yet. Exits with 0 when nothing is in the way, 1 when something is, 3 when it cannot be told.
+    what nobody has heard yet, and the host looks for it as it does before it sends (ARP, neighbour discovery). Exits with 0 when nothing is in the way, 1 when something is, 3 when it cannot be told.
     """
     from kvmnet.doctor.scene import read
     from kvmnet.doctor.why import Probe
@@ -54,6 +54,7 @@ def why(source: str, target: str, tcp: int | None, udp: int | None, icmp: bool, 
     if prove and file:
         raise click.UsageError("--prove sends packets on this host; a capture is of another time or host")
     scene = read(captured(file))
+    rows: list[Any] = []
     if prove:
         from kvmnet.check.second_look import seek
         if rows := seek(scene, (source, target)):
@@ -65,12 +66,14 @@ def why(source: str, target: str, tcp: int | None, udp: int | None, icmp: bool, 
         if file is None:
             raise
         raise KvmnetError(f"{file}: the capture is damaged: {type(error).__name__}: {error}", "make it anew with: kvmnet facts > host.json") from error
-    if prove:
+    if file is None:
         from kvmnet.check.passage import ask
-        from kvmnet.check.passage import prove as by_packets
         if ask(report):
-            scene = read(captured(None))
+            told = captured(None)
+            scene = read({**told, "neighbours": [*(told["neighbours"] or ()), *rows]})
             report = walk(scene, source, target, probe)
+    if prove:
+        from kvmnet.check.passage import prove as by_packets
         report = by_packets(scene, report)
     if file is None:
         from kvmnet.check.switch_trace import followed

@@ -22,6 +22,10 @@ HEARD = ("arp-drop", "rule-unknown", "port-no-flood", "arp-ignored", "arp-off")
 """What of a question's way is told: the rest its packet meets, too."""
 
 
+QUESTIONS = ("ARP", "neighbour discovery")
+"""Hops that stand for a question, of both IP versions."""
+
+
 def ask(scene: Scene, a: End, b: End) -> Trip:
     """The question of *a* who has the address of *b*, and the answer, on one bridge."""
     trip = begin(scene, question(a.mac or NOBODY, a.ip, b.ip), asked=True)
@@ -112,7 +116,7 @@ ARP_IGNORE = {1: "it answers for addresses of the device that the question came 
 
 def heard(trip: Trip, questions: Sequence[Trip]) -> None:
     """One hop for the questions; what lost them is told, once."""
-    kind = "ARP" if trip.packet.version == 4 else "neighbour discovery"
+    kind = QUESTIONS[trip.packet.version == 6]
     hop = trip.hop(kind, "neighbour", "question and answer")
     for finding in told(questions):
         if all(finding.where != f.where or finding.what != f.what for f in hop.findings):

@@ -23,7 +23,7 @@ def by_rule(scene: Scene, context: Context, passage: Passage, asked: bool) -> Fi
     unknown = passage.verdict is Verdict.UNKNOWN
     family, table, _ = step.place.split(" ", 2)
     kind = "the question who has the address" if asked else "the packet"
-    verb = "may lose" if unknown else "rejects" if step.verdict == "reject" else "drops"
+    verb = "may lose" if unknown else "takes away" if " fwd " in f" {step.text} " else "rejects" if step.verdict == "reject" else "drops"
     evidence = [f"{step.place}: {step.text}", counter(scene, step)]
     if step.comes:
         evidence.append(f"called from chain {step.comes}, hook {step.hook}, priority {step.priority}")
@@ -134,7 +134,7 @@ def selector(context: Context, passage: Passage) -> str:
     """What tells this packet from others, in nft's words, quoted for a shell."""
     packet: Packet = context.packet
     if packet.protocol == ARP:
-        return "ether type arp"
+        return "arp htype 1" if passage.layer == "arp" else "ether type arp"     # what the host itself sends has no Ethernet header there yet
     words = [f"{key} '\"{dev}\"'" for key, dev in (("iifname", passage.iif), ("oifname", passage.oif)) if dev]
     if packet.version:
         ip = "ip6" if packet.version == 6 else "ip"

@@ -222,7 +222,7 @@ def by_address(scene: Scene, ip: str, domain: str | None = None) -> End:
     segment = scene.on_link(ip, domain) or led_to(scene, ip, domain) or next((dev for (dev, dst), n in scene.neighbours.items() if dst == ip and "lladdr" in n and scene.kind(dev) == "bridge"), "")
     for entry in candidates(scene, ip, segment):
         mac = entry.get("lladdr", entry.get("mac", ""))
-        known = [(bridge, port) for (bridge, learned, _), (port, row) in scene.fdb.items() if learned == mac and scene.kind(port) != "bridge" and row.get("state") != "permanent"]
+        known = [(bridge, str(row["ifname"])) for (bridge, learned, _), (_, row) in scene.fdb.items() if learned == mac and not scene.is_own(row)]
         for bridge, port in sorted(known, key=lambda place: place[0] != scene.base(segment))[:1]:
             return End(ip, Place.NIC, ip, port, mac, bridge, how="by the neighbour table and the bridge's forwarding table")
         for switch in scene.part("switches"):

@@ -12,7 +12,7 @@ from typing import Any
 from kvmnet.doctor.cbpf import carried_out
 from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.packet import ARP, IPV4, IPV6, VLAN, Packet, Special
-from kvmnet.doctor.rules.capacity import narrow, netem, slow
+from kvmnet.doctor.rules.capacity import narrow, netem, roomless, slow
 from kvmnet.doctor.trip import Trip
 from kvmnet.doctor.view import Json
 from kvmnet.drivers.macvtap.resources import PROGRAM
@@ -196,6 +196,8 @@ def filters(trip: Trip, dev: str, direction: str) -> None:
     if direction == "ingress":
         program(trip, dev)
     else:
+        if (left := roomless(trip.scene.links.get(dev, {}))) and not trip.asked:
+            trip.find(left)
         for row in trip.scene.part("qdiscs"):
             if row.get("dev") == dev and not trip.asked and (left := stands(trip, row)):
                 trip.find(left)
@@ -210,7 +212,8 @@ def filters(trip: Trip, dev: str, direction: str) -> None:
 def stands(trip: Trip, row: Json) -> Finding | None:
     """A queue that loses the packet, or keeps it."""
     mtu, size = trip.scene.mtu(str(row["dev"])), len(trip.packet.frame)
-    return netem(row) if row.get("kind") == "netem" else narrow(row, mtu, size) or slow(trip.scene, row, mtu, size)
+    found = [f for f in ((netem(row),) if row.get("kind") == "netem" else (narrow(row, mtu, size), slow(trip.scene, row, mtu, size))) if f]
+    return min(found, key=lambda f: f.rank[:2], default=None)
 
 
 def said(trip: Trip, dev: str, direction: str, outcome: Outcome) -> None:

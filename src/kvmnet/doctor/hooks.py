@@ -93,6 +93,8 @@ class Rules:
 
 
 def families(layer: str, version: int) -> tuple[str, ...]:
+    if layer == "netdev":   # chains of inet at a device's ingress see IP alone (nft_do_chain_inet_ingress())
+        return ("netdev", "inet") if version else ("netdev",)
     return ("inet", "ip6" if version == 6 else "ip") if layer == "ip" else (layer,)
 
 

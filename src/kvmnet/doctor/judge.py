@@ -152,6 +152,8 @@ class Walk:
                 return matched, name, ""
             if name in ("jump", "goto"):
                 return matched, name, body["target"]
+            if name == "fwd":   # netdev: another device sends it on
+                return matched, "drop", ""
             if name == "synproxy":    # the host answers for the receiver, and asks it once the beginner has answered
                 return matched, "accept", ""
             if name == "reject" or (name == "xt" and body and body.get("name") == "REJECT"):

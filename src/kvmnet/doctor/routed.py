@@ -9,7 +9,7 @@ from kvmnet.doctor.expressions import value
 from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.hooks import HOST, Passage
-from kvmnet.doctor.packet import ICMP, TCP, UDP, UNKNOWN
+from kvmnet.doctor.packet import ICMP, ICMP6, TCP, UDP, UNKNOWN
 from kvmnet.doctor.routing import ERRORS, Asked, Way, comes_back, look_up, lost, of_packet
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import device
@@ -53,7 +53,16 @@ def come_up(trip: Trip, dev: str, undo: Undo | None = None) -> Way:
                     fix=(f"sysctl -w net.ipv4.conf.all.rp_filter=2 net.ipv4.conf.{checked}.rp_filter=2",))
     refused_address(trip)
     routed(trip, way, dev)
+    loopback(trip, dev)
     return way
+
+
+def loopback(trip: Trip, dev: str) -> None:
+    """What comes from outside for 127.0.0.0/8, mostly by a rule that translates there, is no packet that may be (ip_route_input_slow())."""
+    scene = trip.scene
+    if trip.packet.version == 4 and ip_address(trip.packet.target).is_loopback and dev != "lo" and not any(scene.sysctl(f"net/ipv4/conf/{d}/route_localnet") == "1" for d in ("all", dev)):
+        trip.blocks("loopback-target", dev, f"the packet is for {trip.packet.target} and came by {dev}: the kernel drops it", "what comes by a device may not be for 127.0.0.0/8 unless route_localnet is on there; a rule of NAT sends it to a program that listens on loopback alone",
+                    f"net.ipv4.conf.{dev}.route_localnet = {scene.sysctl(f'net/ipv4/conf/{dev}/route_localnet') or 0}", fix=(f"sysctl -w net.ipv4.conf.{dev}.route_localnet=1   # better: let the program listen on an address of {dev}, and translate to that",))
 
 
 def enter_domain(trip: Trip, domain: str) -> None:
@@ -170,9 +179,10 @@ def to_host(trip: Trip, dev: str) -> None:
     packet, scene = trip.packet, trip.scene
     if packet.upper and packet.upper[0] in (TCP, UDP) and not answers(trip):
         service(trip, {TCP: "tcp", UDP: "udp"}[packet.upper[0]], packet.ports[1])
-    if packet.upper and packet.upper[0] == ICMP and scene.sysctl("net/ipv4/icmp_echo_ignore_all") == "1" and not answers(trip):
+    echo = {ICMP: "net.ipv4.icmp_echo_ignore_all", ICMP6: "net.ipv6.icmp.echo_ignore_all"}.get(packet.upper[0] if packet.upper else 0, "")
+    if echo and scene.sysctl(echo.replace(".", "/")) == "1" and not answers(trip):
         trip.hop("host", "service", "echo")
-        trip.blocks("echo-ignored", "host", "the host answers no ping", "it was told not to", "net.ipv4.icmp_echo_ignore_all = 1", fix=("sysctl -w net.ipv4.icmp_echo_ignore_all=0",))
+        trip.blocks("echo-ignored", "host", f"the host answers no ping{'6' if packet.version == 6 else ''}", "it was told not to", f"{echo} = 1", fix=(f"sysctl -w {echo}=0",))
 
 
 def answers(trip: Trip) -> bool:
@@ -263,10 +273,22 @@ def sent(trip: Trip, own: str, undo: Undo | None = None) -> Way:
     if domain:      # sockets of the host speak in a VRF when they are bound to it (ip vrf exec), and in answers
         device(trip, domain, "domain")
         trip.at("ip", "output", oif=domain)
+    before = of_packet(trip.packet, oif=domain, mark=mark(trip))
     nat(trip, trip.at("ip", "output", oif=way.dev, upto=DESTINATION), "", way.dev)
     trip.at("ip", "output", oif=way.dev, above=DESTINATION)
+    after = of_packet(trip.packet, oif=domain, mark=mark(trip))
+    if after.target != before.target or (after != before and reroutes(trip)):
+        way = look_up(trip.scene, after)
+        routed(trip, way, "")
     out_hooks(trip, "", way.dev, undo)
     return way
+
+
+def reroutes(trip: Trip) -> bool:
+    """Whether the kernel looks a route up anew for a packet of its own that rules have marked: chains of type route do that, and the table mangle of
+    xtables (nf_route_table_hook4(), ipt_mangle_out())."""
+    families = ("inet", "ip6" if trip.packet.version == 6 else "ip")
+    return any(c.type == "route" or (c.table.endswith("mangle") and c.name == "OUTPUT") for c in trip.scene.rules.ruleset.bases("output", families))
 
 
 def other_ways(trip: Trip, way: Way, target: str) -> None:

@@ -88,8 +88,8 @@ class Scene(View):
 
     @cached_property
     def fdb(self) -> dict[tuple[str, str, int], tuple[str, Json]]:
-        """(bridge, MAC, VLAN) -> (port, entry); VLAN 0 where the bridge does not go by them. The bridge's own MACs
-        have the bridge as port."""
+        """(bridge, MAC, VLAN) -> (port, entry); VLAN 0 where the bridge does not go by them. What is local, the MACs of
+        the bridge and its ports and what somebody wrote as permanent, has the bridge as port: it goes up to the host (BR_FDB_LOCAL)."""
         found: dict[tuple[str, str, int], tuple[str, Json]] = {}
         for entry in self.part("fdb"):
             dev, mac = entry.get("ifname", ""), entry.get("mac", "")
@@ -97,8 +97,7 @@ class Scene(View):
                 continue
             bridge = entry.get("master") or dev
             if self.kind(bridge) == "bridge":
-                own = entry.get("state") == "permanent" and mac == self.mac(dev)
-                found[bridge, mac, int(entry.get("vlan", 0))] = (bridge if own else dev, entry)
+                found[bridge, mac, int(entry.get("vlan", 0))] = (bridge if entry.get("state") == "permanent" else dev, entry)
         return found
 
     def found_at(self, bridge: str, mac: str, vlan: int) -> tuple[str, Json] | None:
@@ -109,9 +108,17 @@ class Scene(View):
 
     def learned(self, dev: str) -> list[str]:
         """MACs that a port's bridge has behind it, the static ones first."""
-        rows = [(e.get("state") != "static", mac) for (_, mac, _), (port, e) in self.fdb.items() if port == dev and e.get("state") != "permanent"]
-        rows += [(False, mac) for (_, mac, _), (port, e) in self.fdb.items() if port == dev and e.get("state") == "permanent" and mac != self.mac(dev)]
+        rows = [(e.get("state") != "static", mac) for (_, mac, _), (_, e) in self.fdb.items() if e.get("ifname") == dev and not self.is_own(e)]
         return [mac for _, mac in sorted(rows)] or [row["mac"] for row in (self.switched.get(dev) or {}).get("learned", ()) if row["port"] == dev]
+
+    def is_own(self, entry: Json) -> bool:
+        """Whether an entry of a forwarding table stands for a MAC of the host's: of the port that it names, or of a bridge."""
+        return entry.get("state") == "permanent" and (self.kind(str(entry.get("ifname"))) == "bridge" or entry.get("mac") in self.macs)
+
+    @cached_property
+    def macs(self) -> frozenset[str]:
+        """MACs of the devices of the host."""
+        return frozenset(str(link.get("address", "")) for link in self.links.values())
 
     @cached_property
     def vlans(self) -> dict[str, dict[int, tuple[str, ...]]]:

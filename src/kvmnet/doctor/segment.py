@@ -5,6 +5,7 @@ from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.hooks import kind_of_frame
 from kvmnet.doctor.packet import BROADCAST
+from kvmnet.doctor.rules.guests import halted
 from kvmnet.doctor.trees import GATED, kept_shut
 from kvmnet.doctor.trip import Trip
 
@@ -83,7 +84,10 @@ def device(trip: Trip, dev: str, what: str) -> None:
 
 
 def no_carrier(trip: Trip, dev: str, kind: str) -> None:
-    if kind == "tun":
+    if kind == "tun" and (held := trip.scene.holder(dev)):
+        trip.blocks("tap-carrier-off", dev, f"the carrier of {dev} is switched off, though {held} has it open", "somebody took it away on the host's side (ip link set carrier off), or the program did; the bridge sends nothing to a port without a carrier", f"{dev}: {' '.join(trip.scene.flags(dev))}", trip.scene.drops(dev),
+                    fix=(f"ip link set {dev} carrier on",))
+    elif kind == "tun":
         trip.blocks("tap-idle", dev, "nobody has this tap open", "the guest does not run, or uses another device", trip.scene.drops(dev))
     elif kind == "veth":
         trip.blocks("no-carrier", dev, "its other end is down", "both ends of a veth must be up", f"{dev}: {' '.join(trip.scene.flags(dev))}", fix=("ip link set PEER up, in the namespace of its other end",))
@@ -97,6 +101,8 @@ def no_carrier(trip: Trip, dev: str, kind: str) -> None:
 def guest(trip: Trip, tap: str) -> None:
     """What QEMU says of the card behind a tap."""
     for machine in trip.scene.part("guests"):
+        if machine.get("halted") and tap in (machine.get("taps") or {}).values():
+            trip.find(halted(machine))
         for nic in machine.get("nics", ()):
             if nic.get("tap") != tap:
                 continue
@@ -152,9 +158,10 @@ def cross(trip: Trip, bridge: str, port: str, expected: str) -> str:
         there = ""
     if there != expected and expected in scene.links:
         trip.blocks("guest-learned-elsewhere", bridge, f"{bridge} sends frames for {destination} to {there or 'the host'}, but it is behind {expected}",
+                    "the entry is local (permanent, which bridge fdb writes where neither static nor dynamic is said): the bridge takes the MAC for one of the host's own" if not there and entry else
                     "the bridge learned the MAC there (a loop, a reflection, a second guest with the same MAC), or somebody wrote it",
-                    f"bridge fdb: {destination} dev {there or bridge} {entry.get('state', '')} {' '.join(entry.get('flags', ()))}".rstrip(),
-                    fix=(f"bridge fdb del {destination} dev {there or bridge} master", f"bridge fdb replace {destination} dev {expected} master static sticky"))
+                    f"bridge fdb: {destination} dev {entry.get('ifname', there or bridge)} {entry.get('state', '')} {' '.join(entry.get('flags', ()))}".rstrip(),
+                    fix=(f"bridge fdb del {destination} dev {entry.get('ifname', there or bridge)} master", f"bridge fdb replace {destination} dev {expected} master static sticky"))
         return expected
     if there == port and port and not scene.port(port).get("hairpin"):
         trip.blocks("hairpin", port, f"both ends are behind {port}", "a bridge sends no frame back by the port that it came by", f"{destination} dev {there}",
@@ -165,7 +172,11 @@ def cross(trip: Trip, bridge: str, port: str, expected: str) -> str:
 def flooded(trip: Trip, bridge: str, port: str, expected: str, flag: str) -> str:
     """Nobody knows where it is: every port gets it whose flag lets it."""
     data = trip.scene.port(expected) if expected else {}
-    if expected and data.get(flag) is False and not (trip.asked and data.get("neigh_suppress")):
+    if expected and data.get("proxy_arp"):
+        trip.blocks("port-no-flood", expected, f"{bridge} sends no questions who has an address, and nothing else that is for all or for an unknown MAC, to {expected} (proxy_arp on)",
+                    "a port with proxy_arp is left out of all that is flooded: the bridge means to answer in its place, and does so only for who asks by such a port (br_flood())", f"bridge -d link show dev {expected}: proxy_arp on",
+                    fix=(f"ip link set {expected} type bridge_slave proxy_arp off",))
+    elif expected and data.get(flag) is False and not (trip.asked and data.get("neigh_suppress")):
         option = {"flood": "flood", "mcast_flood": "mcast_flood", "bcast_flood": "bcast_flood"}[flag]
         trip.blocks("port-no-flood", expected, f"{bridge} does not know where {trip.packet.macs[0]} is, and {expected} gets no such frames ({option} off)",
                     "frames for MACs that the bridge has not learned, and broadcasts, are not sent to this port", f"bridge -d link show dev {expected}: {option} off",

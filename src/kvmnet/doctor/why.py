@@ -43,13 +43,12 @@ from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import cross, device, enter, leave
 from kvmnet.doctor.switched import at_switch, in_switch
 from kvmnet.doctor.trip import Hop, State, Trip, begin, state_of
+from kvmnet.doctor.unseen import unseen, written
 from kvmnet.doctor.vfs import at_vf, is_vf
 from kvmnet.errors import KvmnetError
 from kvmnet.records import asdict, dataclass, replace
 
 SPORT = 40000
-WRITTEN = frozenset({"PERMANENT", "NOARP"})
-"""States of neighbours that nobody asks for."""
 NEEDED = {"nft": "the rules of nftables", "xtables": "the rules of iptables", "fdb": "the bridges' forwarding tables", "routes4": "the routes", "routes6": "the IPv6 routes",
           "rules4": "the policy rules", "rules6": "the IPv6 policy rules", "netconf": "the forwarding switches", "neighbours": "the neighbour table", "filters": "the filters of tc"}
 """Part of a capture -> what it is; without it nothing is sure."""
@@ -226,7 +225,9 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
         else:
             by_uplink(trip, a, b)
         return
-    heard(trip, [ask(scene, a, host_at(scene, gateway, trip.packet.version, a.ip))])
+    router = host_at(scene, gateway, trip.packet.version, a.ip)
+    near = b.place is Place.HOST and on_link(scene, face, a.ip, b.ip)     # asked for by its own address, whatever device has it
+    heard(trip, [ask(scene, a, replace(router, ip=b.ip) if near else router)])
     cross(trip, bridge, a.dev, "")
     trip.at_bridge("input", bridge, bridge, "")
     if gateway != bridge:
@@ -372,6 +373,7 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
     if there and there.dev and dev in scene.switched:
         at_switch(trip, dev, there)
     if b.place is Place.OUTSIDE:
+        answered_for(trip, dev)
         private_source(trip, b)
 
 
@@ -402,7 +404,31 @@ def wrong_segment(trip: Trip, way: Way, b: End, hop: str) -> None:
     own = next((a for a in scene.addresses_of(b.segment, trip.packet.version) if ip_address(b.ip) in ip_interface(a).network), "")
     if hop == b.ip or own:
         trip.blocks("wrong-segment", dev, f"the route to {b.ip} leads to {dev}, but {b.dev} is on {b.segment}", "the question who has it is asked on the wrong segment" if hop == b.ip else f"the packet goes to {hop} instead: the route of the guests' subnet is gone, or another is preferred",
-                    way.route, fix=(f"ip route replace {ip_interface(own).network} dev {b.segment} src {ip_interface(own).ip}",) if own and way.route.startswith("default") else ())
+                    way.route, fix=led_right(scene, way, b, own))
+
+
+def led_right(scene: Scene, way: Way, b: End, own: str) -> tuple[str, ...]:
+    """What brings packets for a guest back to its segment: its port into the bridge that has its subnet, the route of its subnet, or the end of the route that is preferred to it."""
+    if not own:
+        return (f"ip link set {b.dev} master {scene.base(way.dev)}",) if scene.kind(scene.base(way.dev)) == "bridge" and not scene.addresses_of(b.segment, ip_address(b.ip).version) else ()
+    if way.route.startswith("default"):
+        return (f"ip route replace {ip_interface(own).network} dev {b.segment} src {ip_interface(own).ip}",)
+    text, _, table = way.route.rstrip(")").partition(" (table ")
+    return (f"ip{' -6' if ':' in b.ip else ''} route del {text}{'' if table == 'main' else ' table ' + table}",)
+
+
+def answered_for(trip: Trip, dev: str) -> None:
+    """The source of a guest that is routed, and seems to be on the segment that it leaves by: who is there asks for its MAC, and this host must answer (arp_process(), ndisc_recv_ns())."""
+    scene, source, version = trip.scene, trip.packet.source, trip.packet.version
+    if trip.context.flow is not None or source in scene.own or scene.on_link(source) != dev or not (back := led_to(scene, source, trip.domain)) or scene.base(dev) == back:
+        return
+    entry = any(row.get("dst") == source and row.get("dev") == dev for row in scene.part("proxies"))
+    if (version == 4 and (entry or "1" in (scene.sysctl(f"net/ipv4/conf/{d}/proxy_arp") for d in ("all", dev)))) or (entry and "1" in (scene.sysctl(f"net/ipv6/conf/{d}/proxy_ndp") for d in ("all", dev))):
+        return
+    what = "proxy ARP" if version == 4 else "proxy neighbour discovery"
+    fix = f"ip neigh add proxy {source} dev {dev}" if version == 4 else f"sysctl -w net.ipv6.conf.{dev}.proxy_ndp=1 && ip -6 neigh add proxy {source} dev {dev}"
+    trip.blocks("source-unanswered", dev, f"the packet leaves {dev} with the source {source}, which is in the prefix of {dev}, and this host does not answer for it there", f"the machines behind {dev} take {source} for one of their own segment and ask who has it; unless their router has a route to it by this host, {what} must answer",
+                f"{source} is behind {back}, the prefix of {dev} is {', '.join(scene.addresses_of(dev, version))}", fix=(fix,), severity=Severity.NOTE, certainty=Certainty.UNKNOWN)
 
 
 def private_source(trip: Trip, b: End) -> None:
@@ -417,34 +443,6 @@ def private_source(trip: Trip, b: End) -> None:
         trip.blocks("no-nat", "outside", f"the packet leaves with the private source {source}", "nobody in the Internet has a route back to it: a NAT on the way must change it, and this host does not",
                     "no masquerade or snat applies to it", fix=(f"nft add table ip nat '{{ chain post {{ type nat hook postrouting priority srcnat; ip saddr {source} oifname {trip.context.oif or 'UPLINK'} masquerade; }}; }}'",),
                     certainty=Certainty.LIKELY)
-
-
-def unseen(trip: Trip, end: End) -> None:
-    trip.hop(end.segment or end.title, "guest", "not seen on any port")
-    asked = trip.scene.neighbours.get((end.segment, end.ip), {}).get("state", ())
-    trip.blocks("guest-unseen", end.ip, f"no port of {end.segment or 'this host'} has {end.ip} behind it, as far as the bridge knows",
-                "it has sent nothing for a while, is off, has another address, or its frames do not get in", f"ip neigh show {end.ip}: {'/'.join(asked)}" if asked else "",
-                certainty=Certainty.LIKELY if {"FAILED", "INCOMPLETE"} & set(asked) else Certainty.UNKNOWN)
-    deaf(trip, end.segment)
-
-
-def written(trip: Trip, end: End) -> None:
-    """Of a guest that is seen nowhere and that the host sends to: a MAC that somebody wrote for it."""
-    entry = trip.scene.neighbours.get((end.segment, end.ip), {})
-    if WRITTEN & set(entry.get("state", ())) and entry.get("lladdr"):
-        trip.blocks("wrong-neighbour", end.segment, f"the host takes {entry['lladdr']} for the MAC of {end.ip}, because somebody wrote it so, and no port of {end.segment} has that MAC behind it",
-                    "a permanent entry is never asked again: it outlives a move of the address, or a new card", f"ip neigh show {end.ip} dev {end.segment}: {entry['lladdr']} {'/'.join(entry['state'])}",
-                    fix=(f"ip neigh del {end.ip} dev {end.segment}",), certainty=Certainty.LIKELY)
-
-
-def deaf(trip: Trip, bridge: str) -> None:
-    """A bridge that learns nothing has to flood everything, and some of its ports get no such frames."""
-    scene = trip.scene
-    learns = scene.data(bridge).get("ageing_time") != 0
-    quiet = [p for p in scene.members.get(bridge, ()) if scene.port(p).get("flood") is False and not scene.learned(p) and not (learns and scene.port(p).get("learning", True))]
-    if quiet:
-        trip.blocks("port-no-flood", quiet[0], f"{bridge} learns no MAC behind {', '.join(quiet)}{'' if learns else ' (ageing time 0)'}, and sends no unknown MACs there (flood off)", "frames for a guest behind such a port are dropped, unless its MAC is written into the table by hand",
-                    f"bridge -d link show dev {quiet[0]}: flood off", fix=(f"bridge link set dev {quiet[0]} learning on flood on",) if learns else (f"ip link set {bridge} type bridge ageing_time 30000",), certainty=Certainty.LIKELY)
 
 
 def lost(trip: Trip, dev: str, b: End) -> None:

@@ -76,7 +76,7 @@ OFFLOADS = frozenset({
 SYSCTLS = (
     "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/bridge/bridge-nf-call-iptables",
     "net/bridge/bridge-nf-call-ip6tables", "net/bridge/bridge-nf-call-arptables", "net/bridge/bridge-nf-filter-vlan-tagged",
-    "net/ipv4/icmp_echo_ignore_all", "net/ipv4/ping_group_range", "net/ipv4/ip_default_ttl", "net/ipv4/tcp_max_orphans",
+    "net/ipv4/icmp_echo_ignore_all", "net/ipv6/icmp/echo_ignore_all", "net/ipv4/ping_group_range", "net/ipv4/ip_default_ttl", "net/ipv4/tcp_max_orphans",
     "net/core/netdev_max_backlog", "net/core/netdev_budget", "net/core/rmem_max", "net/core/wmem_max", "net/core/default_qdisc",
     "net/core/somaxconn", "net/ipv4/tcp_congestion_control", "net/ipv4/neigh/default/gc_thresh1", "net/ipv4/neigh/default/gc_thresh2",
     "net/netfilter/nf_conntrack_count", "net/netfilter/nf_conntrack_tcp_be_liberal", "net/netfilter/nf_conntrack_buckets",
@@ -85,7 +85,7 @@ SYSCTLS = (
 """Settings of the whole host, under /proc/sys."""
 DEVICE_SYSCTLS = {
     4: ("accept_local", "arp_ignore", "arp_filter", "arp_announce", "route_localnet", "proxy_arp", "disable_policy", "src_valid_mark"),
-    6: ("accept_ra", "disable_ipv6", "accept_dad", "autoconf", "force_forwarding"),
+    6: ("accept_ra", "disable_ipv6", "accept_dad", "autoconf", "force_forwarding", "proxy_ndp"),
 }
 """Settings of one device; read for those with addresses, and for ``all``. rp_filter and forwarding of every device are in
 ``netconf``."""

@@ -32,7 +32,7 @@ class Processes:
     listening: list[Json] = field(default_factory=list)
     """{proto, address, port, program, pid}; '' and 0 for who is not known."""
     guests: list[Json] = field(default_factory=list)
-    """QEMU: {pid, name, argv, taps}."""
+    """QEMU: {pid, name, argv, taps, and halted where its process was stopped by a signal}."""
     servers: list[Json] = field(default_factory=list)
     """{pid, program, argv} of ``SERVERS``."""
 
@@ -67,10 +67,19 @@ def look(process: Path, found: Processes, sockets: dict[str, Json]) -> None:
         entry = found.taps.setdefault(tap, {"pid": pid, "program": program, "queues": 0})
         entry["queues"] += 1
     if program.startswith(("qemu-system-", "qemu-kvm")) or program == "kvm":
-        found.guests.append({"pid": pid, "name": guest_name(words), "argv": scrubbed_words(words),
-                             "taps": {str(fd): tap for fd, tap in taps.items()}})
+        found.guests.append({"pid": pid, "name": guest_name(words), "argv": scrubbed_words(words), "taps": {str(fd): tap for fd, tap in taps.items()},
+                             **({"halted": True} if state(process) in STOPPED else {})})
     elif program in SERVERS:
         found.servers.append({"pid": pid, "program": program, "argv": scrubbed_words(words)})
+
+
+STOPPED = ("T", "t")
+"""States of a process that a signal or a debugger has stopped (proc_pid_stat(5))."""
+
+
+def state(process: Path) -> str:
+    """State of a process by its letter. The name before it may hold anything, also parentheses."""
+    return (process / "stat").read_text(errors="replace").rpartition(") ")[2][:1]
 
 
 def guest_name(words: list[str]) -> str:

@@ -202,6 +202,28 @@ class Capture:
         self.close()
 
 
+class Arriving:
+    """Packets of a protocol that come to the host itself, behind its own rules. Raises HostCannot."""
+
+    def __init__(self, number: int, address: str):
+        """``number``: of the protocol; *address*: one of the host's, for the IP version."""
+        try:
+            self.socket = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, number)
+        except OSError as error:
+            raise HostCannot(f"cannot listen to packets of protocol {number}: {error.strerror}", "run it as root") from error
+
+    def receive(self) -> tuple[bytes, str] | None:
+        """The next packet, of IPv6 without its header, and who sent it; None when there is none."""
+        try:
+            data, source = self.socket.recvfrom(LARGEST)
+        except BlockingIOError:
+            return None
+        return data, str(source[0]).partition("%")[0]
+
+    def close(self) -> None:
+        self.socket.close()
+
+
 SO_ATTACH_FILTER, AD_MARK = 26, 0xFFFFF000 + 20
 """asm/socket.h, linux/filter.h (SKF_AD_OFF + SKF_AD_MARK)."""
 

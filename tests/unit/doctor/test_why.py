@@ -100,7 +100,8 @@ def detoured(*words: str, by: str = "t1 ingress", to: str = "i1", kept: bool = T
 
 BAD: dict[str, tuple[str, str, str, Callable[[Facts], Any]]] = {
     # code: (A, B, what it is about, how to break the good capture)
-    "tap-idle": ("vm1", "vm2", "t2", flags("t2", "UP", "NO-CARRIER")),
+    "tap-idle": ("vm1", "vm2", "t2", lambda f: (flags("t2", "UP", "NO-CARRIER")(f), f["taps"].pop("t2"))),
+    "tap-carrier-off": ("vm1", "vm2", "t2", flags("t2", "UP", "NO-CARRIER")),
     "port-down": ("vm1", "vm2", "br0", flags("br0", "BROADCAST")),
     "vlan-mismatch": ("vm1", "vm2", "t2", vlan("t2", 6)),
     "vlan-none": ("vm1", "vm2", "t1", vlan("t1", 5, pvid=False)),

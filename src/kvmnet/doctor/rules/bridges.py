@@ -122,6 +122,15 @@ def tap_idle(view: View) -> Iterator[Finding]:
                           fix=tuple(f"ip link del {name}   # when its guest is gone for good" for name in idle[:6]), certainty=Certainty.LIKELY)
 
 
+def tap_carrier_off(view: View) -> Iterator[Finding]:
+    """A program has a tap open, and the tap has no carrier all the same: somebody took it away on the host's side. A bridge sends nothing to such a port."""
+    for name in view.facts.get("taps") or {}:
+        link = view.links.get(name, {})
+        if kind(link) == "tun" and up(link) and not carrier(link):
+            yield Finding(code="tap-carrier-off", severity=Severity.BLOCKS, where=name, what=f"the carrier of {name} is switched off, though {view.holder(name)} has it open", why="A bridge sends nothing to a port without a carrier, and takes nothing from it.",
+                          evidence=(f"ip link show {name}: {' '.join(link.get('flags', ()))}",), fix=(f"ip link set {name} carrier on",))
+
+
 def port_down(view: View) -> Iterator[Finding]:
     """A port of a bridge is down although a guest holds it, or although it is the uplink: nothing passes it."""
     for bridge in view.bridges:
@@ -227,9 +236,16 @@ def wireless_port(view: View) -> Iterator[Finding]:
 
 def guest_learned_elsewhere(view: View) -> Iterator[Finding]:
     """The MAC of a guest is known at another port than its tap: reflected frames, a static entry, or a second machine with its MAC. Frames
-    for it go there."""
+    for it go there. Or it was written as one of the host's own (permanent)."""
+    macs = {link.get("address") for link in view.links.values()}
     for r in view.rows("fdb"):
         home = view.homes.get(r["mac"])
+        port = view.links.get(r["ifname"], {})
+        if r.get("state") == "permanent" and r.get("master") and r["mac"] not in macs and kind(port) in ("tun", "veth"):
+            yield Finding(code="guest-learned-elsewhere", severity=Severity.BLOCKS, where=r["ifname"], what=f"{r['master']} takes {r['mac']}, written for {r['ifname']}, for a MAC of the host's own",
+                          why="An entry that is permanent is local: frames for it go up to the host, never out by the port. bridge fdb writes such where neither static nor dynamic is said.",
+                          evidence=(f"fdb: {r['mac']} dev {r['ifname']} permanent; no device of the host has that MAC",), fix=(f"bridge fdb del {r['mac']} dev {r['ifname']} master", f"bridge fdb replace {r['mac']} dev {r['ifname']} master static"))
+            continue
         if not home or r["ifname"] == home or r.get("state") == "permanent" or not r.get("master") or view.links.get(home, {}).get("master") != r["master"]:
             continue
         static = r.get("state") == "static"

@@ -90,7 +90,9 @@ def netem_left(view: View) -> Iterator[Finding]:
 
 
 def queue_too_small(view: View) -> Iterator[Finding]:
-    """A queue at a device takes no packet, or none of full size: its limit is 0, or its burst smaller than a packet (tbf). What it drops is counted at the queue alone."""
+    """A queue at a device takes no packet, or none of full size: its limit is 0, its burst smaller than a packet (tbf), or the txqueuelen of a tap is 0. What a queue drops is counted at
+    the queue alone."""
+    yield from filter(None, map(roomless, view.links.values()))
     for row in view.rows("qdiscs"):
         if found := narrow(row, int(view.links.get(row.get("dev", ""), {}).get("mtu", 0)), 60):
             yield found
@@ -163,6 +165,15 @@ def narrow(row: Json, mtu: int, size: int) -> Finding | None:
     return Finding(code="queue-too-small", severity=Severity.BLOCKS if most < size else Severity.DEGRADES, where=dev,
                    what=f"the queue of {dev} takes {'no packet at all' if most == 0 else f'no packet of more than {most} bytes'}", why="What does not fit is dropped, and counted at the queue, not at the device.",
                    evidence=(f"tc -s qdisc show dev {dev}: {kind} {row.get('handle', '')} root {'burst' if kind == 'tbf' else 'limit'} {most}, dropped {row.get('drops', 0)}",), fix=(f"tc qdisc del dev {dev} root",))
+
+
+def roomless(link: Json) -> Finding | None:
+    """A tap keeps what its guest has not taken yet in a ring as long as the device's queue (tun_queue_resize()): of length 0 it takes nothing."""
+    if kind(link) not in ("tun", "macvtap") or link.get("txqlen") or "qdisc" not in link:     # ip leaves out a length of 0
+        return None
+    dev = link["ifname"]
+    return Finding(code="queue-too-small", severity=Severity.BLOCKS, where=dev, what=f"{dev} has a queue of length 0: nothing that is sent to its guest fits in", why="A tap's ring for its guest is as long as txqueuelen; what does not fit is dropped, and counted as dropped by the device.",
+                   evidence=(f"ip link show {dev}: qlen 0; tx dropped {link.get('stats64', {}).get('tx', {}).get('dropped', 0)}",), fix=(f"ip link set {dev} txqueuelen 1000",))
 
 
 def netem(row: Json) -> Finding | None:

@@ -1,10 +1,10 @@
 """Rules about running guests and the machine below them. Pure."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from kvmnet.doctor.finding import Certainty, Finding, Severity
-from kvmnet.doctor.view import View, options
+from kvmnet.doctor.view import Json, View, json_settings, netdev, options, settings
 
 STEAL = 0.05
 """Share of the CPUs' time that the hypervisor below may take."""
@@ -73,12 +73,42 @@ def not_accelerated(view: View) -> Iterator[Finding]:
 
 
 def guest_stopped(view: View) -> Iterator[Finding]:
-    """A guest's process is there and the guest does not run: paused, out of disk, or its monitor does not answer."""
+    """A guest's process is there and the guest does not run: paused, out of disk, its monitor does not answer, or its process was stopped by a signal."""
     for guest in view.rows("guests"):
+        if guest.get("halted"):
+            yield halted(guest)
+            continue
         status = guest.get("status", "running")
         if status not in ("running", "", "inmigrate", "prelaunch"):
             yield Finding(code="guest-stopped", severity=Severity.BLOCKS, where=guest["name"], what=f"{guest['name']}: {status}", why="A guest that does not run answers nothing, while its link is up.",
                           evidence=(f"query-status: {status} (pid {guest['pid']})",), fix=(f"kvmnet vm console {guest['name']}",))
+
+
+def halted(guest: Json) -> Finding:
+    """A guest whose QEMU was stopped as a process: SIGSTOP, a debugger, Ctrl-Z on its terminal."""
+    name, pid = guest.get("name") or f"pid {guest['pid']}", guest["pid"]
+    return Finding(code="guest-stopped", severity=Severity.BLOCKS, where=name, what=f"{name}: its QEMU, pid {pid}, was stopped by a signal", why="A guest that does not run answers nothing, while its tap has a carrier.",
+                   evidence=(f"/proc/{pid}/stat: state T (stopped)",), fix=(f"kill -CONT {pid}",))
+
+
+def card_missing(view: View) -> Iterator[Finding]:
+    """QEMU has a tap open that no card of its guest is connected to: a -netdev that no -device names, mostly by a typing error in the id. Frames for the guest end there."""
+    for guest in view.rows("guests"):
+        given = options(list(guest["argv"]))
+        used = {s.get("netdev", "") for s in (json_settings(text) or settings(text, "driver") for text in given.get("device", ()))}
+        used |= {s.get("netdev", "") for s in (settings(text, "type") for text in given.get("netdev", ()) if text.startswith("hubport"))}
+        lost = [(s, next(tap for tap in taps if tap)) for s in map(netdev, given.get("netdev", ())) if s.get("id") not in used and not guest.get("nics") and (taps := tap_of(guest, s))]
+        for backend, tap in lost:
+            name = guest.get("name") or f"pid {guest['pid']}"
+            yield Finding(code="card-missing", severity=Severity.DEGRADES, where=tap, what=f"{name} has {tap} open, and no card of the guest is connected to it", why="QEMU warns once at its start that the netdev has no peer; what is sent to the guest waits or is lost there.", certainty=Certainty.LIKELY,
+                          evidence=(f"-netdev {backend.get('type', 'tap')},id={backend.get('id', '')} and no -device with netdev={backend.get('id', '')} (pid {guest['pid']})",),
+                          fix=(f"-device virtio-net-pci,netdev={backend.get('id', '')},mac=...   # in the guest's command line, and start it again",))
+
+
+def tap_of(guest: Json, backend: Mapping[str, str]) -> list[str]:
+    """Taps of a backend of QEMU, by name or by descriptor."""
+    held = guest.get("taps") or {}
+    return [tap for tap in (backend.get("ifname", ""), *(held.get(fd, "") for fd in (backend.get("fds") or backend.get("fd") or "").split(":"))) if tap in held.values()]
 
 
 def cpu_stolen(view: View) -> Iterator[Finding]:

@@ -24,7 +24,7 @@ Rule = Callable[[View], Iterable[Finding]]
 SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
     "Bridges and ports": (
         bridges.duplicate_mac, bridges.mac_moves, bridges.bridge_ring, bridges.frames_come_back, bridges.guest_learned_elsewhere, bridges.tap_has_guest_mac,
-        bridges.tap_detached, bridges.tap_idle, bridges.port_down, bridges.uplink_without_carrier, bridges.wireless_port, bridges.stp_delay,
+        bridges.tap_detached, bridges.tap_idle, bridges.tap_carrier_off, bridges.port_down, bridges.uplink_without_carrier, bridges.wireless_port, bridges.stp_delay,
         bridges.tree_silent,
         bridges.bridge_mac_floats, bridges.bridge_full, bridges.ageing_short, bridges.proxy_arp),
     "Addresses and routes": (
@@ -41,7 +41,7 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
                      services.two_dhcp_servers),
     "Tables and queues": (capacity.neighbour_table, capacity.conntrack_table, capacity.log_complains, capacity.backlog_overflow, capacity.port_overflow, capacity.netlink_lost, capacity.netem_left, capacity.queue_too_small, capacity.queue_too_slow),
     "Guests and the machine": (
-        guests.guest_stopped, guests.iommu_missing, guests.iommu_group_shared, guests.cpu_stolen, guests.cpu_quota, guests.interrupts_on_one_cpu,
+        guests.guest_stopped, guests.card_missing, guests.iommu_missing, guests.iommu_group_shared, guests.cpu_stolen, guests.cpu_quota, guests.interrupts_on_one_cpu,
         guests.vhost_missing, guests.emulated_card, guests.queues_idle, guests.user_backend, guests.not_accelerated),
     "Inside guests, where an agent tells": (
         inside.guest_nic_down, inside.guest_other_mac, inside.guest_without_address, inside.guest_other_address, inside.guest_duplicate_address, inside.guest_other_prefix, inside.guest_subnet_overlap,
