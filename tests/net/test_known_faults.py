@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from kvmnet.doctor.explain.entry import Holds
+from kvmnet.doctor.explain.match import explain
 from kvmnet.doctor.finding import Finding
 from kvmnet.doctor.rules.table import examine
 from kvmnet.doctor.scene import read
@@ -309,3 +311,15 @@ def test_a_mac_that_is_announced_before_its_guest_has_moved(world: Paths) -> Non
     finally:
         sh(f"ip -n {G2} neigh flush nud permanent dev eth0; ip -n {U} link del brU; ip -n {U} link del t4; ip -n {U} addr replace {FAR}/24 dev u0; ip -n {U} route replace 10.66.0.0/24 via 10.77.0.2;"
            "ip link set u1 nomaster; ip addr replace 10.77.0.2/24 dev u1; ip route replace default via 10.77.0.1", check=False)
+
+
+def test_a_device_that_no_iommu_lets_go(world: Paths) -> None:
+    """What QEMU says when it is to have a PCI device of this machine, and what the machine shows of the cause."""
+    device = next(iter(sorted(d.name for d in Path("/sys/bus/pci/devices").iterdir())), "")
+    if not device or any(Path("/sys/kernel/iommu_groups").glob("*")):
+        pytest.skip("for machines with PCI and without an IOMMU")
+    said = subprocess.run(["qemu-system-x86_64", "-M", "q35", "-display", "none", "-nodefaults", "-S", "-device", f"vfio-pci,host={device}"], capture_output=True, text=True, check=False, timeout=60).stderr
+    answer = explain(said.strip(), View(capture(world)))
+    assert answer and answer.entry.name == "vfio: no iommu_group found", said
+    first = answer.causes[0]
+    assert first.what == "the IOMMU is off" and first.holds is Holds.SEEN and any("iommu=on" in c for c in first.cure), answer

@@ -70,8 +70,13 @@ def facts_of(seen: Seen, paths: Paths, *, users: Iterable[str] = (), uplinks: Co
         dhcp_clients=dhcp_clients(links) if any(
             isinstance(r, Address) and r.dynamic == "dhcp" for r in seen.state.values()) else {},
         link_neighbours=link_neighbours(paths),
+        wireless=wireless(links),
         rules=policy_rules() if uplinks and rules_name_devices() else (),
         ruleset=foreign_ruleset(seen) if uplinks else "")
+
+
+def wireless(links: Mapping[str, Link], root: Path = Path("/sys/class/net")) -> frozenset[str]:
+    return frozenset(name for name, link in links.items() if link.type == "physical" and (root / name / "phy80211").exists())
 
 
 def cpu_numbers() -> int:

@@ -54,6 +54,8 @@ class Facts:
     dhcp_clients: Mapping[str, str] = field(default_factory=dict)
     """Device -> the daemon that gets its address by DHCP (``dhclient, pid 812``); '' names one that
     looks after every device (NetworkManager)."""
+    wireless: frozenset[str] = frozenset()
+    """NICs that are wireless, whatever their names."""
     rules: tuple[str, ...] = ()
     """Policy rules as ``ip rule`` prints them, both families; none when none of them names a device."""
     lent: tuple[str, ...] = ()

@@ -72,6 +72,7 @@ def test_an_entry_is_found_by_its_name(entry: Any) -> None:
     ("Error: Could not process rule: Operation not supported", "Could not process rule"),
     ("iptables: No chain/target/match by that name.", "No chain/target/match by that name"),
     ("bond0: Warning: No 802.3ad response from the link partner for any adapters in the bond", "bonding: No 802.3ad response from the link partner"),
+    ("Error: Device does not allow enslaving to a bridge.", "Device does not allow enslaving to a bridge"),
     ("vfio 0000:01:00.0: no iommu_group found: No such file or directory", "vfio: no iommu_group found"),
     ("IPv4: martian source 10.0.0.9 from 10.1.0.1, on dev eth1", "martian source"),
     ("exit 13", "exit 13"), ("13", "exit 13"),

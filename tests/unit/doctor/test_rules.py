@@ -243,6 +243,7 @@ CASES: list[tuple[str, Json, Json]] = [
     ("port-down", {"links": [bridge(up=False), T1]}, {"links": [BR, T1]}),
     ("uplink-without-carrier", {"links": [BR, link("eth0", master="br0", carrier=False)]}, {"links": [BR, link("eth0", master="br0")]}),
     ("wireless-port", {"links": [BR, link("wlan0", master="br0")], "machine": {"wireless": ["wlan0"]}}, {"links": [BR, link("wlan0")], "machine": {"wireless": ["wlan0"]}}),
+    ("wireless-port", {"links": [link("ath0"), link("mt0", "macvtap", wire="ath0", mode="bridge")], "machine": {"wireless": ["ath0"]}}, {"links": [link("ath0"), link("mt0", "macvtap", wire="ath0", mode="passthru")], "machine": {"wireless": ["ath0"]}}),
     ("tree-silent", {"links": [bridge(), T1], "trees": [{"bridge": "br0", "protocol": "rstp", "trees": {}, "ports": {}}]},
      {"links": [bridge(), T1], "trees": [{"bridge": "br0", "protocol": "rstp", "trees": {"0": {}}, "ports": {}}]}),
     ("stp-delay", {"links": [bridge(stp_state=1, forward_delay=1500), T1]}, {"links": [bridge(stp_state=1, forward_delay=200), T1]}),

@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from kvmnet.drivers.linux.resources import Address, Link, Route
 from kvmnet.engine.resource import Resource
 from kvmnet.errors import HostCannot
+from kvmnet.facts.collect import wireless
 from kvmnet.facts.model import Facts
 from kvmnet.spec.checks import check, lacking, require
 from kvmnet.spec.load import loads
@@ -121,6 +123,16 @@ def test_what_cannot_be_bridged(options: str, message: str, hint: str) -> None:
     (problem,) = lacking(net(options), host())
     assert problem.message.startswith(message)
     assert hint in problem.hint
+
+
+def test_a_wireless_card_by_another_name(tmp_path: Path) -> None:
+    (tmp_path / "eth0/phy80211").mkdir(parents=True)
+    (tmp_path / "eth1").mkdir()
+    found = wireless({r.name: r for r in HOST if isinstance(r, Link)}, tmp_path)
+    assert found == {"eth0"}
+    for mode in ("bridge", "macvtap"):
+        assert [p.message.partition(":")[0] for p in lacking(net(f"mode: {mode}, uplink: wan"), host(wireless=found, features={"macvtap": ""}))] == ["eth0 is wireless"]
+        assert "wireless" not in str(lacking(net(f"mode: {mode}, uplink: wan"), host()))
 
 
 @pytest.mark.parametrize("uplink", ["air", "vpn", "wan", "lan"])

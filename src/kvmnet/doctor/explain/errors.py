@@ -35,6 +35,12 @@ ERRORS: tuple[Entry, ...] = (
           wrong="A driver of some version ('5.15') does not cure it: drivers of the kernel come with the kernel. Find out which operation of which "
                 "device is meant first.",
           source="errno(3); Documentation/userspace-api/netlink/intro.rst (extended ACK)"),
+    Entry(name="Device does not allow enslaving to a bridge", says=(r"does not allow enslaving to a bridge",),
+          means="The kernel refuses this device as a port of a bridge: a wireless station without 4addr, whose access point takes its own MAC alone.",
+          causes=(Cause(what="a wireless card cannot be a port of a bridge: an access point takes only the station's own MAC",
+                        cure=("use a nat or routed network over the wireless card instead of a bridge", "iw dev {dev} set 4addr on   # where the access point knows it, too"), look=looks.wireless),),
+          wrong="A macvtap on the card is not refused, and does not work either: its frames have a MAC of their own, too.",
+          source="br_add_if() in net/bridge/br_if.c; IFF_DONT_BRIDGE in net/wireless/core.c"),
     Entry(name="EBUSY", says=(r"\bebusy\b", r"device or resource busy"),
           means="Somebody else has it: a tap has one opener (or one for each queue), a device one master, a PCI device one driver.",
           causes=(

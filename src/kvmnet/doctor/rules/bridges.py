@@ -225,13 +225,18 @@ def ageing_short(view: View) -> Iterator[Finding]:
 
 
 def wireless_port(view: View) -> Iterator[Finding]:
-    """A wireless card is the port of a bridge. An access point takes frames from the MAC of its station alone, so guests' frames are lost."""
-    for name in view.machine.get("wireless") or ():
-        link = view.links.get(name, {})
-        if link.get("master"):
-            yield Finding(code="wireless-port", severity=Severity.BLOCKS, where=name, what=f"{name} is a wireless card and a port of {link['master']}",
-                          why="802.11 with three addresses has no place for the MAC of a guest behind the station.", evidence=(f"/sys/class/net/{name}/phy80211",),
-                          fix=("use a nat or routed network over it", "or 4addr on station and access point"))
+    """Guests have MACs of their own on a wireless card, by a macvtap or a bridge. An access point takes frames from the MAC of its station alone, so theirs
+    are lost. The kernel lets a card be the port of a bridge only as an access point or with 4addr, where it can work: then that is a note."""
+    radios = set(view.machine.get("wireless") or ())
+    why = "802.11 with three addresses has no place for the MAC of a guest behind the station."
+    for link in view.links.values():
+        name, below = link["ifname"], link.get("link", "")
+        if below in radios and kind(link) in ("macvtap", "macvlan") and data(link).get("mode") != "passthru":
+            yield Finding(code="wireless-port", severity=Severity.BLOCKS, where=name, certainty=Certainty.LIKELY, what=f"{name} has a MAC of its own on {below}, a wireless card", why=why,
+                          evidence=(f"/sys/class/net/{below}/phy80211", f"{name}: {kind(link)} on {below}, {link.get('address')}"), fix=("use a nat or routed network over it",))
+        elif name in radios and kind(view.links.get(link.get("master", ""), {})) == "bridge":
+            yield Finding(code="wireless-port", severity=Severity.NOTE, where=name, certainty=Certainty.LIKELY, what=f"{name} is a wireless card and a port of {link['master']}: guests need it to be an access point, or 4addr on both ends", why=why,
+                          evidence=(f"/sys/class/net/{name}/phy80211",), fix=(f"iw dev {name} info   # type AP, or 4addr: on", "else a nat or routed network over it"))
 
 
 def guest_learned_elsewhere(view: View) -> Iterator[Finding]:

@@ -77,7 +77,7 @@ def _bridgeable(subject: Subject, path: str, device: str, *, macvtap: bool) -> I
     if link.type == "bridge":
         yield wrong(path, f"{device} is a bridge itself, which cannot be a port of another",
                     f"write bridge: {device} instead of uplink:")
-    elif device.startswith("wl"):
+    elif device.startswith("wl") or device in subject.facts.wireless:
         yield wrong(path, f"{device} is wireless: an access point takes frames only from the host's own MAC",
                     "write mode: nat, or mode: routed with proxy: true")
     elif link.type in ("wireguard", "tun", "sit", "gre", "ipip", "ppp", "none"):
