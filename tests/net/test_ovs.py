@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from kvmnet.check.switch_trace import followed
-from kvmnet.doctor.finding import Finding, Severity
+from kvmnet.doctor.finding import Certainty, Finding, Severity
 from kvmnet.doctor.rules.table import examine
 from kvmnet.doctor.scene import read
 from kvmnet.doctor.trip import State
@@ -98,7 +98,8 @@ def first(place: Place, code: str, where: str) -> Finding:
 
 
 def asked(place: Place, source: str, target: str, probe: Probe = Probe()) -> Report:
-    return followed(why(read(capture(place.paths)), source, target, probe))
+    scene = read(capture(place.paths))
+    return followed(why(scene, source, target, probe), scene.facts["ovn"]["remote"])
 
 
 @dataclass(frozen=True)
@@ -162,20 +163,49 @@ def test_a_fault_is_found_first_and_mended_by_its_fix(place: Place, name: str) -
 def test_what_passes_the_switch_says_so(place: Place, source: str, target: str, port: str) -> None:
     wait_until(lambda: all(passes(*way) for way in WAYS), 30)
     report = asked(place, source, target)
-    notes = [f for f in report.findings if f.code == "not-followed"]
-    assert report.state is State.OK and notes and all(f.severity is Severity.NOTE for f in notes), report.findings
-    assert any(port in f.what for f in notes), notes
+    told = [hop.words for hop in (*report.there, *report.back) if "Open vSwitch hands it to" in hop.words]
+    assert report.state is State.OK and not report.findings and any(f"hands it to {port}:" in words for words in told), (report.findings, told)
+
+
+def test_what_comes_from_outside_is_not_said_to_arrive(place: Place) -> None:
+    report = asked(place, FAR, "lp1")
+    assert report.state is State.UNKNOWN and [f.code for f in report.findings] == ["not-followed"]
+
+
+def dropped(place: Place, source: str, target: str, probe: Probe = Probe()) -> Finding:
+    found = asked(place, source, target, probe).findings[0]
+    assert (found.code, found.severity, found.certainty) == ("switch-drop", Severity.BLOCKS, Certainty.PROVED), found
+    return found
+
+
+@pytest.mark.parametrize(("inject", "mend", "stage"), [
+    ("acl-add inner to-lport 900 'outport==\"lp2\" && icmp4' drop", "acl-del inner", "ls_out_acl"),
+    ("acl-add inner to-lport 1000 'outport==\"lp2\" && tcp' allow-related -- acl-add inner to-lport 900 'outport==\"lp2\"' drop", "acl-del inner", "ls_out_acl"),
+    ("lsp-set-enabled lp2 disabled", "lsp-set-enabled lp2 enabled", "ls_in_l2_lkup"),
+], ids=["an-acl", "an-acl-with-state", "a-port-switched-off"])
+def test_what_ovn_drops_is_told_by_the_stage(place: Place, inject: str, mend: str, stage: str) -> None:
+    wait_until(lambda: passes("g1", SECOND), 30)
+    nbctl(inject)
+    try:
+        wait_until(lambda: not passes("g1", SECOND), 30)
+        found = dropped(place, "lp1", "lp2")
+        assert stage in found.what and found.evidence[-1].startswith(f"ovn-sbctl --uuid lflow-list: {stage}, priority"), found
+        if "allow-related" in inject:
+            assert asked(place, "lp1", "lp2", Probe("tcp", 80)).state is State.OK
+    finally:
+        nbctl(mend)
+    wait_until(lambda: passes("g1", SECOND), 30)
 
 
 def test_what_a_flow_drops_the_switch_names(place: Place, tmp_path: Path) -> None:
-    """Port security of OVN, and a flow that somebody wrote."""
-    spoofed = asked(place, "vg1@10.66.0.99", SECOND).findings[0]
-    assert spoofed.code == "switch-drop" and "br-int: 9. " in spoofed.evidence[-2], spoofed
+    """Port security, a router without a route, and a flow that somebody wrote."""
+    assert "ls_in_apply_port_sec" in dropped(place, "vg1@10.66.0.99", SECOND).what
+    assert "lr_in_ip_routing" in dropped(place, "lp1", "192.0.2.9").what and not passes("g1", "192.0.2.9")
     sh("ovs-ofctl --timeout=30 add-flow br0 'priority=50,tcp,tp_dst=23,actions=drop'")
     try:
         done = subprocess.run([sys.executable, "-m", "kvmnet.cli.main", "why", THIRD, FOURTH, "--tcp", "23", "--json"], capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "KVMNET_STATE_DIR": str(tmp_path), "KVMNET_RUN_DIR": str(tmp_path)})
-        first = json.loads(done.stdout)["findings"][0]
-        assert done.returncode == 1 and first["code"] == "switch-drop" and "br0: 0. tcp,tp_dst=23, priority 50" in first["evidence"][-2], (first, done.stderr)
+        found = json.loads(done.stdout)["findings"][0]
+        assert done.returncode == 1 and found["code"] == "switch-drop" and "br0: 0. tcp,tp_dst=23, priority 50" in found["evidence"][-2], (found, done.stderr)
         assert asked(place, THIRD, FOURTH, Probe("tcp", 24)).state is State.OK
     finally:
         sh("ovs-ofctl --timeout=30 --strict del-flows br0 'priority=50,tcp,tp_dst=23'")

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
 
+from kvmnet.check.logical_flow import explained, stage
 from kvmnet.doctor.ends import End
-from kvmnet.doctor.finding import Certainty, Finding, Severity
+from kvmnet.doctor.finding import Certainty, Finding
+from kvmnet.doctor.trip import Hop
 from kvmnet.doctor.why import Report
 from kvmnet.errors import HostCannot
 from kvmnet.host import run as host
@@ -23,9 +26,9 @@ BRIDGE = re.compile(r"^\s*bridge\(\"(.+)\"\)$", re.M)
 PORT = re.compile(r'"?[\w.@-]+"?')
 WORDS = ("drop", "ct_clear", "pop_vlan", "pop_eth", "pop_nsh", "ct")
 """Actions that have no brackets and are no ports."""
-MACS = ("dl_src=", "dl_dst=")
-BEYOND = re.compile(r"userspace\(|nat\(|tnl_push|sample\(")
-"""Actions after which the trace is of another packet than the real one, or which leave this host."""
+MACS = re.compile(r"dl_src=[0-9a-f:]{17},dl_dst=[0-9a-f:]{17}")
+BEYOND = re.compile(r"userspace\(|nat\((?:src|dst)=|tnl_push")
+"""Actions after which the trace is of another packet than the real one (NAT to an address; a flow's own NAT, without one, changes no first packet), or that leave this host."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,31 +57,41 @@ def verdict(text: str) -> Verdict | None:
     return Verdict(told[-1].strip() == "drop", ports, last, not BEYOND.search("".join(told)))
 
 
-def followed(report: Report) -> Report:
-    """The report, with the switch's word for each port of Open vSwitch that a packet came to."""
-    for hops, end in ((report.there, report.target), (report.back, report.source)):
-        for hop in hops:
-            hop.findings[:] = [settled(f, end) for f in hop.findings]
-    return report
+def followed(report: Report, remote: str = "") -> Report:
+    """The report, with the switch's word for each port of Open vSwitch that a packet came to: what passes is a hop, what is dropped a finding. ``remote``: OVN's southbound database, which knows what its flows were made of."""
+    return replace(report, there=through(report.there, report.target, remote), back=through(report.back, report.source, remote))
 
 
-def settled(finding: Finding, end: End) -> Finding:
+def through(hops: Iterable[Hop], end: End, remote: str = "") -> list[Hop]:
+    found = []
+    for hop in hops:
+        told = [settled(f, end, remote) for f in hop.findings]
+        found += [replace(hop, findings=[f for f in told if isinstance(f, Finding)]), *(f for f in told if isinstance(f, Hop))]
+    return found
+
+
+def settled(finding: Finding, end: End, remote: str = "") -> Finding | Hop:
     """What was not followed, followed; any other finding as it is."""
     words = shlex.split(finding.fix[0]) if finding.code == "not-followed" and finding.fix else []
-    if words[:2] != TRACE or not all(m in finding.fix[0] for m in MACS) or "$(" in finding.fix[0]:
+    if words[:2] != TRACE or not MACS.search(finding.fix[0]) or "$(" in finding.fix[0]:
         return finding
     try:
         told = verdict(host.run((words[0], f"--timeout={SECONDS:.0f}", *words[1:]), timeout=2 * SECONDS))
     except (host.ToolFailed, HostCannot) as failed:
         return replace(finding, evidence=(*finding.evidence, f"ofproto/trace: {str(failed).splitlines()[0]}"))
-    return judged(finding, told, end) if told else finding
+    if not told:
+        return finding
+    found = judged(finding, told, end)
+    if told.dropped and isinstance(found, Finding) and (origin := stage(remote, told.last)):
+        return explained(found, origin)
+    return found
 
 
-def judged(finding: Finding, told: Verdict, end: End) -> Finding:
+def judged(finding: Finding, told: Verdict, end: End) -> Finding | Hop:
     there = end.dev or end.segment
     if told.dropped:
         return replace(finding, code="switch-drop", what=f"Open vSwitch drops the packet that comes in at {finding.where}", why="the flow that it met last has it dropped, or no flow matches", certainty=Certainty.PROVED if told.sure else Certainty.UNKNOWN,
                        evidence=(*finding.evidence, f"ofproto/trace: last at {told.last}", "ofproto/trace: Datapath actions: drop"))
     if told.ports and (there in told.ports or not end.dev):
-        return replace(finding, severity=Severity.NOTE, certainty=Certainty.PROVED, what=f"Open vSwitch hands the packet that comes in at {finding.where} to {', '.join(told.ports)}", why="its flows were asked with this very packet", evidence=(*finding.evidence, f"ofproto/trace: Datapath actions: {', '.join(told.ports)}"))
+        return Hop(told.last.partition(":")[0] or finding.where, "bridge", f"Open vSwitch hands it to {', '.join(told.ports)}: asked with this very packet")
     return replace(finding, evidence=(*finding.evidence, f"ofproto/trace: handed to {', '.join(told.ports) or 'no port that it names'}, not to {there}"))

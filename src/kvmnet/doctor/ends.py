@@ -174,7 +174,7 @@ def host(scene: Scene, version: int) -> End:
 
 def at_port(scene: Scene, name: str, dev: str, version: int) -> End:
     """What is behind a device. Where several MACs are, the one that has an address."""
-    if dev in scene.links and scene.addresses_of(dev, version) and scene.kind(scene.master(dev)) in ("", "vrf"):
+    if dev in scene.links and scene.addresses_of(dev, version) and scene.kind(scene.master(dev)) in ("", "vrf") and (dev not in scene.switched or scene.switched[dev]["name"] == dev):
         own = ip_interface(scene.addresses_of(dev, version)[0])
         if not (own.ip.is_link_local and version == 4):
             return End(name, Place.HOST, str(own.ip), mac=scene.mac(dev), segment=dev)

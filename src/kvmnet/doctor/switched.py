@@ -43,6 +43,14 @@ def at_switch(trip: Trip, dev: str, to: End) -> None:
                 fix=(f"ovs-appctl ofproto/trace --names {asked} '{flow(trip.packet, dev)}'{' ' + ANSWERS if trip.context.flow else ''}",))
 
 
+def from_beyond(trip: Trip, dev: str) -> None:
+    """What comes from outside to a port of Open vSwitch. Of an answer that is a hop: whether it passes follows from conntrack mostly, which no trace has."""
+    trip.hop(dev, "port", "what comes to it by Open vSwitch from outside is not followed")
+    if not trip.context.flow:
+        trip.blocks("not-followed", dev, f"{dev} is a port of Open vSwitch: what comes to it from outside is not followed", "the device that it comes by and the MAC that it comes from are not known here",
+                    f"ovs-vsctl iface-to-br {dev}", fix=("ovs-appctl ofproto/trace BRIDGE 'in_port=UPLINK,dl_src=MAC,dl_dst=MAC,ip,nw_src=ADDRESS,nw_dst=ADDRESS'",), certainty=Certainty.UNKNOWN)
+
+
 def faults(scene: Scene, switch: Json, dev: str, to: End) -> Iterator[Finding]:
     """What its databases tell of a port, and of the network that a packet leaves by."""
     ovn = here(scene)

@@ -41,7 +41,7 @@ from kvmnet.doctor.routed import (
 from kvmnet.doctor.routing import Asked, Way, look_up
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import cross, device, enter, leave
-from kvmnet.doctor.switched import at_switch, in_switch
+from kvmnet.doctor.switched import at_switch, from_beyond, in_switch
 from kvmnet.doctor.trip import Hop, State, Trip, begin, state_of
 from kvmnet.doctor.unseen import unseen, written
 from kvmnet.doctor.vfs import at_vf, is_vf
@@ -208,7 +208,7 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
     trip.macs = trip.packet.macs
     if a.dev:
         enter(trip, a.dev)
-    if not bridge and a.dev and not scene.addresses_of(a.dev, trip.packet.version):
+    if not bridge and a.dev and (in_switch(scene, a.dev) or not scene.addresses_of(a.dev, trip.packet.version)):
         lost(trip, a.dev, b)
         bridge = gateway = b.segment if b.place is not Place.OUTSIDE and scene.kind(b.segment) == "bridge" else ""
         if not bridge:
@@ -272,7 +272,7 @@ def from_outside(trip: Trip, a: End, b: End, undo: Undo | None, came: str) -> No
         at_vf(trip, b, a)
         return
     if b.dev and not b.segment and in_switch(scene, b.dev):
-        trip.hop(b.dev, "port", "what comes to it by Open vSwitch from outside is not followed")
+        from_beyond(trip, b.dev)
         return
     face = scene.face(b.segment, b.dev)
     if b.place is Place.NIC and b.segment and not (face and scene.addresses_of(face, trip.packet.version)) and (port := first_port(scene, b.segment)):

@@ -31,14 +31,14 @@ NORTHBOUND = re.compile(r"punix:(\S*nb\S*\.sock)$")
 
 
 def ovn(ids: Mapping[str, str], keys: Mapping[str, str], bridges: list[Json], servers: Servers) -> Json | None:
-    """None where nothing of OVN is here. ``{chassis, bridge, mappings, controller, ports, routers, chassis_mapped, reasons}``; ``controller`` is what it says of its connection, '' where it does not run.
+    """None where nothing of OVN is here. ``{chassis, remote, bridge, mappings, controller, ports, routers, chassis_mapped, reasons}``; ``controller`` is what it says of its connection, '' where it does not run.
     ``ports``: ``{name, type, datapath, here, mac, network, peer, of, enters, leaves}``, ``enters`` and ``leaves`` being numbers of flows."""
     north = next((f"unix:{found[1]}" for s in servers if s["program"] == "ovsdb-server" for w in s["argv"] if (found := NORTHBOUND.search(w))), "")
     chassis = ids.get("system-id", "")
     remote = setting(ids, "ovn-remote")
     if not north and not remote:
         return None
-    made: Json = {"chassis": chassis if remote else "", "bridge": setting(ids, "ovn-bridge") or BRIDGE, "mappings": mappings(setting(ids, "ovn-bridge-mappings")), "controller": "", "ports": None, "routers": [], "mapped": [], "reasons": []}
+    made: Json = {"chassis": chassis if remote else "", "remote": remote, "bridge": setting(ids, "ovn-bridge") or BRIDGE, "mappings": mappings(setting(ids, "ovn-bridge-mappings")), "controller": "", "ports": None, "routers": [], "mapped": [], "reasons": []}
     jobs = [lambda: southbound(made, remote, keys, bridges), lambda: controller(made, servers)] if remote else []
     for reason in together([*jobs, *([lambda: northbound(made, north)] if north else [])]):
         made["reasons"] += [reason] if reason else []

@@ -325,6 +325,25 @@ def test_a_port_of_a_switch_in_user_space_is_told_as_such(flows: int, codes: lis
     assert flows == 0 or found[0].fix == ("ovs-appctl ofproto/trace --names br-int 'in_port=v1,tcp,nw_src=10.7.0.1,nw_dst=198.51.100.1,nw_ttl=64,tp_src=40000,tp_dst=443'",)
 
 
+def test_ports_of_ovn_go_by_what_ovn_gave_them() -> None:
+    """Names, addresses and MACs, the router's too; IPv6 as well, though the host has an address of its own on the port; an answer is asked about as one."""
+    def change(f: Facts) -> None:
+        for n in (1, 2):
+            f["links"].append(link(f"v{n}", "veth", f"02:00:00:00:00:2{n}", addr_info=[{"family": "inet6", "local": f"fe80::2{n}", "prefixlen": 64, "scope": "link"}]))
+        ports = [{"name": f"v{n}", "type": "", "ofport": n, "error": "", "peer": "", "iface_id": f"lp{n}"} for n in (1, 2)]
+        f["switches"] = [{"name": "br-int", "fail_mode": "secure", "datapath": "netdev", "controllers": [], "ovn": True, "state": "", "flows": 9, "learned": [], "ports": ports}]
+        def row(name: str, kind: str, mac: str, datapath: str = "d1", peer: str = "") -> Facts:
+            return {"name": name, "type": kind, "datapath": datapath, "here": not kind, "mac": [mac], "network": "", "peer": peer, "of": "", "enters": 1, "leaves": 1}
+        f["ovn"] = {"chassis": "c1", "remote": "", "bridge": "br-int", "mappings": {}, "controller": "connected", "routers": [], "mapped": [], "reasons": [],
+                    "ports": [row("lp1", "", "0a:00:00:00:00:01 10.8.0.1 fd08::1"), row("lp2", "", "0a:00:00:00:00:02 10.8.0.2 fd08::2"), row("up", "patch", "router", peer="down"), row("down", "patch", "0a:00:00:00:00:fe 10.8.0.254/24", "d2", "up")]}
+    for version, source in ((4, "nw_src=10.8.0.1"), (6, "ipv6_src=fd08::1")):
+        report = why(scene(change), "lp1", "lp2", Probe(version=version))
+        found = {f.where: f.fix[0] for f in report.findings if f.code == "not-followed"}
+        assert set(found) == {"v1", "v2"} and f"dl_src=0a:00:00:00:00:01,dl_dst=0a:00:00:00:00:02,{source}" in found["v1"] and "--ct-next trk,est,rpl" in found["v2"] and "--ct-next" not in found["v1"]
+    assert "dl_dst=0a:00:00:00:00:fe" in why(scene(change), "10.8.0.1", "198.51.100.1", Probe()).findings[0].fix[0]
+    assert [f.code for f in why(scene(change), "198.51.100.1", "lp1", Probe()).findings][:1] == ["not-followed"]
+
+
 def functions(**second: Any) -> Callable[[Facts], None]:
     """vm7 and vm8 have VFs of w0."""
     def change(f: Facts) -> None:
