@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -189,21 +189,43 @@ def test_a_fault_stops_traffic_and_its_cure_brings_it_back(world: Paths, name: s
 
 # -- what takes more than a command ----------------------------------------------------------------
 
-@pytest.fixture
-def leases(world: Paths, tmp_path: Path) -> Iterator[Path]:
-    """A DHCP server for br0, by hand; its lease file."""
-    file = tmp_path / "leases"
+@contextmanager
+def served(paths: Paths, file: Path, *options: str) -> Iterator[None]:
+    """A DHCP server for br0, started by hand."""
     server = subprocess.Popen(["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--pid-file=", "--bind-interfaces", "--except-interface=lo", "--port=0", "--interface=br0", "--user=root",
-                               f"--dhcp-leasefile={file}", "--dhcp-range=10.66.0.100,10.66.0.150,1h", "--no-ping"], stderr=subprocess.DEVNULL)
+                               f"--dhcp-leasefile={file}", "--no-ping", *options], stderr=subprocess.DEVNULL)
     try:
-        wait_until(lambda: bool(leased(seconds=3)), 20)
-        yield file
+        wait_until(lambda: bool(capture(paths)["dhcp_servers"]), 20)
+        yield
     finally:
         server.terminate()
         server.wait(20)
 
 
-def test_a_reverse_path_rule_that_takes_requests_for_an_address(world: Paths, leases: Path) -> None:
+@pytest.fixture
+def leases(world: Paths, tmp_path: Path) -> Iterator[None]:
+    with served(world, tmp_path / "leases", "--dhcp-range=10.66.0.100,10.66.0.150,1h"):
+        wait_until(lambda: bool(leased(seconds=3)), 20)
+        yield
+
+
+@pytest.mark.parametrize(("code", "options", "lease", "given"), [
+    ("pool-full", ("--dhcp-range=10.66.0.100,10.66.0.100,1h",), "10.66.0.100", "10.66.0.100"),
+    ("reserved-is-leased", ("--dhcp-range=10.66.0.100,10.66.0.150,1h", f"--dhcp-host={MAC1},10.66.0.50"), "10.66.0.50", "10.66.0.50"),
+])
+def test_a_lease_of_who_is_gone(world: Paths, tmp_path: Path, code: str, options: tuple[str, ...], lease: str, given: str) -> None:
+    """Its address is meant for another, or is the last one: who asks gets none, or not his own, until the lease is given back."""
+    gone, file = "02:66:00:00:00:77", tmp_path / "leases"
+    file.write_text(f"4000000000 {gone} {lease} * *\n")
+    with served(world, file, *options):
+        assert leased(seconds=1) != given
+        finding, = look(world)
+        assert finding.code == code and any(lease in e or "1 leases" in e for e in finding.evidence)
+        sh(next(c for c in finding.fix if c.startswith("dhcp_release")).replace("ADDRESS", lease).replace("MAC", gone))
+        wait_until(lambda: leased(seconds=3) == given, 20)
+
+
+def test_a_reverse_path_rule_that_takes_requests_for_an_address(world: Paths, leases: None) -> None:
     try:
         sh("nft 'table inet rp { chain pre { type filter hook prerouting priority raw; iifname br0 ip saddr 0.0.0.0 counter drop; }; chain in { type filter hook input priority 0; iifname br0 tcp dport 22 drop; }; }'")
         assert not leased()
@@ -221,7 +243,7 @@ CLONE = "-x 0x3d:ff1234567800020000ab11deadbeefdeadbeef"
 """The client id that systemd-networkd makes of a machine-id (RFC 4361)."""
 
 
-def test_clones_with_one_machine_id(world: Paths, leases: Path) -> None:
+def test_clones_with_one_machine_id(world: Paths, leases: None) -> None:
     """Two MACs, one client id, one address; the host hears now the one, now the other."""
     assert leased(seconds=20) != leased(G2, MAC2, seconds=20)
     address = leased(options=CLONE, seconds=20)
@@ -323,3 +345,24 @@ def test_a_device_that_no_iommu_lets_go(world: Paths) -> None:
     assert answer and answer.entry.name == "vfio: no iommu_group found", said
     first = answer.causes[0]
     assert first.what == "the IOMMU is off" and first.holds is Holds.SEEN and any("iommu=on" in c for c in first.cure), answer
+
+
+def test_a_gateway_whose_mac_is_that_of_a_guest_that_ends(world: Paths) -> None:
+    gateway, low = "10.80.0.1", "ip link add low address 00:66:00:00:00:01 type veth peer name lowx; ip link set low master br1 up; ip link set lowx up"
+
+    def works() -> bool:
+        return pings(gateway, netns=G1)
+    try:
+        sh(f"ip link add br1 type bridge; ip link add p8 address 02:66:00:00:00:88 type veth peer name eth8 netns {G1}; ip link set p8 master br1 up; ip addr add {gateway}/24 dev br1; ip link set br1 up; {low};"
+           f"ip -n {G1} link set eth8 up; ip -n {G1} addr add 10.80.0.8/24 dev eth8")
+        wait_until(works, 20)
+        sh("ip link del low")
+        assert not works()
+        finding, = look(world)
+        assert finding.code == "bridge-mac-floats" and finding.where == "br1"
+        sh(f"{finding.fix[0]}; ip -n {G1} neigh flush dev eth8; {low}")    # the guest's entry ends by itself, in half a minute
+        wait_until(works, 20)
+        sh("ip link del low")
+        assert works()      # that it is pinned says /sys, which shows another namespace here
+    finally:
+        sh("ip link del low; ip link del p8; ip link del br1", check=False)
