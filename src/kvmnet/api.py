@@ -130,8 +130,8 @@ class Host:
         self.engine.dispatch.require_sight()
         self.judged = facts = self.facts(seen, document)
         compiled, allocations = self.compile(document, facts)
-        if any(k in seen.state and k not in seen.ours and k not in compiled.borrowed and isinstance(r, Resource)
-               for k, r in compiled.wanted.items()):  # what lives by itself is ours only while it is wanted
+        strange = (seen.state.keys() - seen.ours - compiled.borrowed) & compiled.wanted.keys()
+        if any(isinstance(compiled.wanted[k], Resource) for k in strange):  # what lives by itself is ours only while it is wanted
             seen = self.engine.observe(compiled.wanted)
         self.engine.dispatch.look_up(seen, self.engine.with_lent(compiled.wanted))
         inner = self.engine.plan(seen, compiled.wanted, compiled.borrowed, adopt)

@@ -102,8 +102,7 @@ def plan(seen: State, wanted: Wanted, ours: Set[Key],
     is as wanted; the very same object is not compared again.
     """
     if not adopt:
-        strangers = [k for k, r in wanted.items() if k in seen and k not in ours
-                     and k not in borrowed and not isinstance(r, Absent)]
+        strangers = [k for k in (wanted.keys() & seen.keys()) - ours - borrowed if not isinstance(wanted[k], Absent)]
         if strangers:
             raise Conflict(sorted(strangers))
     same = fulfilled.get
@@ -225,7 +224,7 @@ def find_doomed(seen: State, wanted: Wanted, unequal: Wanted, ours: Set[Key]) ->
 
     ``unequal``: the part of *wanted* that *seen* does not fulfil.
     """
-    doomed = {k for k in ours if k not in wanted and k in seen and not seen[k].permanent}
+    doomed = {k for k in (ours - wanted.keys()) & seen.keys() if not seen[k].permanent}
     for key, after in unequal.items():
         before = seen[key]
         if not before.permanent and (isinstance(after, Absent) or must_recreate(before, after)):

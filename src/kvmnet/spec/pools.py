@@ -36,6 +36,8 @@ class PlacedNic(NamedTuple):
     position: int
     name: str
     nic: Nic
+    key: tuple[str, str, str]
+    """Guest, NIC, network."""
     primary: str = ""
     """Name of the VF that it stands by for; '' for a NIC of the document."""
 
@@ -43,19 +45,16 @@ class PlacedNic(NamedTuple):
     def path(self) -> str:
         return f"vms.{self.vm}.nics[{self.position}]" + (".failover" if self.primary else "")
 
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.vm, self.name, self.nic.network
-
 
 def nics_of(vm: str, declared: Vm) -> Iterator[PlacedNic]:
     for position, nic in enumerate(declared.nics):
         name = nic_name(position, nic.name)
         if nic.failover is None:
-            yield PlacedNic(vm, position, name, nic)
+            yield PlacedNic(vm, position, name, nic, (vm, name, nic.network))
         else:  # the addresses are those of the card that the guard watches
-            yield PlacedNic(vm, position, standby_name(name), standby(nic), primary=name)
-            yield PlacedNic(vm, position, name, nic.model_copy(update={"ip": "none", "ip6": "none"}))
+            beside, own = standby_name(name), standby(nic)
+            yield PlacedNic(vm, position, beside, own, (vm, beside, own.network), primary=name)
+            yield PlacedNic(vm, position, name, nic.model_copy(update={"ip": "none", "ip6": "none"}), (vm, name, nic.network))
 
 
 def standby(nic: Nic) -> Nic:
