@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +77,11 @@ def test_every_driver_is_in_the_table(tmp_path: Path) -> None:
     from kvmnet.host.paths import Paths
     claimed = [k for d in drivers(Paths(tmp_path, tmp_path)) for k in d.kinds]
     assert sorted(claimed) == sorted(KINDS)
+
+
+def test_no_file_bears_the_marks_of_a_merge() -> None:
+    marks = re.compile(r"^(?:<<<<<<<|>>>>>>>) ", re.M)
+    root = SRC.parents[1]
+    files = [f for pattern in ("*.md", "docs/**/*.md", "examples/*", "src/**/*.py", "tests/**/*.py", "bench/*.py", "dev") for f in root.glob(pattern) if f.is_file()]
+    assert len(files) > 500 and [str(f) for f in files if marks.search(f.read_text(errors="replace"))] == []
+    assert marks.search("a\n<<<<<<< HEAD\n")
