@@ -155,6 +155,7 @@ FAULTS = {
     "translated-to-loopback": Fault("loopback-target", "nft 'add table ip l; add chain ip l c { type nat hook prerouting priority -100; }; add rule ip l c iifname br0 ip daddr 10.66.0.1 icmp type echo-request dnat to 127.0.0.1'", to="host"),
     "marked-by-a-chain-of-type-route": Fault("route-error", "ip route add blackhole default table 77; ip rule add fwmark 9 table 77 priority 100; nft 'add table ip m; add chain ip m c { type route hook output priority 0; }; add rule ip m c ip daddr 10.77.0.1 meta mark set 9'", source="host", to=FAR),
     "a-route-that-is-preferred": Fault("wrong-segment", "ip route add 10.66.0.12/32 dev u1", source="host", to=f"p2@{SECOND}"),
+    "default-route-without-a-gateway": Fault("route-without-gateway", "ip route replace default dev br0", to=PUBLIC, mends=False),
     "vlan-less-mark": Fault("rule-drop", "nft 'add table inet wall; add chain inet wall m { type filter hook prerouting priority -200; }; add rule inet wall m iifname br0 meta mark set 0x10; add chain inet wall c { type filter hook forward priority 0; }; add rule inet wall c meta mark & 0xf0 == 0x10 drop'", to=FAR),
 }
 
@@ -296,6 +297,44 @@ def test_what_a_packet_does_without_is_not_refuted_by_it(place: Paths) -> None:
         assert report.live.back == ["u1"] and not report.live.answered and report.state is State.BLOCKED and report.findings[0].code == "rule-drop", (report.findings, str(report.live))
     finally:
         sh("ip link set br0 type bridge mcast_snooping 1", check=False)
+        restore()
+
+
+def test_who_answered_is_told_from_who_was_asked(place: Paths) -> None:
+    """A rule's reset is not the far end's, another machine's word not the router's, and an answer to another MAC none that comes."""
+    right = sh("ip -j link show u1").partition('"address":"')[2][:17]
+    try:
+        sh("nft 'add table ip wall; add chain ip wall c { type filter hook forward priority 0; }; add rule ip wall c tcp dport 81 reject with tcp reset'")
+        report = prove(scene := read(capture(place)), why(scene, FIRST, FAR, Probe("tcp", 81)))
+        assert not report.live.answered and report.state is State.BLOCKED and report.findings[0].code == "rule-drop", (report.findings, str(report.live))
+        sh(f"nft delete table ip wall; ip -n {G2} addr add {HOST}/32 dev eth0")
+        report = proved(place, FIRST, FAR)
+        assert [f.code for f in report.blocking] == ["address-twice"] and f"{MACS['p2']} behind p2" in report.findings[0].what, (report.findings, str(report.live))
+        sh(f"ip -n {G2} addr del {HOST}/32 dev eth0; ip -n {U} neigh replace {WAY_OUT} lladdr 02:de:ad:00:00:03 dev u0 nud permanent")
+        report = proved(place, FIRST, FAR)
+        assert [(f.code, f.where) for f in report.blocking] == [("answer-astray", "u1")] and report.live.back == ["u1"], (report.findings, str(report.live))
+        sh(f"ip -n {U} neigh replace {WAY_OUT} lladdr {right} dev u0 nud permanent")
+        assert proved(place, FIRST, FAR).findings == ()
+    finally:
+        sh(f"ip -n {U} neigh flush nud permanent dev u0; ip -n {G2} addr del {HOST}/32 dev eth0", check=False)
+        restore()
+
+
+def test_unusual_and_healthy(place: Paths) -> None:
+    """A container routed to by a device of its own, a virtual address of VRRP on a macvlan, and a smaller MTU beyond that senders are told of."""
+    try:
+        sh(f"ip link add w0 type veth peer name c0 netns {G2}; ip link set w0 up; sysctl -qw net.ipv4.conf.w0.proxy_arp=1; ip route add 10.88.0.5 dev w0; ip -n {G2} link set c0 up; ip -n {G2} addr add 10.88.0.5/32 dev c0; ip -n {G2} route add 169.254.1.1 dev c0; ip -n {G2} route add {FIRST} via 169.254.1.1 dev c0;"
+           "ip link add vrrp link br0 address 00:00:5e:00:01:33 type macvlan mode private; ip addr add 10.66.0.254/32 dev vrrp; ip link set vrrp up; ip link set u1 mtu 1400")
+        wait_until(lambda: ping(G1, "10.88.0.5"), 20)
+        sh(f"ip -n {G2} route del {FIRST}")
+        scene = read(capture(place))
+        assert why(scene, FIRST, "w0@10.88.0.5", PING).findings == () and why(scene, "w0@10.88.0.5", FIRST, PING).findings == ()
+        assert {(f.code, f.severity) for f in why(scene, FIRST, FAR, PING).findings} == {("way-out-mtu", Severity.NOTE)}
+        assert {f.severity for f in prove(scene, why(scene, FIRST, FAR, PING)).findings} == {Severity.NOTE}
+        sh("nft 'add table ip wall; add chain ip wall c { type filter hook output priority 0; }; add rule ip wall c icmp type destination-unreachable drop'")     # the control
+        assert {(f.code, f.severity) for f in look(place, Fault("", "", FAR)).findings} == {("way-out-mtu", Severity.DEGRADES)}
+    finally:
+        sh("ip link del w0; ip link del vrrp; ip link set u1 mtu 1500", check=False)
         restore()
 
 

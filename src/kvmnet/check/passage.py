@@ -29,6 +29,8 @@ from kvmnet.host.run import ToolFailed, run
 from kvmnet.host.trace import RuleTrace, Traced, entrance, inner_end, send_raw, stir
 from kvmnet.records import asdict, dataclass, field, replace
 
+SETTLING = 0.2
+"""Seconds in which a second machine answers a question, and the trace of a rule arrives."""
 ENDS = ("drop", "reject")
 RULES = ("rule-drop", "arp-drop", "bridge-netfilter", "guest-firewall", "rule-unknown")
 """Codes of which there may be several for one packet: which of them a drop by netfilter was, only the trace of rules tells."""
@@ -51,6 +53,12 @@ class Live:
     """Whether the answer came to who asked: out by a guest's port, or past the host's own rules."""
     back: list[str] = field(default_factory=list)
     """Devices that an answer was seen at, which need not have come to who asked."""
+    stray: list[str] = field(default_factory=list)
+    """``DEVICE MAC`` where an answer came with a MAC that is not the device's: the host does not take it."""
+    tellers: list[str] = field(default_factory=list)
+    """MACs that were told in answer to the question."""
+    others: list[str] = field(default_factory=list)
+    """Those of them that are neither the one that is right nor the host's own: ``MAC behind PORT``."""
     known: bool | None = None
     """Whether the question who has the next hop's address was answered; None where it was not asked."""
     asked: str = ""
@@ -136,8 +144,9 @@ def send(scene: Scene, report: Report, live: Live) -> None:
         place = stack.enter_context(entrance(a.dev)) if a.place is Place.NIC else None
         live.where = a.dev if place else "the host"
         seen: dict[str, None] = {}
-        back: dict[str, None] = {}
-        mine = {a.ip, report.leaves_as}
+        back: dict[str, str] = {}
+        tellers: dict[str, None] = {}
+        mine, near = {a.ip, report.leaves_as}, scene.macs_at(a.segment)
         last = 0.0
 
         def step() -> bool:
@@ -157,18 +166,35 @@ def send(scene: Scene, report: Report, live: Live) -> None:
                     if is_probe(frame, mark, number):
                         seen[dev] = None
                     if any(is_answer(frame, mark, number, ip) for ip in mine):
-                        back[dev] = None
+                        back[dev] = Packet(frame).macs[0]
                     elif dev == a.dev and asked and is_told(frame, asked):
-                        live.known = True
+                        teller = Packet(frame).macs[1]
+                        tellers[teller] = None
+                        live.known = live.known or teller == report.macs[0] or teller in near
             live.answered = a.dev in back if own is None else own.came(mark)
             trace.read()
-            return live.answered and live.known is not False
+            return live.answered and live.known is not False and (not asked or monotonic() - last > SETTLING)
         with suppress(TimeoutError):
             wait_until(step, SECONDS, 0.01)
         live.seen, live.back = ([dev for dev in devices if dev in some] for some in (seen, back))
+        live.tellers = list(tellers)
+        ports = {mac: str(row.get("ifname")) for (_, mac, _), (_, row) in scene.fdb.items()}
+        live.others = [f"{mac} behind {ports.get(mac, 'a port that the bridge does not know')}" for mac in tellers if mac != report.macs[0] and mac not in near]
+        live.stray = [f"{dev} {mac}" for dev, mac in back.items() if astray(scene, dev, mac)]
+        if number == TCP and live.answered:     # a reset may be that of a rule, which is told a moment later
+            with suppress(TimeoutError):
+                wait_until(lambda: trace.ended(ENDS), SETTLING, 0.01)
         live.queues = grown(before, queues(devices))
         live.ended = [t for t in trace.found if t.verdict in ENDS]
+        last_hop = b.dev if b.place is Place.NIC else report.leaves_by
+        if live.answered and number == TCP and (any(t.verdict == "reject" for t in live.ended) or (last_hop in devices and last_hop not in seen)):
+            live.answered, live.back = False, []     # the reset is the rule's, not that of who was asked
         live.dropped, live.untold = drops.found(inner_end() if place else ""), drops.impossible
+
+
+def astray(scene: Scene, dev: str, mac: str) -> bool:
+    """Whether a device that is no port takes a frame with that MAC for another machine's."""
+    return not scene.master(dev) and scene.kind(dev) not in ("bridge", "tun") and scene.links[dev].get("link_type") == "ether" and dev not in scene.switched and mac != scene.mac(dev)
 
 
 def is_probe(frame: bytes, mark: int, number: int) -> bool:
@@ -190,12 +216,12 @@ def concluded(report: Report, target: str, more: Sequence[Finding] = ()) -> Repo
     if any(f.code == "no-way-back" for f in more) and any(f.code == "source-unanswered" for f in report.findings):     # which says why
         there, back = ([replace(hop, findings=[suspected(f, live) for f in hop.findings]) for hop in hops] for hops in (there, back))
         more = [f for f in more if f.code != "no-way-back"]
-    there[-1].findings.extend(more)
+    there[-1].findings.extend([*([contested(report, live)] if live.others else []), *more])
     done = replace(report, there=there, back=back)
     if any(f.severity is Severity.BLOCKS for f in (*more, *done.findings)) and not report.blocking:
         return done
     if live.answered:
-        if live.known is False and not report.blocking:
+        if live.known is False and not report.blocking and not live.others:
             there[-1].findings.append(unanswered(report, live))
         return done
     if report.blocking:
@@ -218,6 +244,13 @@ def pinned(there: Sequence[Hop], live: Live) -> None:
     if len(doubts) == 1:
         hop, found = doubts[0]
         hop.findings[hop.findings.index(found)] = replace(found, certainty=Certainty.LIKELY, evidence=(*found.evidence, f"the packet was seen at {there[places[-1]].where}, before this, and nowhere behind it"))
+
+
+def contested(report: Report, live: Live) -> Finding:
+    """Another machine has the address of the next hop, too: who asks takes whichever answers last."""
+    return Finding(code="address-twice", severity=Severity.BLOCKS, where=report.source.segment or report.source.dev, what=f"{', '.join(live.others)} answers who has {live.asked}, {'beside' if live.known else 'and not'} {report.macs[0]}", certainty=Certainty.PROVED,
+                   why=f"{report.source.title} sends to the one or to the other, as it heard it last: a second machine has that address, or forges it.", evidence=(f"{'neighbour discovery' if ':' in live.asked else 'ARP'} at {report.source.dev}: {live.asked} is at {' and at '.join(live.tellers)}", str(live)),
+                   fix=tuple(f"# take {live.asked} away from {other}" for other in live.others))
 
 
 def unanswered(report: Report, live: Live) -> Finding:
@@ -253,6 +286,10 @@ def by_silence(report: Report, live: Live, target: str) -> Finding | None:
     """Nothing says where it is lost."""
     if report.probe.protocol == "udp":
         return None
+    if live.stray and live.stray[0].split()[0] == (report.leaves_by or live.stray[0].split()[0]):
+        dev, mac = live.stray[0].split()
+        return Finding(code="answer-astray", severity=Severity.BLOCKS, where=dev, what=f"{target} answers to the MAC {mac}, which is not that of {dev}", why="what is behind it has a wrong entry for this host in its neighbour table, written by hand or of another card; frames for other MACs are not taken", evidence=(str(live),),
+                       fix=(f"# there: ip neigh del {report.leaves_as} dev DEV; until it asks again by itself: arping -U -c 1 -I {dev} {report.leaves_as}",))
     if live.back:
         last = next((hop.where for hop in reversed(report.back) if hop.where in live.back), live.back[-1])
         return Finding(code="no-answer", severity=Severity.BLOCKS, where=last, what=f"{target} answers, and the answer is lost behind {last}, where it was seen last", why=f"what stands behind {last} on the way back loses it", evidence=(str(live),), certainty=Certainty.LIKELY)
@@ -279,7 +316,7 @@ def beside(finding: Finding, live: Live, question: bool = False) -> Finding:
     """A finding as the packets confirm or refute it. ``question``: of the question who has an address, which the packet does without."""
     if finding.severity is not Severity.BLOCKS:
         return finding
-    if question and finding.code in HEARD and not live.known:
+    if question and finding.code in (*HEARD, "duplicate-detected") and not live.known:
         return replace(finding, evidence=(*finding.evidence, f"confirmed: the question who has {live.asked} was sent, and not answered")) if live.known is False else finding
     if live.answered and finding.code == "multipath-hop":
         return replace(finding, severity=Severity.DEGRADES, certainty=Certainty.PROVED, evidence=(*finding.evidence, "the flow of this packet falls to one that works: its answer came back"))

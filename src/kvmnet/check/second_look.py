@@ -108,7 +108,7 @@ def of_guest(scene: Scene, guest: End, other: str, end: End) -> list[Finding]:
         return []
     router = end.mac if direct else scene.mac(bridge)
     heard = ping(scene, guest, other, router)
-    astray = next((mac for mac in heard.answers if mac != router), "")
+    astray = next((mac for mac in heard.answers if mac != router and (direct or mac not in scene.macs_at(bridge))), "")
     if astray:
         return [sent_astray(scene, guest, other, router, astray)]
     if heard.answers:
@@ -119,7 +119,7 @@ def of_guest(scene: Scene, guest: End, other: str, end: End) -> list[Finding]:
     if direct or heard.asked or not ping(scene, guest, near[0], router).answers:
         return []
     return [Finding(code="guest-without-route", severity=Severity.BLOCKS, where=guest.dev, certainty=Certainty.LIKELY, what=f"{guest.title} answers its segment and nobody beyond: it has no route to {other}, or a firewall of its own",
-                    why="It got both pings at its port, and sent one answer.", evidence=(f"a ping from {near[0]} was answered at {guest.dev}, one from {other} was not",), fix=(f"ip route add default via {near[0]}   # in the guest",))]
+                    why="It got both pings at its port, and sent one answer.", evidence=(f"a ping from {near[0]} was answered at {guest.dev}, one from {other} was not",), fix=(f"ip{' -6' if version == 6 else ''} route add default via {near[0]}   # in the guest",))]
 
 
 def ping(scene: Scene, guest: End, source: str, router: str) -> Heard:
@@ -147,7 +147,7 @@ def asked_for(guest: End, other: str, address: str, router: str) -> Finding:
         return Finding(code="guest-other-prefix", severity=Severity.BLOCKS, where=guest.dev, what=f"{guest.title} looks for {other} on its own segment", why="Its prefix, or a route without a gateway, takes that address for one of its neighbours'.", evidence=seen,
                        fix=(f"ip route get {other}   # in the guest: it should go via {router}",))
     return Finding(code="guest-gateway-silent", severity=Severity.BLOCKS, where=guest.dev, certainty=Certainty.LIKELY, what=f"{guest.title} sends what is for {other} by {address}, and nobody answers for that", why="The router in its routes is off, or has another address.", evidence=seen,
-                   fix=(f"ip route replace default via {router}   # in the guest",))
+                   fix=(f"ip{' -6' if ':' in router else ''} route replace default via {router}   # in the guest",))
 
 
 # -- beyond this host ------------------------------------------------------------------------------

@@ -9,11 +9,11 @@ from kvmnet.doctor.expressions import value
 from kvmnet.doctor.filters import filters
 from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.hooks import HOST, Passage
-from kvmnet.doctor.packet import ICMP, ICMP6, TCP, UDP, UNKNOWN
+from kvmnet.doctor.packet import ICMP, ICMP6, STATES, TCP, UDP, UNKNOWN, Tracked, made
 from kvmnet.doctor.routing import ERRORS, Asked, Way, comes_back, look_up, lost, of_packet
 from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import device
-from kvmnet.doctor.trip import Trip
+from kvmnet.doctor.trip import Trip, begin
 from kvmnet.records import dataclass
 
 DESTINATION, SOURCE = -100, 100
@@ -90,8 +90,9 @@ def routed(trip: Trip, way: Way, iif: str) -> None:
                         fix=(f"ip link set {dev} up",), certainty=Certainty.PROVED if near else Certainty.LIKELY)
         place = trip.scene.on_link(target, trip.scene.domain_of(iif))
         own = next((a for a in trip.scene.addresses_of(place, trip.packet.version) if ip_address(target) in ip_interface(a).network), "") if place and trip.scene.up(place) else ""
+        bare = [dev for dev in trip.scene.links if is_bare(trip.scene, dev, trip.packet.version)]
         trip.blocks("no-route", "routing", f"the host has no route to {target}", "what has no route is dropped, and its sender told so",
-                    f"ip route get {target}", f"{place} has {own}, and the route of its subnet is gone" if own else "", fix=(f"ip {'-6 ' if trip.packet.version == 6 else ''}route add {ip_interface(own).network} dev {place}",) if own else (f"ip route add {target} via GATEWAY" if ip_address(target).version == 4 else f"ip -6 route add {target} via GATEWAY",))
+                    f"ip route get {target}", f"{', '.join(bare[:4])}: up, and without an IPv{trip.packet.version} address (with the address its routes go)" if bare and not own else "", f"{place} has {own}, and the route of its subnet is gone" if own else "", fix=(f"ip {'-6 ' if trip.packet.version == 6 else ''}route add {ip_interface(own).network} dev {place}",) if own else (f"ip route add {target} via GATEWAY" if ip_address(target).version == 4 else f"ip -6 route add {target} via GATEWAY",))
     elif way.type in ERRORS:
         trip.blocks("route-error", way.route, f"a route of type {way.type} takes packets to {target}", f"the packet {ERRORS[way.type]}", f"ip route: {way.route}",
                     fix=(way.end,) if way.end else ())
@@ -100,6 +101,12 @@ def routed(trip: Trip, way: Way, iif: str) -> None:
         own = next((a for a in trip.scene.addresses_of(way.dev, trip.packet.version)), "ADDRESS/LENGTH")
         trip.blocks("address-on-port", way.dev, f"the route leads to {way.dev}, which is a port of {bridge}", "what a port receives goes to its bridge, never to its own address: answers are not heard",
                     f"ip addr show {way.dev}: {own}; master {bridge}", fix=(f"ip addr del {own} dev {way.dev}", f"ip addr add {own} dev {bridge}"))
+
+
+def is_bare(scene: Scene, dev: str, version: int) -> bool:
+    """Whether a device could lead out and has no address."""
+    return scene.kind(dev) in ("", "vlan", "bond", "veth") and scene.links[dev].get("link_type") == "ether" and scene.up(dev) and scene.carrier(dev) and not scene.master(dev) and not any(
+        r.get("dev") == dev and r.get("table", "main") != "local" for r in scene.part("routes4") if version == 4) and not any(not ip_interface(a).is_link_local for a in scene.addresses_of(dev, version))
 
 
 def without_routes(scene: Scene, version: int) -> list[str]:
@@ -189,11 +196,11 @@ def answers(trip: Trip) -> bool:
     return trip.context.flow is not None
 
 
-def refused_address(trip: Trip) -> None:
-    """An address of the host's that another machine has, too: it is neither sent from nor answered (RFC 4862)."""
+def refused_address(trip: Trip, address: str = "") -> None:
+    """An address of the host's that another machine has, too: it is neither sent from nor answered (RFC 4862). ``address``: '' for the packet's destination."""
     for dev, link in trip.scene.links.items():
         for a in link.get("addr_info", ()):
-            if a.get("dadfailed") and a.get("local") == trip.packet.target:
+            if a.get("dadfailed") and a.get("local") == (address or trip.packet.target):
                 trip.blocks("duplicate-detected", dev, f"{a['local']} on {dev} is not used: another machine has it", "an address whose check for duplicates failed is neither sent from nor answered (RFC 4862)", f"ip addr show {dev}: {a['local']}/{a['prefixlen']} dadfailed",
                             fix=(f"ip addr del {a['local']}/{a['prefixlen']} dev {dev}   # and another one; who has it: tcpdump -ni {dev} 'icmp6 and ip6[40] == 136'",))
 
@@ -238,8 +245,21 @@ def forward(trip: Trip, iif: str, way: Way, undo: Undo | None = None) -> None:
                     severity=Severity.DEGRADES)
     if scene.mtu(way.dev) < scene.mtu(iif):
         trip.hop(way.dev, "mtu", f"MTU {scene.mtu(way.dev)}")
-        trip.blocks("way-out-mtu", way.dev, f"the MTU shrinks from {scene.mtu(iif)} ({iif}) to {scene.mtu(way.dev)} ({way.dev})",
-                    "senders are told by ICMP; large transfers hang where that is filtered", severity=Severity.NOTE)
+        silent = untold(trip, iif)
+        trip.blocks("way-out-mtu", way.dev, f"the MTU shrinks from {scene.mtu(iif)} ({iif}) to {scene.mtu(way.dev)} ({way.dev}){', and the host cannot tell senders so' if silent else ''}",
+                    "senders are told by ICMP; large transfers hang where that is filtered", *silent, fix=(f"ip link set {iif} mtu {scene.mtu(way.dev)}   # and its ports, and DHCP option 26; or let ICMP errors pass in the rule that is named",) if silent else (), severity=Severity.DEGRADES if silent else Severity.NOTE)
+
+
+def untold(trip: Trip, iif: str) -> list[str]:
+    """Rules of the host that drop what tells a sender that a packet is too large (RFC 1191, RFC 8201)."""
+    version, own = trip.packet.version, own_address(trip, iif)
+    if not own or trip.context.flow is not None:
+        return []
+    told = made(("02:00:00:00:00:fe", trip.scene.mac(iif)), own, trip.packet.source, ICMP6 if version == 6 else ICMP, (0, 0), trip.packet.frame[14:42])
+    scout = begin(trip.scene, told.with_bits("th", 0, 16, 0x0200 if version == 6 else 0x0304), Tracked(state=STATES["related"]))
+    scout.at("ip", "output", oif=iif)
+    scout.at("ip", "postrouting", oif=iif)
+    return [f.evidence[0] for f in scout.findings if f.severity is Severity.BLOCKS and f.certainty is Certainty.PROVED]
 
 
 def expired(trip: Trip) -> None:

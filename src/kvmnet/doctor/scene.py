@@ -106,6 +106,10 @@ class Scene(View):
             return bridge, {}
         return self.fdb.get((bridge, mac, vlan))
 
+    def routed(self, dev: str) -> bool:
+        """Whether a route leads to a device itself, that the kernel has not made by itself: containers and guests behind a device of their own, with proxy ARP."""
+        return any(r.get("dev") == dev and not str(r.get("dst", "")).startswith(("fe80", "ff00", "multicast")) and r.get("table", "main") != "local" for version in (4, 6) for r in self.part(f"routes{version}"))
+
     def learned(self, dev: str) -> list[str]:
         """MACs that a port's bridge has behind it, the static ones first."""
         rows = [(e.get("state") != "static", mac) for (_, mac, _), (_, e) in self.fdb.items() if e.get("ifname") == dev and not self.is_own(e)]
@@ -114,6 +118,10 @@ class Scene(View):
     def is_own(self, entry: Json) -> bool:
         """Whether an entry of a forwarding table stands for a MAC of the host's: of the port that it names, or of a bridge."""
         return entry.get("state") == "permanent" and (self.kind(str(entry.get("ifname"))) == "bridge" or entry.get("mac") in self.macs)
+
+    def macs_at(self, bridge: str) -> frozenset[str]:
+        """MACs by which the host itself is on a segment: of the bridge, its ports, and devices on it (VLANs, macvlans)."""
+        return frozenset(str(link.get("address", "")) for name, link in self.links.items() if bridge and bridge in (name, link.get("master"), link.get("link")))
 
     @cached_property
     def macs(self) -> frozenset[str]:

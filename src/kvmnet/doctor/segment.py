@@ -15,7 +15,7 @@ def enter(trip: Trip, port: str) -> None:
     scene, bridge = trip.scene, trip.scene.bridge_of(port)
     device(trip, port, "port")
     if not bridge:
-        if scene.kind(port) in ("tun", "veth") and not scene.master(port) and port not in scene.switched and not scene.addresses_of(port, 4):
+        if scene.kind(port) in ("tun", "veth") and not scene.master(port) and port not in scene.switched and not scene.addresses_of(port, 4) and not scene.routed(port):
             detached(trip, port)
         return
     trip.context.pkttype = kind_of_frame(trip.packet, scene.mac(port))

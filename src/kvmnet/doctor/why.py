@@ -34,6 +34,7 @@ from kvmnet.doctor.routed import (
     forward,
     neighbour,
     other_ways,
+    refused_address,
     sent,
     to_host,
     way_out,
@@ -208,6 +209,9 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
     trip.macs = trip.packet.macs
     if a.dev:
         enter(trip, a.dev)
+    if not bridge and a.dev and scene.routed(a.dev) and not in_switch(scene, a.dev):
+        onward(trip, a.dev, b, undo)
+        return
     if not bridge and a.dev and (in_switch(scene, a.dev) or not scene.addresses_of(a.dev, trip.packet.version)):
         lost(trip, a.dev, b)
         bridge = gateway = b.segment if b.place is not Place.OUTSIDE and scene.kind(b.segment) == "bridge" else ""
@@ -228,6 +232,7 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
     router = host_at(scene, gateway, trip.packet.version, a.ip)
     near = b.place is Place.HOST and on_link(scene, face, a.ip, b.ip)     # asked for by its own address, whatever device has it
     heard(trip, [ask(scene, a, replace(router, ip=b.ip) if near else router)])
+    refused_address(trip, router.ip)
     cross(trip, bridge, a.dev, "")
     trip.at_bridge("input", bridge, bridge, "")
     if gateway != bridge:
@@ -354,6 +359,8 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
     asks = not (there is None and scene.kind(dev) in ("tun", "wireguard"))
     if asks and scene.kind(dev) != "bridge" and (own := scene.addresses_of(dev, trip.packet.version)):
         heard(trip, [ask_beyond(scene, dev, own[0].partition("/")[0], hop)])
+    if asks:
+        without_gateway(trip, way, hop)
     mac = neighbour(trip, dev, hop, there.mac if there else "") if asks else ""
     trip.context.packet = trip.packet.between(mac or NOBODY, scene.mac(dev) or NO_MAC)
     bridge = scene.base(dev)
@@ -375,6 +382,17 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
     if b.place is Place.OUTSIDE:
         answered_for(trip, dev)
         private_source(trip, b)
+
+
+def without_gateway(trip: Trip, way: Way, hop: str) -> None:
+    """A default route that names a device and no router: every address is asked for on that segment, and nobody there has those of elsewhere."""
+    scene = trip.scene
+    silent = set(scene.neighbours.get((way.dev, hop), {}).get("state", ())) & {"FAILED", "INCOMPLETE"}
+    if way.via or not silent or not way.route.startswith("default") or any(ip_address(hop) in ip_interface(a).network for a in scene.addresses_of(way.dev, trip.packet.version)):
+        return
+    trip.hop("routing", "route", "no gateway")
+    trip.blocks("route-without-gateway", way.dev, f"the default route leads to {way.dev} without a gateway: the host asks on that segment for the MAC of {hop} itself", "that works only where somebody there answers for every address (proxy ARP); on a segment of guests nobody does", way.route,
+                f"ip neigh show {hop} dev {way.dev}: {'/'.join(silent)}", fix=(f"ip{' -6' if trip.packet.version == 6 else ''} route replace default via GATEWAY dev UPLINK",), certainty=Certainty.LIKELY)
 
 
 def down(trip: Trip, dev: str, bridge: str) -> None:

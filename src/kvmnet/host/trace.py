@@ -11,7 +11,7 @@ import re
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 
 from kvmnet.host.clock import wait_until
@@ -78,6 +78,11 @@ class RuleTrace:
         for line in lines:
             if (told := TRACED.match(line.decode(errors="replace"))) and told["table"] != TABLE:
                 self.found[Traced(f"{told['family']} {told['table']} {told['chain']}", (told["rule"] or f"policy {told['policy']}").strip(), told["verdict"] or told["policy"])] = None
+
+    def ended(self, verdicts: Collection[str]) -> bool:
+        """Whether a packet has come to one of these by now."""
+        self.read()
+        return any(t.verdict in verdicts for t in self.found)
 
     def close(self) -> None:
         self.child.send_signal(signal.SIGTERM)

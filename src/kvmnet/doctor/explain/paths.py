@@ -48,6 +48,8 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "queue-keeps": ("Packets did not come out of a queue of the device, whose counters of drops or of waiting packets have grown meanwhile.", ("tc -s qdisc show dev DEV", "tc -s class show dev DEV")),
     "source-unanswered": ("The packet leaves with an address that is in the prefix of the way out and on another segment of this host: the machines there ask who has it, and this host answers only with proxy ARP (IPv6: proxy ND), or where they have a route.",
                           ("ip neigh add proxy ADDRESS dev DEV", "or a route to it by this host, on the router there")),
+    "route-without-gateway": ("The default route names a device and no gateway: the host asks on that segment for the MAC of every address, and nobody answers.", ("ip route replace default via GATEWAY dev UPLINK",)),
+    "answer-astray": ("The answer comes to this host with the MAC of another machine: the sender has a wrong entry for this host in its neighbour table, or of before.", ("arping -U -I DEV ADDRESS   # tells its neighbours the right MAC",)),
     "loopback-target": ("The packet is for 127.0.0.0/8 and came by a device: a rule of NAT sends it to a program on loopback, and the kernel drops it.", ("let the program listen on an address of the bridge", "sysctl -w net.ipv4.conf.DEV.route_localnet=1")),
     "own-address": ("The destination is an address of the host itself: the packet ends there.", ("ip addr",)),
     "wrong-segment": ("The route leads to one device, and the guest is behind another.", ("ip route get ADDRESS",)),
