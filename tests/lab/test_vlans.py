@@ -8,9 +8,13 @@ from contextlib import suppress
 
 import pytest
 
+from kvmnet.drivers.linux import links, vlans
+from kvmnet.drivers.linux.driver import uid_of
+from kvmnet.drivers.linux.wire import parse_links, parse_multicast, parse_vlans
+from kvmnet.host import netlink
 from kvmnet.host.clock import wait_until
 from lib.frames import BROADCAST, IGMP, UDP, arp, ether, icmp, ip, ip4, tag, udp
-from lib.netns import inside, named_netns, sh
+from lib.netns import batch, inside, named_netns, sh
 from lib.settled import lines, settled
 from lib.tap import Tap
 from lib.world import World, unchanged, world
@@ -39,6 +43,38 @@ def document(*networks: str, more: str = "") -> str:
                     for vm, (network, _) in GUESTS.items())
     return (f"version: 1\nuplinks: {{wan: {{device: e0, vlans: [100, 200-299]}}}}\nnetworks: {{{', '.join(networks)}}}\n"
             f"vms: {{{vms}{', ' + more if more else ''}}}\n")
+
+
+LINKS = (
+    "link add vb0 type bridge vlan_filtering 1 vlan_default_pvid 7 mcast_snooping 1 mcast_vlan_snooping 1", "link add vp0 type veth peer name vq0",
+    "link add vp1 type veth peer name vq1", "link add vp2 type veth peer name vq2", "link set vp0 master vb0", "link set vp1 master vb0", "link set vp2 master vb0",
+    "link add link vq0 name vq0.9 type vlan id 9 egress-qos-map 0:3 2:5 ingress-qos-map 1:4", "link add link vq0 name vq0.8 type vlan protocol 802.1ad id 8")
+SPARSE = range(1000, 3000, 2)
+VLANS_OF = (
+    "vlan add dev vp0 vid 100-300", "vlan add dev vp0 vid 400 untagged", "vlan add dev vp1 vid 9 pvid untagged", "vlan add dev vb0 vid 100-200 self",
+    *(f"vlan add dev vp2 vid {number}" for number in SPARSE), "vlan global set dev vb0 vid 100-150 mcast_querier 1", "vlan global set dev vb0 vid 160 mcast_snooping 0")
+
+
+def test_links_and_vlans_are_those_that_the_tools_show() -> None:
+    """As tests/net/test_netlink.py has it, with what only this kernel has: VLAN devices, and bridges that go by VLANs."""
+    batch(*LINKS)
+    batch(*VLANS_OF, tool="bridge")
+    try:
+        shown, of_ports, of_bridges = (json.loads(sh(command)) for command in (
+            "ip -json -details link", "bridge -json -compressvlans vlan show", "bridge -json vlan global show"))
+        told = links.told(netlink.links())
+        assert told is not None
+        seen = {link.name: link for link in parse_links(told, uid_of)}
+        assert seen == {link.name: link for link in parse_links(shown, uid_of)}
+        assert seen["vq0.9"].vlan_qos == ("0:3", "2:5") and seen["vq0.8"].vlan_protocol == "802.1ad" and seen["vb0"].mcast_vlan_snooping and seen["vb0"].default_pvid == 7
+        ports = [*parse_vlans(vlans.of_ports(netlink.port_vlans()), seen)]
+        assert ports == [*parse_vlans(of_ports, seen)] and len(ports) == len(SPARSE) + 4 + 201 + 1 + 1 + 101
+        state = {thing.key: thing for thing in (*seen.values(), *ports)}
+        multicast = [*parse_multicast(vlans.of_bridges(netlink.bridge_vlans(), {item["ifindex"]: item["ifname"] for item in shown}), state)]
+        assert multicast == [*parse_multicast(of_bridges, state)]
+        assert sum(bool(vlan.querier) for vlan in multicast) == 51 and sum(not vlan.snooping for vlan in multicast) == 1 and len(multicast) > 51
+    finally:
+        sh("ip link del vb0; ip link del vp0; ip link del vp1; ip link del vp2")
 
 
 @pytest.fixture

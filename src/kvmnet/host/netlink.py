@@ -33,8 +33,12 @@ OF_TABLE, OF_SET, ELEMENTS = 1, 2, 3
 """NFTA_SET_ELEM_LIST_*."""
 LINKINFO, EXT_MASK, INFO_KIND = 18, 29, 1
 """IFLA_*."""
-SKIP_STATS = 8
-"""RTEXT_FILTER_SKIP_STATS."""
+VLANS_IN_RANGES, SKIP_STATS = 4, 8
+"""RTEXT_FILTER_BRVLAN_COMPRESSED, RTEXT_FILTER_SKIP_STATS."""
+GETVLAN = 114
+VLAN_DUMP, OF_BRIDGES = 1, 2
+"""BRIDGE_VLANDB_DUMP_FLAGS, BRIDGE_VLANDB_DUMPF_GLOBAL (linux/if_bridge.h)."""
+AF_BRIDGE = 7
 GENERATION = 1
 """NFTA_GEN_ID, the first attribute of a generation (nf_tables_fill_gen_info() in net/netfilter/nf_tables_api.c)."""
 SO_NETNS_COOKIE = 71
@@ -91,6 +95,16 @@ def routing(kind: int, body: bytes) -> list[bytes]:
 def links() -> list[bytes]:
     """All links without their statistics, each as an ifinfomsg with its attributes (linux/if_link.h). Raises OSError."""
     return routing(GETLINK, bytes(16) + attribute(EXT_MASK, struct.pack("=I", SKIP_STATS)))
+
+
+def port_vlans() -> list[bytes]:
+    """VLANs of ports and of bridges themselves, each as an ifinfomsg with its attributes. Raises OSError."""
+    return routing(GETLINK, struct.pack("=B15x", AF_BRIDGE) + attribute(EXT_MASK, struct.pack("=I", VLANS_IN_RANGES)))
+
+
+def bridge_vlans() -> list[bytes]:
+    """What bridges do on each VLAN, each as a br_vlan_msg with its attributes; Linux 5.15. Raises OSError."""
+    return routing(GETVLAN, struct.pack("=B7x", AF_BRIDGE) + attribute(VLAN_DUMP, struct.pack("=I", OF_BRIDGES)))
 
 
 def addresses() -> list[bytes]:

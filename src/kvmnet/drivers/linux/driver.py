@@ -16,7 +16,7 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, cast
 
-from kvmnet.drivers.linux import routes, wire
+from kvmnet.drivers.linux import routes, vlans, wire
 from kvmnet.drivers.linux.addresses import told
 from kvmnet.drivers.linux.batch import SECONDS, batch_text, run_batch
 from kvmnet.drivers.linux.links import told as links_told
@@ -39,7 +39,7 @@ from kvmnet.engine.resource import Key, Resource, Wanted
 from kvmnet.errors import HostCannot
 from kvmnet.host import netlink
 from kvmnet.host import run as host
-from kvmnet.host.side import Begun, begun
+from kvmnet.host.side import Begun
 from kvmnet.records import dataclass, replace
 
 PROC_SYS = "/proc/sys"
@@ -55,8 +55,6 @@ PROXIES = ("-Numeric", "neigh", "show", "proxy")
 NEIGHBOURS = ("-Numeric", "neigh", "show", "nud", "permanent")
 IF_ANY: dict[tuple[str, ...], Callable[[], bool]] = {PROXIES: netlink.proxied, NEIGHBOURS: netlink.settled}
 """What there mostly is none of: the kernel is asked first, for ``ip neigh`` would read all links to name those of the neighbours."""
-OF_VLANS = {BridgeVlan.kind: ("-compressvlans", "vlan", "show"), VlanMulticast.kind: ("vlan", "global", "show")}
-"""What ``bridge -json`` is asked for, beside ``ip`` where the plan has such things."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +98,11 @@ class LinuxDriver:
             return self.look(intent)
 
     def look(self, intent: Wanted) -> Seen:
-        with contextlib.ExitStack() as beside:
-            likely = {key.kind for key in intent} & OF_VLANS.keys()
-            early = {kind: beside.enter_context(begun(partial(of_vlans, kind))) for kind in likely}
-            listed = listed_links()
-            held, ways = netlink.addresses(), {v: netlink.routes(family) for v, family in ROUTES.items()}
-            proxies, neighbours = read(PROXIES), read(NEIGHBOURS)
-            names = {item["ifindex"]: item["ifname"] for item in listed if "ifname" in item}
-            links, addresses = self.links_of(listed), told(held, names)
+        listed = listed_links()
+        held, ways = netlink.addresses(), {v: netlink.routes(family) for v, family in ROUTES.items()}
+        proxies, neighbours = read(PROXIES), read(NEIGHBOURS)
+        names = {item["ifindex"]: item["ifname"] for item in listed if "ifname" in item}
+        links, addresses = self.links_of(listed), told(held, names)
         seen = Seen()
         for link in links.values():
             seen.state[link.key] = link
@@ -136,7 +131,7 @@ class LinuxDriver:
             if setting.dev in own:
                 seen.ours.add(setting.key)
         if any(link.vlan_filtering for link in links.values()):
-            self.look_at_vlans(seen, links, own, early)
+            self.look_at_vlans(seen, links, own, names)
         if any(link.type == "vxlan" for link in links.values()):
             for entry in wire.parse_fdb(ip_json("fdb", "show", tool="bridge"), links):
                 seen.state[entry.key] = entry
@@ -144,16 +139,14 @@ class LinuxDriver:
                     seen.ours.add(entry.key)
         return seen
 
-    def look_at_vlans(self, seen: Seen, links: Mapping[str, Link], own: Set[str], early: Mapping[str, Begun[list[dict[str, Any]]]]) -> None:
-        """VLANs of ports, and how bridges handle multicast on each: two dumps, whatever their number. ``early``: those that were begun already."""
-        def asked(kind: str) -> list[dict[str, Any]]:
-            return early[kind].result() if kind in early else of_vlans(kind)
-        for vlan in wire.parse_vlans(asked(BridgeVlan.kind), links):
+    def look_at_vlans(self, seen: Seen, links: Mapping[str, Link], own: Set[str], names: Mapping[int, str]) -> None:
+        """VLANs of ports, and how bridges handle multicast on each: two dumps, whatever their number."""
+        for vlan in wire.parse_vlans(vlans.of_ports(netlink.port_vlans()), links):
             seen.state[vlan.key] = vlan
             if vlan.bridge in own:
                 seen.ours.add(vlan.key)
         if any(link.mcast_vlan_snooping for link in links.values()):
-            for multicast in wire.parse_multicast(asked(VlanMulticast.kind), seen.state):
+            for multicast in wire.parse_multicast(vlans.of_bridges(netlink.bridge_vlans(), names), seen.state):
                 seen.state[multicast.key] = multicast
                 if multicast.bridge in own:
                     seen.ours.add(multicast.key)
@@ -353,10 +346,6 @@ def routes_of(dumped: Iterable[bytes], family: int, names: Mapping[int, str]) ->
     """Routes of one IP version in the words of ``ip``, which is asked only if one of them is unusual."""
     plain = routes.told(dumped, names)
     return ip_json("-Numeric", f"-{family}", "-details", "route", "show", "table", "all") if plain is None else plain
-
-def of_vlans(kind: str) -> list[dict[str, Any]]:
-    """One of ``OF_VLANS``."""
-    return ip_json(*OF_VLANS[kind], tool="bridge")
 
 def ip_json(*words: str, tool: str = "ip") -> list[dict[str, Any]]:
     text = host.run((tool, "-json", *words), timeout=SECONDS)
