@@ -289,9 +289,14 @@ vms: {{{', '.join(f'g{number}: {{nics: [{{network: lan}}]}}' for number in range
 def test_taps_are_made_before_their_turn_and_go_with_the_change(net: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beside the steps before; what fails meanwhile, in them or in the taps, and a death, leave none."""
     planned = net.plan(MANY)
-    first, *others = net.host.engine.dispatch.commands(planned.steps)
-    assert [words.split()[:2] for words in first.stdin.splitlines()] == [["tuntap", "add"]] * GUESTS
-    assert not any("tuntap" in other.stdin for other in others) and sum(other.stdin.count("master kvb-lan") for other in others) == GUESTS
+    commands = net.host.engine.dispatch.commands(planned.steps)
+    at, = (at for at, command in enumerate(commands) if "tuntap" in command.stdin)
+    assert [words.split()[:2] for words in commands[at].stdin.splitlines()] == [["tuntap", "add"]] * GUESTS
+    assert sum(command.stdin.count("master kvb-lan") for command in commands) == GUESTS
+    kinds = [{key.kind for key in command.keys} for command in commands]
+    assert "sysctl" in set().union(*kinds[:at]) - set().union(*kinds[at:]) and not any("nic-guard" in kind for kind in kinds[:at])
+    guarded, = (command for command, kind in zip(commands, kinds, strict=True) if "nic-guard" in kind)
+    assert guarded.argv[0] == "nft" and all(f'"kvt-g{number}-0" . 0x' in guarded.stdin for number in range(GUESTS))
     before, guards, batch = snapshot(), NftablesDriver.begin, linux.run_batch
 
     def taps() -> int:

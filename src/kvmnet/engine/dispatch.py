@@ -44,15 +44,26 @@ class LooksAhead(Protocol):
 class MakesAhead(Protocol):
     """A driver that can make a part of what is to come before its turn, beside the steps of others."""
 
-    def make_ahead(self, steps: Sequence[Step]) -> None:
-        """Begin with what of *steps*, which are all that come after the first run, needs nothing of what goes before. ``apply`` leaves that
-        out, waits for it and raises what it raised."""
+    def look_over(self, runs: Sequence[Sequence[Step]]) -> int | None:
+        """Before which of *runs*, of which those of other drivers are empty, a part of later ones can be begun with; ``apply`` and
+        ``commands`` leave it out then. None: nothing is."""
 
-    def commands_ahead(self, steps: Sequence[Step]) -> Sequence[Command]:
-        """The commands of ``make_ahead``; ``commands`` leaves them out."""
+    def begin_ahead(self) -> None:
+        """Begin with it. ``apply`` waits for it and raises what it raised."""
+
+    def commands_ahead(self) -> Sequence[Command]:
+        """The commands of ``begin_ahead``."""
 
     def end_ahead(self) -> None:
         """Wait until it is done or has failed; nothing is left out any more."""
+
+
+@runtime_checkable
+class GoesOn(Protocol):
+    """A driver whose commands for a run depend on what the runs before have made."""
+
+    def commands_in_turn(self, runs: Sequence[Sequence[Step]]) -> Sequence[Sequence[Command]]:
+        """As ``commands``, for all runs of one change."""
 
 
 @runtime_checkable
@@ -143,9 +154,10 @@ class Dispatch:
         runs = [*self.runs(steps)]
         last = {id(driver): at for at, (driver, _) in enumerate(runs)}
         try:
-            for early in self.early():
-                early.make_ahead(later_steps(early, runs))
+            ahead = self.look_over(runs)
             for at, (driver, run) in enumerate(runs):
+                for early in ahead.get(at, ()):
+                    early.begin_ahead()
                 if reason := self.reason(driver):
                     raise HostCannot(reason)
                 if isinstance(driver, WorksBeside):
@@ -165,8 +177,14 @@ class Dispatch:
         """The exact commands that ``apply`` runs, for people to read."""
         runs = [*self.runs(steps)]
         try:
-            ahead = [c for early in self.early() for c in early.commands_ahead(later_steps(early, runs))]
-            return [*ahead, *(c for driver, run in runs for c in driver.commands(run))]
+            ahead = self.look_over(runs)
+            in_turn = {id(driver): iter(driver.commands_in_turn([run for other, run in runs if id(other) == id(driver)]))
+                       for driver in self.drivers if isinstance(driver, GoesOn)}
+            made: list[Command] = []
+            for at, (driver, run) in enumerate(runs):
+                made += (command for early in ahead.get(at, ()) for command in early.commands_ahead())
+                made += next(in_turn[id(driver)]) if id(driver) in in_turn else driver.commands(run)
+            return made
         finally:
             for early in self.early():
                 early.end_ahead()
@@ -174,13 +192,15 @@ class Dispatch:
     def early(self) -> list[MakesAhead]:
         return [driver for driver in self.drivers if isinstance(driver, MakesAhead)]
 
+    def look_over(self, runs: Sequence[tuple[Driver, Sequence[Step]]]) -> dict[int, list[MakesAhead]]:
+        """Number of a run -> who begins ahead before it."""
+        found: dict[int, list[MakesAhead]] = {}
+        for early in self.early():
+            at = early.look_over([run if id(driver) == id(early) else () for driver, run in runs])
+            if at is not None:
+                found.setdefault(at, []).append(early)
+        return found
+
     def runs(self, steps: Sequence[Step]) -> Iterator[tuple[Driver, list[Step]]]:
         for driver, run in groupby(steps, key=lambda s: self.by_kind[s.key.kind]):
             yield driver, list(run)
-
-
-def later_steps(driver: object, runs: Sequence[tuple[Driver, Sequence[Step]]]) -> list[Step]:
-    """All steps of a driver after the first run."""
-    return [step for other, run in runs[1:] if other is driver for step in run]
-
-

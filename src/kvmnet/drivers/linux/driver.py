@@ -86,7 +86,7 @@ class LinuxDriver:
         self.ask = tuple(ask)
         self.last: dict[str, tuple[wire.Json, Link]] = {}
         """Name -> what ``ip`` told of a link at the last look, and what that means."""
-        self.ahead: Set[Key] = frozenset()
+        self.ahead: Mapping[Key, Line] = {}
         """Taps of the change under way that are made before their turn."""
         self.making: Begun[None] | None = None
 
@@ -176,18 +176,18 @@ class LinuxDriver:
             if value is not None:
                 yield Sysctl(name=name, value=value, dev=wire.sysctl_device(name, links))
 
-    def make_ahead(self, steps: Sequence[Step]) -> None:
-        lines = taps_ahead(steps)
-        if lines:
-            self.ahead, self.making = {line.key for line in lines}, Begun(partial(run_batch, lines))
+    def look_over(self, runs: Sequence[Sequence[Step]]) -> int | None:
+        at, self.ahead = taps_ahead(runs)
+        return at
 
-    def commands_ahead(self, steps: Sequence[Step]) -> Sequence[Command]:
-        lines = taps_ahead(steps)
-        self.ahead = {line.key for line in lines}
-        return [Command(("ip", "-batch", "-"), batch_text(lines), tuple(line.key for line in lines))] if lines else []
+    def begin_ahead(self) -> None:
+        self.making = Begun(partial(run_batch, [*self.ahead.values()]))
+
+    def commands_ahead(self) -> Sequence[Command]:
+        return [Command(("ip", "-batch", "-"), batch_text(self.ahead.values()), tuple(self.ahead))]
 
     def end_ahead(self) -> None:
-        making, self.making, self.ahead = self.making, None, frozenset()
+        making, self.making, self.ahead = self.making, None, {}
         if making:
             making.thread.join()
 
@@ -197,7 +197,7 @@ class LinuxDriver:
         if needs_bonding(steps):
             with contextlib.suppress(host.ToolFailed, HostCannot):  # without it ip says what is missing
                 host.run(LOAD_BONDING)
-        for part in arrange(steps, free_group, self.ahead):
+        for part in arrange(steps, free_group, self.ahead.keys()):
             match part:
                 case Setting():
                     write_sysctl(part)
@@ -212,7 +212,7 @@ class LinuxDriver:
 
     def commands(self, steps: Sequence[Step]) -> Sequence[Command]:
         found = [Command(LOAD_BONDING)] if needs_bonding(steps) else []
-        for part in arrange(steps, lambda links: GROUPS[0], self.ahead):
+        for part in arrange(steps, lambda links: GROUPS[0], self.ahead.keys()):
             match part:
                 case Setting():
                     found.append(Command(("sysctl", "-w", f"{part.path}={part.value}"), keys=(part.key,)))
@@ -255,13 +255,16 @@ def tool_of(kind: str) -> str:
     """What makes things of a kind; '' for settings, which are files."""
     return "" if kind == Sysctl.kind else "bridge" if kind in BRIDGE_KINDS else "ip"
 
-def taps_ahead(steps: Sequence[Step]) -> list[Line]:
-    """Lines that make taps before their turn: what makes a tap needs nothing, and one that is no port yet and down is nobody's way. Only if
-    there are many, and no link goes whose name or number one of them might take."""
-    if any(isinstance(s, Delete) and isinstance(s.before, Link) for s in steps):
-        return []
-    lines = [tap_line(s.after) for s in steps if isinstance(s, Create) and isinstance(s.after, Link) and s.after.type == "tap"]
-    return lines if len(lines) > TOGETHER else []
+def taps_ahead(runs: Sequence[Sequence[Step]]) -> tuple[int | None, Mapping[Key, Line]]:
+    """Lines that make taps before their turn, and before which run. What makes a tap needs nothing, and one that is no port yet and down is
+    nobody's way. Only if there are many, and no link goes whose name or number one of them might take; and not beside settings:
+    to write some of them means to try again until nobody makes a link (rtnl_trylock() in addrconf_fixup_forwarding(), net/ipv6/addrconf.c)."""
+    taps = {s.key: tap_line(s.after) for run in runs for s in run if isinstance(s, Create) and isinstance(s.after, Link) and s.after.type == "tap"}
+    if len(taps) <= TOGETHER or any(isinstance(s, Delete) and isinstance(s.before, Link) for run in runs for s in run):
+        return None, {}
+    turn = next(at for at, run in enumerate(runs) if any(s.key in taps for s in run))
+    begin = next((at + 1 for at in reversed(range(turn)) if any(s.key.kind == Sysctl.kind for s in runs[at])), 0)
+    return (begin, taps) if begin < turn else (None, {})
 
 
 def lines_of_runs(held: Iterable[Sequence[Step]], group_of: GroupOf, ahead: Set[Key]) -> Iterator[Line]:

@@ -304,12 +304,19 @@ class NftablesDriver:
 
     def commands(self, steps: Sequence[Step]) -> Sequence[Command]:
         """What nft is told, then what becomes of the keeper."""
-        standing = self.standing or Standing()
-        made: list[Command] = []
-        keys = tuple(s.key for s in steps if s.key.kind != GuardKeeper.kind)
-        made += [Command(("nft", "-f", "-"), script, keys) for script in transaction(standing, steps)[0]]
-        made += [self.holder.command(step) for step in steps if step.key.kind == GuardKeeper.kind]
+        (made,) = self.commands_in_turn([steps])
         return made
+
+    def commands_in_turn(self, runs: Sequence[Sequence[Step]]) -> Sequence[Sequence[Command]]:
+        """The same of several runs, each of which finds what those before it have made."""
+        standing = self.standing or Standing()
+        found = []
+        for steps in runs:
+            keys = tuple(s.key for s in steps if s.key.kind != GuardKeeper.kind)
+            scripts, standing = transaction(standing, steps)
+            found.append([*(Command(("nft", "-f", "-"), script, keys) for script in scripts),
+                          *(self.holder.command(step) for step in steps if step.key.kind == GuardKeeper.kind)])
+        return found
 
     def apply(self, steps: Sequence[Step], progress: Progress) -> None:
         """Make *steps* as one nft transaction; the keeper starts after it and ends before it."""
