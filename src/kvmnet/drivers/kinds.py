@@ -57,7 +57,7 @@ def to_json(resource: Resource | Absent) -> dict[str, Any]:
 
 @cache
 def known_names(cls: type[Resource]) -> frozenset[str]:
-    return frozenset(setting_names(cls))
+    return frozenset(("name", *setting_names(cls)))
 
 
 def from_json(data: dict[str, Any]) -> Resource | Absent:
@@ -65,7 +65,8 @@ def from_json(data: dict[str, Any]) -> Resource | Absent:
     cls = KINDS[data["kind"]]
     if data.get("absent"):
         return Absent(Key(data["kind"], data["name"]))
-    settings = {k: tuple(v) if type(v) is list else v for k, v in data.items() if k not in ("kind", "name")}
-    if unknown := settings.keys() - known_names(cls):
-        raise KeyError(f"{data['kind']} has no {', '.join(sorted(unknown))}")
-    return cls(name=data["name"], **settings)
+    settings: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in data.items()}
+    del settings["kind"]
+    if not settings.keys() <= known_names(cls):
+        raise KeyError(f"{data['kind']} has no {', '.join(sorted(settings.keys() - known_names(cls)))}")
+    return cls(name=settings.pop("name"), **settings)

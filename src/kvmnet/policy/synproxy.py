@@ -69,8 +69,10 @@ def synproxied(segments: Iterable[Segment]) -> Proxied:
     for segment in segments:
         for nic in segment.nics:
             ports, scale = proxied(nic.declared.limits, segment.network.limits)
+            if not ports:
+                continue
             for address in (nic.ip, nic.ip6, *(p for p in nic.prefixes if "/" not in p)):
-                if address and ports:
+                if address:
                     version = 6 if ":" in address else 4
                     key = version, min(nic.mtu, segment.mtu) - HEADERS[version], scale
                     found.setdefault(key, set()).update(f'"{segment.way_out}" . {address} . {port}' for port in ports)
