@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from kvmnet.drivers.nftables import texts as module
-from kvmnet.drivers.nftables.driver import DAMAGED, NftablesDriver, touches_memory
+from kvmnet.drivers.nftables.driver import NftablesDriver, touches_memory
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.nftables.standing import Standing
 from kvmnet.drivers.nftables.tables import GUARD
-from kvmnet.drivers.nftables.texts import Texts
+from kvmnet.drivers.nftables.texts import DAMAGED, Texts
 from kvmnet.engine.plan import Update
 from kvmnet.host.paths import Paths
 from kvmnet.policy.flows import HEAD

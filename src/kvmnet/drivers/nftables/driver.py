@@ -1,21 +1,18 @@
 """Tables of rules, guards of NICs and their keeper: read in bulk, changed in one nft transaction."""
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial, reduce
 
-from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.nftables import members
 from kvmnet.drivers.nftables.cutting import cut_forbidden
 from kvmnet.drivers.nftables.elements import MOST, Told, agree, hold, told
 from kvmnet.drivers.nftables.holder import Holder
-from kvmnet.drivers.nftables.inplace import blocks
-from kvmnet.drivers.nftables.look import Look, keep, kept, write_whole
+from kvmnet.drivers.nftables.look import Look, keep, kept
 from kvmnet.drivers.nftables.members import Member
 from kvmnet.drivers.nftables.resources import (
     AddressSet,
@@ -26,10 +23,10 @@ from kvmnet.drivers.nftables.resources import (
     NicGuard,
     NicLimits,
 )
-from kvmnet.drivers.nftables.restored import changed, file_of
+from kvmnet.drivers.nftables.saved import Saved
 from kvmnet.drivers.nftables.standing import Scripts, Standing, in_place, transaction
 from kvmnet.drivers.nftables.tables import EGRESS, FILLED, GUARD, GUARDS, HOST, OURS, ROUTED
-from kvmnet.drivers.nftables.texts import Texts
+from kvmnet.drivers.nftables.texts import DAMAGED, Texts
 from kvmnet.drivers.nftables.wire import (
     MEMORY,
     Listing,
@@ -49,12 +46,9 @@ from kvmnet.host.netlink import Generation, generation, has_elements, tables, tr
 from kvmnet.host.paths import Paths
 from kvmnet.host.run import ToolFailed, missing, run
 from kvmnet.host.side import Begun, begun, together
-from kvmnet.policy.flows import HEAD
 from kvmnet.policy.keeper import HELD
 from kvmnet.records import dataclass, field, replace
 
-DAMAGED = "# sets changed\n"
-"""Behind the text of a table whose sets do not hold what was loaded."""
 OF_NICS = frozenset({NicGuard.kind, GuardHook.kind})
 
 
@@ -89,12 +83,12 @@ class NftablesDriver:
     def __init__(self, paths: Paths):
         self.paths = paths
         self.texts = Texts(paths.guard / "texts")
+        self.saved = Saved(paths.guard)
         self.holder = Holder(paths.guard)
         self.standing: Standing | None = None
         self.listed: Listing | None = None
         self.asked_memory = False
         """The last look also saw what the kernel fills."""
-        self.written: tuple[str, Mapping[Key, Member]] = ("", {})
         self.under_way: list[Begun[None]] = []
         """What goes on beside the changes of other drivers, and has ended before we look or change again."""
         self.starting: Begun[None] | None = None
@@ -144,14 +138,14 @@ class NftablesDriver:
         self.standing, self.loaded = standing, None
         self.since = Since(found, found.moment) if found.moment and not look.damaged else None
         if self.asked_memory:
-            self.catch_up()
+            self.saved.catch_up(self.save)
         return seen
 
     def found(self) -> Found:
         """What was loaded, and what there is: by a look of before, if the kernel says that nothing was changed since."""
-        noted, file, moment = self.noted(), self.paths.guard / "look.json", generation()
-        known = self.remembered(noted)
-        look = None if self.cut_off() else kept(file, moment, noted)
+        noted, file, moment = self.saved.noted(), self.paths.guard / "look.json", generation()
+        known = self.saved.remembered(noted)
+        look = None if self.saved.cut_off() else kept(file, moment, noted)
         if look is None:
             look = self.look_at_elements(moment) or self.look(known.values())
             if self.paths.guard.is_dir() and generation() == moment:
@@ -180,7 +174,7 @@ class NftablesDriver:
         """What a look ahead found, if nothing was changed since. What packets write into sets was seen too early."""
         ahead, self.ahead = self.ahead, None
         with suppress(ToolFailed):
-            if ahead and (found := ahead.result()).moment and not self.cut_off() and (found.moment, found.noted) == (generation(), self.noted()):
+            if ahead and (found := ahead.result()).moment and not self.saved.cut_off() and (found.moment, found.noted) == (generation(), self.saved.noted()):
                 return replace(found, look=replace(found.look, memory=None))
         return None
 
@@ -198,7 +192,7 @@ class NftablesDriver:
         some = there()
         if some is not None and not some:
             return Look({}, {}, memory={})
-        standing = None if self.cut_off() else self.loaded
+        standing = None if self.saved.cut_off() else self.loaded
         likely = [GUARD, ROUTED] if any(isinstance(item, NicGroups) and item.places for item in known) else [GUARD]
         with ExitStack() as beside:
             looks = {} if standing else {table: beside.enter_context(begun(partial(self.listing, table))) for table in likely
@@ -219,24 +213,6 @@ class NftablesDriver:
         self.listed = reduce(both, tables) if tables else self.listed
         last = self.listed if tables else None
         return Look(found, last.guards if last else {}, frozenset(damaged), last.memory if last else {})
-
-    def noted(self) -> str:
-        """The file of memberships, limits and address sets as they were loaded last."""
-        try:
-            return (self.paths.guard / "members.json").read_text()
-        except OSError:
-            return ""
-
-    def remembered(self, text: str) -> dict[Key, Member]:
-        """What stands in that file. What this process wrote is not read again."""
-        if text == self.written[0]:
-            return dict(self.written[1])
-        try:
-            items = json.loads(text)
-        except ValueError:
-            return {}
-        made = (from_json(item) for item in items)
-        return {item.key: item for item in made if isinstance(item, Member)}
 
     def listing(self, table: str = GUARD) -> Listing:
         """A table of the guard with its elements. Raises ToolFailed, also when there is none."""
@@ -265,12 +241,12 @@ class NftablesDriver:
                 found[table] = read_listing(json.loads(listed), table=table).dropped
         with suppress(ToolFailed):
             listed = run(["nft", "-j", "list", "set", *ROUTED.split(), "withheld"])
-            found[ROUTED] = read_withheld(json.loads(listed), self.remembered(self.noted()).values())
+            found[ROUTED] = read_withheld(json.loads(listed), self.saved.remembered(self.saved.noted()).values())
         return found
 
     def drop_lines(self, verb: str, table: str, tap: str, counts: Mapping[int, int]) -> list[str]:
         """Commands that delete or add what ``drops`` tells of one NIC."""
-        number = next((m.number or 0 for m in self.remembered(self.noted()).values() if isinstance(m, NicGroups) and m.name == tap), 0)
+        number = next((m.number or 0 for m in self.saved.remembered(self.saved.noted()).values() if isinstance(m, NicGroups) and m.name == tap), 0)
         lines = []
         for reason, count in counts.items():
             where, key = ("withheld", f"{reason << 16 | number:#010x}") if table == ROUTED else ("dropped", f'"{tap}" . {reason:#x}')
@@ -286,21 +262,8 @@ class NftablesDriver:
             return {}
 
     def table_diff(self, before: NftTable, after: NftTable) -> tuple[str, ...]:
-        """Lines that go (``-``) and come (``+``) when *before* becomes *after*: of their texts, or of what nft makes of these where another
-        hand has changed the table.
-
-        Raises ToolFailed when nft is asked and refuses the text of *after*.
-        """
-        from difflib import unified_diff
-        sides = [written(before), written(after)]
-        if None in sides:
-            try:
-                old = self.texts.listing_of(before)
-            except ToolFailed:
-                old = canonical(before.text or "")
-            sides = [old.splitlines(), self.texts.listing_of(after).splitlines()]
-        lines = unified_diff(sides[0] or (), sides[1] or (), lineterm="", n=0)
-        return tuple(line for line in lines if not line.startswith(("---", "+++", "@@")))
+        """Lines that go (``-``) and come (``+``) when *before* becomes *after*. Raises ToolFailed."""
+        return self.texts.difference(before, after)
 
     def commands(self, steps: Sequence[Step]) -> Sequence[Command]:
         """What nft is told, then what becomes of the keeper."""
@@ -340,7 +303,9 @@ class NftablesDriver:
         for step in of_keeper:
             if isinstance(step, Delete):
                 self.holder.stop()
-        with self.undisturbed():
+        with self.saved.undisturbed() as stale:
+            if stale:
+                self.since = None    # the files are written anew
             self.load(steps)
         for step in of_keeper:
             match step:
@@ -429,63 +394,13 @@ class NftablesDriver:
 
     def save(self, fresh: Told | None = None) -> None:
         """Write what the keeper loads when our tables vanish. ``fresh``: all that has changed, when that is known to be elements."""
-        standing = self.standing
-        assert standing is not None
-        before, noted = self.noted() if fresh else "", ""
-        if standing.members:
-            noted = json.dumps([to_json(item) for item in standing.members.values()])
-            write_whole(self.paths.guard / "members.json", noted)
-            self.written = noted, standing.members
-        else:
-            (self.paths.guard / "members.json").unlink(missing_ok=True)
-        file = self.paths.guard / "ruleset.nft"
-        if standing.tables:
-            text = changed(file.read_text(), before, fresh, noted) if fresh and file.exists() else None
-            write_whole(file, text or file_of(standing.script(), noted))
-        else:
-            file.unlink(missing_ok=True)
-
-    @contextmanager
-    def undisturbed(self) -> Iterator[None]:
-        """The keeper restores nothing meanwhile; the file says so until the change is saved, too."""
-        self.paths.guard.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with open(self.paths.guard / "changing", "a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if lock.tell():    # another change was cut off before it was saved: the file is written anew
-                self.since = None
-            lock.write("x")
-            lock.flush()
-            yield
-            lock.truncate(0)
-
-    def cut_off(self) -> bool:
-        """A change was cut off before it was saved, or is under way."""
-        try:
-            return bool((self.paths.guard / "changing").read_bytes())
-        except OSError:
-            return False
-
-    def catch_up(self) -> None:
-        """After a change that was cut off before it was saved: save what there is."""
-        try:
-            with open(self.paths.guard / "changing", "r+") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if lock.read(1):
-                    self.save()
-                    lock.truncate(0)
-        except (FileNotFoundError, BlockingIOError):
-            return
+        assert self.standing is not None
+        self.saved.save(self.standing, fresh)
 
     def clear(self) -> None:
         """Remove our files when nothing of ours is left."""
         if self.standing and not self.standing.tables and self.holder.record() is None:
             shutil.rmtree(self.paths.guard, ignore_errors=True)
-
-
-def written(table: NftTable) -> list[str] | None:
-    """The lines of a text as we write them, without what is said to ourselves; None for one of another hand."""
-    text = (table.text or "").removesuffix(DAMAGED)
-    return None if blocks(text) is None else [line for line in text.splitlines() if not line.startswith(HEAD)]
 
 
 def there() -> set[str] | None:

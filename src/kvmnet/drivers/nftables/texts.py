@@ -13,14 +13,18 @@ from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
+from kvmnet.drivers.nftables.inplace import blocks
 from kvmnet.drivers.nftables.look import write_whole
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.nftables.tables import EGRESS, FILLED
 from kvmnet.drivers.nftables.wire import canonical, read_tables, table_lines, take_hooks
-from kvmnet.host.run import run
+from kvmnet.host.run import ToolFailed, run
+from kvmnet.policy.flows import HEAD
 from kvmnet.records import dataclass, field
 
 TEXTS_KEPT = 20
+DAMAGED = "# sets changed\n"
+"""Behind the text of a table whose sets do not hold what was loaded."""
 
 
 @dataclass(slots=True)
@@ -53,6 +57,23 @@ class Texts:
         """Have the text of *table* known by what nft printed of it where it was loaded."""
         self.listings[table.name, table.text or ""] = canonical(take_hooks(table.name, body)[0] if table.name == EGRESS else body)
 
+    def difference(self, before: NftTable, after: NftTable) -> tuple[str, ...]:
+        """Lines that go (``-``) and come (``+``) when *before* becomes *after*: of their texts, or of what nft makes of these where another
+        hand has changed the table.
+
+        Raises ToolFailed when nft is asked and refuses the text of *after*.
+        """
+        from difflib import unified_diff
+        sides = [written(before), written(after)]
+        if None in sides:
+            try:
+                old = self.listing_of(before)
+            except ToolFailed:
+                old = canonical(before.text or "")
+            sides = [old.splitlines(), self.listing_of(after).splitlines()]
+        lines = unified_diff(sides[0] or (), sides[1] or (), lineterm="", n=0)
+        return tuple(line for line in lines if not line.startswith(("---", "+++", "@@")))
+
     def loaded(self, table: NftTable) -> str:
         """What nft prints for *table* in an empty namespace."""
         script = f"nft -f - && nft -s {' '.join(terse(table.name))} list table {table.name}"
@@ -82,3 +103,9 @@ class Texts:
 def terse(name: str) -> Sequence[str]:
     """The guard's elements are resources of their own; other tables' belong to their text."""
     return ("-t",) if name in FILLED else ()
+
+
+def written(table: NftTable) -> list[str] | None:
+    """The lines of a text as we write them, without what is said to ourselves; None for one of another hand."""
+    text = (table.text or "").removesuffix(DAMAGED)
+    return None if blocks(text) is None else [line for line in text.splitlines() if not line.startswith(HEAD)]
