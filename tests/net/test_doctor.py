@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -197,7 +198,7 @@ def test_an_address_that_another_has_is_not_used(world: Paths) -> None:
 
 def test_a_guest_that_lost_its_bridge_and_one_that_is_known_elsewhere(world: Paths) -> None:
     mac = "02:00:00:00:00:21"
-    with Held("t1", "-name", "web1", "-netdev", "tap,id=n0,ifname=t1,script=no", "-device", f"e1000e,netdev=n0,mac={mac}"):
+    with Held("t1", "-name", "web1", "-netdev", "tap,id=n0,ifname=t1,script=no", "-device", f"e1000e,netdev=n0,mac={mac}") as guest:
         wait_until(lambda: {f.code for f in look(world)} == {"emulated-card"}, 20, 0.2)
         sh(f"bridge fdb replace {mac} dev p2 master static sticky")
         elsewhere = appears(world, "guest-learned-elsewhere")
@@ -206,6 +207,12 @@ def test_a_guest_that_lost_its_bridge_and_one_that_is_known_elsewhere(world: Pat
         detached = appears(world, "tap-detached")
         assert detached.where == "t1" and "qemu-system-x86_64, pid" in detached.evidence[0]
         sh("; ".join(detached.fix).replace("BRIDGE", "br0"))
+        sh("ip link set t1 carrier off")
+        sh(appears(world, "tap-carrier-off").fix[0])
+        os.kill(guest.process.pid, signal.SIGSTOP)
+        sh(appears(world, "guest-stopped").fix[0])
+        sh("ip link set t1 txqueuelen 0")
+        sh(appears(world, "queue-too-small").fix[0])
         sh(f"ip link set t1 address {mac}")
         same = appears(world, "tap-has-guest-mac")
         sh(same.fix[0])
@@ -238,6 +245,9 @@ def test_what_is_wrong_with_a_dhcp_server(world: Paths, tmp_path: Path, code: st
             wrong, = found(world, "wrong-neighbour")
             sh(wrong.fix[0])
             assert not found(world, "wrong-neighbour")
+            server.send_signal(signal.SIGSTOP)
+            sh(appears(world, "server-dead").fix[0])
+            goes(world, "server-dead")
     finally:
         sh("nft delete table inet strict", check=False)
         server.terminate()

@@ -13,7 +13,7 @@ from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.view import View
 from kvmnet.doctor.xtables import LEGACY
 
-OURS = "kvmnet"
+OURS = ("kvmnet", "kvmnet-keeper")
 PROTOCOLS = {TCP: "tcp", UDP: "udp", ICMP: "icmp", ICMP6: "ipv6-icmp"}
 
 
@@ -53,7 +53,7 @@ def bridged(context: Context, passage: Passage) -> bool:
 def reason(scene: Scene, context: Context, passage: Passage, step: Step, unknown: bool) -> str:
     if unknown:
         return "it asks for something that only the live system can tell (a limit, an extension of iptables, a socket); kvmnet why without --facts tries it with a packet"
-    if step.place.split()[1] == OURS:
+    if step.place.split()[1] in OURS:
         return "kvmnet put it there: the document does not allow this"
     if bridged(context, passage):
         owner = needed_by(scene)
@@ -74,7 +74,7 @@ def counter(scene: Scene, step: Step) -> str:
 
 def cure(scene: Scene, context: Context, passage: Passage, step: Step, family: str, table: str) -> tuple[str, ...]:
     """Commands that let this packet pass there; of what kvmnet made, the document's words."""
-    if table == OURS:
+    if table in OURS:
         return ()
     chain = step.place.split(" ", 2)[2]
     version = context.packet.version

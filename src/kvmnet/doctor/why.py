@@ -46,6 +46,7 @@ from kvmnet.doctor.switched import at_switch, from_beyond, in_switch
 from kvmnet.doctor.trip import Hop, State, Trip, begin, state_of
 from kvmnet.doctor.unseen import unseen, written
 from kvmnet.doctor.vfs import at_vf, is_vf
+from kvmnet.doctor.view import owned
 from kvmnet.errors import KvmnetError
 from kvmnet.records import asdict, dataclass, replace
 
@@ -329,7 +330,7 @@ def by_uplink(trip: Trip, a: End, b: End) -> None:
     if not port:
         trip.hop(bridge, "bridge", "no way out")
         trip.blocks("no-uplink", bridge, f"{bridge} has no port that leads out, and the host has no address on it", "the guest has no router: it reaches its own segment only",
-                    f"ports: {', '.join(scene.members.get(bridge, ())) or 'none'}", fix=(f"ip addr add ADDRESS/LENGTH dev {bridge}",))
+                    f"ports: {', '.join(scene.members.get(bridge, ())) or 'none'}", fix=("kvmnet apply   # gives it the addresses that the document has for it",) if owned(bridge) else (f"ip addr add ADDRESS/LENGTH dev {bridge}",))
         return
     leave(trip, bridge, a.dev, port)
     below = str(scene.links[port].get("link", ""))

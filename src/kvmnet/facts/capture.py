@@ -22,7 +22,7 @@ from kvmnet.engine.history import History
 from kvmnet.errors import HostCannot
 from kvmnet.facts import nft
 from kvmnet.facts.collect import LIMITS, dhcp_clients, resolvers
-from kvmnet.facts.dhcp_servers import dhcp_servers
+from kvmnet.facts.dhcp_servers import dhcp_servers, own_servers
 from kvmnet.facts.features import features
 from kvmnet.facts.guests import guests
 from kvmnet.facts.machine import machine
@@ -123,6 +123,7 @@ def capture(paths: Paths) -> Json:
     found["leases"] = leases(paths)
     found["trees"] = trees(paths)
     found["dhcp_servers"] = dhcp_servers(running.servers)
+    found["own_servers"] = own_servers((paths.run / "dnsmasq").absolute(), running.servers) if os.geteuid() == 0 else []
     found["machine"] = machine(found["links"] or (), running.guests)
     found["missing"] = missing
     return found

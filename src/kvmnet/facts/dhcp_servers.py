@@ -18,7 +18,7 @@ MOST = 1000
 
 
 def dhcp_servers(servers: Iterable[Mapping[str, Any]]) -> list[Json]:
-    """Of each dnsmasq that gives out addresses: {pid, interfaces, ranges, hosts, leases, most, port, ra}."""
+    """Of each dnsmasq that gives out addresses: {pid, interfaces, ranges, hosts, leases, most, port, ra, halted}."""
     found = []
     for server in servers:
         if server["program"] != "dnsmasq":
@@ -30,8 +30,14 @@ def dhcp_servers(servers: Iterable[Mapping[str, Any]]) -> list[Json]:
             most = (given.get("dhcp-lease-max") or [str(MOST)])[-1]
             found.append({"pid": server["pid"], "interfaces": [i for value in given.get("interface", ()) for i in value.split(",")], "ranges": ranges,
                           "hosts": list(hosts(given)), "leases": leases(file), "file": str(file), "most": int(most) if most.isdigit() else MOST,
-                          "port": int(port) if port.isdigit() else 53, "ra": "enable-ra" in given})
+                          "port": int(port) if port.isdigit() else 53, "ra": "enable-ra" in given, **({"halted": True} if server.get("halted") else {})})
     return found
+
+
+def own_servers(folders: Path, servers: Iterable[Mapping[str, Any]]) -> list[Json]:
+    """Networks that kvmnet gives a server for DHCP and DNS, and whether it lives: {network, pid}, 0 for none."""
+    pids = {word.partition("=")[2]: server["pid"] for server in servers if server["program"] == "dnsmasq" for word in server["argv"] if word.startswith("--conf-file=")}
+    return [{"network": folder.name, "pid": pids.get(str(folder / "conf"), 0)} for folder in (sorted(folders.iterdir()) if folders.is_dir() else ()) if (folder / "conf").exists()]
 
 
 def settings(words: Iterable[str]) -> dict[str, list[str]]:

@@ -34,7 +34,7 @@ class Processes:
     guests: list[Json] = field(default_factory=list)
     """QEMU: {pid, name, argv, taps, and halted where its process was stopped by a signal}."""
     servers: list[Json] = field(default_factory=list)
-    """{pid, program, argv} of ``SERVERS``."""
+    """{pid, program, argv} of ``SERVERS``, and halted."""
 
 
 def processes(proc: Path = Path("/proc")) -> Processes:
@@ -68,9 +68,9 @@ def look(process: Path, found: Processes, sockets: dict[str, Json]) -> None:
         entry["queues"] += 1
     if program.startswith(("qemu-system-", "qemu-kvm")) or program == "kvm":
         found.guests.append({"pid": pid, "name": guest_name(words), "argv": scrubbed_words(words), "taps": {str(fd): tap for fd, tap in taps.items()},
-                             **({"halted": True} if state(process) in STOPPED else {})})
+                             **halted(process)})
     elif program in SERVERS:
-        found.servers.append({"pid": pid, "program": program, "argv": scrubbed_words(words)})
+        found.servers.append({"pid": pid, "program": program, "argv": scrubbed_words(words), **halted(process)})
 
 
 STOPPED = ("T", "t")
@@ -80,6 +80,10 @@ STOPPED = ("T", "t")
 def state(process: Path) -> str:
     """State of a process by its letter. The name before it may hold anything, also parentheses."""
     return (process / "stat").read_text(errors="replace").rpartition(") ")[2][:1]
+
+
+def halted(process: Path) -> Json:
+    return {"halted": True} if state(process) in STOPPED else {}
 
 
 def guest_name(words: list[str]) -> str:

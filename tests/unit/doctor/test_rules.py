@@ -239,6 +239,7 @@ CASES: list[tuple[str, Json, Json]] = [
     ("guest-stopped", {"links": [BR, T1], "guests": [{"pid": 7, "name": "a", "argv": ["kvm"], "halted": True}]}, {"links": [BR, T1], "guests": [{"pid": 7, "name": "a", "argv": ["kvm"]}]}),
     ("queue-too-small", {"links": [BR, T1 | {"qdisc": "fq_codel"}]}, {"links": [BR, T1 | {"qdisc": "fq_codel", "txqlen": 1000}]}),
     ("guest-learned-elsewhere", {"links": [BR, T1], "fdb": [{"mac": MAC, "ifname": "t1", "master": "br0", "state": "permanent"}]}, {"links": [BR, tap(mac=MAC)], "fdb": [{"mac": MAC, "ifname": "t1", "master": "br0", "state": "permanent"}]}),
+    ("server-dead", {"links": [BR], "own_servers": [{"network": "lan", "pid": 0}]}, {"links": [BR], "own_servers": [{"network": "lan", "pid": 7}]}),
     ("port-down", {"links": [BR, tap(up=False)], "taps": held("t1")}, {"links": [BR, T1], "taps": held("t1")}),
     ("port-down", {"links": [bridge(up=False), T1]}, {"links": [BR, T1]}),
     ("uplink-without-carrier", {"links": [BR, link("eth0", master="br0", carrier=False)]}, {"links": [BR, link("eth0", master="br0")]}),

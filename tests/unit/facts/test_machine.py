@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvmnet.facts.dhcp_servers import dhcp_servers
+from kvmnet.facts.dhcp_servers import dhcp_servers, own_servers
 from kvmnet.facts.machine import interrupts, iommu_groups, log, machine, netlink_drops, processors, throttled
 
 LINK = {"ifname": "eth0", "ifindex": 2, "address": "02:00:00:00:00:01"}
@@ -77,4 +77,11 @@ def test_what_dnsmasq_gives_out(tmp_path: Path) -> None:
     assert found == {"pid": 4, "interfaces": ["br0"], "ranges": [["10.0.0.5", "10.0.0.9"]], "hosts": [{"mac": "52:54:00:00:00:09", "ip": "10.0.0.5"}],
                      "leases": [{"mac": "52:54:00:00:00:01", "ip": "10.0.0.5", "name": "web1", "client": "ff:01"}], "file": str(tmp_path / "leases"),
                      "most": 1000, "port": 0, "ra": True}
-    assert dhcp_servers([server | {"argv": ["dnsmasq", "--port=53"]}]) == []
+    assert dhcp_servers([server | {"argv": ["dnsmasq", "--port=53"]}]) == [] and dhcp_servers([server | {"halted": True}])[0]["halted"]
+
+
+def test_servers_that_a_document_wants(tmp_path: Path) -> None:
+    write(tmp_path / "lan/conf", "")
+    write(tmp_path / "cell/conf", "")
+    server = {"pid": 4, "program": "dnsmasq", "argv": ["dnsmasq", f"--conf-file={tmp_path / 'lan/conf'}"]}
+    assert own_servers(tmp_path, [server]) == [{"network": "cell", "pid": 0}, {"network": "lan", "pid": 4}] and own_servers(tmp_path / "none", []) == []

@@ -38,6 +38,21 @@ def pool_full(view: View) -> Iterator[Finding]:
                               evidence=(f"{server['file']}: {used} leases in the range",), fix=("a larger range, or shorter leases", f"dhcp_release {place(server)} ADDRESS MAC   # of guests that are gone"))
 
 
+def server_dead(view: View) -> Iterator[Finding]:
+    """A DHCP server gives out nothing: its process is gone, though the document wants it, or was stopped by a signal; or the device that it is for is not there."""
+    for row in view.rows("own_servers"):
+        if not row["pid"]:
+            yield Finding(code="server-dead", severity=Severity.BLOCKS, where=row["network"], what=f"the server for DHCP and DNS of network {row['network']} does not run", why="Guests that ask for an address get no answer; those that have one lose it when its time is over. Names are not answered either.",
+                          evidence=(f"no process has the configuration of {row['network']} open",), fix=("kvmnet apply",))
+    for server in view.rows("dhcp_servers"):
+        lost = [i for i in server["interfaces"] if i not in view.links and not any(c in i for c in "*:")]
+        if server.get("halted"):
+            yield Finding(code="server-dead", severity=Severity.BLOCKS, where=place(server), what=f"dnsmasq, pid {server['pid']}, was stopped by a signal", why="Questions wait in its sockets, and nobody answers.", evidence=(f"/proc/{server['pid']}/stat: state T (stopped)",), fix=(f"kill -CONT {server['pid']}",))
+        elif lost and len(lost) == len(server["interfaces"]):
+            yield Finding(code="server-dead", severity=Severity.DEGRADES, where=place(server), what=f"a DHCP server is for {', '.join(lost)}, and there is no such device", why="It serves no guest: the device was renamed or is gone, or its name was mistyped.", certainty=Certainty.LIKELY,
+                          evidence=(f"dnsmasq pid {server['pid']}: interface={', '.join(lost)}; devices: {', '.join(b['ifname'] for b in view.bridges[:6]) or 'no bridge'}",), fix=(f"# interface=BRIDGE in the configuration of dnsmasq pid {server['pid']}, and start it again",))
+
+
 def lease_limit(view: View) -> Iterator[Finding]:
     """A dnsmasq has nearly as many leases as it takes (1000 when it is told nothing), whatever its range has left."""
     for server in view.rows("dhcp_servers"):

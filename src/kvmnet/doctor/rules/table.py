@@ -37,7 +37,7 @@ SUBJECTS: Mapping[str, tuple[Rule, ...]] = {
                             uplinks.tunnel_without_peers, uplinks.tunnel_unanswered),
     "Open vSwitch and OVN": (switches.switch_silent, switches.switch_port_stale, switches.switch_without_flows,
                              ovn.ovn_controller_away, ovn.ovn_mapping_missing, ovn.ovn_port_without_flows, ovn.ovn_port_unknown, ovn.ovn_nat_without_gateway),
-    "DHCP and DNS": (services.resolver_everywhere, services.pool_full, services.lease_limit, services.range_off_subnet, services.reserved_is_leased,
+    "DHCP and DNS": (services.resolver_everywhere, services.server_dead, services.pool_full, services.lease_limit, services.range_off_subnet, services.reserved_is_leased,
                      services.two_dhcp_servers),
     "Tables and queues": (capacity.neighbour_table, capacity.conntrack_table, capacity.log_complains, capacity.backlog_overflow, capacity.port_overflow, capacity.netlink_lost, capacity.netem_left, capacity.queue_too_small, capacity.queue_too_slow),
     "Guests and the machine": (
