@@ -228,11 +228,11 @@ def test_daemons_that_are_dead_or_silent_are_told_and_not_waited_for(place: Plac
     found = first(place, "ovn-controller-away", "br-int")
     assert "does not run" in found.what
     place.switch.controller()
-    os.kill(place.switch.pids["ovs-vswitchd"], signal.SIGSTOP)
+    os.kill(place.switch.pid("ovs-vswitchd"), signal.SIGSTOP)
     try:
         assert "does not answer" in first(place, "switch-silent", "br-ex").what
     finally:
-        os.kill(place.switch.pids["ovs-vswitchd"], signal.SIGCONT)
+        os.kill(place.switch.pid("ovs-vswitchd"), signal.SIGCONT)
     place.switch.stop("ovs-vswitchd")
     assert "does not run" in first(place, "switch-silent", "br-ex").what
     place.switch.vswitchd()
