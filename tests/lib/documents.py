@@ -29,8 +29,8 @@ IN_LAB = frozenset({"bond-vlan", "classes", "macvtap", "vlans"})
 """Documents that need what only a whole kernel has: bonds, VLANs."""
 ELSEWHERE = frozenset({"sriov", "steering", "tuning", "vrf", "wireguard"})
 """Documents that need something at the other end: a NIC with VFs (tests/lab/test_sriov.py), a router for each tenant
-(tests/lab/test_vrf.py), another host behind a tunnel (tests/lab/test_wireguard.py), five CPUs and a NIC with interrupts of its own
-(parts in tests/net/test_ethtool.py and tests/guest/test_life.py), the first network namespace, which alone has the settings."""
+(tests/lab/test_vrf.py), another host behind a tunnel (tests/lab/test_wireguard.py), five CPUs and a NIC with interrupts of its own, the first network namespace, which alone
+has the settings (tests/lab/test_doctor.py; parts in tests/net/test_ethtool.py and tests/guest/test_life.py)."""
 
 
 MACHINE = frozenset({"backlog-overflow", "cpu-stolen", "interrupts-on-one-cpu", "frames-come-back", "log-complains", "port-overflow"})

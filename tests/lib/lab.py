@@ -1,8 +1,8 @@
 """The lab: a full Debian kernel under QEMU, with this machine's root in it, driven from here.
 
 The root is shared read-only under an overlay in memory, so the checkout, its virtual environment and
-every installed tool work at their own paths, and nothing that happens inside reaches the machine. There is one
-network card (e1000e), which leads nowhere; its driver is loaded by the tests that need it. An agent inside (lab_agent.py) does one thing at a time; every request has a deadline.
+every installed tool work at their own paths, and nothing that happens inside reaches the machine. There are two
+network cards (e1000e and vmxnet3), which lead nowhere; their drivers are loaded by the tests that need them. An agent inside (lab_agent.py) does one thing at a time; every request has a deadline.
 """
 from __future__ import annotations
 
@@ -316,7 +316,8 @@ def start(image: LabImage, folder: Path, terminal: bool, machine: Machine) -> La
         "-chardev", f"socket,id=agent,fd={theirs.fileno()}", "-device", f"virtserialport,chardev=agent,name={PORT}",
         "-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
         "-device", "virtio-9p-pci,fsdev=root,mount_tag=root",
-        "-netdev", "user,id=nic,restrict=on", "-device", "e1000e,netdev=nic,mac=52:54:00:e1:00:0e", *machine.devices]
+        "-netdev", "user,id=nic,restrict=on", "-device", "e1000e,netdev=nic,mac=52:54:00:e1:00:0e",
+        "-netdev", "user,id=merges,restrict=on", "-device", "vmxnet3,netdev=merges,mac=52:54:00:e1:00:33", *machine.devices]
     with theirs, console.open("ab") as words:
         process = subprocess.Popen(argv, stdin=None if terminal else subprocess.DEVNULL, pass_fds=[theirs.fileno()],
                                    stderr=None if terminal else words, env={"PATH": os.environ.get("PATH", ""), **dict(qemu.environment)})

@@ -27,6 +27,7 @@ from lib import frames
 from lib.dhcp import Client
 from lib.documents import MACHINE
 from lib.netns import inside, named_netns, new_netns, sh
+from lib.qemu import Held
 
 pytestmark = pytest.mark.net
 
@@ -333,6 +334,44 @@ def test_a_mac_that_is_announced_before_its_guest_has_moved(world: Paths) -> Non
     finally:
         sh(f"ip -n {G2} neigh flush nud permanent dev eth0; ip -n {U} link del brU; ip -n {U} link del t4; ip -n {U} addr replace {FAR}/24 dev u0; ip -n {U} route replace 10.66.0.0/24 via 10.77.0.2;"
            "ip link set u1 nomaster; ip addr replace 10.77.0.2/24 dev u1; ip route replace default via 10.77.0.1", check=False)
+
+
+def test_a_guest_that_has_moved_here_and_was_not_announced(world: Paths) -> None:
+    """The bridge has known it beyond the uplink, and it says nothing by itself yet."""
+    mac = "02:66:00:00:00:21"
+
+    def send(netns: str, dev: str, frame: bytes) -> None:
+        with inside(netns):
+            speaks = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+            speaks.bind((dev, 0))
+        with speaks:
+            speaks.send(frame)
+
+    def arrives() -> bool:
+        """Whether what the second guest sends to it leaves by its tap; a broadcast behind it does."""
+        mark = os.urandom(8)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)) as hears:
+            hears.bind(("t1", 3))
+            hears.settimeout(20)
+            for target in (mac, frames.BROADCAST):
+                send(G2, "eth0", frames.ether(target, MAC2, 0x88B5, mark + bytes(40)))
+            seen = [hears.recv(2000)]
+            while not (seen[-1].startswith(frames.mac(frames.BROADCAST)) and mark in seen[-1]):
+                seen.append(hears.recv(2000))
+        return any(f.startswith(frames.mac(mac)) and mark in f for f in seen)
+    try:
+        sh(f"ip addr flush dev u1; ip link set u1 master br0; ip tuntap add t1 mode tap; ip link set t1 address fe:66:00:00:00:21 master br0 up; ip -n {U} addr flush dev u0")
+        with Held("t1", "-name", "web1", "-netdev", "tap,id=n0,ifname=t1,script=no,vhost=on", "-device", f"virtio-net-pci,netdev=n0,mac={mac}"):
+            wait_until(lambda: look(world) == () and arrives(), 20)
+            send(U, "u0", frames.ether(frames.BROADCAST, mac, 0x88B5, bytes(46)))     # as it was, before it came
+            wait_until(lambda: f"{mac} dev u1 " in sh("bridge fdb show br br0"), 20)
+            assert not arrives()
+            finding, = look(world)
+            assert finding.code == "guest-learned-elsewhere" and finding.where == "u1" and "behind t1" in finding.what
+            sh(finding.fix[0])
+            assert arrives() and look(world) == ()
+    finally:
+        sh(f"ip link del t1; ip link set u1 nomaster; ip addr replace 10.77.0.2/24 dev u1; ip route replace default via {FAR}; ip -n {U} addr replace {FAR}/24 dev u0; ip -n {U} route replace 10.66.0.0/24 via 10.77.0.2", check=False)
 
 
 def test_a_device_that_no_iommu_lets_go(world: Paths) -> None:

@@ -590,3 +590,16 @@ def test_bridge_netfilter_is_left_on_where_somebody_needs_it(who: Facts, words: 
 def test_json_is_plain() -> None:
     data = why(scene(BAD["vlan-mismatch"][3]), "vm1", "vm2", Probe("udp", 53)).to_json()
     assert data["state"] == "blocked" and data["findings"][0]["code"] == "vlan-mismatch" and {"where", "what", "words", "state", "findings"} == set(data["there"][0])
+
+
+@pytest.mark.parametrize(("chains", "a", "b", "probe", "cures"), [
+    (":INPUT DROP [0:0]", "vm3", "host", Probe("tcp", 22), ["iptables-legacy -I INPUT -i br1 -s 10.1.0.13 -p tcp --dport 22 -j ACCEPT"]),
+    (":INPUT DROP [0:0]", "vm3", "host", Probe(), ["iptables-legacy -I INPUT -i br1 -s 10.1.0.13 -p icmp -j ACCEPT"]),
+    (":INPUT DROP [0:0]", "host", "vm3", Probe("tcp", 22), ["iptables-legacy -I INPUT -i br1 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"]),
+    (":FORWARD DROP [0:0]", "vm3", "198.51.100.9", Probe("tcp", 443), [
+        "iptables-legacy -I FORWARD -i br1 -o w0 -j ACCEPT", "iptables-legacy -I FORWARD -i w0 -o br1 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"]),
+], ids=["asked", "pinged", "answers to the host", "through the host"])
+def test_a_cure_lets_in_what_was_dropped_and_answers(chains: str, a: str, b: str, probe: Probe, cures: list[str]) -> None:
+    """And nothing new from outside."""
+    facts = good() | {"xtables": {"ip": f"*filter\n{chains}\nCOMMIT\n"}}
+    assert [c for f in why(read(facts), a, b, probe).findings if f.code == "rule-drop" for c in f.fix] == cures

@@ -240,8 +240,8 @@ def wireless_port(view: View) -> Iterator[Finding]:
 
 
 def guest_learned_elsewhere(view: View) -> Iterator[Finding]:
-    """The MAC of a guest is known at another port than its tap: reflected frames, a static entry, or a second machine with its MAC. Frames
-    for it go there. Or it was written as one of the host's own (permanent)."""
+    """The MAC of a guest is known at another port than its tap: reflected frames, a static entry, a second machine with its MAC, or a guest that has
+    moved here and was not announced. Frames for it go there. Or it was written as one of the host's own (permanent)."""
     macs = {link.get("address") for link in view.links.values()}
     for r in view.rows("fdb"):
         home = view.homes.get(r["mac"])
