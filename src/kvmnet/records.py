@@ -3,7 +3,7 @@
 ``dataclasses`` writes source text for each method of each class and compiles it when the class is made: a third of the time in which a
 command of kvmnet was loaded, for 140 classes of which most commands use twenty. Here ``__init__`` is compiled when the first object is
 made; the other methods are the same functions for all classes. ``fields``, ``replace``, ``asdict`` and ``match`` see no difference, and a
-class of the one kind may be the base of the other. What is rarely asked for (``order``, classes without ``slots``) is left to ``dataclasses``.
+class of the one kind may be the base of the other. What is rarely asked for (``order``) is left to ``dataclasses``.
 """
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import MISSING, Field, FrozenInstanceError, asdict, field, fields
 from operator import attrgetter
 from reprlib import recursive_repr
+from types import MemberDescriptorType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ else:
         return type(made)(**{**dict(zip(names, values(made), strict=True)), **changes})
 
     def dataclass(cls=None, /, *, frozen=False, slots=False, kw_only=False, eq=True, repr=True, order=False):
-        if order or not slots:
+        if order:
             return dataclasses.dataclass(cls, frozen=frozen, slots=slots, kw_only=kw_only, eq=eq, repr=repr, order=order)
-        made = lambda cls: record(cls, frozen, kw_only, eq, repr)  # noqa: E731
+        made = lambda cls: record(cls, frozen, slots, kw_only, eq, repr)  # noqa: E731
         return made if cls is None else made(cls)
 
 __all__ = ["asdict", "dataclass", "field", "fields", "replace"]
@@ -51,8 +52,8 @@ FIELD = Frozen.__dataclass_fields__["some"]._field_type  # type: ignore[attr-def
 """Its mark of a field that is one."""
 
 
-def record(cls: type, frozen: bool, kw_only: bool, eq: bool, repr: bool) -> type:
-    """*cls* again, with slots and the methods of a dataclass."""
+def record(cls: type, frozen: bool, slots: bool, kw_only: bool, eq: bool, repr: bool) -> type:
+    """*cls* again, with the methods of a dataclass, and with slots if it shall have them."""
     own = vars(cls)
     found: dict[str, Field[Any]] = {}
     for base in cls.__mro__[-1:0:-1]:
@@ -66,23 +67,40 @@ def record(cls: type, frozen: bool, kw_only: bool, eq: bool, repr: bool) -> type
             found[name] = told = declared(name, kind, names.pop(name, MISSING))
             if told.kw_only is MISSING:
                 told.kw_only = kw_only
-    inherited = {name for base in cls.__mro__[1:-1] for name in vars(base).get("__slots__", ())}
-    names |= {"__slots__": tuple(name for name in found if name not in inherited), "__dataclass_fields__": found,
-              "__dataclass_params__": vars(Frozen if frozen else Changed)["__dataclass_params__"],
-              "__match_args__": tuple(f.name for f in found.values() if f.init and not f.kw_only)}
-    methods: dict[str, Any] = dict(FROZEN) if frozen else {}
-    if repr:
+    methods: dict[str, Any] = {"__dataclass_fields__": found, "__dataclass_params__": vars(Frozen if frozen else Changed)["__dataclass_params__"],
+                               "__match_args__": tuple(f.name for f in found.values() if f.init and not f.kw_only)}
+    if frozen:
+        methods |= SHUT | (STATE if slots else {})
+    if repr and "__repr__" not in own:
         methods["__repr__"] = told_as
     if eq:
-        methods["__eq__"] = equal
+        if "__eq__" not in own:
+            methods["__eq__"] = equal
         if own.get("__hash__") is None:  # Python sets it to None where a class says what is equal
-            names["__hash__"] = hashed if frozen else None
-    for name in ("__dict__", "__weakref__"):
-        names.pop(name, None)
-    made = type(cls)(cls.__name__, cls.__bases__, {**methods, **names})
-    made.__qualname__ = cls.__qualname__
+            methods["__hash__"] = hashed if frozen else None
+    made = slotted(cls, found, {**names, **methods}) if slots else cls
+    if not slots:
+        for name, value in methods.items():
+            setattr(cls, name, value)
+        for name, told in found.items():    # as they are read of the class itself
+            if isinstance(own.get(name), Field):
+                if told.default is MISSING:
+                    delattr(cls, name)
+                else:
+                    setattr(cls, name, told.default)
     if "__init__" not in own:
         compile_later(made)
+    return made
+
+
+def slotted(cls: type, found: dict[str, Field[Any]], names: dict[str, Any]) -> type:
+    """A class like *cls* with a slot for each field that no base has one for."""
+    inherited = {name for base in cls.__mro__[1:-1] for name in vars(base).get("__slots__", ())}
+    names["__slots__"] = tuple(name for name in found if name not in inherited)
+    for name in ("__dict__", "__weakref__"):
+        names.pop(name, None)
+    made = type(cls)(cls.__name__, cls.__bases__, names)
+    made.__qualname__ = cls.__qualname__
     return made
 
 
@@ -113,6 +131,8 @@ def compiled(cls: Any) -> Callable[..., None]:
     places: list[str] = []
     by_name: list[str] = []
     lines: list[str] = []
+    if "__slots__" not in vars(cls):
+        lines.append(" _own = self.__dict__\n")
     for name, told in cls.__dataclass_fields__.items():
         value = name
         if told.default_factory is not MISSING:
@@ -129,8 +149,11 @@ def compiled(cls: Any) -> Callable[..., None]:
             default = ""
         if told.init:
             (by_name if told.kw_only else places).append(name + default)
-        names[f"_set_{name}"] = getattr(cls, name).__set__  # of its slot: a frozen class has no other way
-        lines.append(f" _set_{name}(self, {value})\n")
+        if isinstance(slot := getattr(cls, name, None), MemberDescriptorType):
+            names[f"_set_{name}"] = slot.__set__    # a frozen class has no other way
+            lines.append(f" _set_{name}(self, {value})\n")
+        elif told.init or told.default is MISSING:    # else the class has it
+            lines.append(f" _own[{name!r}] = {value}\n")
     if hasattr(cls, "__post_init__"):
         lines.append(" self.__post_init__()\n")
     said = ", ".join(["self", *places, *(["*", *by_name] if by_name else [])])
@@ -201,4 +224,5 @@ def restore(self: Any, values: list[Any]) -> None:
         object.__setattr__(self, name, value)
 
 
-FROZEN = {"__setattr__": refuse_to_set, "__delattr__": refuse_to_delete, "__getstate__": state, "__setstate__": restore}
+SHUT = {"__setattr__": refuse_to_set, "__delattr__": refuse_to_delete}
+STATE = {"__getstate__": state, "__setstate__": restore}

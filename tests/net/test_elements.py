@@ -15,6 +15,7 @@ from kvmnet.drivers.nftables.driver import NftablesDriver
 from kvmnet.drivers.nftables.elements import INTERVALS, Told, agree, hold, told
 from kvmnet.drivers.nftables.members import bare, key_of
 from kvmnet.drivers.nftables.restored import changed
+from kvmnet.drivers.nftables.saved import Saved
 from kvmnet.host.paths import Paths
 from lib.netns import new_netns, sh
 
@@ -216,13 +217,23 @@ def test_what_somebody_else_does_meanwhile_has_nft_asked(when: str, command: str
     Host(host.paths).apply_file(tmp_path / "it.yaml")
 
 
-def test_a_file_that_is_not_what_was_written_is_written_anew(host: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize("what", ["ruleset.nft", "members.json", "seal"])
+def test_a_file_that_is_not_what_was_written_is_written_anew(what: str, host: Host, tmp_path: Path) -> None:
+    """It is told by its time, also where the same is written again; what stands in it then is our own."""
     file = host.paths.guard / "ruleset.nft"
-    whole, noted = file.read_text(), (host.paths.guard / "members.json").read_text()
-    one: Told = {("bridge kvmnet g_shut", "0x00000001"): "0x00000001"}
-    new = changed(whole, noted, one, "[]")
-    assert new and "0x00000001" in new and changed(new, "[]", {}, "") and not changed(new, noted, {}, "")
-    assert changed(whole.replace("kvt-a", "kvt-z"), noted, one, "[]") is None
-    file.write_text("\n".join(line for line in whole.splitlines() if "in1" not in line))
+    file.write_text(f"# another hand\n{file.read_text()}")
+    Saved(host.paths.guard).seal.write_text(Saved(host.paths.guard).sealed())    # as if that were ours
     put(host.paths, tmp_path, DOCUMENT.replace("MORE", MORE["a member"]))
-    assert loaded(host.paths).keys() == {match[1] for match in re.finditer(r"^add element (\S+ \S+ \S+)", whole, re.M)}
+    assert file.read_text().startswith("# another hand\n")
+    if what == "seal":
+        (host.paths.guard / what).unlink()
+    else:
+        (host.paths.guard / what).write_text((host.paths.guard / what).read_text())
+    put(host.paths, tmp_path, DOCUMENT.replace("MORE", MORE["none"]))
+    assert not file.read_text().startswith("# another hand\n") and "kvt-d2-0" in file.read_text()
+
+
+def test_elements_are_changed_where_they_are() -> None:
+    file = "table t {\n}\nadd element ip a s { 1, 2 : 3 }\nadd element ip a gone { 9 }\ntable last {\n}\n"
+    told: Told = {("ip a s", "2"): "2 : 4", ("ip a s", "5"): "5", ("ip a gone", "9"): None, ("ip a none", "1"): None, ("ip a new", "7"): "7"}
+    assert changed(file, told) == "table t {\n}\nadd element ip a s { 1, 2 : 4, 5 }\ntable last {\n}\nadd element ip a new { 7 }\n"

@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from kvmnet.drivers.kinds import from_json, to_json
 from kvmnet.drivers.nftables.elements import Told
-from kvmnet.drivers.nftables.look import write_whole
+from kvmnet.drivers.nftables.look import program, write_whole
 from kvmnet.drivers.nftables.members import Member
-from kvmnet.drivers.nftables.restored import changed, file_of
+from kvmnet.drivers.nftables.restored import changed
 from kvmnet.drivers.nftables.standing import Standing
 from kvmnet.engine.resource import Key
 
@@ -22,6 +23,7 @@ class Saved:
     def __init__(self, folder: Path):
         self.folder = folder
         self.members, self.ruleset, self.changing = folder / "members.json", folder / "ruleset.nft", folder / "changing"
+        self.seal = folder / "seal"
         self.written: tuple[str, Mapping[Key, Member]] = ("", {})
         """What this process wrote, as a text and as it is."""
 
@@ -45,7 +47,7 @@ class Saved:
 
     def save(self, standing: Standing, fresh: Told | None = None) -> None:
         """Write down what stands. ``fresh``: all that has changed since, when that is known to be elements."""
-        before, noted = self.noted() if fresh else "", ""
+        ours = bool(fresh) and self.is_ours()
         if standing.members:
             noted = json.dumps([to_json(item) for item in standing.members.values()])
             write_whole(self.members, noted)
@@ -53,10 +55,23 @@ class Saved:
         else:
             self.members.unlink(missing_ok=True)
         if standing.tables:
-            text = changed(self.ruleset.read_text(), before, fresh, noted) if fresh and self.ruleset.exists() else None
-            write_whole(self.ruleset, text or file_of(standing.script(), noted))
+            write_whole(self.ruleset, changed(self.ruleset.read_text(), fresh) if fresh and ours else "\n".join((*standing.script(), "")))
+            write_whole(self.seal, self.sealed())
         else:
             self.ruleset.unlink(missing_ok=True)
+            self.seal.unlink(missing_ok=True)
+
+    def sealed(self) -> str:
+        """What changes with every change of the program, and when another hand writes one of both files."""
+        told = (os.stat(file) for file in (self.members, self.ruleset) if file.exists())
+        return " ".join((program(), *(f"{s.st_dev} {s.st_ino} {s.st_mtime_ns} {s.st_size}" for s in told)))
+
+    def is_ours(self) -> bool:
+        """Whether both files are what was written last."""
+        try:
+            return self.seal.read_text() == self.sealed()
+        except OSError:
+            return False
 
     @contextmanager
     def undisturbed(self) -> Iterator[bool]:
