@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,7 +62,7 @@ class Saved:
 
     def sealed(self) -> str:
         """What changes with every change of the program, and when another hand writes one of both files."""
-        told = (os.stat(file) for file in (self.members, self.ruleset) if file.exists())
+        told = (file.stat() for file in (self.members, self.ruleset) if file.exists())
         return " ".join((program(), *(f"{s.st_dev} {s.st_ino} {s.st_mtime_ns} {s.st_size}" for s in told)))
 
     def is_ours(self) -> bool:
