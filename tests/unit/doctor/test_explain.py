@@ -72,6 +72,9 @@ def test_an_entry_is_found_by_its_name(entry: Any) -> None:
     ("Error: Could not process rule: Operation not supported", "Could not process rule"),
     ("iptables: No chain/target/match by that name.", "No chain/target/match by that name"),
     ("bond0: Warning: No 802.3ad response from the link partner for any adapters in the bond", "bonding: No 802.3ad response from the link partner"),
+    ("From 10.0.0.1 icmp_seq=1 Frag needed and DF set (mtu = 1400)", "EMSGSIZE"), ("From 10.0.0.1 icmp_seq=1 Packet filtered", "Packet filtered"),
+    ("UDP: bad checksum. From 10.0.0.1:53 to 10.0.0.2:4444 ulen 20", "hw csum failure"), ("ping: example.org: Temporary failure in name resolution", "Temporary failure in name resolution"),
+    ("br0: BPDU received on blocked port 2(vnet3)", "BPDU received on blocked port"),
     ("Error: Device does not allow enslaving to a bridge.", "Device does not allow enslaving to a bridge"),
     ("vfio 0000:01:00.0: no iommu_group found: No such file or directory", "vfio: no iommu_group found"),
     ("IPv4: martian source 10.0.0.9 from 10.1.0.1, on dev eth1", "martian source"),
@@ -133,6 +136,7 @@ COUNT, MOST = "net/netfilter/nf_conntrack_count", "net/netfilter/nf_conntrack_ma
     ("e1000e", view(guests=[{"pid": 1, "name": "old", "argv": ["qemu", "-device", "e1000e,netdev=n0", "-netdev", "tap,id=n0"]}]),
      view(guests=[{"pid": 1, "name": "new", "argv": ["qemu", "-device", "virtio-net-pci,netdev=n0", "-netdev", "tap,id=n0"]}])),
     ("active-backup", view(links=[LINK | {"ifname": "bond0", "linkinfo": {"info_kind": "bond", "info_data": {"mode": "active-backup"}}}]), view(links=[BRIDGE])),
+    ("can't add wlan0 to bridge br0: Operation not supported", view(links=[LINK | {"ifname": "wlan0"}, BRIDGE], machine={"wireless": ["wlan0"]}), view(links=[LINK | {"ifname": "wlan0"}, BRIDGE], machine={"wireless": []})),
     ("Network is unreachable", view(routes4=[]), None),
     ('Cannot find device "br9"', view(links=[BRIDGE]), view(links=[BRIDGE | {"ifname": "br9"}])),
 ])
@@ -157,6 +161,10 @@ def test_what_is_ruled_out_stands_last() -> None:
 def test_what_is_not_known_is_said_with_what_is_near(words: str) -> None:
     assert explain(words, None) is None
     assert nearest(words)
+
+
+def test_a_word_that_begins_like_a_device_is_none() -> None:
+    assert known("Device does not allow enslaving to a bridge.").named == {} and known("enp3s0: Device does not allow enslaving to a bridge.").named == {"dev": "enp3s0"}
 
 
 def test_near_names() -> None:

@@ -21,7 +21,7 @@ from kvmnet.records import dataclass
 
 ENTRIES: tuple[Entry, ...] = (*CODES, *FINDINGS, *PATHS, *CURES, *LINES, *QEMU, *LIBVIRT, *DNSMASQ, *OVS, *OVN, *FIREWALL, *ERRORS)
 """Everything that is known; of equally good matches the earlier one counts."""
-PLACES = (r"\bdev(?:ice)? ['\"]?(?P<dev>[\w.-]+)", r"\((?P<dev>tap[\w.-]*|vnet\d+|kvt-[\w.-]+)\)", r"\b(?P<dev>tap\d+|vnet\d+|kv[bt]-[\w.-]+|virbr\d+|br\d+|eth\d+|en[ospx]\w+|bond\d+)\b")
+PLACES = (r"\bdev(?:ice)? ['\"]?(?P<dev>[\w.-]+)", r"\((?P<dev>tap[\w.-]*|vnet\d+|kvt-[\w.-]+)\)", r"\b(?P<dev>tap\d+|vnet\d+|kv[bt]-[\w.-]+|virbr\d+|br\d+|eth\d+|en[ospx]\w*\d\w*|wl\w*\d\w*|bond\d+)\b")
 """Where a message names a device."""
 ORDER = tuple(Holds)
 NEAR = 4
