@@ -337,13 +337,14 @@ class NftablesDriver:
         whole = {table.name for table in scripts.whole}
         beside = [Begun(partial(self.learn, table)) for table in made if table.name not in whole]
         self.under_way += beside
-        if not any(scripts):
+        texts = [*scripts]
+        if not texts:
             return
         count = transactions()
         awaited = len(HELD.keys() - (there() or set())) if self.starting in self.under_way else 0
         try:
-            for script in scripts:
-                run(["nft", "-f", "-"], stdin=script, timeout=300)
+            for text in texts:
+                run(["nft", "-f", "-"], stdin=text, timeout=300)
         except ToolFailed as refused:
             with suppress(ToolFailed):  # these sets are not there if it was they that were refused
                 run(["nft", "-f", "-"], stdin="\n".join((*scripts.unmake, "")))
@@ -360,7 +361,7 @@ class NftablesDriver:
         if self.count != count:    # somebody else was there
             self.under_way += [Begun(partial(self.learn, table)) for table in others]
             others = []
-        self.fresh, self.count = [*others, *scripts.whole], None if count is None else count + len([*scripts]) + awaited
+        self.fresh, self.count = [*others, *scripts.whole], None if count is None else count + len(texts) + awaited
         judged_anew = (before.members, before.guards, before.tables.get(GUARD)) != (after.members, after.guards, after.tables.get(GUARD))
         with begun(partial(cut_forbidden, after.tables.get(GUARD) if judged_anew else None, after.members.values(), after.guards,
                            after.memory)) as cutting:

@@ -14,7 +14,7 @@ import re
 import socket
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import TypeAlias
 
@@ -66,6 +66,8 @@ WIDTHS = {"ctzone": 2}
 LINE = re.compile(r"(add|delete) element (\S+ \S+ \S+) \{ (.*) \}")
 MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
 INTERVALS = ("net4", "net6", "a4_", "a6_", "vlans", "learned", "claimed")
+BEARING = frozenset(limits.SETS.values())
+"""Sets whose elements bear a limit."""
 OURS = (NAMES | {*PARTS, "flow4", "flow6"}) - {*MEMORY}
 """Sets whose elements follow from what is wanted; besides them those of ``members.FAMILIES``."""
 
@@ -131,7 +133,7 @@ def blobs(kernel: socket.socket, table: str, name: str) -> set[Blob]:
     for message in dump(kernel, GETELEMENT, of_set(table, name))[1]:
         for kind, data in attributes(message[4:]):
             if kind == ELEMENTS:
-                found.update(each(data, name in limits.SETS.values()))
+                found.update(each(data, name in BEARING))
     return found
 
 
@@ -151,12 +153,19 @@ def key_in(element: bytes) -> bytes:
 
 def blob(name: str, text: str) -> Blob:
     """What the kernel holds of an element of the set *name*."""
-    key, colon, says = text.partition(" : ")
-    if name in limits.SETS.values():
+    if name in BEARING:
         key = key_of(text)
         return octets(name, key), text.removeprefix(key)
-    first = attribute(KEY, attribute(VALUE, octets(name, key)))
+    key, colon, says = text.partition(" : ")
+    value = octets(name, key)
+    first = head_of(len(value)) + padded(value)
     return first + data_of(name, says) if colon else first
+
+
+@cache
+def head_of(length: int) -> bytes:
+    """What stands before a key of so many octets."""
+    return attribute(KEY, attribute(VALUE, bytes(length)))[:8]
 
 
 @lru_cache(maxsize=10_000)
@@ -203,7 +212,7 @@ def octets(name: str, key: str) -> bytes:
 
 
 def padded(value: bytes) -> bytes:
-    return value + bytes(-len(value) % 4)
+    return value + bytes(-len(value) % 4) if len(value) % 4 else value
 
 
 @lru_cache(maxsize=50_000)
