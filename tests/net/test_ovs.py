@@ -99,7 +99,7 @@ def first(place: Place, code: str, where: str) -> Finding:
 
 def asked(place: Place, source: str, target: str, probe: Probe = Probe()) -> Report:
     scene = read(capture(place.paths))
-    return followed(why(scene, source, target, probe), scene.facts["ovn"]["remote"])
+    return followed(scene, why(scene, source, target, probe))
 
 
 @dataclass(frozen=True)
@@ -190,6 +190,11 @@ def test_what_ovn_drops_is_told_by_the_stage(place: Place, inject: str, mend: st
         wait_until(lambda: not passes("g1", SECOND), 30)
         found = dropped(place, "lp1", "lp2")
         assert stage in found.what and found.evidence[-1].startswith(f"ovn-sbctl --uuid lflow-list: {stage}, priority"), found
+        if "acl" in stage:
+            assert "drop" in sh(found.fix[0])
+        else:
+            sh(found.fix[0])
+            wait_until(lambda: passes("g1", SECOND), 30)
         if "allow-related" in inject:
             assert asked(place, "lp1", "lp2", Probe("tcp", 80)).state is State.OK
     finally:

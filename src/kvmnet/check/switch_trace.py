@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from kvmnet.check.logical_flow import explained, stage
 from kvmnet.doctor.ends import End
 from kvmnet.doctor.finding import Certainty, Finding
+from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.trip import Hop
 from kvmnet.doctor.why import Report
 from kvmnet.errors import HostCannot
@@ -57,20 +58,20 @@ def verdict(text: str) -> Verdict | None:
     return Verdict(told[-1].strip() == "drop", ports, last, not BEYOND.search("".join(told)))
 
 
-def followed(report: Report, remote: str = "") -> Report:
-    """The report, with the switch's word for each port of Open vSwitch that a packet came to: what passes is a hop, what is dropped a finding. ``remote``: OVN's southbound database, which knows what its flows were made of."""
-    return replace(report, there=through(report.there, report.target, remote), back=through(report.back, report.source, remote))
+def followed(scene: Scene, report: Report) -> Report:
+    """The report, with the switch's word for each port of Open vSwitch that a packet came to: what passes is a hop, what is dropped a finding, of OVN with the logical flow that does it."""
+    return replace(report, there=through(scene, report.there, report.target), back=through(scene, report.back, report.source))
 
 
-def through(hops: Iterable[Hop], end: End, remote: str = "") -> list[Hop]:
+def through(scene: Scene, hops: Iterable[Hop], end: End) -> list[Hop]:
     found = []
     for hop in hops:
-        told = [settled(f, end, remote) for f in hop.findings]
+        told = [settled(scene, f, end) for f in hop.findings]
         found += [replace(hop, findings=[f for f in told if isinstance(f, Finding)]), *(f for f in told if isinstance(f, Hop))]
     return found
 
 
-def settled(finding: Finding, end: End, remote: str = "") -> Finding | Hop:
+def settled(scene: Scene, finding: Finding, end: End) -> Finding | Hop:
     """What was not followed, followed; any other finding as it is."""
     words = shlex.split(finding.fix[0]) if finding.code == "not-followed" and finding.fix else []
     if words[:2] != TRACE or not MACS.search(finding.fix[0]) or "$(" in finding.fix[0]:
@@ -82,8 +83,9 @@ def settled(finding: Finding, end: End, remote: str = "") -> Finding | Hop:
     if not told:
         return finding
     found = judged(finding, told, end)
-    if told.dropped and isinstance(found, Finding) and (origin := stage(remote, told.last)):
-        return explained(found, origin)
+    if told.dropped and isinstance(found, Finding) and (origin := stage((scene.facts.get("ovn") or {}).get("remote", ""), told.last)):
+        names = {p["dev"]: str(p["name"]) for p in scene.logical}
+        return explained(found, origin, (names.get(finding.where, "PORT"), names.get(end.dev, "PORT")))
     return found
 
 

@@ -77,7 +77,7 @@ def why(source: str, target: str, tcp: int | None, udp: int | None, icmp: bool, 
         report = by_packets(scene, report)
     if file is None:
         from kvmnet.check.switch_trace import followed
-        report = followed(report, (scene.facts.get("ovn") or {}).get("remote", ""))
+        report = followed(scene, report)
     if as_json:
         print_json(report.to_json())
     else:

@@ -7,6 +7,7 @@ from kvmnet.check import logical_flow, switch_trace
 from kvmnet.check.switch_trace import judged, settled, through, verdict
 from kvmnet.doctor.ends import End, Place
 from kvmnet.doctor.finding import Certainty, Finding, Severity
+from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.trip import Hop
 from kvmnet.host.run import ToolFailed
 
@@ -15,6 +16,7 @@ DROPPED = HEAD + " 9. reg0=0x8000/0x8000,metadata=0x2, priority 50, cookie 0x5ad
 PASSED = HEAD + '65. reg15=0x1, priority 100\n    output:v2\n\nbridge("br-ex")\n---------------\n 0. priority 0\n    NORMAL\n\nFinal flow: unchanged\nMegaflow: recirc_id=0\nDatapath actions: v2\n'
 AGAIN = PASSED.replace("Datapath actions: v2", "Datapath actions: ct(commit,zone=1,nat(src=10.77.0.2)),recirc(0xf)")
 FINDING = Finding(code="not-followed", severity=Severity.BLOCKS, where="v1", what="", certainty=Certainty.UNKNOWN, fix=("ovs-appctl ofproto/trace --names br-int 'in_port=v1,icmp,dl_src=02:00:00:00:00:01,dl_dst=02:00:00:00:00:02'",))
+SCENE = Scene({"links": []})
 THERE, OUTSIDE = End("v2", Place.NIC, "10.0.0.2", "v2"), End("x", Place.OUTSIDE, "192.0.2.1")
 
 
@@ -48,7 +50,7 @@ def test_what_it_says_settles_the_finding(text: str, end: End, code: str, severi
 @pytest.mark.parametrize("end", [THERE, OUTSIDE])
 def test_what_passes_is_a_hop(monkeypatch: pytest.MonkeyPatch, end: End) -> None:
     monkeypatch.setattr(switch_trace.host, "run", lambda argv, timeout: PASSED)
-    first, second = through([Hop("v1", "port", findings=[FINDING])], end)
+    first, second = through(SCENE, [Hop("v1", "port", findings=[FINDING])], end)
     assert first.findings == [] and (second.where, second.what) == ("br-ex", "bridge") and "hands it to v2" in second.words
 
 
@@ -57,8 +59,8 @@ def test_without_the_macs_or_the_switch_nothing_is_settled(monkeypatch: pytest.M
         raise ToolFailed(["ovs-appctl"], 1, "cannot connect")
     monkeypatch.setattr(switch_trace.host, "run", none)
     blind = FINDING.__class__(code="not-followed", severity=Severity.BLOCKS, where="v1", what="", fix=("ovs-appctl ofproto/trace --names br-int 'in_port=v1,icmp'",))
-    assert settled(blind, THERE) is blind
-    asked = settled(FINDING, THERE)
+    assert settled(SCENE, blind, THERE) is blind
+    asked = settled(SCENE, FINDING, THERE)
     assert isinstance(asked, Finding) and asked.certainty is Certainty.UNKNOWN and "cannot connect" in asked.evidence[-1]
 
 
@@ -66,14 +68,15 @@ LOGICAL = [[{"_uuid": "05ad9040-1", "priority": 50, "match": "reg0[15] == 1", "e
             {"_uuid": "aaaaaaaa-3", "priority": 0, "match": "1", "external_ids": {"stage-name": "lr_new_stage"}}]]
 
 
-@pytest.mark.parametrize(("cookie", "what", "why", "told"), [
-    ("0x5ad9040", "ls_in_apply_port_sec", "port security", "priority 50, match reg0[15] == 1"), ("0xf215a3c9", "ls_out_acl", "an ACL", "made of the row 0a1b2c3d..."), ("0xaaaaaaaa", "lr_new_stage", "lr_new_stage has no flow", "priority 0")])
-def test_a_cookie_leads_to_the_logical_flow(monkeypatch: pytest.MonkeyPatch, cookie: str, what: str, why: str, told: str) -> None:
+@pytest.mark.parametrize(("cookie", "what", "why", "told", "look"), [
+    ("0x5ad9040", "ls_in_apply_port_sec", "port security", "priority 50, match reg0[15] == 1", "ovn-nbctl lsp-get-port-security lp1"), ("0xf215a3c9", "ls_out_acl", "an ACL", "made of the row 0a1b2c3d...", "ovn-nbctl list acl 0a1b2c3d"),
+    ("0xaaaaaaaa", "lr_new_stage", "lr_new_stage has no flow", "priority 0", "ovs-appctl ofproto/trace")])
+def test_a_cookie_leads_to_the_logical_flow(monkeypatch: pytest.MonkeyPatch, cookie: str, what: str, why: str, told: str, look: str) -> None:
     monkeypatch.setattr(logical_flow, "select", lambda remote, database, tables: LOGICAL)
     found = logical_flow.stage("unix:x", f"br-int: 9. metadata=0x2, priority 50, cookie {cookie}")
     assert found
-    explained = logical_flow.explained(FINDING, found)
-    assert what in explained.what and why in explained.why and told in explained.evidence[-1]
+    explained = logical_flow.explained(FINDING, found, ("lp1", "lp2"))
+    assert explained.fix[0].startswith(look) and what in explained.what and why in explained.why and told in explained.evidence[-1]
 
 
 def test_a_flow_that_is_not_of_ovn_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
