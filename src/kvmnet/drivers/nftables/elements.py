@@ -1,8 +1,7 @@
 """Elements of our sets as the kernel holds them: single ones, or all of a table.
 
 nft reads every element of a table to tell of one, and takes seven microseconds for each to write it down. What we loaded is known, so
-the kernel's own bytes are compared with what they must be. Whatever is not as expected, and what is not known here (intervals),
-is no answer: nft has to be asked.
+the kernel's own bytes are compared with what they must be. Whatever is not as expected is no answer: nft has to be asked.
 
 Sources: linux/netfilter/nf_tables.h; nft_get_set_elem(), nf_tables_fill_setelem() and nf_tables_fill_set() in
 net/netfilter/nf_tables_api.c.
@@ -15,6 +14,7 @@ import socket
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import cache, lru_cache
+from ipaddress import ip_network
 from socket import AF_INET, AF_INET6, inet_pton
 from typing import TypeAlias
 
@@ -47,7 +47,7 @@ Blob: TypeAlias = bytes | tuple[bytes, str]
 MOST = 500
 """Elements that are asked for one by one; to read all of them is quicker then."""
 NESTED = 0x8000
-ELEMENT, KEY, DATA, EXPRESSION, EXPRESSIONS, VALUE, VERDICT, CODE, CHAIN = 1, 1, 2, 7, 11, 1, 2, 1, 2
+ELEMENT, KEY, DATA, ENDS, EXPRESSION, KEY_END, EXPRESSIONS, VALUE, VERDICT, CODE, CHAIN = 1, 1, 2, 3, 7, 10, 11, 1, 2, 1, 2
 """NFTA_LIST_ELEM, NFTA_SET_ELEM_*, NFTA_DATA_*, NFTA_VERDICT_*."""
 SET_NAME = 2
 """NFTA_SET_NAME."""
@@ -59,13 +59,16 @@ OVER = 1
 VERDICTS = {"accept": 1, "jump": 0xFFFFFFFD, "goto": 0xFFFFFFFC, "drop": 0}
 SAID = {code: word for word, code in VERDICTS.items()}
 IFNAMSIZ = 16
-HEADERS: Mapping[str, tuple[int, ...]] = {"mac": (6,), "own4": (4,), "own6": (16,), "not4": (4,), "not6": (16,), "flow4": (8, 4), "flow6": (8, 16)}
+HEADERS: Mapping[str, tuple[int, ...]] = {"mac": (6,), "own4": (4,), "own6": (16,), "not4": (4,), "not6": (16,), "flow4": (8, 4), "flow6": (8, 16),
+                                           "net4": (4,), "net6": (16,), "vlans": (2,)}
 """Set of guards -> octets of the header fields behind the name of a tap, as they stand in a packet."""
 WIDTHS = {"ctzone": 2}
 """Map -> octets of its numbers, where these are not four."""
 LINE = re.compile(r"(add|delete) element (\S+ \S+ \S+) \{ (.*) \}")
 MAC = re.compile(r"(?:[0-9a-f]{2}:){5}[0-9a-f]{2}")
-INTERVALS = ("net4", "net6", "a4_", "a6_", "vlans", "learned", "claimed")
+RANGES, PREFIXES = ("net4", "net6"), ("a4_", "a6_")
+UNASKED = (*RANGES, *PREFIXES, *MEMORY)
+"""Sets whose elements are not asked for one by one: intervals, and what packets write."""
 BEARING = frozenset(limits.SETS.values())
 """Sets whose elements bear a limit."""
 OURS = (NAMES | {*PARTS, "flow4", "flow6"}) - {*MEMORY}
@@ -77,7 +80,7 @@ def told(lines: Iterable[str]) -> Told | None:
     found: Told = {}
     for line in lines:
         match = LINE.fullmatch(line)
-        if not match or bare(match[2]).startswith(INTERVALS):
+        if not match or bare(match[2]).startswith(UNASKED):
             return None
         for text in match[3].split(", "):
             found[match[2], key_of(text)] = text if match[1] == "add" else None
@@ -101,8 +104,6 @@ def hold(elements: Told) -> bool:
 
 def agree(tables: Collection[str], wanted: Mapping[str, Collection[str]]) -> bool:
     """Whether the sets of *tables* hold *wanted* (``TABLE SET`` -> elements) and nothing else. False also where that is not known."""
-    if any(bare(name).startswith(INTERVALS) for name, texts in wanted.items() if texts):
-        return False
     found = 0
     try:
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETFILTER) as kernel:
@@ -113,7 +114,7 @@ def agree(tables: Collection[str], wanted: Mapping[str, Collection[str]]) -> boo
                     name = f"{table} {own}"
                     texts = wanted.get(name, ())
                     found += len(texts)
-                    if blobs(kernel, table, own) != {blob(own, text) for text in texts}:
+                    if blobs(kernel, table, own) != blobs_of(own, texts):
                         return False
     except OSError:
         return False
@@ -151,15 +152,41 @@ def key_in(element: bytes) -> bytes:
     return dict(attributes(dict(attributes(element))[KEY]))[VALUE]
 
 
+def blobs_of(name: str, texts: Collection[str]) -> set[Blob]:
+    """What the kernel holds of the elements of the set *name*."""
+    if name.startswith(PREFIXES):
+        return {*ends(texts)}
+    return {blob(name, text) for text in texts}
+
+
+def ends(prefixes: Collection[str]) -> Iterator[bytes]:
+    """Beginnings of intervals, what follows behind each, and that nothing begins at zero (set_to_segtree() in nft's src/segtree.c)."""
+    behind = attribute(ENDS, (1).to_bytes(4, "big"))
+    nets = [ip_network(text) for text in prefixes]
+    for net in nets:
+        yield keyed(net[0].packed)
+        if int(net[-1]) + 1 < 1 << net.max_prefixlen:    # nft marks the last of all in a way of its own: it is asked then
+            yield keyed((net[-1] + 1).packed) + behind
+    if nets and all(map(int, (net[0] for net in nets))):
+        yield keyed(bytes(nets[0].max_prefixlen // 8)) + behind
+
+
 def blob(name: str, text: str) -> Blob:
     """What the kernel holds of an element of the set *name*."""
     if name in BEARING:
         key = key_of(text)
         return octets(name, key), text.removeprefix(key)
+    if name in RANGES:
+        nic, _, span = text.partition(" . ")
+        first, last = (octets(name, f"{nic} . {end}") for end in span.split("-"))
+        return keyed(first) + attribute(KEY_END, attribute(VALUE, last))
     key, colon, says = text.partition(" : ")
-    value = octets(name, key)
-    first = head_of(len(value)) + padded(value)
-    return first + data_of(name, says) if colon else first
+    return keyed(octets(name, key)) + data_of(name, says) if colon else keyed(octets(name, key))
+
+
+def keyed(value: bytes) -> bytes:
+    """The attribute of a key."""
+    return head_of(len(value)) + padded(value)
 
 
 @cache
