@@ -57,6 +57,10 @@ class Live:
     """``DEVICE MAC`` where an answer came with a MAC that is not the device's: the host does not take it."""
     tellers: list[str] = field(default_factory=list)
     """MACs that were told in answer to the question."""
+    refused: bool = False
+    """Whether the answer was a reset (TCP)."""
+    container: bool = False
+    """Whether who is asked is behind a pair of veth, and so on this kernel."""
     others: list[str] = field(default_factory=list)
     """Those of them that are neither the one that is right nor the host's own: ``MAC behind PORT``."""
     known: bool | None = None
@@ -91,7 +95,7 @@ class Live:
 
 def ask(report: Report) -> bool:
     """Let the host look for guests that no port is known of: ARP or ND, at most ``SECONDS``. Whether there were any."""
-    unseen = [f.where for f in report.findings if f.code == "guest-unseen"]
+    unseen = [f.where for f in report.findings if f.code == "guest-unseen"] + [e.ip for e in (report.source, report.target) if e.place is Place.NIC and e.dev and not e.mac and e.ip]
     for address in dict.fromkeys(unseen):
         stir(address)
     if unseen:
@@ -161,12 +165,14 @@ def send(scene: Scene, report: Report, live: Live) -> None:
                     place.send(packet.frame) if place else send_raw(b.ip, packet.frame[14:], scene.domain_of(a.segment))
             for dev, capture in captures.items():
                 for _ in range(FRAMES):
-                    if (frame := capture.receive()) is None:
+                    if (told := capture.hear()) is None:
                         break
+                    frame, sent = told
                     if is_probe(frame, mark, number):
                         seen[dev] = None
                     if any(is_answer(frame, mark, number, ip) for ip in mine):
-                        back[dev] = Packet(frame).macs[0]
+                        back[dev] = "" if sent else Packet(frame).macs[0]
+                        live.refused = live.refused or (number == TCP and is_reset(frame))
                     elif dev == a.dev and asked and is_told(frame, asked):
                         teller = Packet(frame).macs[1]
                         tellers[teller] = None
@@ -180,7 +186,8 @@ def send(scene: Scene, report: Report, live: Live) -> None:
         live.tellers = list(tellers)
         ports = {mac: str(row.get("ifname")) for (_, mac, _), (_, row) in scene.fdb.items()}
         live.others = [f"{mac} behind {ports.get(mac, 'a port that the bridge does not know')}" for mac in tellers if mac != report.macs[0] and mac not in near]
-        live.stray = [f"{dev} {mac}" for dev, mac in back.items() if astray(scene, dev, mac)]
+        live.stray = [f"{dev} {mac}" for dev, mac in back.items() if mac and astray(scene, dev, mac)]
+        live.container = scene.kind(b.dev) == "veth"
         if number == TCP and live.answered:     # a reset may be that of a rule, which is told a moment later
             with suppress(TimeoutError):
                 wait_until(lambda: trace.ended(ENDS), SETTLING, 0.01)
@@ -188,8 +195,13 @@ def send(scene: Scene, report: Report, live: Live) -> None:
         live.ended = [t for t in trace.found if t.verdict in ENDS]
         last_hop = b.dev if b.place is Place.NIC else report.leaves_by
         if live.answered and number == TCP and (any(t.verdict == "reject" for t in live.ended) or (last_hop in devices and last_hop not in seen)):
-            live.answered, live.back = False, []     # the reset is the rule's, not that of who was asked
+            live.answered, live.refused, live.back = False, False, []     # the reset is the rule's, not that of who was asked
         live.dropped, live.untold = drops.found(inner_end() if place else ""), drops.impossible
+
+
+def is_reset(frame: bytes) -> bool:
+    flags = Packet(frame).bits("th", 104, 8)
+    return isinstance(flags, int) and bool(flags & 4)
 
 
 def astray(scene: Scene, dev: str, mac: str) -> bool:
@@ -220,16 +232,19 @@ def concluded(report: Report, target: str, more: Sequence[Finding] = ()) -> Repo
     done = replace(report, there=there, back=back)
     if any(f.severity is Severity.BLOCKS for f in (*more, *done.findings)) and not report.blocking:
         return done
-    if live.answered:
-        if live.known is False and not report.blocking and not live.others:
-            there[-1].findings.append(unanswered(report, live))
-        return done
+    if live.answered and live.refused and not any(f.code == "nobody-listens" for f in report.findings):
+        there[-1].findings.append(refused(report, live))
     if report.blocking:
+        return done
+    if live.known is False and not live.others and (live.answered or not live.ended):
+        there[-1].findings.append(unanswered(report, live))
+        return done
+    if live.answered:
         return done
     if any(f.code in SUSPECTS for f in report.findings) and not live.ended:
         there, back = ([replace(hop, findings=[suspected(f, live) for f in hop.findings]) for hop in hops] for hops in (there, back))
         return replace(report, there=there, back=back)
-    if found := by_trace(live) or by_reason(report, live) or by_queue(live) or by_silence(report, live, target):
+    if found := by_trace(live) or (by_queue(live) if any(d.reason == "QDISC_DROP" for d in live.dropped) else None) or by_reason(report, live) or by_queue(live) or by_silence(report, live, target):
         there[-1].findings.append(found)
     return done
 
@@ -253,10 +268,17 @@ def contested(report: Report, live: Live) -> Finding:
                    fix=tuple(f"# take {live.asked} away from {other}" for other in live.others))
 
 
+def refused(report: Report, live: Live) -> Finding:
+    """Everything passes, and nobody is at home."""
+    where = f"tcp {report.probe.port}"
+    return Finding(code="nobody-listens", severity=Severity.BLOCKS, where=where, what=f"{report.target.title} refuses {where}: a reset comes from it", why="The way there and back is open. No program listens on that port there (or on loopback alone), or a firewall of its own rejects the connection.", evidence=(str(live),),
+                   fix=("# there: ss -ltnp",))
+
+
 def unanswered(report: Report, live: Live) -> Finding:
     """Packets pass, and what goes before them does not."""
     a = report.source
-    return Finding(code="question-unanswered", severity=Severity.BLOCKS, where=a.dev, what=f"nobody answers {a.title} who has {live.asked}, though packets to its MAC are answered", evidence=(str(live),),
+    return Finding(code="question-unanswered", severity=Severity.BLOCKS, where=a.dev, what=f"nobody answers {a.title} who has {live.asked}{', though packets to its MAC are answered' if live.answered else ''}", evidence=(str(live),),
                    why=f"Before it sends anything a guest asks for the MAC of its next hop, by {'neighbour discovery' if ':' in live.asked else 'ARP'}: the question, or its answer, is lost on the way, or {live.asked} does not answer it.",
                    fix=(f"# tcpdump -ni any {'icmp6' if ':' in live.asked else 'arp'} host {live.asked}: where the question is seen last",) if ":" not in live.asked else ())
 
@@ -267,7 +289,7 @@ def by_reason(report: Report, live: Live) -> Finding | None:
     if not told:
         return None
     first, last = told[0], (live.seen or [live.where])[-1]
-    behind = report.target.place is Place.NIC and last == report.target.dev
+    behind = report.target.place is Place.NIC and last == report.target.dev and live.container
     return Finding(code="kernel-drop", severity=Severity.BLOCKS, where=last, what=f"the kernel drops the packet behind {last}: {meaning(first.reason) or first.reason}",
                    why=f"{last} is where it leaves this host: the firewall or the settings of {report.target.title}, which runs on the same kernel" if behind else "nothing that was read of this host says so; the packets do",
                    evidence=(*(f"skb:kfree_skb: {d.reason}{' in ' + d.where if d.where else ''}" for d in told), str(live)))
@@ -318,6 +340,8 @@ def beside(finding: Finding, live: Live, question: bool = False) -> Finding:
         return finding
     if question and finding.code in (*HEARD, "duplicate-detected") and not live.known:
         return replace(finding, evidence=(*finding.evidence, f"confirmed: the question who has {live.asked} was sent, and not answered")) if live.known is False else finding
+    if finding.code == "nobody-listens" and live.refused:
+        return replace(finding, evidence=(*finding.evidence, "confirmed: a packet was answered by a reset"))
     if live.answered and finding.code == "multipath-hop":
         return replace(finding, severity=Severity.DEGRADES, certainty=Certainty.PROVED, evidence=(*finding.evidence, "the flow of this packet falls to one that works: its answer came back"))
     if live.answered:

@@ -155,8 +155,9 @@ def asked_for(guest: End, other: str, address: str, router: str) -> Finding:
 def way_back(scene: Scene, report: Report) -> list[Finding]:
     """Whether what did not answer answers the host's own address on that way: then it has no way back to the address that asked."""
     target, dev, asker, number = report.target, report.leaves_by, report.leaves_as, report.probe.number
-    own = [str(ip_interface(a).ip) for a in scene.addresses_of(dev, report.probe.version) if not ip_interface(a).is_link_local]
-    if target.place is not Place.OUTSIDE or not dev or not asker or number == UDP or not own or asker in own:
+    every = [ip_interface(a) for a in scene.addresses_of(dev, report.probe.version) if not ip_interface(a).is_link_local]
+    own = [str(a.ip) for a in every if str(a.ip) != asker]
+    if target.place is not Place.OUTSIDE or not dev or not asker or number == UDP or not own or any(str(a.ip) == asker and a.network.prefixlen < a.max_prefixlen for a in every):
         return []
     mark = secrets.randbits(31) | 1
     framed = report.leaves_to != NOBODY and scene.links[dev].get("link_type") == "ether"     # past the rules, which may translate this source, too

@@ -18,7 +18,7 @@ from kvmnet.doctor.trip import Trip, begin
 
 NOBODY = "02:00:00:00:00:fe"
 """Stands for a MAC that is not known."""
-HEARD = ("arp-drop", "rule-unknown", "port-no-flood", "arp-ignored", "arp-off")
+HEARD = ("arp-drop", "bridge-netfilter", "rule-unknown", "port-no-flood", "arp-ignored", "arp-off")
 """What of a question's way is told: the rest its packet meets, too."""
 
 

@@ -44,6 +44,7 @@ from kvmnet.doctor.scene import Scene
 from kvmnet.doctor.segment import cross, device, enter, leave
 from kvmnet.doctor.switched import at_switch, from_beyond, in_switch
 from kvmnet.doctor.trip import Hop, State, Trip, begin, state_of
+from kvmnet.doctor.tunnels import below
 from kvmnet.doctor.unseen import unseen, written
 from kvmnet.doctor.vfs import at_vf, is_vf
 from kvmnet.doctor.view import owned
@@ -220,9 +221,12 @@ def from_guest(trip: Trip, a: End, b: End, undo: Undo | None) -> None:
             return
     if direct:
         heard(trip, [ask(scene, a, b)])
+        if not b.mac and set(scene.neighbours.get((face, b.ip), {}).get("state", ())) & {"FAILED", "INCOMPLETE"}:
+            neighbour(trip, face, b.ip, "")
         proxied(trip, face, b.ip)
         if out := cross(trip, bridge, a.dev, b.dev):
             leave(trip, bridge, a.dev, out)
+            below(trip, out)
         return
     if not gateway:
         if b.place is Place.HOST and b.segment and scene.base(b.segment) == bridge:
@@ -333,9 +337,10 @@ def by_uplink(trip: Trip, a: End, b: End) -> None:
                     f"ports: {', '.join(scene.members.get(bridge, ())) or 'none'}", fix=("kvmnet apply   # gives it the addresses that the document has for it",) if owned(bridge) else (f"ip addr add ADDRESS/LENGTH dev {bridge}",))
         return
     leave(trip, bridge, a.dev, port)
-    below = str(scene.links[port].get("link", ""))
-    if scene.kind(port) in ("vlan", "bond") and below in scene.links:
-        way_out(trip, below)
+    below(trip, port)
+    under = str(scene.links[port].get("link", ""))
+    if scene.kind(port) in ("vlan", "bond") and under in scene.links:
+        way_out(trip, under)
     trip.hop("outside", "outside", f"by {port}; what is beyond is not seen from here")
 
 
@@ -375,6 +380,7 @@ def deliver(trip: Trip, way: Way, b: End) -> None:
             written(trip, there)
         elif out := cross(trip, bridge, "", expected):
             leave(trip, bridge, "", out)
+            below(trip, out)
         return
     trip.out = dev
     way_out(trip, dev)
@@ -421,13 +427,15 @@ def wrong_segment(trip: Trip, way: Way, b: End, hop: str) -> None:
     if b.place is not Place.NIC or not b.segment or b.segment == scene.base(dev) or b.dev not in scene.links:
         return
     own = next((a for a in scene.addresses_of(b.segment, trip.packet.version) if ip_address(b.ip) in ip_interface(a).network), "")
-    if hop == b.ip or own:
+    if hop == b.ip or own or (trip.context.flow is not None and trip.left != scene.base(dev)):     # an answer to who has asked by this host's IP
         trip.blocks("wrong-segment", dev, f"the route to {b.ip} leads to {dev}, but {b.dev} is on {b.segment}", "the question who has it is asked on the wrong segment" if hop == b.ip else f"the packet goes to {hop} instead: the route of the guests' subnet is gone, or another is preferred",
                     way.route, fix=led_right(scene, way, b, own))
 
 
 def led_right(scene: Scene, way: Way, b: End, own: str) -> tuple[str, ...]:
     """What brings packets for a guest back to its segment: its port into the bridge that has its subnet, the route of its subnet, or the end of the route that is preferred to it."""
+    if not own and way.via:
+        return (f"ip{' -6' if ':' in b.ip else ''} route add {b.ip} dev {b.segment}",)
     if not own:
         return (f"ip link set {b.dev} master {scene.base(way.dev)}",) if scene.kind(scene.base(way.dev)) == "bridge" and not scene.addresses_of(b.segment, ip_address(b.ip).version) else ()
     if way.route.startswith("default"):
