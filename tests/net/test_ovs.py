@@ -71,7 +71,7 @@ def place() -> Iterator[Place]:
 
 
 def passes(name: str, target: str) -> bool:
-    return subprocess.run(["ip", "netns", "exec", SPACES[name], "ping", "-n", "-c", "1", "-W", "0.5", target], capture_output=True, check=False).returncode == 0
+    return subprocess.run(["ip", "netns", "exec", SPACES[name], "ping", "-n", "-c", "1", "-W", "0.3", target], capture_output=True, check=False).returncode == 0
 
 
 WAYS = (("g1", SECOND), ("g1", FAR), ("g1", FLOATING), ("g2", FLOATING), ("up", FLOATING), ("g3", FOURTH), ("g3", "10.68.0.1"), ("g4", "10.68.0.1"))
@@ -165,6 +165,20 @@ def test_what_passes_the_switch_says_so(place: Place, source: str, target: str, 
     report = asked(place, source, target)
     told = [hop.words for hop in (*report.there, *report.back) if "Open vSwitch hands it to" in hop.words]
     assert report.state is State.OK and not report.findings and any(f"hands it to {port}:" in words for words in told), (report.findings, told)
+
+
+@pytest.mark.parametrize("tags", ["set port vg4 tag=20", "set port vg3 tag=10 -- set port vg4 tag=20"])
+def test_vlans_that_differ_lead_astray(place: Place, tags: str) -> None:
+    wait_until(lambda: all(passes(*way) for way in WAYS), 30)
+    vsctl(tags)
+    try:
+        wait_until(lambda: not passes("g3", FOURTH), 30)
+        found = asked(place, f"vg3@{THIRD}", f"vg4@{FOURTH}").findings[0]
+        assert found.code == "switch-astray" and "different VLANs" in found.why, found
+        sh(found.fix[0])
+        wait_until(lambda: passes("g3", FOURTH), 30)
+    finally:
+        vsctl("clear port vg3 tag -- clear port vg4 tag")
 
 
 def test_what_comes_from_outside_is_not_said_to_arrive(place: Place) -> None:

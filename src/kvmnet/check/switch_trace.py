@@ -28,7 +28,7 @@ PORT = re.compile(r'"?[\w.@-]+"?')
 WORDS = ("drop", "ct_clear", "pop_vlan", "pop_eth", "pop_nsh", "ct")
 """Actions that have no brackets and are no ports."""
 MACS = re.compile(r"dl_src=[0-9a-f:]{17},dl_dst=[0-9a-f:]{17}")
-BEYOND = re.compile(r"userspace\(|nat\((?:src|dst)=|tnl_push")
+BEYOND = re.compile(r"userspace\(|nat\((?:src|dst)=|tnl_push|tunnel\(|lb_output|hash\(")
 """Actions after which the trace is of another packet than the real one (NAT to an address; a flow's own NAT, without one, changes no first packet), or that leave this host."""
 
 
@@ -82,18 +82,30 @@ def settled(scene: Scene, finding: Finding, end: End) -> Finding | Hop:
         return replace(finding, evidence=(*finding.evidence, f"ofproto/trace: {str(failed).splitlines()[0]}"))
     if not told:
         return finding
-    found = judged(finding, told, end)
+    found = judged(scene, finding, told, end)
     if told.dropped and isinstance(found, Finding) and (origin := stage((scene.facts.get("ovn") or {}).get("remote", ""), told.last)):
         names = {p["dev"]: str(p["name"]) for p in scene.logical}
         return explained(found, origin, (names.get(finding.where, "PORT"), names.get(end.dev, "PORT")))
     return found
 
 
-def judged(finding: Finding, told: Verdict, end: End) -> Finding | Hop:
+def judged(scene: Scene, finding: Finding, told: Verdict, end: End) -> Finding | Hop:
     there = end.dev or end.segment
     if told.dropped:
         return replace(finding, code="switch-drop", what=f"Open vSwitch drops the packet that comes in at {finding.where}", why="the flow that it met last has it dropped, or no flow matches", certainty=Certainty.PROVED if told.sure else Certainty.UNKNOWN,
                        evidence=(*finding.evidence, f"ofproto/trace: last at {told.last}", "ofproto/trace: Datapath actions: drop"))
     if told.ports and (there in told.ports or not end.dev):
         return Hop(told.last.partition(":")[0] or finding.where, "bridge", f"Open vSwitch hands it to {', '.join(told.ports)}: asked with this very packet")
-    return replace(finding, evidence=(*finding.evidence, f"ofproto/trace: handed to {', '.join(told.ports) or 'no port that it names'}, not to {there}"))
+    told_ports = f"ofproto/trace: handed to {', '.join(told.ports) or 'no port that it names'}, not to {there}"
+    if told.sure and there in scene.switched and all(p in scene.switched for p in told.ports):
+        return astray(scene, replace(finding, evidence=(*finding.evidence, f"ofproto/trace: last at {told.last}", told_ports)), there)
+    return replace(finding, evidence=(*finding.evidence, told_ports))
+
+
+def astray(scene: Scene, finding: Finding, there: str) -> Finding:
+    """A packet that the switch hands to ports of its own, and to the one that it is meant for not."""
+    tags = {p["name"]: p.get("tag") for dev in (finding.where, there) for p in scene.switched[dev]["ports"]} if finding.where in scene.switched else {}
+    mine, theirs = tags.get(finding.where), tags.get(there)
+    fix = finding.fix if mine == theirs else (f"ovs-vsctl set port {there} tag={mine}" if mine is not None else f"ovs-vsctl clear port {there} tag", *finding.fix)
+    return replace(finding, code="switch-astray", what=f"Open vSwitch does not hand to {there} what comes in at {finding.where} for it", certainty=Certainty.PROVED, fix=fix,
+                   why="the two are in different VLANs" if mine != theirs else "it has learned the MAC behind another port, or its flows lead elsewhere", evidence=(*finding.evidence, f"ovs-vsctl get port {finding.where} tag: {mine}; {there}: {theirs}"))

@@ -9,7 +9,7 @@ from kvmnet.facts.ovsdb import SECONDS, Json, Servers, several, value
 from kvmnet.host import run as host
 from kvmnet.records import dataclass
 
-ASKED = {"bridge": "name,ports,fail_mode,datapath_type,controller", "port": "_uuid,name,interfaces", "interface": "_uuid,name,type,ofport,error,options,external_ids",
+ASKED = {"bridge": "name,ports,fail_mode,datapath_type,controller", "port": "_uuid,name,interfaces,tag", "interface": "_uuid,name,type,ofport,error,options,external_ids",
          "controller": "_uuid,target", "open_vswitch": "external_ids", "ssl": "private_key,certificate,ca_cert"}
 """Table -> its columns. Of maps, which can hold passwords, only what is named below goes on."""
 DATABASE = re.compile(r"(^|[:/])(db\.sock|conf\.db)$")
@@ -73,9 +73,10 @@ def parsed(text: str) -> Database:
     settings: dict[str, str] = next((row["external_ids"] for row in whole), {})
     named = {i["_uuid"]: i for i in interfaces}
     held = {p["_uuid"]: [named[i] for i in several(p["interfaces"]) if i in named] for p in ports}
+    tags = {p["_uuid"]: p["tag"] for p in ports}
     targets = {c["_uuid"]: c["target"] for c in controllers}
     made = [{"name": b["name"], "fail_mode": b["fail_mode"] or "", "datapath": b["datapath_type"] or "system", "controllers": [targets[c] for c in several(b["controller"]) if c in targets],
-             "ovn": "ovn-remote" in settings and b["name"] == settings.get("ovn-bridge", BRIDGE), "ports": [port(i) for p in several(b["ports"]) for i in held.get(p, ())]} for b in bridges]
+             "ovn": "ovn-remote" in settings and b["name"] == settings.get("ovn-bridge", BRIDGE), "ports": [port(i) | {"tag": tags.get(p)} for p in several(b["ports"]) for i in held.get(p, ())]} for b in bridges]
     return Database(made, settings, next(iter(keys), {}))
 
 

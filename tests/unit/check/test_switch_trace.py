@@ -42,9 +42,20 @@ def test_a_trace_is_read() -> None:
 def test_what_it_says_settles_the_finding(text: str, end: End, code: str, severity: Severity, certainty: Certainty) -> None:
     told = verdict(text)
     assert told
-    found = judged(FINDING, told, end)
+    found = judged(SCENE, FINDING, told, end)
     assert isinstance(found, Finding)
     assert (found.code, found.severity, found.certainty) == (code, severity, certainty) and found.evidence
+
+
+@pytest.mark.parametrize(("tags", "actions", "code", "fix"), [
+    ((10, 20), "v3", "switch-astray", "ovs-vsctl set port v2 tag=10"), ((None, 20), "v3,br0", "switch-astray", "ovs-vsctl clear port v2 tag"), ((None, None), "v3", "switch-astray", "ovs-appctl ofproto/trace"),
+    ((10, 20), "genev_sys_6081", "not-followed", "ovs-appctl ofproto/trace"), ((10, 20), "userspace(pid=0,controller(reason=1)),v3", "not-followed", "ovs-appctl ofproto/trace")])
+def test_what_goes_to_other_ports_of_the_switch_goes_astray(tags: tuple[int | None, int | None], actions: str, code: str, fix: str) -> None:
+    ports = [{"name": name, "tag": tag} for name, tag in (("v1", tags[0]), ("v2", tags[1]), ("v3", None), ("br0", None))]
+    told = verdict(PASSED.replace("actions: v2", f"actions: {actions}"))
+    assert told
+    found = judged(Scene({"links": [], "switches": [{"name": "br0", "ports": ports}]}), FINDING, told, THERE)
+    assert isinstance(found, Finding) and found.code == code and found.fix[0].startswith(fix), found
 
 
 @pytest.mark.parametrize("end", [THERE, OUTSIDE])

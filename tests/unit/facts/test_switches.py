@@ -11,7 +11,7 @@ from kvmnet.facts import ovn, ovsdb, switches
 from kvmnet.host.run import ToolFailed
 
 PRINTED = """{"data":[["br-int",["set",[["uuid","5d"],["uuid","6e"],["uuid","7f"]]],"secure","netdev",["set",[]]],["br-ex",["uuid","8a"],["set",[]],"",["uuid","c1"]]],"headings":["name","ports","fail_mode","datapath_type","controller"]}
-{"data":[[["uuid","5d"],"br-int",["uuid","a1"]],[["uuid","6e"],"v1",["uuid","a2"]],[["uuid","7f"],"bond",["set",[["uuid","a3"],["uuid","a4"]]]],[["uuid","8a"],"br-ex",["uuid","a5"]]],"headings":["_uuid","name","interfaces"]}
+{"data":[[["uuid","5d"],"br-int",["uuid","a1"],["set",[]]],[["uuid","6e"],"v1",["uuid","a2"],20],[["uuid","7f"],"bond",["set",[["uuid","a3"],["uuid","a4"]]],["set",[]]],[["uuid","8a"],"br-ex",["uuid","a5"],["set",[]]]],"headings":["_uuid","name","interfaces","tag"]}
 {"data":[[["uuid","a1"],"br-int","internal",65534,["set",[]],["map",[]],["map",[]]],[["uuid","a2"],"v1","",1,["set",[]],["map",[]],["map",[["iface-id","lp1"],["vm-password","hunter2"]]]],[["uuid","a3"],"e0","",-1,"could not open network device e0 (No such device)",["map",[]],["map",[]]],[["uuid","a4"],"e1","",["set",[]],["set",[]],["map",[]],["map",[]]],[["uuid","a5"],"br-ex","internal",65534,["set",[]],["map",[["psk","hunter2"],["peer","p2"]]],["map",[]]]],"headings":["_uuid","name","type","ofport","error","options","external_ids"]}
 {"data":[[["uuid","c1"],"tcp:127.0.0.1:6653"]],"headings":["_uuid","target"]}
 {"data":[[["map",[["system-id","c1"],["ovn-remote","ssl:192.0.2.1:6642"],["ovn-bridge-mappings","physnet:br-ex, other:br2"],["token","hunter2"]]]]],"headings":["external_ids"]}
@@ -58,8 +58,8 @@ def test_bridges_have_their_ports_and_bonds_their_members() -> None:
     assert (inner["name"], inner["fail_mode"], inner["datapath"], inner["ovn"]) == ("br-int", "secure", "netdev", True)
     assert (outer["fail_mode"], outer["datapath"], outer["ovn"], outer["controllers"]) == ("", "system", False, ["tcp:127.0.0.1:6653"])
     assert [p["name"] for p in inner["ports"]] == ["br-int", "v1", "e0", "e1"] and [p["name"] for p in outer["ports"]] == ["br-ex"]
-    assert inner["ports"][2] == {"name": "e0", "type": "", "ofport": -1, "error": "could not open network device e0 (No such device)", "peer": "", "iface_id": ""}
-    assert inner["ports"][1]["iface_id"] == "lp1" and outer["ports"][0]["peer"] == "p2"
+    assert inner["ports"][2] == {"name": "e0", "type": "", "ofport": -1, "error": "could not open network device e0 (No such device)", "peer": "", "iface_id": "", "tag": None}
+    assert inner["ports"][1]["iface_id"] == "lp1" and inner["ports"][1]["tag"] == 20 and outer["ports"][0]["peer"] == "p2"
 
 
 def test_a_host_without_a_switch_is_not_asked(tools: Tools) -> None:

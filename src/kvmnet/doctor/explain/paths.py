@@ -65,6 +65,7 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "macvtap-vepa": ("Two macvtaps of mode vepa reach each other only by a switch that sends frames back.", ("ip link set DEV type macvtap mode bridge",)),
     "vf-link-off": ("The PF keeps the carrier of the guest's VF off.", ("ip link set PF vf N state auto",)),
     "switch-drop": ("Open vSwitch drops the packet: its flows were asked with ofproto/trace, and the one that it met last is named. In OVN that is an ACL, port security, or what a router does not know.", ("ovs-ofctl dump-flows BRIDGE table=N", "ovn-sbctl lflow-list   # cookie: the beginning of the flow's UUID")),
+    "switch-astray": ("Open vSwitch hands the packet to other ports than the one that it is meant for: VLANs (tags of the ports) that differ, a MAC learned behind another port, or flows.", ("ovs-vsctl --columns=name,tag,trunks list port", "ovs-appctl fdb/show BRIDGE")),
     "not-followed": ("A macvtap, VF or foreign switch carries the frames: what happens there cannot be seen from here.", ("kvmnet capture",)),
 }
 """Code -> what it means, and the next step."""
