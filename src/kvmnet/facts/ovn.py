@@ -31,7 +31,7 @@ NORTHBOUND = re.compile(r"punix:(\S*nb\S*\.sock)$")
 
 
 def ovn(ids: Mapping[str, str], keys: Mapping[str, str], bridges: list[Json], servers: Servers) -> Json | None:
-    """None where nothing of OVN is here. ``{chassis, remote, bridge, mappings, controller, ports, routers, chassis_mapped, reasons}``; ``controller`` is what it says of its connection, '' where it does not run.
+    """None where nothing of OVN is here. ``{chassis, remote, bridge, mappings, controller, ports, routers, chassis_mapped, reasons}``; ``controller`` is what it says of its connection, '' where it does not run, None where it could not be asked.
     ``ports``: ``{name, type, datapath, here, mac, network, peer, of, enters, leaves}``, ``enters`` and ``leaves`` being numbers of flows."""
     north = next((f"unix:{found[1]}" for s in servers if s["program"] == "ovsdb-server" for w in s["argv"] if (found := NORTHBOUND.search(w))), "")
     chassis = ids.get("system-id", "")
@@ -61,7 +61,7 @@ def controller(made: Json, servers: Servers) -> str:
     try:
         made["controller"] = host.run(("ovn-appctl", f"--timeout={SECONDS:.0f}", "-t", "ovn-controller", "connection-status"), timeout=2 * SECONDS).strip()
     except (host.ToolFailed, HostCannot) as failed:
-        made["controller"] = "silent"
+        made["controller"] = "silent" if isinstance(failed, host.ToolFailed) and failed.code < 0 else None     # killed by its deadline; any other reason says nothing of the controller
         return str(failed)
     return ""
 

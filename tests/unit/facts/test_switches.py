@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 
+from kvmnet.doctor.rules.ovn import ovn_controller_away
+from kvmnet.doctor.view import View
+from kvmnet.errors import HostCannot
 from kvmnet.facts import ovn, ovsdb, switches
 from kvmnet.host.run import ToolFailed
 
@@ -90,6 +93,15 @@ def test_a_database_that_does_not_answer_is_a_reason_and_no_ports(tools: Tools) 
     tools.answers |= {"OVN_Southbound": ToolFailed(["ovsdb-client"], 1, "connection refused"), "OVN_Northbound": '[{"error":"unknown table","details":"no NAT"}]'}
     found = switches.switches(SERVERS)["ovn"]
     assert found["ports"] is None and found["routers"] == [] and any("connection refused" in r for r in found["reasons"]) and any("unknown table" in r for r in found["reasons"])
+
+
+@pytest.mark.parametrize(("failed", "told"), [(ToolFailed(["ovn-appctl"], -14, ""), "silent"), (ToolFailed(["ovn-appctl"], 1, "cannot read pidfile"), None), (HostCannot("ovn-appctl not found"), None)])
+def test_a_controller_that_cannot_be_asked_is_not_called_silent(tools: Tools, failed: Exception, told: str | None) -> None:
+    """As in a container, whose tools and run directory the host has not."""
+    tools.answers["connection-status"] = failed
+    found = switches.switches(SERVERS)["ovn"]
+    assert found["controller"] == told and len(found["reasons"]) == 1
+    assert {f.code for f in ovn_controller_away(View({"ovn": found}))} == ({"ovn-controller-away"} if told else set())
 
 
 def test_settings_of_one_chassis_come_first() -> None:

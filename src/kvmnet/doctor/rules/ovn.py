@@ -16,7 +16,7 @@ USUAL = "br-ex"
 def ovn_controller_away(view: View) -> Iterator[Finding]:
     """OVN is configured on this host, and ovn-controller does not run, does not answer, or has no connection to the southbound database. Flows that are written stay; ports of new guests, and all that changes, do not come to this host."""
     ovn = here(view)
-    if ovn and ovn["chassis"] and ovn["controller"] != CONNECTED:
+    if ovn and ovn["chassis"] and ovn["controller"] not in (CONNECTED, None):
         state = {"": "does not run", "silent": "does not answer"}.get(ovn["controller"], "has no connection to its database")
         yield Finding(code="ovn-controller-away", severity=Severity.DEGRADES, where=ovn["bridge"], what=f"ovn-controller {state}", why=f"It writes what OVN wants into {ovn['bridge']}: what changes from now on does not come to this host.",
                       evidence=(f"ovn-appctl -t ovn-controller connection-status: {ovn['controller'] or 'no such process in this network namespace'}", *ovn["reasons"]),
