@@ -52,6 +52,7 @@ def ping(netns: str, target: str, *, six: bool = False) -> bool:
 
 def restore() -> None:
     """Everything as it was at first, whatever a fault has done to it. A port takes a state once it has a carrier."""
+    sh("ip rule show | grep -q '^0:' || ip rule add pref 0 lookup local; ip route replace local 10.66.0.1 dev br0 table local src 10.66.0.1 proto kernel scope host", check=False)
     sh("sysctl -qw net.ipv6.icmp.echo_ignore_all=0 net.ipv4.conf.br0.route_localnet=0; ip link set p2 type bridge_slave proxy_arp off; bridge link set dev p2 mcast_flood on; ip route del 10.66.0.12/32 dev u1; ip route del 10.66.0.11/32 dev br0; ip addr del 10.66.0.1/32 dev br0", check=False)
     sh("tc qdisc del dev p2 root; ip xfrm policy flush; ip nexthop flush; ip link set br0 type bridge ageing_time 30000; ip route replace 10.66.0.0/24 dev br0 src 10.66.0.1; ip neigh flush nud permanent dev u1", check=False)
     sh("tc qdisc del dev p1 clsact; ip link set br0 arp on; ip link set u1 arp on; ip addr del 10.77.0.50/32 dev u1; ip link del w0; ip link del u2; ip rule del priority 100; ip rule del priority 50; ip route flush table 77; ip route flush type blackhole; ip neigh flush all; ip link set u1 nomaster", check=False)
@@ -158,6 +159,8 @@ FAULTS = {
     "default-route-without-a-gateway": Fault("route-without-gateway", "ip route replace default dev br0", to=PUBLIC, mends=False),
     "neighbours-asked-through-bridge-netfilter": Fault("bridge-netfilter", f"sysctl -qw net.bridge.bridge-nf-call-ip6tables=1; nft 'add table ip6 wall; add chain ip6 wall c {{ type filter hook forward priority 0; }}; add rule ip6 wall c icmpv6 type nd-neighbor-solicit drop'; ip -n {G1} -6 neigh flush all; ip -n {G2} -6 neigh flush all", to="fd66::12", source="fd66::11", probe=PING6),
     "address-without-its-subnet": Fault("wrong-segment", "ip addr add 10.66.0.1/32 dev br0; ip addr del 10.66.0.1/24 dev br0; ip route del 10.66.0.0/24 dev br0; true", to=FAR, source=f"p1@{FIRST}"),
+    "table-local-emptied": Fault("address-not-local", "ip route del local 10.66.0.1 table local dev br0", to="host"),
+    "rule-of-table-local-gone": Fault("address-not-local", "ip rule del pref 0", to="host"),
     "vlan-less-mark": Fault("rule-drop", "nft 'add table inet wall; add chain inet wall m { type filter hook prerouting priority -200; }; add rule inet wall m iifname br0 meta mark set 0x10; add chain inet wall c { type filter hook forward priority 0; }; add rule inet wall c meta mark & 0xf0 == 0x10 drop'", to=FAR),
 }
 

@@ -23,6 +23,8 @@ def next_hop(scene: Scene, a: End, b: End) -> str:
     near = next((i for i in own if ip_address(a.ip) in i.network), None)
     if b.segment == a.segment and b.place is Place.NIC and (not near or ip_address(b.ip) in near.network):
         return b.ip
+    if b.place is Place.HOST and near and ip_address(b.ip) in near.network:
+        return b.ip
     return str(near.ip) if near else ""
 
 

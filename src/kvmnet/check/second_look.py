@@ -106,6 +106,8 @@ def of_guest(scene: Scene, guest: End, other: str, end: End) -> list[Finding]:
     direct = end.place is Place.NIC and end.segment == bridge and other == end.ip
     if not direct and not near:     # its router is another machine
         return []
+    if not direct and any(ip_address(other) in ip_interface(a).network for a in scene.addresses_of(bridge, version)):     # it rightly looks for that on its own segment
+        return []
     router = end.mac if direct else scene.mac(bridge)
     heard = ping(scene, guest, other, router)
     astray = next((mac for mac in heard.answers if mac != router and (direct or mac not in scene.macs_at(bridge))), "")
@@ -119,7 +121,7 @@ def of_guest(scene: Scene, guest: End, other: str, end: End) -> list[Finding]:
     if direct or heard.asked or not ping(scene, guest, near[0], router).answers:
         return []
     return [Finding(code="guest-without-route", severity=Severity.BLOCKS, where=guest.dev, certainty=Certainty.LIKELY, what=f"{guest.title} answers its segment and nobody beyond: it has no route to {other}, or a firewall of its own",
-                    why="It got both pings at its port, and sent one answer.", evidence=(f"a ping from {near[0]} was answered at {guest.dev}, one from {other} was not",), fix=(f"ip{' -6' if version == 6 else ''} route add default via {near[0]}   # in the guest",))]
+                    why="It got both pings at its port, and sent one answer.", evidence=(f"a ping from {near[0]} was answered at {guest.dev}, one from {other} was not",), fix=(f"# in the guest: ip{' -6' if version == 6 else ''} route add default via {near[0]}",))]
 
 
 def ping(scene: Scene, guest: End, source: str, router: str) -> Heard:
@@ -134,20 +136,20 @@ def sent_astray(scene: Scene, guest: End, other: str, router: str, astray: str) 
     seen = (f"its answer to {other} went to {astray}, seen at {guest.dev}",)
     if astray == guest.mac:
         return Finding(code="guest-wrong-neighbour", severity=Severity.BLOCKS, where=guest.dev, what=f"{guest.title} sends what is for {other} to its own MAC: it asks nobody for MACs (ARP is off on its card)", why="A card without ARP takes its own MAC for everybody's, and does not answer who asks for its address.",
-                       evidence=seen, fix=("ip link set DEV arp on   # in the guest",))
+                       evidence=seen, fix=("# in the guest: ip link set DEV arp on",))
     if known:
         return Finding(code="guest-other-way", severity=Severity.NOTE, where=guest.dev, what=f"{guest.title} sends what is for {other} to {astray}, which is behind {known}", why="Its routes name another router than this host; what that one does is not judged here.", evidence=seen)
     return Finding(code="guest-wrong-neighbour", severity=Severity.BLOCKS, where=guest.dev, what=f"{guest.title} sends what is for {other} to {astray}, which nobody here has; it should be {router}", why="An entry of its neighbour table was written by hand, or is of a machine that is gone.",
-                   evidence=seen, fix=("ip neigh flush all   # in the guest; permanent entries: ip neigh del ADDRESS dev DEV",))
+                   evidence=seen, fix=("# in the guest: ip neigh flush all; permanent entries: ip neigh del ADDRESS dev DEV",))
 
 
 def asked_for(guest: End, other: str, address: str, router: str) -> Finding:
     seen = (f"it asks who has {address}, seen at {guest.dev}",)
     if address == other:
         return Finding(code="guest-other-prefix", severity=Severity.BLOCKS, where=guest.dev, what=f"{guest.title} looks for {other} on its own segment", why="Its prefix, or a route without a gateway, takes that address for one of its neighbours'.", evidence=seen,
-                       fix=(f"ip route get {other}   # in the guest: it should go via {router}",))
+                       fix=(f"# in the guest: ip route get {other}, which should go via {router}",))
     return Finding(code="guest-gateway-silent", severity=Severity.BLOCKS, where=guest.dev, certainty=Certainty.LIKELY, what=f"{guest.title} sends what is for {other} by {address}, and nobody answers for that", why="The router in its routes is off, or has another address.", evidence=seen,
-                   fix=(f"ip{' -6' if ':' in router else ''} route replace default via {router}   # in the guest",))
+                   fix=(f"# in the guest: ip{' -6' if ':' in router else ''} route replace default via {router}",))
 
 
 # -- beyond this host ------------------------------------------------------------------------------
@@ -167,7 +169,7 @@ def way_back(scene: Scene, report: Report) -> list[Finding]:
         return []
     return [Finding(code="no-way-back", severity=Severity.BLOCKS, where=dev, what=f"{target.title} answers {own[0]} and not {asker}: what is behind {dev} has no way back to {asker}, or takes nothing from it",
                     why="The packet leaves this host with that source; the networks behind must have a route to it that leads here.", evidence=(f"sent by {dev} from {asker}: no answer; from {own[0]}: an answer came back",),
-                    fix=(f"ip route add {asker} via {own[0]}   # on the router behind {dev}", f"or let this host translate it: masquerade what leaves by {dev}"))]
+                    fix=(f"# on the router behind {dev}: ip{' -6' if ':' in asker else ''} route add {asker} via {own[0]}", f"# or let this host translate it: masquerade what leaves by {dev}"))]
 
 
 def other_sender(scene: Scene, report: Report) -> list[Finding]:
@@ -184,7 +186,7 @@ def other_sender(scene: Scene, report: Report) -> list[Finding]:
         return []
     return [Finding(code="sender-refused", severity=Severity.BLOCKS, where=b.dev, certainty=Certainty.LIKELY, what=f"{b.title} answers {own} and not {a.title}: what is behind {b.dev} takes no frames of {a.mac or 'the guest'}, or nothing from {a.ip}",
                     why="Ports at hosting providers, port security and Wi-Fi let only the MAC of the host's own card through; a firewall of that machine looks the same from here.", evidence=(f"put in at {a.dev} from {a.ip}: no answer; by {dev} from {own}: an answer came back",),
-                    fix=("a routed or nat network instead of a bridge to that port, or the MAC made known there",))]
+                    fix=("# a routed or nat network instead of a bridge to that port, or the MAC made known there",))]
 
 
 # -- who is where ----------------------------------------------------------------------------------

@@ -83,6 +83,8 @@ def routed(trip: Trip, way: Way, iif: str) -> None:
     trip.hop("routing", "route", f"{target}: {way.route or 'no route'}")
     if way.unsure:
         trip.blocks("route-unknown", way.unsure, f"{way.unsure} asks for what is not judged here; it may send the packet another way", "", certainty=Certainty.UNKNOWN, severity=Severity.NOTE)
+    if unrouted(trip, way, target, iif):
+        return
     if way.type == "none":
         for dev in without_routes(trip.scene, trip.packet.version):
             near = any(ip_address(target) in ip_interface(a).network for a in trip.scene.addresses_of(dev, trip.packet.version))
@@ -101,6 +103,21 @@ def routed(trip: Trip, way: Way, iif: str) -> None:
         own = next((a for a in trip.scene.addresses_of(way.dev, trip.packet.version)), "ADDRESS/LENGTH")
         trip.blocks("address-on-port", way.dev, f"the route leads to {way.dev}, which is a port of {bridge}", "what a port receives goes to its bridge, never to its own address: answers are not heard",
                     f"ip addr show {way.dev}: {own}; master {bridge}", fix=(f"ip addr del {own} dev {way.dev}", f"ip addr add {own} dev {bridge}"))
+
+
+def unrouted(trip: Trip, way: Way, target: str, iif: str) -> bool:
+    """An address of the host's that its routes do not know as such: the table local, or the rule that leads there, was emptied by hand."""
+    scene = trip.scene
+    dev = scene.owner(target, scene.domain_of(iif))
+    if way.type in ("local", "broadcast", *ERRORS) or not dev or not scene.up(dev) or scene.domain_of(dev) != scene.domain_of(iif) or any(
+            a.get("local") == target and (a.get("tentative") or a.get("dadfailed")) for a in scene.links[dev].get("addr_info", ())):
+        return False
+    six = " -6" if trip.packet.version == 6 else ""
+    ruled = any(str(r.get("table")) in ("local", "255") for r in scene.part(f"rules{trip.packet.version}"))
+    trip.blocks("address-not-local", dev, f"{target} is an address of {dev}, and the host's routes do not know it as its own", "what is for it is sent on or dropped instead of taken in, and nobody who asks for it (ARP) is answered" if not six else "what is for it is sent on or dropped instead of taken in",
+                f"ip rule: {'a rule leads to table local' if ruled else 'no rule leads to table local'}", f"ip route get {target}: {way.route or 'no route'}",
+                fix=(f"ip{six} route add local {target} dev {dev} table local",) if ruled else (f"ip{six} rule add pref 0 lookup local",))
+    return True
 
 
 def is_bare(scene: Scene, dev: str, version: int) -> bool:

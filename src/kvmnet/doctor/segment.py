@@ -6,6 +6,7 @@ from kvmnet.doctor.finding import Certainty, Severity
 from kvmnet.doctor.hooks import kind_of_frame
 from kvmnet.doctor.packet import BROADCAST
 from kvmnet.doctor.rules.guests import halted
+from kvmnet.doctor.rules.sizes import OVERHEAD
 from kvmnet.doctor.trees import GATED, kept_shut
 from kvmnet.doctor.trip import Trip
 
@@ -157,6 +158,10 @@ def cross(trip: Trip, bridge: str, port: str, expected: str) -> str:
     if there == bridge:
         there = ""
     if there != expected and expected in scene.links:
+        if not there and entry and entry.get("mac") == scene.mac(str(entry.get("ifname"))) and entry["ifname"] != bridge:
+            trip.blocks("duplicate-mac", entry["ifname"], f"{entry['ifname']}, another port of {bridge}, has the MAC {destination} itself", "a bridge takes frames for the MACs of its own ports for the host's: they never reach the guest", f"ip link show {entry['ifname']}: {destination}",
+                        fix=(f"ip link set {entry['ifname']} address fe:{destination[3:]}",))
+            return expected
         trip.blocks("guest-learned-elsewhere", bridge, f"{bridge} sends frames for {destination} to {there or 'the host'}, but it is behind {expected}",
                     "the entry is local (permanent, which bridge fdb writes where neither static nor dynamic is said): the bridge takes the MAC for one of the host's own" if not there and entry else
                     "the bridge learned the MAC there (a loop, a reflection, a second guest with the same MAC), or somebody wrote it",
@@ -223,5 +228,5 @@ def too_large(trip: Trip, source: str, out: str) -> None:
     if out in scene.links and scene.mtu(out) < size and not trip.asked:
         trip.blocks("mtu-island", out, f"the MTU of {out} is {scene.mtu(out)}, that of {source} is {size}",
                     f"packets of more than {scene.mtu(out)} bytes are dropped by the bridge without a word; ping and logins work, large transfers hang",
-                    f"mtu {source} {size}, {out} {scene.mtu(out)}; {scene.drops(out)}", fix=(f"ip link set {out} mtu {size}",), severity=Severity.DEGRADES)
+                    f"mtu {source} {size}, {out} {scene.mtu(out)}; {scene.drops(out)}", fix=(f"ip link set {source} mtu {scene.mtu(out)}   # and in the guest behind it (DHCP option 26): {out} is a tunnel",) if scene.kind(out) in OVERHEAD else (f"ip link set {out} mtu {size}",), severity=Severity.DEGRADES)
 

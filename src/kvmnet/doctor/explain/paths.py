@@ -51,6 +51,7 @@ CODES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "route-without-gateway": ("The default route names a device and no gateway: the host asks on that segment for the MAC of every address, and nobody answers.", ("ip route replace default via GATEWAY dev UPLINK",)),
     "answer-astray": ("The answer comes to this host with the MAC of another machine: the sender has a wrong entry for this host in its neighbour table, or of before.", ("arping -U -I DEV ADDRESS   # tells its neighbours the right MAC",)),
     "tunnel-source": ("A tunnel sends from an address that this host has not: it was made with an address of before.", ("ip -d link show DEV",)),
+    "address-not-local": ("An address of the host's is not in its table local, or no policy rule leads there: the host does not take in what is for it.", ("ip rule add pref 0 lookup local", "ip route add local ADDRESS dev DEV table local")),
     "loopback-target": ("The packet is for 127.0.0.0/8 and came by a device: a rule of NAT sends it to a program on loopback, and the kernel drops it.", ("let the program listen on an address of the bridge", "sysctl -w net.ipv4.conf.DEV.route_localnet=1")),
     "own-address": ("The destination is an address of the host itself: the packet ends there.", ("ip addr",)),
     "wrong-segment": ("The route leads to one device, and the guest is behind another.", ("ip route get ADDRESS",)),

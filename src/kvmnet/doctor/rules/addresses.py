@@ -255,7 +255,7 @@ def reverse_path(view: View) -> Iterator[Finding]:
     devices = sorted({r["dev"] for r in view.ways_out if r.get("dev") and ":" not in r.get("gateway", "")})
     strict = [d for d in devices if "strict" in (conf.get(("inet", d)), conf.get(("inet", "all"))) and "loose" not in (conf.get(("inet", d)), conf.get(("inet", "all")))]
     dropped = view.counters.get(RP, 0)
-    if len(devices) > 1 and strict:
+    if len(devices) > 1 and strict and (dropped or not answered_apart(view, devices)):
         yield Finding(code="reverse-path", severity=Severity.DEGRADES if dropped else Severity.RISK, where=strict[0],
                       what=f"packets that come by another of {', '.join(devices)} than their answer would take are dropped" + (f"; {dropped} were" if dropped else ""),
                       why="rp_filter=1 wants the way back to be the way that a packet came (RFC 3704).", certainty=Certainty.PROVED if dropped else Certainty.LIKELY,
@@ -267,6 +267,15 @@ def reverse_path(view: View) -> Iterator[Finding]:
             yield Finding(code="reverse-path", severity=Severity.DEGRADES, where="all", what=f"reverse path filtering dropped {growing} packets within {view.later['seconds']:.1f} s",
                           why="Their sender is not where the routes of this host say.", evidence=(f"IPReversePathFilter = {dropped}, +{growing}",),
                           fix=("sysctl -w net.ipv4.conf.all.log_martians=1   # says who", "a route to the sender, or rp_filter=2 on the device"))
+
+
+def answered_apart(view: View, devices: list[str]) -> bool:
+    """Whether each way out has rules by which what is sent from its addresses leaves by it, and nothing that comes in is handed on to guests: the check of the reverse path asks those rules, too."""
+    ways = {(str(r.get("table", "main")), r.get("dev")) for r in view.ways_out}
+    preferred = {r.get("dev") for r in view.ways_out if str(r.get("table", "main")) == "main"}
+    led = {(str(rule.get("src")), str(rule.get("table"))) for rule in view.rows("rules4")}
+    return len(preferred) == 1 and "dnat" not in str(view.facts.get("nft_text") or "") and all(
+        any((str(a.ip), table) in led or (str(a.network.network_address), table) in led for table, dev in ways if dev == name) for name in devices if name not in preferred for a in view.addresses(view.links[name], "inet"))
 
 
 def own_ways(view: View) -> Iterator[str]:
