@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -169,6 +170,41 @@ def test_a_change_of_members_is_proved_without_a_listing_and_saved_as_if_it_were
         put(paths, tmp_path, DOCUMENT.replace("MORE", MORE["a member"]))
         assert asked == []
     assert Host(paths).plan(tmp_path / "it.yaml").steps == ()
+
+
+def some_document(of: Random) -> str:
+    """Guests with groups, limits, prefixes; rules, a tenant, an address set."""
+    def maybe(text: str, often: float = 0.4) -> str:
+        return text if of.random() < often else ""
+    nics = {n: ", ".join(filter(None, (
+        f"network: {of.choice(('lan', 'far', 'free'))}", maybe(f"groups: [{', '.join(of.sample(('web', 'db', 'shut'), of.randint(1, 3)))}]"),
+        maybe(f"limits: {{send: {{packets: {of.randint(1, 99)}/s}}, receive: {{syn: {of.randint(1, 99)}/s}}}}"),
+        maybe(f"extra: {{addresses: [10.9.{of.randint(0, 9)}.0/24, 10.8.0.{of.randint(1, 9)}]}}"), maybe("isolated: true", 0.2))))
+        for n in range(7) if of.random() < 0.8}
+    return "\n".join((
+        "version: 1", "networks:",
+        f'  lan: {{mode: isolated, subnet: 10.0.0.0/24, subnet6: "fd00::/64", limits: {{send: {{bytes: {of.randint(1, 5)}MB/s}}, storms: {{unknown: 9/s}}}}}}',
+        "  far: {mode: isolated, subnet: 10.1.0.0/24}", "  free: {mode: isolated, subnet: 10.2.0.0/24, address: none}",
+        "vms:", "  always: {nics: [{network: lan, groups: [web]}]}", *(f"  v{n}: {{nics: [{{{nic}}}]}}" for n, nic in nics.items()),
+        "groups:", f"  web: {{ingress: [{{tcp: 80}}]{maybe(', refuse: reject, log: true')}}}", "  shut: {}",
+        f"  db: {{ingress: [{{tcp: {of.randint(1, 3)}, from: group:web}}, {{udp: any, from: set:known}}]}}",
+        f"address_sets: {{known: [10.20.0.1, 192.168.100.{16 * of.randint(0, 15)}/28{maybe(', 0.0.0.0/8')}]}}", maybe("tenants: {shop: {networks: [far]}}"), ""))
+
+
+def test_whatever_is_changed_what_is_compared_agrees_and_is_what_nft_lists(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths, of, said = host.paths, Random(6), []
+    for name in ("hold", "agree"):
+        plainly = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *asked, plainly=plainly, name=name: said.append((name, plainly(*asked))) or said[-1][1])
+    for _ in range(8):
+        put(paths, tmp_path, some_document(of))
+        quick, listed = NftablesDriver(paths).observe({}), seen_anew(paths)
+        assert (quick.state, quick.ours) == (listed.state, listed.ours)
+        saved, driver = loaded(paths), NftablesDriver(paths)
+        driver.observe({})
+        driver.save()
+        assert saved == loaded(paths)
+    assert {yes for _, yes in said} == {True} and {name for name, _ in said} >= {"agree"} and len(said) >= 6
 
 
 def seen_anew(paths: Paths) -> Any:

@@ -114,7 +114,7 @@ def agree(tables: Collection[str], wanted: Mapping[str, Collection[str]]) -> boo
                     name = f"{table} {own}"
                     texts = wanted.get(name, ())
                     found += len(texts)
-                    if blobs(kernel, table, own) != blobs_of(own, texts):
+                    if blobs(kernel, table, own) - NOTHING != blobs_of(own, texts):
                         return False
     except OSError:
         return False
@@ -160,15 +160,11 @@ def blobs_of(name: str, texts: Collection[str]) -> set[Blob]:
 
 
 def ends(prefixes: Collection[str]) -> Iterator[bytes]:
-    """Beginnings of intervals, what follows behind each, and that nothing begins at zero (set_to_segtree() in nft's src/segtree.c)."""
-    behind = attribute(ENDS, (1).to_bytes(4, "big"))
-    nets = [ip_network(text) for text in prefixes]
-    for net in nets:
+    """Beginnings of intervals, and what follows behind each (set_to_segtree() in nft's src/segtree.c)."""
+    for net in map(ip_network, prefixes):
         yield keyed(net[0].packed)
         if int(net[-1]) + 1 < 1 << net.max_prefixlen:    # nft marks the last of all in a way of its own: it is asked then
-            yield keyed((net[-1] + 1).packed) + behind
-    if nets and all(map(int, (net[0] for net in nets))):
-        yield keyed(bytes(nets[0].max_prefixlen // 8)) + behind
+            yield keyed((net[-1] + 1).packed) + BEHIND
 
 
 def blob(name: str, text: str) -> Blob:
@@ -184,6 +180,10 @@ def blob(name: str, text: str) -> Blob:
     return keyed(octets(name, key)) + data_of(name, says) if colon else keyed(octets(name, key))
 
 
+def padded(value: bytes) -> bytes:
+    return value + bytes(-len(value) % 4) if len(value) % 4 else value
+
+
 def keyed(value: bytes) -> bytes:
     """The attribute of a key."""
     return head_of(len(value)) + padded(value)
@@ -193,6 +193,12 @@ def keyed(value: bytes) -> bytes:
 def head_of(length: int) -> bytes:
     """What stands before a key of so many octets."""
     return attribute(KEY, attribute(VALUE, bytes(length)))[:8]
+
+
+BEHIND = attribute(ENDS, (1).to_bytes(4, "big"))
+"""NFT_SET_ELEM_INTERVAL_END."""
+NOTHING = frozenset(keyed(bytes(size)) + BEHIND for size in (4, 16))
+"""Says that no interval ends before the first, and matches nothing: nft puts it into a set only when it makes the set."""
 
 
 @lru_cache(maxsize=10_000)
@@ -236,10 +242,6 @@ def octets(name: str, key: str) -> bytes:
     if name in HEADERS:
         return padded(part(first)) + b"".join([padded(int(word, 0).to_bytes(size, "big")) for word, size in zip(rest, HEADERS[name], strict=True)])
     return b"".join([padded(part(word)) for word in (first, *rest)])
-
-
-def padded(value: bytes) -> bytes:
-    return value + bytes(-len(value) % 4) if len(value) % 4 else value
 
 
 @lru_cache(maxsize=50_000)
