@@ -59,12 +59,16 @@ class Finding:
         return asdict(self)
 
 
+SILENCES = ("neighbour-silent", "guest-unseen")
+"""Findings that say of somebody only that he is not heard."""
+
+
 def ranked(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """The worst first; what is equally bad stays in the order in which it was found. What was found twice (there and on
+    """The worst first; of what is equally bad a silence comes behind what may explain it, and the rest stays in the order in which it was found. What was found twice (there and on
     the way back) is one, as bad as the worse, with the evidence and the cures of both."""
     once: dict[tuple[str, str, str], Finding] = {}
     for finding in findings:
         key = finding.code, finding.where, finding.what
         known = once.get(key, finding)
         once[key] = replace(min(known, finding, key=lambda f: f.rank[:2]), evidence=tuple(dict.fromkeys((*known.evidence, *finding.evidence))), fix=tuple(dict.fromkeys((*known.fix, *finding.fix))))
-    return tuple(sorted(once.values(), key=lambda f: f.rank[:2]))
+    return tuple(sorted(once.values(), key=lambda f: (*f.rank[:2], f.code in SILENCES)))
