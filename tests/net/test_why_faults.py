@@ -52,12 +52,12 @@ def ping(netns: str, target: str, *, six: bool = False) -> bool:
 
 def restore() -> None:
     """Everything as it was at first, whatever a fault has done to it. A port takes a state once it has a carrier."""
-    sh("ip rule show | grep -q '^0:' || ip rule add pref 0 lookup local; ip route replace local 10.66.0.1 dev br0 table local src 10.66.0.1 proto kernel scope host", check=False)
+    sh("ip rule show | grep -q '^0:' || ip rule add pref 0 lookup local")
     sh("sysctl -qw net.ipv6.icmp.echo_ignore_all=0 net.ipv4.conf.br0.route_localnet=0; ip link set p2 type bridge_slave proxy_arp off; bridge link set dev p2 mcast_flood on; ip route del 10.66.0.12/32 dev u1; ip route del 10.66.0.11/32 dev br0; ip addr del 10.66.0.1/32 dev br0", check=False)
     sh("tc qdisc del dev p2 root; ip xfrm policy flush; ip nexthop flush; ip link set br0 type bridge ageing_time 30000; ip route replace 10.66.0.0/24 dev br0 src 10.66.0.1; ip neigh flush nud permanent dev u1", check=False)
     sh("tc qdisc del dev p1 clsact; ip link set br0 arp on; ip link set u1 arp on; ip addr del 10.77.0.50/32 dev u1; ip link del w0; ip link del u2; ip rule del priority 100; ip rule del priority 50; ip route flush table 77; ip route flush type blackhole; ip neigh flush all; ip link set u1 nomaster", check=False)
     sh(f"sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0 net.ipv4.ip_forward=1 net.ipv4.icmp_echo_ignore_all=0 net.ipv4.conf.br0.arp_ignore=0 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.u1.rp_filter=0 net.ipv4.conf.u1.forwarding=1 net.ipv6.conf.br0.disable_ipv6=0;"
-       "ip -6 addr replace fd66::1/64 dev br0 nodad; ip link set br0 type bridge stp_state 0; ip neigh flush nud permanent dev br0; ip addr replace 10.66.0.1/24 dev br0; ip addr replace 10.77.0.2/24 dev u1; ip link set u1 up; ip route replace default via 10.77.0.1;"
+       "ip -6 addr replace fd66::1/64 dev br0 nodad; ip link set br0 type bridge stp_state 0; ip neigh flush nud permanent dev br0; ip addr replace 10.66.0.1/24 dev br0; ip route replace local 10.66.0.1 dev br0 table local src 10.66.0.1 proto kernel scope host; ip addr replace 10.77.0.2/24 dev u1; ip link set u1 up; ip route replace default via 10.77.0.1;"
        f"ip -n {G1} neigh flush all; ip -n {G2} neigh flush all; ip -n {U} neigh flush all")
     for number, netns in ((1, G1), (2, G2)):
         sh(f"ip -n {netns} link set eth0 up; ip -n {netns} route replace default via 10.66.0.1; ip -n {netns} -6 addr replace fd66::1{number}/64 dev eth0 nodad; ip -n {netns} -6 route replace default via fd66::1;"
