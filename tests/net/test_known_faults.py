@@ -317,11 +317,13 @@ def test_a_mac_that_is_announced_before_its_guest_has_moved(world: Paths) -> Non
     try:
         sh(f"ip addr flush dev u1; ip link set u1 master br0; ip -n {U} addr flush dev u0; ip -n {U} link add brU address 02:66:00:00:00:99 type bridge; ip -n {U} link set brU up; ip -n {U} link set u0 master brU;"
            f"ip -n {U} link add t4 type veth peer name t4x; ip -n {U} link set t4 master brU up; ip -n {U} link set t4x up; ip -n {G2} neigh replace {FIRST} lladdr {MAC1} dev eth0 nud permanent")
+        wait_until(lambda: all("qdisc noop " not in (shown := sh(f"ip -n {U} link show {d}")) and "state UP" in shown for d in ("t4", "t4x", "u0")), 20)    # a carrier, and the queue that comes with it
         wait_until(lambda: pings(HOST, netns=G1) and at("p1") and reached(), 20)
         facts = capture(world)
         assert "mac-moves" not in {f.code for f in examine(View(facts | {"later": later(facts, 0.01)}))}
         announce()
-        assert at("u1") and not reached()
+        wait_until(lambda: at("u1"), 20)
+        assert not reached()
         moved = next(f for f in examine(View(facts | {"later": later(facts, 0.01)})) if f.code not in MACHINE)
         assert moved.code == "mac-moves" and f"{MAC1} moved from p1 to u1" in moved.what, moved
         first = why(read(capture(world)), SECOND, f"p1@{FIRST}", Probe()).findings[0]
