@@ -4,12 +4,13 @@ The first document has a network and a guest for each VLAN of one uplink: a port
 The second has a bridge of its own for each VLAN. Our side is the whole process of ``kvmnet apply``: plan, journal,
 apply, verify, commit. The bare side is exactly the batches that ``kvmnet plan --commands`` prints for it, lying
 ready in files: ``ip -batch``, ``bridge -batch``, ``nft -f`` and one ``sysctl`` for all settings that follow each other.
-Both take turns in one network namespace.
+Both take turns in one network namespace. In the lab what both load is brought into its memory first (``bench.near``).
 """
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import sys
 import tempfile
@@ -20,8 +21,11 @@ from itertools import groupby
 from pathlib import Path
 
 from bench.claim import Claim, ratio
+from bench.near import bring
 from bench.world import Spent, World
 
+MORE = ("kvmnet.cli.main", "kvmnet.cli.change", "kvmnet.cli.output", "kvmnet.cli.plan_text", "kvmnet.reach.guard", "sqlite3")
+"""Modules that ``kvmnet apply`` loads besides those of a plan."""
 GROUP = 4711
 UPLINK = "e1"
 UPLINKS = f"version: 1\nuplinks: {{wan: {{device: {UPLINK}}}}}\n"
@@ -77,7 +81,8 @@ class Bench:
         self.bare.mkdir()
         self.file = self.bare / "all.yaml"
         self.file.write_text(DOCUMENTS[kind](count))
-        world.run([sys.executable, "-m", "bench.vlans", "--record", str(self.file), str(self.bare)])
+        near = ["--near"] if "KVMNET_LAB" in os.environ else []
+        world.run([sys.executable, "-m", "bench.vlans", *near, "--record", str(self.file), str(self.bare)])
         world.forget()
 
     def script(self, text: str) -> Spent:
@@ -112,10 +117,13 @@ def main() -> None:
     options.add_argument("--count", type=int, default=500)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--kind", choices=list(DOCUMENTS))
+    options.add_argument("--near", action="store_true", help=argparse.SUPPRESS)
     options.add_argument("--record", nargs=2, type=Path, metavar=("FILE", "FOLDER"), help=argparse.SUPPRESS)
     asked = options.parse_args()
     if asked.record:
         record(*asked.record)
+        if asked.near:
+            bring(MORE)
         return
     with tempfile.TemporaryDirectory(prefix="kvmnet-bench-") as folder:
         world = World(Path(folder))
