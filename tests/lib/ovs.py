@@ -1,50 +1,20 @@
-"""Open vSwitch and OVN for tests: daemons of their own in the current network namespace, with a datapath in user space.
-
-The packages are fetched and unpacked, not installed: installing them would start services on the machine. They are kept beside the guests' images.
-"""
+"""Open vSwitch and OVN for tests: daemons of their own in the current network namespace, with a datapath in user space."""
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from kvmnet.guests.image import keep, with_lists
-from kvmnet.host import run as host
 from kvmnet.host.clock import wait_until
-from lib.lab_image import image_folder
 from lib.netns import sh
+from lib.unpacked import on_path
 
 PACKAGES = ("openvswitch-common", "openvswitch-switch", "ovn-common", "ovn-central", "ovn-host", "libxdp1", "libbpf1", "libnuma1", "libunbound8", "libcap-ng0")
 """The programs, and the libraries that Debian's minimal system has not."""
 SECONDS = 30
-
-
-def unpacked() -> Path:
-    """Folder with the programs as they would be under /. Raises HostCannot with the package that could not be had."""
-    made = image_folder() / f"ovs-{platform.freedesktop_os_release().get('VERSION_ID', '')}"
-    if not made.exists():
-        image_folder().mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=image_folder(), prefix="work-") as scratch:
-            work, fresh = Path(scratch), Path(scratch, "image")
-            fresh.mkdir()
-            with_lists(work, PACKAGES[0], partial(fetch, work))
-            for archive in work.glob("*.deb"):
-                host.run(["dpkg-deb", "-x", str(archive), str(fresh)], timeout=120)
-            (fresh / "version").write_text("1\n")
-            fresh.chmod(0o755)
-            keep(fresh, made)
-    return made
-
-
-def fetch(into: Path, options: tuple[str, ...]) -> str:
-    """All by one apt: to read its lists is most of the time."""
-    return host.run(["sh", "-c", 'cd "$1" && shift && exec apt-get "$@"', "sh", str(into), *options, "-q", "download", *PACKAGES], timeout=600)
 
 
 @dataclass
@@ -57,9 +27,7 @@ class Switch:
 
     @property
     def environment(self) -> dict[str, str]:
-        library = next(self.root.glob("usr/lib/*-linux-gnu*"))
-        return {"PATH": f"{self.root}/usr/bin:{self.root}/usr/sbin:{self.root}/usr/lib/openvswitch-switch:{host.SEARCH_PATH}", "LD_LIBRARY_PATH": str(library),
-                **{f"{of}_{name}DIR": str(self.folder) for of in ("OVS", "OVN") for name in ("RUN", "DB", "LOG", "SYSCONF")},
+        return {**{f"{of}_{name}DIR": str(self.folder) for of in ("OVS", "OVN") for name in ("RUN", "DB", "LOG", "SYSCONF")},
                 "OVN_NB_DB": f"unix:{self.folder}/ovnnb_db.sock", "OVN_SB_DB": f"unix:{self.folder}/ovnsb_db.sock"}
 
     def start(self, *argv: str) -> None:
@@ -121,20 +89,15 @@ def nbctl(words: str, *, wait: str = "hv") -> str:
 def open_vswitch(root: Path, folder: Path) -> Iterator[Switch]:
     """In the current network namespace; the programs are on the path of this process meanwhile. ``root``: what ``unpacked`` gave, where the machine's network is still there."""
     switch = Switch(root, folder)
-    before, path = dict(os.environ), host.SEARCH_PATH
-    os.environ.update(switch.environment)
-    host.SEARCH_PATH = switch.environment["PATH"]
-    try:
-        switch.database("conf", "openvswitch/vswitch.ovsschema", "db.sock")
-        vsctl("--no-wait init")
-        switch.vswitchd()
-        yield switch
-    finally:
-        for name in list(switch.running):
-            switch.stop(name)
-        os.environ.clear()
-        os.environ.update(before)
-        host.SEARCH_PATH = path
+    with on_path(root, "usr/lib/openvswitch-switch", **switch.environment):
+        try:
+            switch.database("conf", "openvswitch/vswitch.ovsschema", "db.sock")
+            vsctl("--no-wait init")
+            switch.vswitchd()
+            yield switch
+        finally:
+            for name in list(switch.running):
+                switch.stop(name)
 
 
 def lives(pid: int) -> bool:

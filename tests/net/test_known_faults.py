@@ -28,6 +28,7 @@ from lib.dhcp import Client
 from lib.documents import MACHINE
 from lib.netns import inside, named_netns, new_netns, sh
 from lib.qemu import Held
+from lib.unpacked import on_path, unpacked
 
 pytestmark = pytest.mark.net
 
@@ -44,7 +45,13 @@ ip -n {U} route add 10.66.0.0/24 via 10.77.0.2; sysctl -qw net.ipv4.ip_forward=1
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
+def iptables() -> Path:
+    """Folder of a program that this machine need not have: fetched while its network is still there."""
+    return unpacked("iptables", ("iptables", "libxtables12", "libip4tc2", "libip6tc2", "libnetfilter-conntrack3", "libnfnetlink0"))
+
+
+@pytest.fixture(scope="module")
+def world(iptables: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Paths]:
     """Two guests on br0, a router outside behind u1."""
     folder = tmp_path_factory.mktemp("known")
     with new_netns(), ExitStack() as stack:
@@ -167,7 +174,11 @@ def first_finding(paths: Paths, case: Case) -> Finding:
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_fault_stops_traffic_and_its_cure_brings_it_back(world: Paths, name: str) -> None:
-    case = CASES[name]
+    circle(world, CASES[name])
+
+
+def circle(world: Paths, case: Case) -> None:
+    """It works and nothing is found; it is broken, found first and mended as printed; it works and nothing is found."""
     try:
         sh(case.ready)
         wait_until(case.works, 20)
@@ -189,6 +200,17 @@ def test_a_fault_stops_traffic_and_its_cure_brings_it_back(world: Paths, name: s
 
 
 # -- what takes more than a command ----------------------------------------------------------------
+
+def test_a_policy_of_dropping_what_is_forwarded(world: Paths, iptables: Path) -> None:
+    """Docker's: whatever is not for its containers is lost, and DOCKER-USER is where the administrator says what else passes."""
+    libraries = next(iptables.glob("usr/lib/*-linux-gnu*"))
+    with on_path(iptables, XTABLES_LIBDIR=str(libraries / "xtables")):
+        for name in ("iptables", "ip6tables"):    # as Debian's alternatives have it
+            (iptables / "usr/sbin" / name).unlink(missing_ok=True)
+            (iptables / "usr/sbin" / name).symlink_to("xtables-nft-multi")
+        circle(world, Case("rule-drop", lambda: pings(FAR, netns=G1),
+                           "iptables -N DOCKER-USER; iptables -A FORWARD -j DOCKER-USER; iptables -A FORWARD -i docker0 -j ACCEPT; iptables -P FORWARD DROP",
+                           after="nft delete table ip filter", asked=(FIRST, FAR, Probe())))
 
 @contextmanager
 def served(paths: Paths, file: Path, *options: str) -> Iterator[None]:

@@ -26,7 +26,8 @@ from kvmnet.facts.capture import capture
 from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from lib.netns import named_netns, new_netns, sh
-from lib.ovs import Switch, nbctl, open_vswitch, unpacked, vsctl
+from lib.ovs import PACKAGES, Switch, nbctl, open_vswitch, vsctl
+from lib.unpacked import unpacked
 
 pytestmark = pytest.mark.net
 
@@ -51,7 +52,7 @@ class Place:
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
     """Two guests of OVN with a router, a floating IP and a network outside; two more on a bridge whose flows somebody wrote by hand."""
-    root = unpacked()
+    root = unpacked("ovs", PACKAGES)
     with new_netns(), ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="kvo-")))
         for netns in SPACES.values():
@@ -72,6 +73,11 @@ def place() -> Iterator[Place]:
 
 def passes(name: str, target: str) -> bool:
     return subprocess.run(["ip", "netns", "exec", SPACES[name], "ping", "-n", "-c", "1", "-W", "0.3", target], capture_output=True, check=False).returncode == 0
+
+
+def heard() -> None:
+    """The host knows who has the addresses on br0: it forgets them in time, and when nobody answers for them."""
+    wait_until(lambda: passes("g3", "10.68.0.1") and passes("g4", "10.68.0.1"), 30)
 
 
 WAYS = (("g1", SECOND), ("g1", FAR), ("g1", FLOATING), ("g2", FLOATING), ("up", FLOATING), ("g3", FOURTH), ("g3", "10.68.0.1"), ("g4", "10.68.0.1"))
@@ -221,8 +227,10 @@ def test_what_a_flow_drops_the_switch_names(place: Place, tmp_path: Path) -> Non
     assert "ls_in_apply_port_sec" in dropped(place, "vg1@10.66.0.99", SECOND).what
     assert "lr_in_ip_routing" in dropped(place, "lp1", "192.0.2.9").what and not passes("g1", "192.0.2.9")
     sh("ovs-ofctl --timeout=30 add-flow br0 'priority=50,tcp,tp_dst=23,actions=drop'")
+    heard()
     try:
         done = subprocess.run([sys.executable, "-m", "kvmnet.cli.main", "why", THIRD, FOURTH, "--tcp", "23", "--json"], capture_output=True, text=True, check=False, timeout=60, env={**os.environ, "KVMNET_STATE_DIR": str(tmp_path), "KVMNET_RUN_DIR": str(tmp_path)})
+        assert done.stdout, done.stderr
         found = json.loads(done.stdout)["findings"][0]
         assert done.returncode == 1 and found["code"] == "switch-drop" and "br0: 0. tcp,tp_dst=23, priority 50" in found["evidence"][-2], (found, done.stderr)
         assert asked(place, THIRD, FOURTH, Probe("tcp", 24)).state is State.OK
