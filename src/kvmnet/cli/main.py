@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sys
 from contextlib import suppress
@@ -86,11 +85,6 @@ def cli() -> None:
     """
 
 
-def start_fast() -> None:
-    """What makes a short-lived process quick: a garbage collector that does not walk tens of thousands of living objects again and again."""
-    gc.set_threshold(200_000, 20, 20)
-
-
 def open_streams() -> None:
     """Standard streams that were closed become /dev/null, before another file takes their descriptors."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
@@ -101,7 +95,6 @@ def open_streams() -> None:
 def main() -> None:
     """Entry point: ends this process with the command's exit code."""
     open_streams()
-    start_fast()
     try:
         code = run_command()
     except OSError as error:  # the error could not be told, either
