@@ -196,8 +196,8 @@ def leave(trip: Trip, bridge: str, port: str, out: str) -> None:
         trip.hop(out, "port", "isolated")
         first, second = sorted((port, out))
         meant = scene.alias(out).startswith("kvmnet")
-        trip.blocks("port-isolated", f"{first}, {second}", f"both {first} and {second} are isolated", "isolated ports reach the others only, not each other" + (": isolated_ports of the document, or another hand" if meant else ""),
-                    f"bridge -d link show dev {second}: isolated on", fix=("kvmnet apply   # takes it off where the document does not say isolated_ports",) if meant else (f"bridge link set dev {second} isolated off",))
+        trip.blocks("port-isolated", f"{first}, {second}", f"both {first} and {second} are isolated", "isolated ports reach the others only, not each other" + (": isolated_ports of the document, unless kvmnet status says that another hand has done it (kvmnet apply takes it back)" if meant else ""),
+                    f"bridge -d link show dev {second}: isolated on", fix=() if meant else (f"bridge link set dev {second} isolated off",))
     if scene.filters_vlans(bridge):
         vlan = vlan_of(trip, port or bridge)
         if vlan and vlan not in scene.vlans.get(out, {}):

@@ -427,7 +427,7 @@ def wrong_segment(trip: Trip, way: Way, b: End, hop: str) -> None:
     if b.place is not Place.NIC or not b.segment or b.segment == scene.base(dev) or b.dev not in scene.links:
         return
     own = next((a for a in scene.addresses_of(b.segment, trip.packet.version) if ip_address(b.ip) in ip_interface(a).network), "")
-    if hop == b.ip or own or (trip.context.flow is not None and trip.left != scene.base(dev)):     # an answer to who has asked by this host's IP
+    if hop == b.ip or own or (trip.context.flow is not None and trip.hops[0].what == "outside"):     # forwarded to who has asked by this host's IP
         trip.blocks("wrong-segment", dev, f"the route to {b.ip} leads to {dev}, but {b.dev} is on {b.segment}", "the question who has it is asked on the wrong segment" if hop == b.ip else f"the packet goes to {hop} instead: the route of the guests' subnet is gone, or another is preferred",
                     way.route, fix=led_right(scene, way, b, own))
 
