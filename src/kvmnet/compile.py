@@ -5,7 +5,8 @@ NIC, describe the devices of guests that run, merge what the networks want of th
 """
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache, partial
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
@@ -68,8 +69,13 @@ class Compiled:
     """(port, bridge): ports of bridges by which somebody else's segment is reached."""
     tunnels: tuple[TunnelWay, ...] = ()
     mirrors: dict[str, Wired] = field(default_factory=dict)
-    guest_nics: dict[str, tuple[GuestNic, ...]] = field(default_factory=dict)
-    """Devices of every guest, running or not, in order."""
+    devices: Callable[[], Mapping[str, tuple[GuestNic, ...]]] = dict
+    """What ``guest_nics`` is, once it is asked for."""
+
+    @property
+    def guest_nics(self) -> Mapping[str, tuple[GuestNic, ...]]:
+        """Devices of every guest, running or not, in order."""
+        return self.devices()
 
     def add(self, *resources: Resource | Absent) -> None:
         """Several claims on one thing are one claim: a bond that is a bridge's port."""
@@ -326,17 +332,23 @@ def attach_nics(out: Compiled, spec: Spec, nics: Mapping[str, list[NicOnNetwork]
             else:
                 out.add(tap_of(nic, vm, segment, facts, keeper, spanning=spanning),
                         *(() if nic.declared.receives == "copies" else bridge.guest_vlans(segment, nic.tap, nic.declared)))
-    devices: dict[str, list[GuestNic]] = {}
+    out.devices = cache(partial(devices, spec, nics, facts))
+    for name in facts.running if facts.running else ():
+        if name in spec.vms and (run := spec.vms[name].run) is not None and (found := out.guest_nics.get(name)):
+            out.add(*found, *threads(name, run, facts))
+
+
+def devices(spec: Spec, nics: Mapping[str, list[NicOnNetwork]], facts: Facts) -> dict[str, tuple[GuestNic, ...]]:
+    """Devices of every guest, in order."""
+    made: dict[str, list[GuestNic]] = {}
     for placed in nics.values():
         for nic in placed:
-            devices.setdefault(nic.vm, []).append(guest_nic(nic, spec.vms[nic.vm], facts))
-    for name, found in devices.items():
+            made.setdefault(nic.vm, []).append(guest_nic(nic, spec.vms[nic.vm], facts))
+    for name, found in made.items():
         if len(found) > 1:
             order = {item.name: i for i, item in enumerate(pools.nics_of(name, spec.vms[name]))}
             found.sort(key=lambda d: order[d.name.partition("/")[2]])
-        out.guest_nics[name] = tuple(found)
-        if name in facts.running and spec.vms[name].run is not None:
-            out.add(*found, *threads(name, spec.vms[name].run, facts))
+    return {name: tuple(found) for name, found in made.items()}
 
 
 def share_tenants(out: Compiled, spec: Spec, facts: Facts) -> None:
