@@ -18,6 +18,7 @@ from kvmnet.host.paths import Paths
 from kvmnet.spec.load import loads
 from lib.applied import Applied, applied
 from lib.netns import new_netns, sh
+from lib.qemu import PATIENCE
 
 pytestmark = pytest.mark.guest
 
@@ -49,7 +50,7 @@ def guests(paths: Paths) -> Iterator[Applied]:
             for name, vm in vms.items():
                 start(name, vm, found.compiled.guest_nics[name], paths, Accel("tcg", "tests"), lambda line: None)
             for name in vms:
-                wait_for_agent(name, paths)
+                wait_for_agent(name, paths, PATIENCE)
                 nics = [n for s in found.compiled.segments.values() for n in s.nics if n.vm == name]
                 for address in (a for n in nics for a in (n.ip, n.ip6) if a):
                     wait_until(lambda: address in execute(name, "ip -o addr", paths)[1], 20, 0.2)  # noqa: B023

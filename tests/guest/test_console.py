@@ -20,6 +20,7 @@ from kvmnet.host.clock import wait_until
 from kvmnet.host.paths import Paths
 from kvmnet.spec.guests import Vm
 from lib.netns import sh
+from lib.qemu import PATIENCE
 
 pytestmark = pytest.mark.guest
 
@@ -39,7 +40,7 @@ def old(host: Paths) -> Iterator[Paths]:
     try:
         start("old", vm, [card("nic0", "virtio-transitional", 0), card("nic1", "pcnet", 1, "05.0")], host,
               Accel("tcg", "tests"), lambda line: None)
-        wait_for_agent("old", host)
+        wait_for_agent("old", host, PATIENCE)
         yield host
     finally:
         stop("old", host, 0.1)

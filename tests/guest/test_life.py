@@ -34,6 +34,7 @@ from kvmnet.spec.cpus import in_turn, joined
 from kvmnet.spec.guests import Vm
 from lib.fork import die, in_child
 from lib.netns import sh
+from lib.qemu import PATIENCE
 
 pytestmark = pytest.mark.guest
 
@@ -105,7 +106,7 @@ def web(host: Paths) -> Iterator[Paths]:
         disk.parent.mkdir(parents=True)
         sh(f"qemu-img create -q -f qcow2 {disk} 4M; chmod 600 {disk}")
         start("web", vm(disk), CARDS, host, TCG, lambda line: None)
-        wait_for_agent("web", host)
+        wait_for_agent("web", host, PATIENCE)
         yield host
     finally:
         stop("web", host, timeout=0.1)
@@ -380,7 +381,7 @@ def test_files_that_only_root_may_read_are_booted(host: Paths, tiny: Image, tmp_
     try:
         start("own", Vm.model_validate({"nics": [{"network": "lan"}], "run": run}), [nic("own/nic0", 0)], host, TCG,
               lambda line: None)
-        wait_for_agent("own", host)
+        wait_for_agent("own", host, PATIENCE)
     finally:
         stop("own", host, 0.1)
 

@@ -8,6 +8,7 @@ from kvmnet.guests.image import Image
 from kvmnet.guests.launch import execute, wait_for_agent
 from kvmnet.host.clock import wait_until
 from lib.netns import sh
+from lib.qemu import PATIENCE
 from lib.world import OUTSIDE, ROUTER, World, snapshot, steady, unchanged, world
 
 pytestmark = pytest.mark.guest
@@ -45,7 +46,7 @@ def test_a_guest_on_macvtaps(tiny: Image) -> None:
         before = snapshot()
         here.apply(DOCUMENT.format(""))
         here.host.start_guests(["web1"], lambda words: None)
-        wait_for_agent("web1", here.paths)
+        wait_for_agent("web1", here.paths, PATIENCE)
         own = address(here)
         wait_until(lambda: own in run(here, "ip -o addr")[1], 30, 0.3)
         assert here.drift() == [], "what QEMU has is what is wanted: macvtap, two queues"

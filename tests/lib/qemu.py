@@ -6,6 +6,8 @@ import subprocess
 import sys
 from typing import Any
 
+PATIENCE = 180.0
+"""Seconds until a guest has booted, without KVM and beside other guests and the lab."""
 HOLD = ("import fcntl,struct,sys,time\n"
         "f=open('/dev/net/tun','r+b',buffering=0)\n"
         "fcntl.ioctl(f,0x400454ca,struct.pack('16sH22x',sys.argv[-1].encode(),0x1002))\n"
