@@ -33,6 +33,7 @@ from kvmnet.host.process import Process, start_time
 from kvmnet.spec.cpus import in_turn, joined
 from kvmnet.spec.guests import Vm
 from lib.fork import die, in_child
+from lib.guests import booted
 from lib.netns import sh
 from lib.qemu import PATIENCE
 
@@ -105,8 +106,7 @@ def web(host: Paths) -> Iterator[Paths]:
         disk = host.run / "disk.qcow2"
         disk.parent.mkdir(parents=True)
         sh(f"qemu-img create -q -f qcow2 {disk} 4M; chmod 600 {disk}")
-        start("web", vm(disk), CARDS, host, TCG, lambda line: None)
-        wait_for_agent("web", host, PATIENCE)
+        booted("web", lambda: start("web", vm(disk), CARDS, host, TCG, lambda line: None), host)
         yield host
     finally:
         stop("web", host, timeout=0.1)
