@@ -113,8 +113,7 @@ def altered(key: str, text: str) -> Iterator[str | None]:
     if " : " in rest:
         yield f"{key} : jump nowhere"
         yield f"{key} : drop"
-        yield f"{key} : 0x7fffffff"
-        yield f"{text}1"
+        yield f"{key} : 0x7fff"
     for number in re.finditer(r"\d+", rest) if "over" in rest else ():
         yield f"{key}{rest[:number.start()]}{int(number[0]) + 1}{rest[number.end():]}"
 

@@ -10,10 +10,11 @@ from kvmnet.drivers.nftables.driver import NftablesDriver, touches_memory
 from kvmnet.drivers.nftables.resources import NftTable
 from kvmnet.drivers.nftables.standing import Standing
 from kvmnet.drivers.nftables.tables import GUARD
-from kvmnet.drivers.nftables.texts import DAMAGED, Texts
+from kvmnet.drivers.nftables.texts import DAMAGED, SETS_CHANGED, Texts
 from kvmnet.engine.plan import Update
 from kvmnet.host.paths import Paths
 from kvmnet.policy.flows import HEAD
+from kvmnet.records import replace
 
 OLD = NftTable(name=GUARD, text="chain a { counter accept; }\n")
 NEW = NftTable(name=GUARD, text="chain a { counter drop; }\n")
@@ -51,7 +52,8 @@ def test_a_difference_is_told_in_our_words_or_in_those_of_nft(paths: Paths, load
     seen = NftablesDriver(paths)
     before = NftTable(name=GUARD, text=f"{HEAD}one\nset s {{ type mark; }}\n{OLD.text}{DAMAGED}")
     after = NftTable(name=GUARD, text=f"{HEAD}two\n{OLD.text}set t {{ type mark; }}\n")
-    assert seen.table_diff(before, after) == ("-set s { type mark; }", "+set t { type mark; }") and not loads
+    assert seen.table_diff(before, after) == (f"-{SETS_CHANGED}", "-set s { type mark; }", "+set t { type mark; }") and not loads
+    assert seen.table_diff(replace(after, text=f"{after.text}{DAMAGED}"), after) == (f"-{SETS_CHANGED}",), "nothing else differs"
     assert seen.table_diff(NftTable(name=GUARD, text="\tchain a {\n\t\tcounter\n\t}\n"), after) == ("-\t\t1", "+\t\t2") and len(loads) == 2
 
 

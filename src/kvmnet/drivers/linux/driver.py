@@ -224,6 +224,7 @@ class LinuxDriver:
 LOAD_BONDING = ("modprobe", "bonding", "max_bonds=0")
 """The kernel loads the module by itself, but then with a bond0 that nobody asked for and that may have our name."""
 
+
 def needs_bonding(steps: Sequence[Step]) -> bool:
     return (any(isinstance(s, Create) and isinstance(s.after, Link) and s.after.type == "bond" for s in steps)
             and not BONDING.exists())
@@ -234,6 +235,7 @@ BRIDGE_KINDS = VLAN_KINDS | {Fdb.kind}
 
 LIVE = frozenset({"ra", "dhcp"})
 """Route protocols of daemons and router advertisements: theirs, also on a link of ours."""
+
 
 def is_wanted(key: Key, intent: Wanted) -> bool:
     """What lives by itself on a link of ours is ours only while we want it, and is never cleared away."""
@@ -251,9 +253,11 @@ def arrange(steps: Sequence[Step], group_of: GroupOf, ahead: Set[Key] = frozense
         else:
             yield from (setting for run in of_tool for setting in settings_of(run[0]))
 
+
 def tool_of(kind: str) -> str:
     """What makes things of a kind; '' for settings, which are files."""
     return "" if kind == Sysctl.kind else "bridge" if kind in BRIDGE_KINDS else "ip"
+
 
 def taps_ahead(runs: Sequence[Sequence[Step]]) -> tuple[int | None, Mapping[Key, Line]]:
     """Lines that make taps before their turn, and before which run. What makes a tap needs nothing, and one that is no port yet and down is
@@ -278,6 +282,7 @@ def lines_of_runs(held: Iterable[Sequence[Step]], group_of: GroupOf, ahead: Set[
             for step in run:
                 yield from islice(lines_of(step), 1 if step.key in ahead else 0, None)
 
+
 def runs(steps: Sequence[Step]) -> Iterator[list[Step]]:
     """Steps one by one, but deletions of our links that follow each other in one list, what is done to VLANs
     likewise, and new routes that do with those first that need no gateway."""
@@ -293,6 +298,7 @@ def runs(steps: Sequence[Step]) -> Iterator[list[Step]]:
         yield run
         at = end
 
+
 def sort_of(step: Step) -> str:
     match step:
         case Delete(Link() as link) if wire.is_ours(link) and link.type != "bond":
@@ -303,6 +309,7 @@ def sort_of(step: Step) -> str:
             return f"{step.key.kind} made"
     return ""
 
+
 def settings_of(step: Step) -> Iterator[Setting]:
     """A setting is written; one that is not wanted any more stays (see Resource.permanent)."""
     match step:
@@ -312,12 +319,14 @@ def settings_of(step: Step) -> Iterator[Setting]:
         case _:
             pass
 
+
 def free_group(links: Sequence[Link]) -> int | None:
     """A link group that holds nothing, or None. Nothing foreign may be deleted with ours."""
     for group in GROUPS:
         if not any("ifname" in item for item in ip_json("link", "show", "group", str(group))):
             return group
     return None
+
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
@@ -330,30 +339,36 @@ def without_collection() -> Iterator[None]:
         if was:
             gc.enable()
 
+
 def with_promotion(address: Address) -> Address:
     """A secondary address stays when the first one goes, where the kernel is told to promote it."""
     promoted = address.secondary and any(read_sysctl(f"net/ipv4/conf/{name}/promote_secondaries") == "1"
                                          for name in ("all", address.dev))
     return replace(address, secondary=None) if promoted else address
 
+
 def listed_links() -> list[dict[str, Any]]:
     """Links in the words of ``ip``, which is asked only if one of them is unusual."""
     plain = links_told(netlink.links())
     return ip_json("-details", "link") if plain is None else plain
 
+
 def read(words: tuple[str, ...]) -> list[dict[str, Any]]:
     """What ``ip`` tells, if there is any."""
     return ip_json(*words) if IF_ANY[words]() else []
+
 
 def routes_of(dumped: Iterable[bytes], family: int, names: Mapping[int, str]) -> list[dict[str, Any]]:
     """Routes of one IP version in the words of ``ip``, which is asked only if one of them is unusual."""
     plain = routes.told(dumped, names)
     return ip_json("-Numeric", f"-{family}", "-details", "route", "show", "table", "all") if plain is None else plain
 
+
 def ip_json(*words: str, tool: str = "ip") -> list[dict[str, Any]]:
     text = host.run((tool, "-json", *words), timeout=SECONDS)
     found: list[dict[str, Any]] = json.loads(text) if text.strip() else []
     return found
+
 
 @lru_cache(maxsize=256)
 def uid_of(user: str) -> int:
@@ -365,6 +380,7 @@ def uid_of(user: str) -> int:
     except KeyError:
         return -1
 
+
 def solicit(dev: str) -> None:
     """Ask the routers on a link to advertise themselves now (RFC 4861, section 4.1).
 
@@ -375,6 +391,7 @@ def solicit(dev: str) -> None:
             socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as out:
         out.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 255)
         out.sendto(message, ("ff02::2", 0, 0, socket.if_nametoindex(dev)))
+
 
 def read_sysctl(name: str) -> str | None:
     """Value of a kernel setting, or None when it does not exist or cannot be read."""
@@ -389,6 +406,7 @@ def read_sysctl(name: str) -> str | None:
     except OSError:
         return None
     return " ".join(b"".join(parts).decode(errors="replace").split())
+
 
 def write_sysctl(setting: Setting) -> None:
     """Raises StepFailed."""

@@ -57,7 +57,6 @@ RATE, UNIT, BURST, KIND, FLAGS = 1, 2, 3, 4, 5
 OVER = 1
 """NFT_LIMIT_F_INV, NFT_CONNLIMIT_F_INV."""
 VERDICTS = {"accept": 1, "jump": 0xFFFFFFFD, "goto": 0xFFFFFFFC, "drop": 0}
-SAID = {code: word for word, code in VERDICTS.items()}
 IFNAMSIZ = 16
 HEADERS: Mapping[str, tuple[int, ...]] = {"mac": (6,), "own4": (4,), "own6": (16,), "not4": (4,), "not6": (16,), "flow4": (8, 4), "flow6": (8, 16),
                                            "net4": (4,), "net6": (16,), "vlans": (2,)}
@@ -97,7 +96,7 @@ def hold(elements: Told) -> bool:
                 if refused.errno != errno.ENOENT or text is not None:
                     return False
             else:
-                if text is None or not says(found, text.removeprefix(key)):
+                if text is None or found != blob(bare(name), text):
                     return False
     return True
 
@@ -211,13 +210,12 @@ def data_of(name: str, text: str) -> bytes:
     return attribute(DATA, attribute(VALUE, int(text, 0).to_bytes(WIDTHS.get(name, 4), sys.byteorder)))
 
 
-def element(kernel: socket.socket, name: str, key: str, sequence: int) -> dict[int, bytes]:
-    """The attributes of one element. ``name``: ``TABLE SET``. Raises OSError: ENOENT when there is none."""
+def element(kernel: socket.socket, name: str, key: str, sequence: int) -> Blob:
+    """One element. ``name``: ``TABLE SET``. Raises OSError: ENOENT when there is none."""
     table, _, own = name.rpartition(" ")
     wanted = nested(ELEMENTS, nested(ELEMENT, nested(KEY, attribute(VALUE, octets(own, key)))))
     _, (answer,) = ask(kernel, GETELEMENT, of_set(table, own) + wanted, REQUEST, sequence)
-    listed = dict(attributes(dict(attributes(answer[4:]))[ELEMENTS]))
-    return dict(attributes(listed[ELEMENT]))
+    return next(each(dict(attributes(answer[4:]))[ELEMENTS], own in BEARING))
 
 
 def of_set(table: str, name: str) -> bytes:
@@ -254,28 +252,6 @@ def part(word: str) -> bytes:
     if ":" in word:
         return inet_pton(AF_INET6, word)
     return inet_pton(AF_INET, word) if "." in word else int(word, 0).to_bytes(4, sys.byteorder)
-
-
-def says(found: Mapping[int, bytes], rest: str) -> bool:
-    """Whether an element bears what stands behind its key: nothing, a value, a verdict or a limit."""
-    limits_of = [*expressions(found)]
-    if not rest:
-        return DATA not in found and not limits_of
-    if rest.startswith(" : "):
-        return not limits_of and DATA in found and value(found[DATA], rest[3:])
-    return DATA not in found and len(limits_of) == 1 and limited(*limits_of[0]) == rest
-
-
-def value(data: bytes, text: str) -> bool:
-    """Whether the data of an element are *text*: a number, or a verdict."""
-    inside = dict(attributes(data))
-    if VERDICT not in inside:
-        return text.partition(" ")[0] not in VERDICTS and int.from_bytes(inside[VALUE], sys.byteorder) == int(text, 0)
-    verdict = dict(attributes(inside[VERDICT]))
-    words = [SAID.get(int.from_bytes(verdict[CODE], "big"), "?")]
-    if CHAIN in verdict:
-        words.append(verdict[CHAIN].rstrip(NUL).decode())
-    return " ".join(words) == text
 
 
 def expressions(found: Mapping[int, bytes]) -> Iterator[tuple[str, Mapping[int, int]]]:

@@ -25,6 +25,8 @@ from kvmnet.records import dataclass, field
 TEXTS_KEPT = 20
 DAMAGED = "# sets changed\n"
 """Behind the text of a table whose sets do not hold what was loaded."""
+SETS_CHANGED = "# elements of its sets, as another hand has changed them"
+"""The same for people."""
 
 
 @dataclass(slots=True)
@@ -72,7 +74,8 @@ class Texts:
                 old = canonical(before.text or "")
             sides = [old.splitlines(), self.listing_of(after).splitlines()]
         lines = unified_diff(sides[0] or (), sides[1] or (), lineterm="", n=0)
-        return tuple(line for line in lines if not line.startswith(("---", "+++", "@@")))
+        told = tuple(line for line in lines if not line.startswith(("---", "+++", "@@")))
+        return (f"-{SETS_CHANGED}", *told) if (before.text or "").endswith(DAMAGED) else told
 
     def loaded(self, table: NftTable) -> str:
         """What nft prints for *table* in an empty namespace."""
